@@ -1,0 +1,93 @@
+"""Checks of arguments, made while a function is built or traced.
+
+A value that is known (a Python number, a NumPy or JAX array) is checked; one that is not yet known (a tracer) passes,
+because nothing in nnlearn may branch on a value.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnlearn.types import DTypeLike, Scalar
+
+
+def known(value: Any) -> bool:
+    """Whether ``value`` is a number whose value can be looked at now.
+
+    >>> known(0.1), known("a"), jax.jit(lambda x: known(x))(0.1)
+    (True, False, Array(False, dtype=bool))
+    """
+    return not isinstance(value, jax.core.Tracer) and isinstance(value, int | float | np.generic | np.ndarray | jax.Array)
+
+
+def check_number(
+    name: str,
+    value: Scalar,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    low_open: bool = False,
+    high_open: bool = False,
+    cure: str = "",
+) -> None:
+    """Raise unless ``value`` is a real scalar in the interval from ``low`` to ``high``.
+
+    Args:
+      name: the argument's name, for the message.
+      value: a number, a 0-d array or a tracer (whose shape is checked, and whose value is not).
+      low, high: the ends of the interval; ``low_open`` and ``high_open`` leave an end out.
+      cure: what the caller should do instead, added to the message.
+
+    Raises:
+      TypeError: ``value`` is no number.
+      ValueError: ``value`` is not a scalar, is NaN, or lies outside the interval.
+
+    >>> check_number("b2", 1.0, low=0.0, high=1.0, high_open=True)
+    Traceback (most recent call last):
+    ValueError: b2 must be in [0.0, 1.0), got 1.0
+    """
+    if isinstance(value, bool | str) or not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
+        raise TypeError(f"{name} must be a number, a 0-d array or a tracer, got {value!r} ({type(value).__name__})")
+    if jnp.shape(value) != ():
+        raise ValueError(
+            f"{name} must be a scalar, got an array of shape {jnp.shape(value)}; to try several values, jax.vmap over them"
+        )
+    if not known(value):
+        return
+    number = float(value)
+    too_low = number <= low if low_open else number < low
+    too_high = number >= high if high_open else number > high
+    if math.isnan(number) or too_low or too_high:
+        left = "(" if low_open or low == -math.inf else "["
+        right = ")" if high_open or high == math.inf else "]"
+        raise ValueError(f"{name} must be in {left}{low}, {high}{right}, got {number}" + (f"; {cure}" if cure else ""))
+
+
+def check_decay(name: str, value: Scalar) -> None:
+    """Raise unless ``value``, the decay rate of a moving average, is in [0, 1)."""
+    check_number(name, value, low=0.0, high=1.0, high_open=True)
+
+
+def check_nonnegative(name: str, value: Scalar) -> None:
+    """Raise unless ``value`` is a number >= 0 and finite."""
+    check_number(name, value, low=0.0, high=math.inf, high_open=True)
+
+
+def check_dtype(name: str, dtype: DTypeLike | None) -> jnp.dtype | None:
+    """The canonical form of ``dtype`` (float64 is float32 unless x64 is on), or None for None.
+
+    Raises:
+      TypeError: ``dtype`` names no floating or complex type.
+    """
+    if dtype is None:
+        return None
+    try:
+        canonical = jax.dtypes.canonicalize_dtype(dtype)
+    except TypeError as error:
+        raise TypeError(f"{name} must be a dtype such as jnp.bfloat16, got {dtype!r}") from error
+    if not jnp.issubdtype(canonical, jnp.inexact):
+        raise TypeError(f"{name} must be a floating or complex dtype, got {canonical.name}")
+    return canonical

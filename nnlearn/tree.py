@@ -1,0 +1,131 @@
+"""Pytree arithmetic that ``jax.tree`` and ``optax.tree`` lack: paths in words, and maps that check and unzip."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from nnlearn.types import PyTree, Scalar
+
+
+def path_name(path: Sequence) -> str:
+    """A leaf's place in words, ``encoder/0/kernel``; the root is ``(root)``.
+
+    >>> [path_name(path) for path, _ in jax.tree.leaves_with_path({"a": [1, 2]})]
+    ['a/0', 'a/1']
+    """
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/") or "(root)"
+
+
+def _explain_mismatch(names: Sequence[str], trees: Sequence[PyTree]) -> str:
+    paths = [{path_name(path) for path, _ in jax.tree.leaves_with_path(tree)} for tree in trees]
+    for name, other in zip(names[1:], paths[1:], strict=True):
+        if extra := sorted(other - paths[0]):
+            return f"{name} has a leaf at {extra[0]!r}, {names[0]} has none"
+        if missing := sorted(paths[0] - other):
+            return f"{names[0]} has a leaf at {missing[0]!r}, {name} has none"
+    kinds = ", ".join(f"{name}: {jax.tree.structure(tree)}" for name, tree in zip(names, trees, strict=True))
+    return f"their containers differ ({kinds})"
+
+
+def map_unzip(
+    function: Callable[..., tuple], results: int, names: Sequence[str], *trees: PyTree
+) -> tuple[PyTree, ...]:
+    """Map a function that returns a tuple over the leaves of several trees, into as many trees.
+
+    Args:
+      function: takes one leaf of each tree, returns a tuple of ``results`` arrays.
+      results: how many trees come back.
+      names: what each tree is called, for messages.
+      *trees: pytrees of one structure; corresponding leaves have one shape.
+
+    Raises:
+      ValueError: structures or shapes differ; the message names the first leaf where they do.
+
+    >>> map_unzip(lambda x, y: (x + y, x * y), 2, ("x", "y"), {"a": 2}, {"a": 3})
+    ({'a': 5}, {'a': 6})
+    """
+    flat, treedef = jax.tree.flatten(trees[0])
+    columns = [flat]
+    for tree in trees[1:]:
+        leaves, other = jax.tree.flatten(tree)
+        if other != treedef:
+            raise ValueError(f"{names[0]} and {names[1:]} must have one structure: {_explain_mismatch(names, trees)}")
+        columns.append(leaves)
+    for position, row in enumerate(zip(*columns, strict=True)):
+        if any(jnp.shape(leaf) != jnp.shape(row[0]) for leaf in row[1:]):
+            where = path_name(jax.tree.leaves_with_path(trees[0])[position][0])
+            shapes = ", ".join(f"{name} {jnp.shape(leaf)}" for name, leaf in zip(names, row, strict=True))
+            raise ValueError(f"shapes differ at {where!r}: {shapes}")
+    rows = [function(*row) for row in zip(*columns, strict=True)]
+    return tuple(treedef.unflatten([row[index] for row in rows]) for index in range(results))
+
+
+def real_dtype(dtype) -> jnp.dtype:
+    """The real dtype of the same precision: float32 for complex64, else ``dtype`` itself."""
+    return jnp.finfo(dtype).dtype if jnp.issubdtype(dtype, jnp.complexfloating) else jnp.dtype(dtype)
+
+
+def compute_dtype(*dtypes) -> jnp.dtype:
+    """The dtype to calculate in: the widest of ``dtypes``, float32 at least.
+
+    >>> compute_dtype(jnp.bfloat16), compute_dtype(jnp.float16, jnp.complex64)
+    (dtype('float32'), dtype('complex64'))
+    """
+    return jnp.dtype(jnp.result_type(*dtypes, jnp.float32))
+
+
+def abs_sq(x: jax.Array) -> jax.Array:
+    """Squared magnitude, real for complex ``x``; same shape."""
+    return jnp.real(x * jnp.conj(x)) if jnp.iscomplexobj(x) else jnp.square(x)
+
+
+def global_norm(tree: PyTree) -> jax.Array:
+    """Euclidean norm over all numbers of a tree, summed in float32 or better; 0 for an empty tree, gradient 0 at 0.
+
+    Returns:
+      A real scalar, float32 unless a leaf is wider.
+
+    >>> float(global_norm({"a": jnp.array([3.0]), "b": jnp.array([4.0])}))
+    5.0
+    """
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    squares = [jnp.sum(abs_sq(leaf.astype(compute_dtype(leaf.dtype)))) for leaf in leaves]
+    return safe_sqrt(sum(squares, jnp.zeros([], jnp.float32)))
+
+
+def safe_sqrt(x: jax.Array) -> jax.Array:
+    """Square root whose derivative at 0 is 0 where calculus has infinity, so that ``0 * inf`` never makes a NaN.
+
+    Meta-gradients through Adam meet this at every parameter whose gradient is exactly zero.
+
+    >>> float(jax.grad(safe_sqrt)(0.0)), float(jax.grad(jnp.sqrt)(0.0))
+    (0.0, inf)
+    """
+    zero = x == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
+
+
+def scale(tree: PyTree, factor: Scalar) -> PyTree:
+    """Every leaf times ``factor``, multiplied in float32 or better, in the leaf's own dtype."""
+
+    def scale_leaf(leaf):
+        leaf = jnp.asarray(leaf)
+        wide = compute_dtype(leaf.dtype)
+        return (as_hyperparam(factor, wide) * leaf.astype(wide)).astype(leaf.dtype)
+
+    return jax.tree.map(scale_leaf, tree)
+
+
+def as_hyperparam(value: Scalar, dtype):
+    """A hyper-parameter ready for arithmetic in ``dtype``: an array is cast to its real precision, and a Python number
+    stays one (so that ``1 - b2`` is worked out in double precision, and the array decides the dtype)."""
+    if isinstance(value, bool | int | float):  # np.float64 is a float, and would widen float32 arrays if left as it is
+        return float(value) if isinstance(value, float) else value
+    return jnp.asarray(value).astype(real_dtype(dtype))
+
+
+def all_finite(tree: PyTree) -> jax.Array:
+    """Whether every number of the tree is finite: a boolean scalar, True for an empty tree."""
+    checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(checks)) if checks else jnp.array(True)

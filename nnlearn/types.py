@@ -1,0 +1,76 @@
+"""Names for the things that every layer passes around: aliases and protocols, no logic.
+
+The transformation types are optax's own classes, imported: an nnlearn optimizer *is* an optax optimizer.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from jax.typing import ArrayLike, DTypeLike
+from optax import (
+    EmptyState,
+    GradientTransformation,
+    GradientTransformationExtraArgs,
+    MaskedNode,
+    OptState,
+    ScalarOrSchedule,
+    Schedule,
+)
+
+PyTree = Any
+"""Any nesting of dicts, lists, tuples and registered classes with arrays at its leaves."""
+Params = PyTree
+"""A pytree of arrays that training changes."""
+Grads = PyTree
+"""A pytree like ``Params``: the derivative of the loss with respect to each parameter."""
+Updates = PyTree
+"""A pytree like ``Params``: what a transformation turns gradients into; ``params + updates`` is the next point."""
+Batch = PyTree
+"""A pytree of arrays that share their leading axis, the examples."""
+Key = jax.Array
+"""A random key, from ``jax.random.key``."""
+Scalar = ArrayLike
+"""A Python number, an array of shape ``()`` or a tracer of one."""
+MaskOrFn = PyTree | Callable[[Params], PyTree] | None
+"""A pytree of booleans shaped like the parameters (or a prefix of them), or a function from parameters to one."""
+
+
+class LossFn(Protocol):
+    """``loss_fn(params, batch, key) -> loss`` or ``(loss, aux)``; ``loss`` is a real scalar, the mean over the batch."""
+
+    def __call__(self, params: Params, batch: Batch, key: Key, /) -> Any: ...
+
+
+class Model(NamedTuple):
+    """A network as two pure functions.
+
+    ``init(key) -> params`` makes the parameters; ``apply(params, inputs, key=None) -> outputs`` runs the network.
+    ``key`` feeds dropout: without one the network runs as at test time.
+    """
+
+    init: Callable[[Key], Params]
+    apply: Callable[..., jax.Array]
+
+
+__all__ = [
+    "ArrayLike",
+    "Batch",
+    "DTypeLike",
+    "EmptyState",
+    "Grads",
+    "GradientTransformation",
+    "GradientTransformationExtraArgs",
+    "Key",
+    "LossFn",
+    "MaskOrFn",
+    "MaskedNode",
+    "Model",
+    "OptState",
+    "Params",
+    "PyTree",
+    "Scalar",
+    "ScalarOrSchedule",
+    "Schedule",
+    "Updates",
+]
