@@ -13,6 +13,8 @@ import numpy as np
 
 from nnlearn.types import DTypeLike, Scalar
 
+NUMERIC = int | float | np.generic | np.ndarray | jax.Array
+
 
 def known(value: Any) -> bool:
     """Whether ``value`` is a number whose value can be looked at now.
@@ -20,7 +22,7 @@ def known(value: Any) -> bool:
     >>> known(0.1), known("a"), jax.jit(lambda x: known(x))(0.1)
     (True, False, Array(False, dtype=bool))
     """
-    return not isinstance(value, jax.core.Tracer) and isinstance(value, int | float | np.generic | np.ndarray | jax.Array)
+    return isinstance(value, NUMERIC) and not isinstance(value, jax.core.Tracer)
 
 
 def check_number(
@@ -49,11 +51,11 @@ def check_number(
     Traceback (most recent call last):
     ValueError: b2 must be in [0.0, 1.0), got 1.0
     """
-    if isinstance(value, bool | str) or not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
+    if isinstance(value, bool) or not isinstance(value, NUMERIC):
         raise TypeError(f"{name} must be a number, a 0-d array or a tracer, got {value!r} ({type(value).__name__})")
     if jnp.shape(value) != ():
         raise ValueError(
-            f"{name} must be a scalar, got an array of shape {jnp.shape(value)}; to try several values, jax.vmap over them"
+            f"{name} must be a scalar, got an array of shape {jnp.shape(value)}; to try several, jax.vmap over them"
         )
     if not known(value):
         return

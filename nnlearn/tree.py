@@ -28,9 +28,7 @@ def _explain_mismatch(names: Sequence[str], trees: Sequence[PyTree]) -> str:
     return f"their containers differ ({kinds})"
 
 
-def map_unzip(
-    function: Callable[..., tuple], results: int, names: Sequence[str], *trees: PyTree
-) -> tuple[PyTree, ...]:
+def map_unzip(function: Callable[..., tuple], results: int, names: Sequence[str], *trees: PyTree) -> tuple[PyTree, ...]:
     """Map a function that returns a tuple over the leaves of several trees, into as many trees.
 
     Args:
@@ -104,6 +102,21 @@ def safe_sqrt(x: jax.Array) -> jax.Array:
     """
     zero = x == 0
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
+
+
+def safe_rsqrt(x: jax.Array) -> jax.Array:
+    """``1 / sqrt(x)``, and 0 with derivative 0 where ``x`` is 0."""
+    zero = x == 0
+    return jnp.where(zero, 0, jax.lax.rsqrt(jnp.where(zero, 1, x)))
+
+
+def safe_divide(numerator: Scalar, denominator: jax.Array) -> jax.Array:
+    """``numerator / denominator``, and 0 with derivative 0 where the denominator is 0.
+
+    With ``eps = 0`` a parameter that never had a gradient takes no step, where ``0 / 0`` would make it NaN.
+    """
+    zero = denominator == 0
+    return jnp.where(zero, 0, numerator / jnp.where(zero, 1, denominator))
 
 
 def scale(tree: PyTree, factor: Scalar) -> PyTree:

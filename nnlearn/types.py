@@ -37,7 +37,7 @@ MaskOrFn = PyTree | Callable[[Params], PyTree] | None
 
 
 class LossFn(Protocol):
-    """``loss_fn(params, batch, key) -> loss`` or ``(loss, aux)``; ``loss`` is a real scalar, the mean over the batch."""
+    """``loss_fn(params, batch, key) -> loss`` or ``(loss, aux)``; ``loss`` is a real scalar, a mean over examples."""
 
     def __call__(self, params: Params, batch: Batch, key: Key, /) -> Any: ...
 
@@ -58,9 +58,9 @@ __all__ = [
     "Batch",
     "DTypeLike",
     "EmptyState",
-    "Grads",
     "GradientTransformation",
     "GradientTransformationExtraArgs",
+    "Grads",
     "Key",
     "LossFn",
     "MaskOrFn",

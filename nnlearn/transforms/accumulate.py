@@ -1,0 +1,128 @@
+"""Gradient accumulation: several mini-steps, one step of the optimizer."""
+
+import jax
+import jax.numpy as jnp
+from optax import MultiStepsState, safe_increment, with_extra_args_support
+
+from nnlearn.checks import check_dtype, check_number
+from nnlearn.settings import Made
+from nnlearn.transforms.plumbing import Slot, run_or_hold
+from nnlearn.types import DTypeLike, GradientTransformation, GradientTransformationExtraArgs, OptState
+
+
+def _never_skip(updates, gradient_step, params):
+    del updates, gradient_step, params
+    return jnp.array(False), ()
+
+
+def _accumulated(opt, every_k_schedule, use_grad_mean, should_skip, accumulator_dtype):
+    """The two functions of ``MultiSteps``."""
+    inner = with_extra_args_support(opt)
+    slot = Slot(dtype=accumulator_dtype)
+
+    def init(params):
+        zero = jnp.zeros([], jnp.int32)
+        sums = slot.start(params)
+        _, skip_state = should_skip(sums, zero, params)
+        return MultiStepsState(zero, zero, inner.init(params), sums, skip_state)
+
+    def update(updates, state, params=None, **extra_args):
+        every_k = every_k_schedule(state.gradient_step) if callable(every_k_schedule) else every_k_schedule
+        skip, skip_state = should_skip(updates, state.gradient_step, params)
+        if jnp.shape(skip) != () or jnp.result_type(skip) != jnp.bool_:
+            raise ValueError(
+                "should_skip_update_fn must return a boolean scalar first, got "
+                f"{jnp.result_type(skip).name} of shape {jnp.shape(skip)}"
+            )
+
+        def add(gradient, total):
+            gradient = jnp.asarray(gradient).astype(total.dtype)
+            return total + ((gradient - total) / (state.mini_step + 1) if use_grad_mean else gradient)
+
+        sums = jax.tree.map(add, updates, state.acc_grads)
+        emit = ~skip & (state.mini_step >= every_k - 1)
+        change, inner_state = run_or_hold(emit, inner, sums, state.inner_opt_state, params, extra_args)
+
+        # chosen, never multiplied by zero: a NaN in this window must not reach the next
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(emit, 0, jnp.where(skip, old, new)).astype(old.dtype), sums, state.acc_grads
+        )
+        mini_step = jnp.where(emit, 0, jnp.where(skip, state.mini_step, state.mini_step + 1))
+        gradient_step = jnp.where(emit, safe_increment(state.gradient_step), state.gradient_step)
+        return change, MultiStepsState(mini_step, gradient_step, inner_state, kept, skip_state)
+
+    return init, update
+
+
+class MultiSteps(GradientTransformationExtraArgs):
+    """Accumulate gradients over ``k`` mini-steps and run the optimizer once, on their mean.
+
+    It is a gradient transformation like any other: it can stand in a chain. Between emissions the update is zero and
+    the inner optimizer does not run (under ``vmap`` both branches of a conditional run; there, accumulate inside of a
+    step with ``make_step(..., microbatches=k)``).
+
+    Args:
+      opt: the optimizer to run.
+      every_k_schedule: k, a number or tracer >= 1, or a function from the number of optimizer steps made to k.
+      use_grad_mean: use the mean of the gradients, else their sum.
+      should_skip_update_fn: ``f(updates, gradient_step, params) -> (skip, info)``; a mini-step that is skipped does not
+        count and adds nothing, see ``skip_not_finite``; ``info`` is kept in ``state.skip_state``.
+      accumulator_dtype: what the sum is stored in; None for the parameter's dtype, float32 at least.
+
+    The state is ``MultiStepsState(mini_step, gradient_step, inner_opt_state, acc_grads, skip_state)``.
+
+    Raises:
+      ValueError: k is below 1.
+
+    >>> import nnlearn
+    >>> tx = MultiSteps(nnlearn.sgd(1.0), every_k_schedule=2)
+    >>> state = tx.init(jnp.zeros(1))
+    >>> for gradient in (1.0, 3.0):
+    ...     update, state = tx.update(jnp.array([gradient]), state)
+    ...     print(update, tx.has_updated(state))
+    [0.] False
+    [-2.] True
+    """
+
+    def __new__(
+        cls,
+        opt: GradientTransformation,
+        every_k_schedule,
+        use_grad_mean: bool = True,
+        should_skip_update_fn=None,
+        accumulator_dtype: DTypeLike | None = None,
+    ):
+        if not callable(every_k_schedule):
+            check_number("every_k_schedule", every_k_schedule, low=1)
+        accumulator_dtype = check_dtype("accumulator_dtype", accumulator_dtype)
+        skip = should_skip_update_fn or _never_skip
+        init, update = _accumulated(opt, every_k_schedule, use_grad_mean, skip, accumulator_dtype)
+        arguments = {
+            "opt": opt,
+            "every_k_schedule": every_k_schedule,
+            "use_grad_mean": use_grad_mean,
+            "should_skip_update_fn": should_skip_update_fn,
+            "accumulator_dtype": accumulator_dtype,
+        }
+        return tuple.__new__(cls, (Made(init, cls, arguments, "init"), Made(update, cls, arguments, "update")))
+
+    def has_updated(self, state: OptState) -> jax.Array:
+        """Whether the last call of ``update`` ran the optimizer: a boolean scalar."""
+        return (state.mini_step == 0) & (state.gradient_step > 0)
+
+    @property
+    def inner_opt(self) -> GradientTransformationExtraArgs:
+        """The optimizer that runs every k mini-steps."""
+        return with_extra_args_support(self.init._arguments["opt"])
+
+    def gradient_transformation(self) -> GradientTransformationExtraArgs:
+        """Itself, for code written for optax, whose ``MultiSteps`` is not yet a transformation."""
+        return self
+
+
+# Unflattening a named tuple calls its class with the fields, and this one's constructor takes other things.
+jax.tree_util.register_pytree_node(
+    MultiSteps, lambda tx: (tuple(tx), None), lambda _, parts: tuple.__new__(MultiSteps, tuple(parts))
+)
+
+__all__ = ["MultiSteps"]

@@ -1,0 +1,359 @@
+"""The Adam family: a first moment for direction, a second for the size of each step."""
+
+import functools
+
+import jax.numpy as jnp
+from optax import (
+    ScaleByAdamState,
+    ScaleByAmsgradState,
+    ScaleByBeliefState,
+    safe_increment,
+)
+
+from nnlearn.checks import check_decay, check_dtype, check_nonnegative, check_number
+from nnlearn.settings import comparable
+from nnlearn.transforms.plumbing import Slot, bias_correction, from_kernel
+from nnlearn.tree import abs_sq, safe_divide, safe_sqrt
+from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, Scalar
+
+
+def check_moments(b1: Scalar, b2: Scalar, eps: Scalar, eps_root: Scalar = 0.0) -> None:
+    """Raise unless the four numbers that all of the family take are in range."""
+    check_decay("b1", b1)
+    check_decay("b2", b2)
+    check_nonnegative("eps", eps)
+    check_nonnegative("eps_root", eps_root)
+
+
+def _average(decay, value, average):
+    return (1 - decay) * value + decay * average
+
+
+def _corrections(count, *, b1, b2, **_):
+    """Bias corrections of one step; ``c1_next`` is the one Nesterov's look-ahead needs."""
+    return {
+        "c1": bias_correction(b1, count),
+        "c1_next": bias_correction(b1, safe_increment(count)),
+        "c2": bias_correction(b2, count),
+    }
+
+
+def _direction(g, mu, *, b1, c1, c1_next, nesterov):
+    r"""The debiased first moment, or :math:`\beta_1 m_t/(1-\beta_1^{t+1}) + (1-\beta_1) g_t/(1-\beta_1^t)`."""
+    return b1 * (mu / c1_next) + (1 - b1) * (g / c1) if nesterov else mu / c1
+
+
+def adam_kernel(g, mu, nu, *, b1, b2, eps, eps_root, c1, c1_next, c2, nesterov=False):
+    r"""One step of Adam (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1) on arrays of one shape.
+
+    .. math::
+        m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t, \quad v_t = \beta_2 v_{t-1} + (1-\beta_2) |g_t|^2, \quad
+        u_t = \frac{m_t / (1-\beta_1^t)}{\sqrt{v_t / (1-\beta_2^t) + \bar\epsilon} + \epsilon}
+
+    Returns:
+      ``(u, m, v)``.
+    """
+    mu = _average(b1, g, mu)
+    nu = _average(b2, abs_sq(g), nu)
+    direction = _direction(g, mu, b1=b1, c1=c1, c1_next=c1_next, nesterov=nesterov)
+    return safe_divide(direction, safe_sqrt(nu / c2 + eps_root) + eps), mu, nu
+
+
+@comparable
+def scale_by_adam(
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    nesterov: bool = False,
+    nu_dtype: DTypeLike | None = None,
+) -> GradientTransformationExtraArgs:
+    """Adam's direction, see ``adam_kernel`` for the equation; ``adam`` is the whole optimizer.
+
+    Args:
+      b1: decay rate of the first moment, in [0, 1).
+      b2: decay rate of the second moment, in [0, 1).
+      eps: added outside of the square root, >= 0.
+      eps_root: added inside of the square root, >= 0.
+      mu_dtype: what the first moment is stored in; None for the parameter's dtype, float32 at least.
+      nesterov: look one step ahead, as NAdam does (Dozat 2016).
+      nu_dtype: what the second moment is stored in; None for the parameter's dtype, float32 at least.
+
+    Returns:
+      A transformation with ``ScaleByAdamState(count, mu, nu)``.
+
+    Raises:
+      ValueError: a number is out of its range.
+
+    >>> tx = scale_by_adam()
+    >>> gradient = jnp.array([0.1, -20.0])
+    >>> tx.update(gradient, tx.init(gradient))[0]
+    Array([ 1., -1.], dtype=float32)
+    """
+    check_moments(b1, b2, eps, eps_root)
+    return from_kernel(
+        functools.partial(adam_kernel, nesterov=nesterov),
+        ScaleByAdamState,
+        {"mu": Slot(dtype=check_dtype("mu_dtype", mu_dtype)), "nu": _second_moment(nu_dtype)},
+        {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root},
+        _corrections,
+    )
+
+
+def _second_moment(dtype: DTypeLike | None = None, fill: Scalar = 0.0) -> Slot:
+    return Slot(fill=fill, dtype=check_dtype("nu_dtype", dtype), real=True)
+
+
+def amsgrad_kernel(g, mu, nu, nu_max, *, b1, b2, eps, eps_root, c1, c1_next, c2, correct_mu=True, correct_nu=True):
+    r"""One step of AMSGrad (Reddi et al. 2018, arXiv:1904.09237): Adam whose step sizes never grow.
+
+    .. math:: \hat v^{\max}_t = \max(\hat v^{\max}_{t-1}, \hat v_t), \quad
+        u_t = \hat m_t / (\sqrt{\hat v^{\max}_t + \bar\epsilon} + \epsilon)
+
+    Returns:
+      ``(u, m, v, v_max)``.
+    """
+    mu = _average(b1, g, mu)
+    nu = _average(b2, abs_sq(g), nu)
+    nu_max = jnp.maximum(nu_max, nu / c2 if correct_nu else nu)
+    direction = mu / c1 if correct_mu else mu
+    return safe_divide(direction, safe_sqrt(nu_max + eps_root) + eps), mu, nu, nu_max
+
+
+@comparable
+def scale_by_amsgrad(
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    bias_correction_mu: bool = True,
+    bias_correction_nu: bool = True,
+    *,
+    nu_dtype: DTypeLike | None = None,
+) -> GradientTransformationExtraArgs:
+    """AMSGrad's direction, see ``amsgrad_kernel``; arguments as in ``scale_by_adam``.
+
+    Args:
+      bias_correction_mu: divide the first moment by its bias.
+      bias_correction_nu: divide the second moment by its bias before the maximum is taken.
+
+    Returns:
+      A transformation with ``ScaleByAmsgradState(count, mu, nu, nu_max)``.
+
+    >>> tx = scale_by_amsgrad()
+    >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0]
+    Array([1.], dtype=float32)
+    """
+    check_moments(b1, b2, eps, eps_root)
+    second = _second_moment(nu_dtype)
+    return from_kernel(
+        functools.partial(amsgrad_kernel, correct_mu=bias_correction_mu, correct_nu=bias_correction_nu),
+        ScaleByAmsgradState,
+        {"mu": Slot(dtype=check_dtype("mu_dtype", mu_dtype)), "nu": second, "nu_max": second},
+        {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root},
+        _corrections,
+    )
+
+
+def adamax_kernel(g, mu, nu, *, b1, b2, eps, c1, c1_next, c2):
+    r"""One step of AdaMax (Kingma & Ba 2015, algorithm 2): Adam with the maximum norm.
+
+    .. math:: v_t = \max(\beta_2 v_{t-1}, |g_t| + \epsilon), \quad u_t = \frac{m_t}{(1-\beta_1^t) v_t}
+
+    Returns:
+      ``(u, m, v)``.
+    """
+    mu = _average(b1, g, mu)
+    nu = jnp.maximum(jnp.abs(g) + eps, b2 * nu)
+    return safe_divide(mu / c1, nu), mu, nu
+
+
+@comparable
+def scale_by_adamax(
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    *,
+    mu_dtype: DTypeLike | None = None,
+    nu_dtype: DTypeLike | None = None,
+) -> GradientTransformationExtraArgs:
+    """AdaMax's direction, see ``adamax_kernel``; arguments as in ``scale_by_adam``.
+
+    >>> tx = scale_by_adamax()
+    >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0]
+    Array([1.], dtype=float32)
+    """
+    check_moments(b1, b2, eps)
+    return from_kernel(
+        adamax_kernel,
+        ScaleByAdamState,
+        {"mu": Slot(dtype=check_dtype("mu_dtype", mu_dtype)), "nu": _second_moment(nu_dtype)},
+        {"b1": b1, "b2": b2, "eps": eps},
+        _corrections,
+    )
+
+
+def belief_kernel(g, mu, nu, *, b1, b2, eps, eps_root, c1, c1_next, c2, nesterov=False):
+    r"""One step of AdaBelief (Zhuang et al. 2020, arXiv:2010.07468): the second moment is of the surprise.
+
+    .. math:: s_t = \beta_2 s_{t-1} + (1-\beta_2) |g_t - m_t|^2 + \bar\epsilon, \quad
+        u_t = \frac{m_t / (1-\beta_1^t)}{\sqrt{s_t / (1-\beta_2^t)} + \epsilon}
+
+    Returns:
+      ``(u, m, s)``.
+    """
+    mu = _average(b1, g, mu)
+    nu = _average(b2, abs_sq(g - mu), nu) + eps_root
+    direction = _direction(g, mu, b1=b1, c1=c1, c1_next=c1_next, nesterov=nesterov)
+    return safe_divide(direction, safe_sqrt(nu / c2) + eps), mu, nu
+
+
+@comparable
+def scale_by_belief(
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-16,
+    eps_root: Scalar = 1e-16,
+    *,
+    nesterov: bool = False,
+    mu_dtype: DTypeLike | None = None,
+    nu_dtype: DTypeLike | None = None,
+) -> GradientTransformationExtraArgs:
+    """AdaBelief's direction, see ``belief_kernel``; arguments as in ``scale_by_adam``.
+
+    >>> tx = scale_by_belief(b1=0.5)
+    >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0]
+    Array([2.], dtype=float32)
+    """
+    check_moments(b1, b2, eps, eps_root)
+    return from_kernel(
+        functools.partial(belief_kernel, nesterov=nesterov),
+        ScaleByBeliefState,
+        {"mu": Slot(dtype=check_dtype("mu_dtype", mu_dtype)), "nu": _second_moment(nu_dtype)},
+        {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root},
+        _corrections,
+    )
+
+
+def yogi_kernel(g, mu, nu, *, b1, b2, eps, eps_root, c1, c1_next, c2):
+    r"""One step of Yogi (Zaheer et al. 2018): the second moment moves by at most :math:`(1-\beta_2) g^2` a step.
+
+    .. math:: v_t = v_{t-1} - (1-\beta_2) \operatorname{sign}(v_{t-1} - |g_t|^2) |g_t|^2
+
+    Returns:
+      ``(u, m, v)``.
+    """
+    mu = _average(b1, g, mu)
+    square = abs_sq(g)
+    nu = nu - (1 - b2) * jnp.sign(nu - square) * square
+    return safe_divide(mu / c1, safe_sqrt(nu / c2 + eps_root) + eps), mu, nu
+
+
+@comparable
+def scale_by_yogi(
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-3,
+    eps_root: Scalar = 0.0,
+    initial_accumulator_value: Scalar = 1e-6,
+    *,
+    mu_dtype: DTypeLike | None = None,
+    nu_dtype: DTypeLike | None = None,
+) -> GradientTransformationExtraArgs:
+    """Yogi's direction, see ``yogi_kernel``; arguments as in ``scale_by_adam``.
+
+    Args:
+      initial_accumulator_value: what both moments start from, >= 0.
+
+    >>> tx = scale_by_yogi()
+    >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0].round(3)
+    Array([1.], dtype=float32)
+    """
+    check_moments(b1, b2, eps, eps_root)
+    check_nonnegative("initial_accumulator_value", initial_accumulator_value)
+    first = Slot(fill=initial_accumulator_value, dtype=check_dtype("mu_dtype", mu_dtype))
+    return from_kernel(
+        yogi_kernel,
+        ScaleByAdamState,
+        {"mu": first, "nu": _second_moment(nu_dtype, initial_accumulator_value)},
+        {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root},
+        _corrections,
+    )
+
+
+def radam_kernel(g, mu, nu, *, b1, b2, eps, eps_root, threshold, c1, c1_next, c2, rectify, rectifier, nesterov=False):
+    r"""One step of RAdam (Liu et al. 2020, arXiv:1908.03265): momentum until the variance of :math:`v` is bounded.
+
+    .. math:: \rho_t = \rho_\infty - \frac{2 t \beta_2^t}{1-\beta_2^t}, \quad
+        r_t = \sqrt{\frac{(\rho_t-4)(\rho_t-2)\rho_\infty}{(\rho_\infty-4)(\rho_\infty-2)\rho_t}}, \quad
+        u_t = r_t \frac{\hat m_t}{\sqrt{\hat v_t} + \epsilon} \text{ if } \rho_t \ge \text{threshold, else } \hat m_t
+
+    Returns:
+      ``(u, m, v)``.
+    """
+    mu = _average(b1, g, mu)
+    nu = _average(b2, abs_sq(g), nu)
+    direction = _direction(g, mu, b1=b1, c1=c1, c1_next=c1_next, nesterov=nesterov)
+    scaled = safe_divide(rectifier * direction, safe_sqrt(nu / c2 + eps_root) + eps)
+    return jnp.where(rectify > 0, scaled, direction), mu, nu
+
+
+def _rectification(count, *, b1, b2, threshold, **_):
+    ro_inf = 2 / (1 - b2) - 1
+    decayed = b2**count
+    ro = ro_inf - 2 * count * decayed / (1 - decayed)
+    rectify = ro >= threshold
+    safe = jnp.where(rectify, ro, 5.0)  # below the threshold the root may be of a negative number
+    rectifier = jnp.sqrt((safe - 4) * (safe - 2) * ro_inf / ((ro_inf - 4) * (ro_inf - 2) * safe))
+    return _corrections(count, b1=b1, b2=b2) | {"rectify": rectify.astype(jnp.float32), "rectifier": rectifier}
+
+
+@comparable
+def scale_by_radam(
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    threshold: Scalar = 5.0,
+    *,
+    nesterov: bool = False,
+    mu_dtype: DTypeLike | None = None,
+    nu_dtype: DTypeLike | None = None,
+) -> GradientTransformationExtraArgs:
+    """RAdam's direction, see ``radam_kernel``; arguments as in ``scale_by_adam``.
+
+    Args:
+      threshold: the length of the simple moving average from which on the variance is trusted, in steps.
+
+    >>> tx = scale_by_radam()
+    >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0].round(4)  # momentum alone, at first
+    Array([4.], dtype=float32)
+    """
+    check_moments(b1, b2, eps, eps_root)
+    check_number("threshold", threshold, low=0.0)
+    return from_kernel(
+        functools.partial(radam_kernel, nesterov=nesterov),
+        ScaleByAdamState,
+        {"mu": Slot(dtype=check_dtype("mu_dtype", mu_dtype)), "nu": _second_moment(nu_dtype)},
+        {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root, "threshold": threshold},
+        _rectification,
+    )
+
+
+__all__ = [
+    "adam_kernel",
+    "adamax_kernel",
+    "amsgrad_kernel",
+    "belief_kernel",
+    "radam_kernel",
+    "scale_by_adam",
+    "scale_by_adamax",
+    "scale_by_amsgrad",
+    "scale_by_belief",
+    "scale_by_radam",
+    "scale_by_yogi",
+    "yogi_kernel",
+]

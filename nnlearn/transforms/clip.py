@@ -1,0 +1,188 @@
+"""Bounds on updates: by element, by layer, by the whole gradient, or relative to the weights."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from nnlearn.checks import check_nonnegative, check_number
+from nnlearn.settings import comparable
+from nnlearn.transforms.plumbing import from_leaf_kernel, from_map
+from nnlearn.tree import abs_sq, as_hyperparam, compute_dtype, global_norm, real_dtype, safe_divide, safe_sqrt
+from nnlearn.types import GradientTransformationExtraArgs, Scalar, Updates
+
+
+def _clip_kernel(update, *, max_delta):
+    if jnp.iscomplexobj(update):
+        return jax.lax.complex(*(_clip_kernel(part, max_delta=max_delta) for part in (update.real, update.imag)))
+    return jnp.clip(update, -max_delta, max_delta)
+
+
+@comparable
+def clip(max_delta: Scalar) -> GradientTransformationExtraArgs:
+    """Every number of the update cut to [-max_delta, max_delta]; of a complex number, each part.
+
+    Args:
+      max_delta: the bound, >= 0.
+
+    >>> tx = clip(1.0)
+    >>> tx.update(jnp.array([0.5, -3.0]), tx.init(jnp.zeros(2)))[0]
+    Array([ 0.5, -1. ], dtype=float32)
+    """
+    check_nonnegative("max_delta", max_delta)
+    return from_leaf_kernel(_clip_kernel, {"max_delta": max_delta})
+
+
+def _block_rms_kernel(update, *, threshold):
+    rms = safe_sqrt(jnp.mean(abs_sq(update)))
+    return update / jnp.maximum(1, jnp.where(rms > 0, rms / threshold, 0)).astype(rms.dtype)
+
+
+@comparable
+def clip_by_block_rms(threshold: Scalar) -> GradientTransformationExtraArgs:
+    """Scale down each leaf whose root mean square is over ``threshold`` (Shazeer & Stern 2018, arXiv:1804.04235).
+
+    Args:
+      threshold: the largest root mean square allowed, > 0.
+
+    >>> tx = clip_by_block_rms(1.0)
+    >>> tx.update(jnp.array([2.0, -2.0]), tx.init(jnp.zeros(2)))[0]
+    Array([ 1., -1.], dtype=float32)
+    """
+    check_number("threshold", threshold, low=0.0, low_open=True)
+    return from_leaf_kernel(_block_rms_kernel, {"threshold": threshold})
+
+
+def _saturate(updates: Updates) -> Updates:
+    """Cut magnitudes whose squares would overflow the sum, in the precision to calculate in.
+
+    A gradient that overflowed is then one very large number among others: clipping gives its direction, as the limit
+    says, and not ``inf / inf``. NaN stays NaN.
+    """
+    leaves, treedef = jax.tree.flatten(updates)
+    size = max(sum(jnp.size(leaf) for leaf in leaves), 1)
+
+    def cut(leaf):
+        leaf = jnp.asarray(leaf)
+        leaf = leaf.astype(compute_dtype(leaf.dtype))
+        largest = math.sqrt(float(jnp.finfo(leaf.dtype).max) / (4 * size))
+        return _clip_kernel(leaf, max_delta=largest)
+
+    return treedef.unflatten([cut(leaf) for leaf in leaves])
+
+
+def clip_tree_by_global_norm(updates: Updates, max_norm: Scalar) -> Updates:
+    r"""Scale a whole tree down to norm ``max_norm`` if it is longer (Pascanu et al. 2013, arXiv:1211.5063).
+
+    .. math:: g \leftarrow g \min(1, c / \|g\|)
+    """
+    wide = _saturate(updates)
+    norm = global_norm(wide)
+    short = norm < max_norm
+
+    def clip_leaf(update, wide_update):
+        dtype = real_dtype(wide_update.dtype)
+        scaled = safe_divide(wide_update, norm.astype(dtype)) * as_hyperparam(max_norm, dtype)
+        return jnp.where(short, wide_update, scaled).astype(jnp.result_type(update))
+
+    return jax.tree.map(clip_leaf, updates, wide)
+
+
+@comparable
+def clip_by_global_norm(max_norm: Scalar) -> GradientTransformationExtraArgs:
+    """Scale the whole update down to Euclidean norm ``max_norm`` if it is longer, see ``clip_tree_by_global_norm``.
+
+    The norm is summed in float32 or better. An infinite entry counts as a very large one, so the result is bounded by
+    ``max_norm`` whatever comes in, NaN excepted.
+
+    Args:
+      max_norm: the longest norm allowed, >= 0.
+
+    >>> tx = clip_by_global_norm(1.0)
+    >>> tx.update(jnp.array([3.0, 4.0]), tx.init(jnp.zeros(2)))[0]
+    Array([0.6, 0.8], dtype=float32)
+    """
+    check_number("max_norm", max_norm, low=0.0)
+    return from_map(lambda updates, params: clip_tree_by_global_norm(updates, max_norm))
+
+
+def unitwise_norm(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
+    """Norms of the weights that feed each output unit, broadcast to the shape of ``x``.
+
+    Args:
+      x: a bias or scalar (one norm), a dense kernel ``(..., inputs, outputs)`` of 2 or 3 axes (over the first axis),
+        or a convolution kernel of 4 or 5 axes (over all but the last).
+      axis: the axes to sum over, for other layouts.
+
+    Raises:
+      ValueError: more than 5 axes, and no ``axis``.
+    """
+    if axis is None:
+        if jnp.squeeze(x).ndim <= 1:
+            axis = tuple(range(x.ndim))
+        elif x.ndim <= 3:
+            axis = 0
+        elif x.ndim <= 5:
+            axis = tuple(range(x.ndim - 1))
+        else:
+            raise ValueError(f"no rule for the units of an array of shape {x.shape}; give axis, the axes to sum over")
+    return jnp.broadcast_to(safe_sqrt(jnp.sum(abs_sq(x), axis=axis, keepdims=True)), x.shape)
+
+
+@comparable
+def adaptive_grad_clip(
+    clipping: Scalar, eps: Scalar = 1e-3, axis: int | tuple[int, ...] | None = None
+) -> GradientTransformationExtraArgs:
+    r"""Clip each unit's gradient relative to its weights (AGC, Brock et al. 2021, arXiv:2102.06171, eq. 3).
+
+    .. math:: g_i \leftarrow \lambda \frac{\max(\|w_i\|, \epsilon)}{\|g_i\|} g_i
+        \text{ if } \|g_i\| \ge \lambda \max(\|w_i\|, \epsilon)
+
+    Args:
+      clipping: :math:`\lambda`, the largest ratio of gradient norm to weight norm, >= 0.
+      eps: weight norms below it are taken to be it, >= 0.
+      axis: the axes of a unit, see ``unitwise_norm``.
+
+    Raises:
+      ValueError: ``update`` is called without parameters, or a number is out of its range.
+
+    >>> tx = adaptive_grad_clip(0.1)
+    >>> params = jnp.array([[3.0], [4.0]])
+    >>> tx.update(jnp.array([[0.0], [9.0]]), tx.init(params), params)[0].ravel()
+    Array([0. , 0.5], dtype=float32)
+    """
+    check_nonnegative("clipping", clipping)
+    check_nonnegative("eps", eps)
+
+    def kernel(update, param, *, clipping, eps):
+        norm = unitwise_norm(update, axis)
+        longest = clipping * jnp.maximum(unitwise_norm(param, axis), eps)
+        return jnp.where(norm < longest, update, update * (longest / jnp.maximum(norm, 1e-6)))
+
+    return from_leaf_kernel(kernel, {"clipping": clipping, "eps": eps}, needs_params="adaptive_grad_clip")
+
+
+def _centralize_kernel(update):
+    return update - jnp.mean(update, axis=tuple(range(1, update.ndim)), keepdims=True) if update.ndim > 1 else update
+
+
+@comparable
+def centralize() -> GradientTransformationExtraArgs:
+    """Subtract from each row its mean over the other axes (Yong et al. 2020, arXiv:2004.01461).
+
+    >>> tx = centralize()
+    >>> tx.update(jnp.array([[1.0, 3.0]]), tx.init(jnp.zeros((1, 2))))[0]
+    Array([[-1.,  1.]], dtype=float32)
+    """
+    return from_leaf_kernel(_centralize_kernel, {})
+
+
+__all__ = [
+    "adaptive_grad_clip",
+    "centralize",
+    "clip",
+    "clip_by_block_rms",
+    "clip_by_global_norm",
+    "clip_tree_by_global_norm",
+    "unitwise_norm",
+]

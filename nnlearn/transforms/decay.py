@@ -1,0 +1,139 @@
+"""Pulls on the weights themselves: decay, noise and freezing."""
+
+import warnings
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from optax import AddNoiseState, masked, safe_increment, set_to_zero
+
+from nnlearn.checks import check_nonnegative
+from nnlearn.settings import comparable
+from nnlearn.transforms.plumbing import require_params
+from nnlearn.tree import as_hyperparam, compute_dtype, map_unzip
+from nnlearn.types import EmptyState, GradientTransformationExtraArgs, Key, MaskOrFn, PyTree, Scalar, ScalarOrSchedule
+
+
+class WeightDecayState(NamedTuple):
+    """Step counter of a scheduled weight decay."""
+
+    count: jax.Array
+
+
+def _add_scaled(updates, factor, others, name):
+    """``updates + factor * others``, in float32 or better, in the dtype of the updates."""
+
+    def add_leaf(update, other):
+        update = jnp.asarray(update)
+        wide = compute_dtype(update.dtype)
+        total = update.astype(wide) + as_hyperparam(factor, wide) * jnp.asarray(other).astype(wide)
+        return (total.astype(update.dtype),)
+
+    return map_unzip(add_leaf, 1, ("updates", name), updates, others)[0]
+
+
+@comparable
+def add_decayed_weights(weight_decay: ScalarOrSchedule = 0.0, mask: MaskOrFn = None) -> GradientTransformationExtraArgs:
+    r"""Add the decayed weights: :math:`u \leftarrow u + \lambda w`.
+
+    Before the learning rate it is the decay of AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101); before the moments
+    it is L2 regularisation.
+
+    Args:
+      weight_decay: :math:`\lambda`, a number >= 0 or a schedule.
+      mask: a tree of booleans like the parameters, or a function from parameters to one: True where weights decay.
+
+    Raises:
+      ValueError: ``update`` is called without parameters, or the decay is negative.
+
+    >>> tx = add_decayed_weights(0.1)
+    >>> params = jnp.array([2.0])
+    >>> tx.update(jnp.array([1.0]), tx.init(params), params)[0]
+    Array([1.2], dtype=float32)
+    """
+    if not callable(weight_decay):
+        check_nonnegative("weight_decay", weight_decay)
+
+    def init(params):
+        del params
+        return WeightDecayState(jnp.zeros([], jnp.int32)) if callable(weight_decay) else EmptyState()
+
+    def update(updates, state, params=None, **extra_args):
+        del extra_args
+        require_params(params, "add_decayed_weights")
+        if not callable(weight_decay):
+            return _add_scaled(updates, weight_decay, params, "params"), state
+        decayed = _add_scaled(updates, weight_decay(state.count), params, "params")
+        return decayed, WeightDecayState(safe_increment(state.count))
+
+    tx = GradientTransformationExtraArgs(init, update)
+    return tx if mask is None else masked(tx, mask)
+
+
+@comparable
+def add_noise(
+    eta: Scalar, gamma: Scalar, key: Key | int | None = None, *, seed: int | None = None
+) -> GradientTransformationExtraArgs:
+    r"""Add Gaussian noise that dies away (Neelakantan et al. 2015, arXiv:1511.06807, eq. 1).
+
+    .. math:: u \leftarrow u + \mathcal N(0, \eta / t^\gamma)
+
+    Args:
+      eta: variance of the noise at the first step, >= 0.
+      gamma: how fast the variance falls, >= 0.
+      key: a random key, or a seed for one. Runs that share it share their noise.
+      seed: old name of an integer ``key``.
+
+    Returns:
+      A transformation with ``AddNoiseState(count, rng_key)``.
+
+    >>> tx = add_noise(eta=0.0, gamma=0.5, key=jax.random.key(0))
+    >>> tx.update(jnp.array([1.0]), tx.init(jnp.zeros(1)))[0]
+    Array([1.], dtype=float32)
+    """
+    check_nonnegative("eta", eta)
+    check_nonnegative("gamma", gamma)
+    if key is not None and seed is not None:
+        raise ValueError(f"give key or seed, not both: got key={key!r}, seed={seed!r}")
+    if key is None and seed is None:
+        warnings.warn("add_noise without a key uses key 0, and so does every other run: pass key=", stacklevel=3)
+        key = 0
+    start = seed if key is None else key
+    start = jax.random.key(start) if isinstance(start, int) else start
+
+    def init(params):
+        del params
+        return AddNoiseState(count=jnp.zeros([], jnp.int32), rng_key=start)
+
+    def update(updates, state, params=None, **extra_args):
+        del params, extra_args
+        count = safe_increment(state.count)
+        rng_key, sample_key = jax.random.split(state.rng_key)
+        leaves, treedef = jax.tree.flatten(updates)
+        keys = jax.random.split(sample_key, len(leaves)) if leaves else ()
+        noise = [jax.random.normal(k, jnp.shape(g), jnp.result_type(g)) for k, g in zip(keys, leaves, strict=True)]
+        deviation = jnp.sqrt(eta / count**gamma)
+        return _add_scaled(updates, deviation, treedef.unflatten(noise), "noise"), AddNoiseState(count, rng_key)
+
+    return GradientTransformationExtraArgs(init, update)
+
+
+@comparable
+def freeze(mask: bool | PyTree) -> GradientTransformationExtraArgs:
+    """Set the updates of some parameters to zero.
+
+    Put it last: what follows it, such as weight decay, moves the parameters again.
+
+    Args:
+      mask: True for parameters that stay as they are; a tree of booleans like the parameters, a prefix of one, or a
+        function from parameters to one.
+
+    >>> tx = freeze({"body": True, "head": False})
+    >>> gradient = {"body": jnp.ones(1), "head": jnp.ones(1)}
+    >>> tx.update(gradient, tx.init(gradient))[0]["body"]
+    Array([0.], dtype=float32)
+    """
+    return masked(set_to_zero(), mask)
+
+
+__all__ = ["WeightDecayState", "add_decayed_weights", "add_noise", "freeze"]

@@ -1,0 +1,190 @@
+"""Hyper-parameters that live in the optimizer's state: to read, set, schedule and ``vmap`` over."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from optax import InjectHyperparamsState, InjectStatefulHyperparamsState, safe_increment, with_extra_args_support
+from optax.schedules import StatefulSchedule
+
+from nnlearn.checks import check_dtype
+from nnlearn.settings import comparable
+from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, OptState, Scalar
+
+STATES = (InjectHyperparamsState, InjectStatefulHyperparamsState)
+
+
+def inject_hyperparams(
+    inner_factory: Callable[..., Any],
+    static_args: str | Iterable[str] = (),
+    hyperparam_dtype: DTypeLike | None = None,
+) -> Callable[..., GradientTransformationExtraArgs]:
+    """Move the numeric arguments of an optimizer factory into the optimizer's state.
+
+    Every number, array and schedule among the arguments becomes an entry of ``state.hyperparams``, a float32 scalar
+    whatever the parameters are. All schedules read the one counter ``state.count``, and a number gives the same state
+    as a schedule does, so one may be swapped for the other between checkpoints.
+
+    Args:
+      inner_factory: a function that returns a transformation, nnlearn's, optax's or your own.
+      static_args: names of arguments that must stay Python values, because the factory branches on them. Booleans,
+        strings, None and non-schedule objects always do.
+      hyperparam_dtype: the dtype of floating hyper-parameters; None for float32, or float64 where x64 is on.
+
+    Returns:
+      A function with the arguments of ``inner_factory``; the transformation it makes has
+      ``InjectStatefulHyperparamsState(count, hyperparams, hyperparams_states, inner_state)``.
+
+    Raises:
+      ValueError: ``static_args`` names an argument that the factory does not have.
+
+    >>> import nnlearn
+    >>> tx = inject_hyperparams(nnlearn.adam)(learning_rate=0.1)
+    >>> state = set_hyperparams(tx.init(jnp.zeros(1)), learning_rate=0.5)
+    >>> update, state = tx.update(jnp.array([2.0]), state)
+    >>> update, state.hyperparams["learning_rate"]
+    (Array([-0.5], dtype=float32), Array(0.5, dtype=float32))
+    """
+    names = frozenset([static_args] if isinstance(static_args, str) else static_args)
+    parameters = inspect.signature(inner_factory).parameters
+    if unknown := names - set(parameters):
+        raise ValueError(f"static_args names {sorted(unknown)}, but the arguments are {sorted(parameters)}")
+    return _injected(inner_factory, names, check_dtype("hyperparam_dtype", hyperparam_dtype))
+
+
+@functools.cache  # one factory per inner factory, so that equal settings compare equal
+def _injected(inner_factory, static_args, hyperparam_dtype):
+    signature = inspect.signature(inner_factory)
+
+    @comparable
+    @functools.wraps(inner_factory)
+    def make(*args, **kwargs):
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        split = _split_arguments(bound.arguments, static_args)
+        return _with_state(inner_factory, *split, hyperparam_dtype)
+
+    return make
+
+
+def _split_arguments(arguments: dict[str, Any], static_args: frozenset[str]):
+    """Arguments as schedules with a state of their own, schedules, numbers, and the rest."""
+    stateful, schedules, numbers, rest = {}, {}, {}, {}
+    for name, value in arguments.items():
+        if name in static_args or isinstance(value, bool | np.bool_):
+            rest[name] = value
+        elif isinstance(value, StatefulSchedule):
+            stateful[name] = value
+        elif isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
+            numbers[name] = value
+        elif callable(value) and not isinstance(value, type):
+            schedules[name] = value
+        else:
+            rest[name] = value
+    return stateful, schedules, numbers, rest
+
+
+def _with_state(inner_factory, stateful, schedules, numbers, rest, hyperparam_dtype):
+    def as_entry(value):
+        value = jnp.asarray(value)
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            return value
+        return value.astype(hyperparam_dtype or jax.dtypes.canonicalize_dtype(float))
+
+    def scheduled(count, states, extra_args):
+        values = {name: as_entry(schedule(count)) for name, schedule in schedules.items()}
+        return values | {name: as_entry(s(states[name], **extra_args)) for name, s in stateful.items()}
+
+    def build(hyperparams):
+        return with_extra_args_support(inner_factory(**rest, **hyperparams))
+
+    def init(params):
+        count = jnp.zeros([], jnp.int32)
+        states = {name: schedule.init() for name, schedule in stateful.items()}
+        hyperparams = {name: as_entry(value) for name, value in numbers.items()} | scheduled(count, states, {})
+        return InjectStatefulHyperparamsState(count, hyperparams, states, build(hyperparams).init(params))
+
+    def update(updates, state, params=None, **extra_args):
+        hyperparams = dict(state.hyperparams) | scheduled(state.count, state.hyperparams_states, extra_args)
+        hyperparams = {name: as_entry(value) for name, value in hyperparams.items()}
+        states = {name: s.update(state.hyperparams_states[name], **extra_args) for name, s in stateful.items()}
+        updates, inner_state = build(hyperparams).update(updates, state.inner_state, params, **extra_args)
+        return updates, InjectStatefulHyperparamsState(safe_increment(state.count), hyperparams, states, inner_state)
+
+    return GradientTransformationExtraArgs(init, update)
+
+
+def _is_injected(node) -> bool:
+    return isinstance(node, STATES)
+
+
+def _injected_states(state: OptState) -> list:
+    """All hyper-parameter states, outer ones first."""
+    found = []
+    for node in jax.tree.leaves(state, is_leaf=_is_injected):
+        if _is_injected(node):
+            found += [node, *_injected_states(node.inner_state)]
+    return found
+
+
+def get_hyperparams(state: OptState) -> dict[str, jax.Array]:
+    """The hyper-parameters that live in an optimizer's state, wherever they are nested.
+
+    Returns:
+      A dict from name to scalar; empty if there are none. Of entries with one name the outermost, first one is given.
+
+    >>> import nnlearn
+    >>> tx = nnlearn.inject_hyperparams(nnlearn.sgd)(learning_rate=0.1)
+    >>> get_hyperparams(nnlearn.chain(nnlearn.clip(1.0), tx).init(jnp.zeros(1)))
+    {'learning_rate': Array(0.1, dtype=float32)}
+    """
+    found = {}
+    for node in _injected_states(state):
+        found = dict(node.hyperparams) | found
+    return found
+
+
+def set_hyperparams(state: OptState, **values: Scalar) -> OptState:
+    """A state with new hyper-parameters; dtypes stay, so nothing is compiled anew.
+
+    An entry that a schedule drives is overwritten by it at the next update.
+
+    Args:
+      state: the state of a transformation made with ``inject_hyperparams``, or of one that holds such.
+      **values: new values by name; numbers, arrays or tracers. Where several states have the name, all are set.
+
+    Raises:
+      ValueError: no state has a hyper-parameter of that name; the message lists the names there are.
+
+    >>> import nnlearn
+    >>> tx = nnlearn.inject_hyperparams(nnlearn.sgd)(learning_rate=0.1)
+    >>> rates = jnp.array([0.1, 0.2, 0.3])
+    >>> states = jax.vmap(lambda rate: set_hyperparams(tx.init(jnp.zeros(1)), learning_rate=rate))(rates)
+    >>> jax.vmap(tx.update, in_axes=(None, 0))(jnp.ones(1), states)[0].ravel()
+    Array([-0.1, -0.2, -0.3], dtype=float32)
+    """
+    known = get_hyperparams(state)
+    if unknown := sorted(set(values) - set(known)):
+        where = f"its hyper-parameters are {sorted(known)}" if known else "wrap the optimizer with inject_hyperparams"
+        raise ValueError(f"the state has no hyper-parameter {unknown[0]!r}; {where}")
+
+    def replace(node):
+        if not _is_injected(node):
+            return node
+        new = {
+            name: jnp.asarray(values[name], jnp.result_type(old)) if name in values else old
+            for name, old in node.hyperparams.items()
+        }
+        return node._replace(hyperparams=new, inner_state=set_in(node.inner_state))
+
+    def set_in(tree):
+        return jax.tree.map(replace, tree, is_leaf=_is_injected)
+
+    return set_in(state)
+
+
+__all__ = ["get_hyperparams", "inject_hyperparams", "set_hyperparams"]

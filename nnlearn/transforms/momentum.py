@@ -1,0 +1,171 @@
+"""Directions from averaged gradients: momentum, exponential averages, signs and Lion."""
+
+import functools
+from typing import Literal
+
+import jax.numpy as jnp
+from optax import EmaState, ScaleByLionState, TraceState
+
+from nnlearn.checks import check_decay, check_dtype, check_number
+from nnlearn.settings import comparable
+from nnlearn.transforms.plumbing import Slot, bias_correction, from_kernel, from_leaf_kernel
+from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, Scalar
+
+
+def trace_kernel(g, trace, *, decay, nesterov=False):
+    r"""One step of momentum (Polyak 1964), or of Nesterov's (Sutskever et al. 2013).
+
+    .. math:: t_t = g_t + \beta t_{t-1}, \quad u_t = t_t \text{, or } g_t + \beta t_t \text{ with Nesterov}
+
+    Returns:
+      ``(u, t)``.
+    """
+    trace = g + decay * trace
+    return (g + decay * trace if nesterov else trace), trace
+
+
+@comparable
+def trace(
+    decay: Scalar, nesterov: bool = False, accumulator_dtype: DTypeLike | None = None
+) -> GradientTransformationExtraArgs:
+    """Momentum: a decaying *sum* of gradients, see ``trace_kernel``; ``ema`` is the decaying average.
+
+    Args:
+      decay: how much of the trace is kept, in [0, 1].
+      nesterov: look one step ahead.
+      accumulator_dtype: what the trace is stored in; None for the parameter's dtype, float32 at least.
+
+    Returns:
+      A transformation with ``TraceState(trace)``.
+
+    Raises:
+      ValueError: ``decay`` is out of its range.
+
+    >>> tx = trace(decay=0.9)
+    >>> update, state = tx.update(jnp.array([1.0]), tx.init(jnp.zeros(1)))
+    >>> tx.update(jnp.array([1.0]), state)[0]
+    Array([1.9], dtype=float32)
+    """
+    check_number("decay", decay, low=0.0, high=1.0)
+    slot = Slot(dtype=check_dtype("accumulator_dtype", accumulator_dtype))
+    kernel = functools.partial(trace_kernel, nesterov=nesterov)
+    return from_kernel(kernel, TraceState, {"trace": slot}, {"decay": decay})
+
+
+def ema_kernel(g, ema, *, decay, correction=1):
+    r"""One step of an exponential moving average.
+
+    .. math:: m_t = \beta m_{t-1} + (1-\beta) g_t, \quad u_t = m_t / (1-\beta^t)
+
+    Returns:
+      ``(u, m)``.
+    """
+    ema = (1 - decay) * g + decay * ema
+    return ema / correction, ema
+
+
+def _correction(count, *, decay):
+    return {"correction": bias_correction(decay, count)}
+
+
+@comparable
+def ema(
+    decay: Scalar, debias: bool = True, accumulator_dtype: DTypeLike | None = None
+) -> GradientTransformationExtraArgs:
+    """Exponential moving average of the gradients, see ``ema_kernel``.
+
+    Args:
+      decay: decay rate, in [0, 1).
+      debias: divide by :math:`1 - \\beta^t`, the weight seen so far.
+      accumulator_dtype: what the average is stored in; None for the parameter's dtype, float32 at least.
+
+    Returns:
+      A transformation with ``EmaState(count, ema)``.
+
+    >>> tx = ema(decay=0.9)
+    >>> tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))[0]
+    Array([2.], dtype=float32)
+    """
+    check_decay("decay", decay)
+    slot = Slot(dtype=check_dtype("accumulator_dtype", accumulator_dtype))
+    return from_kernel(ema_kernel, EmaState, {"ema": slot}, {"decay": decay}, _correction if debias else None)
+
+
+@comparable
+def scale_by_sign() -> GradientTransformationExtraArgs:
+    """The sign of every number; for complex ones the unit number of the same direction.
+
+    >>> tx = scale_by_sign()
+    >>> tx.update(jnp.array([0.3, -2.0, 0.0]), tx.init(jnp.zeros(3)))[0]
+    Array([ 1., -1.,  0.], dtype=float32)
+    """
+    return from_leaf_kernel(jnp.sign, {})
+
+
+LION_MODES = {
+    "hard": lambda x, smooth_beta: jnp.sign(x),
+    "smooth": lambda x, smooth_beta: jnp.tanh(smooth_beta * x),
+    "refined": lambda x, smooth_beta: jnp.where(jnp.abs(x) < 1, x, jnp.sign(x)),
+}
+
+
+def lion_kernel(g, mu, *, b1, b2, smooth_beta, mode="hard"):
+    r"""One step of Lion (Chen et al. 2023, arXiv:2302.06675, algorithm 2).
+
+    .. math:: u_t = \operatorname{sign}(\beta_1 m_{t-1} + (1-\beta_1) g_t), \quad
+        m_t = \beta_2 m_{t-1} + (1-\beta_2) g_t
+
+    Returns:
+      ``(u, m)``.
+    """
+    return LION_MODES[mode]((1 - b1) * g + b1 * mu, smooth_beta), (1 - b2) * g + b2 * mu
+
+
+@comparable
+def scale_by_lion(
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.99,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    mode: Literal["hard", "smooth", "refined"] = "hard",
+    smooth_beta: Scalar = 1.0,
+) -> GradientTransformationExtraArgs:
+    """Lion's direction, see ``lion_kernel``.
+
+    Args:
+      b1: weight of the momentum in the step, in [0, 1).
+      b2: decay rate of the momentum, in [0, 1).
+      mu_dtype: what the momentum is stored in; None for the parameter's dtype, float32 at least.
+      mode: ``"hard"`` is the sign; ``"smooth"`` is ``tanh(smooth_beta * x)``; ``"refined"`` is linear inside of
+        [-1, 1] and the sign outside.
+      smooth_beta: steepness of the smooth mode.
+
+    Returns:
+      A transformation with ``ScaleByLionState(count, mu)``.
+
+    >>> tx = scale_by_lion()
+    >>> tx.update(jnp.array([0.3, -2.0]), tx.init(jnp.zeros(2)))[0]
+    Array([ 1., -1.], dtype=float32)
+    """
+    check_decay("b1", b1)
+    check_decay("b2", b2)
+    check_number("smooth_beta", smooth_beta)
+    if mode not in LION_MODES:
+        raise ValueError(f"mode must be one of {sorted(LION_MODES)}, got {mode!r}")
+    return from_kernel(
+        functools.partial(lion_kernel, mode=mode),
+        ScaleByLionState,
+        {"mu": Slot(dtype=check_dtype("mu_dtype", mu_dtype))},
+        {"b1": b1, "b2": b2, "smooth_beta": smooth_beta},
+    )
+
+
+__all__ = [
+    "ema",
+    "ema_kernel",
+    "lion_kernel",
+    "scale_by_lion",
+    "scale_by_sign",
+    "trace",
+    "trace_kernel",
+]

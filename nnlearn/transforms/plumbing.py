@@ -1,0 +1,175 @@
+"""What every transformation with per-parameter state shares: trees, dtypes and storage, written once.
+
+A method is a *kernel*: one pure function on arrays. ``from_kernel`` runs it on each leaf, in float32 or better, keeps
+its running arrays in the dtype asked for, and counts steps where the method needs them.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from optax import safe_increment
+
+from nnlearn.tree import as_hyperparam, compute_dtype, map_unzip, real_dtype
+from nnlearn.types import DTypeLike, EmptyState, GradientTransformationExtraArgs, Params, PyTree, Scalar, Updates
+
+
+class Slot(NamedTuple):
+    """How one running array, such as Adam's first moment, starts and is stored.
+
+    Attributes:
+      fill: the value it starts from.
+      dtype: what it is stored in; None for the parameter's dtype, float32 at least.
+      real: whether it is real when the parameter is complex, as a mean of squared magnitudes is.
+    """
+
+    fill: Scalar = 0.0
+    dtype: DTypeLike | None = None
+    real: bool = False
+
+    def start(self, params: Params) -> PyTree:
+        """The slot's first value for each parameter."""
+
+        def start_leaf(param):
+            dtype = compute_dtype(jnp.result_type(param)) if self.dtype is None else jnp.dtype(self.dtype)
+            if not self.real and jnp.issubdtype(jnp.result_type(param), jnp.complexfloating):
+                dtype = jnp.promote_types(dtype, jnp.complex64)  # never drop an imaginary part
+            dtype = real_dtype(dtype) if self.real else dtype
+            return jnp.full_like(param, self.fill, dtype=dtype)
+
+        return jax.tree.map(start_leaf, params)
+
+
+def bias_correction(decay: Scalar, count: jax.Array) -> jax.Array:
+    r"""What an average started at zero has seen of its weights after ``count`` steps: :math:`1 - \beta^t`."""
+    return 1 - decay**count
+
+
+def from_kernel(
+    kernel: Callable[..., tuple],
+    state_type: type,
+    slots: dict[str, Slot],
+    hyperparams: dict[str, Scalar],
+    per_step: Callable[..., dict[str, jax.Array]] | None = None,
+) -> GradientTransformationExtraArgs:
+    """A gradient transformation from a kernel on arrays.
+
+    Args:
+      kernel: ``kernel(gradient, *slot_values, **scalars) -> (update, *new_slot_values)`` on one leaf's arrays, all in
+        one precision; ``scalars`` are the hyper-parameters and what ``per_step`` returned.
+      state_type: a NamedTuple with a field for each slot, and ``count`` if the method counts its steps.
+      slots: the running arrays, by field name.
+      hyperparams: numbers, arrays or tracers; never cast to a parameter's dtype.
+      per_step: ``per_step(count, **hyperparams)`` works out once a step what all leaves share, such as bias
+        corrections; ``count`` is 1 at the first step.
+
+    Returns:
+      A transformation whose updates keep the dtype of the gradients, and whose state keeps its dtypes and structure.
+    """
+    counted = "count" in state_type._fields
+    hyperparams = {name: as_hyperparam(value, jnp.result_type(value)) for name, value in hyperparams.items()}
+
+    def init(params):
+        fields = {name: slot.start(params) for name, slot in slots.items()}
+        return state_type(**fields, **({"count": jnp.zeros([], jnp.int32)} if counted else {}))
+
+    def update(updates, state, params=None, **extra_args):
+        del params, extra_args
+        count = safe_increment(state.count) if counted else None
+        scalars = hyperparams | (per_step(count, **hyperparams) if per_step else {})
+
+        def update_leaf(gradient, *stored):
+            gradient = jnp.asarray(gradient)
+            wide = compute_dtype(gradient.dtype)
+            arrays = [
+                array.astype(wide if jnp.iscomplexobj(array) else real_dtype(wide))
+                for array in map(jnp.asarray, stored)
+            ]
+            local = {name: as_hyperparam(value, wide) for name, value in scalars.items()}
+            change, *kept = kernel(gradient.astype(wide), *arrays, **local)
+            return (
+                change.astype(gradient.dtype),
+                *(new.astype(old.dtype) for new, old in zip(kept, stored, strict=True)),
+            )
+
+        names = ("updates", *(f"state.{name}" for name in slots))
+        values = [getattr(state, name) for name in slots]
+        change, *kept = map_unzip(update_leaf, 1 + len(slots), names, updates, *values)
+        fields = dict(zip(slots, kept, strict=True)) | ({"count": count} if counted else {})
+        return change, state_type(**fields)
+
+    return GradientTransformationExtraArgs(init, update)
+
+
+def from_map(function: Callable[..., Updates], needs_params: str = "") -> GradientTransformationExtraArgs:
+    """A stateless transformation from ``function(updates, params) -> updates``.
+
+    Args:
+      function: works on whole trees.
+      needs_params: the transformation's name if it cannot do without parameters.
+    """
+
+    def init(params):
+        del params
+        return EmptyState()
+
+    def update(updates, state, params=None, **extra_args):
+        del extra_args
+        if needs_params:
+            require_params(params, needs_params)
+        return function(updates, params), state
+
+    return GradientTransformationExtraArgs(init, update)
+
+
+def from_leaf_kernel(
+    kernel: Callable[..., jax.Array], hyperparams: dict[str, Scalar], needs_params: str = ""
+) -> GradientTransformationExtraArgs:
+    """A stateless transformation from ``kernel(update, **hyperparams)`` on arrays of one leaf.
+
+    With ``needs_params`` the kernel is called ``kernel(update, param, **hyperparams)``. Arithmetic is in float32 or
+    better, and each update keeps its dtype.
+    """
+
+    def on_leaf(update, *param):
+        update = jnp.asarray(update)
+        wide = compute_dtype(update.dtype)
+        local = {name: as_hyperparam(value, wide) for name, value in hyperparams.items()}
+        arrays = [jnp.asarray(array).astype(wide) for array in param]
+        return (kernel(update.astype(wide), *arrays, **local).astype(update.dtype),)
+
+    def on_tree(updates, params):
+        trees = (updates, params) if needs_params else (updates,)
+        return map_unzip(on_leaf, 1, ("updates", "params"), *trees)[0]
+
+    return from_map(on_tree, needs_params)
+
+
+def require_params(params: Params | None, name: str) -> None:
+    """Raise if ``update`` was called without the parameters that the transformation ``name`` needs."""
+    if params is None:
+        raise ValueError(f"{name} needs the parameters: call update(updates, state, params)")
+
+
+def run_or_hold(
+    go: jax.Array,
+    inner: GradientTransformationExtraArgs,
+    updates: Updates,
+    inner_state: PyTree,
+    params: Params | None,
+    extra_args: dict,
+) -> tuple[Updates, PyTree]:
+    """Run ``inner`` where ``go`` holds; else return zero updates and the state as it was.
+
+    A real conditional: the branch not taken costs nothing. The state keeps its dtypes even if ``inner`` would widen
+    them.
+    """
+
+    def run():
+        change, new_state = inner.update(updates, inner_state, params, **extra_args)
+        return change, jax.tree.map(lambda new, old: jnp.asarray(new, jnp.result_type(old)), new_state, inner_state)
+
+    # eval_shape sees what the update will look like, which need not be the dtype of what goes in
+    held = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(run)[0])
+    return jax.lax.cond(go, run, lambda: (held, inner_state))
