@@ -1,0 +1,120 @@
+"""The arithmetic that all schedules share: exact step counts, fractions of a phase, and mixtures of two values.
+
+Step counts stay integers as long as they can, because float32 cannot tell 16,777,217 steps from 16,777,216; both the
+part of a phase that is over and the part that is left are divided out of whole steps, because ``1 - 0.999`` has lost
+five digits.
+"""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from nnlearn.checks import check_number
+from nnlearn.types import Scalar
+
+_INT32_MAX = 2**31 - 1
+
+
+def check_value(name: str, value: Scalar) -> None:
+    """Raise unless ``value`` is a finite number, or a tracer of one."""
+    check_number(name, value, low=-math.inf, high=math.inf, low_open=True, high_open=True)
+
+
+def check_steps(name: str, value: Scalar, *, cure: str = "") -> None:
+    """Raise unless ``value`` is a finite number of steps >= 0, or a tracer of one."""
+    check_number(name, value, low=0, high=math.inf, high_open=True, cure=cure)
+
+
+def check_positive_steps(name: str, value: Scalar, *, cure: str = "") -> None:
+    """Raise unless ``value`` is a finite number of steps > 0, or a tracer of one."""
+    check_number(name, value, low=0, high=math.inf, low_open=True, high_open=True, cure=cure)
+
+
+def as_values(*values: Scalar) -> tuple[Array, ...]:
+    """All values as arrays of one dtype: the widest of theirs, float32 at least, JAX's default for Python numbers.
+
+    >>> [value.dtype.name for value in as_values(0.1, jnp.bfloat16(2.0))]
+    ['float32', 'float32']
+    """
+    dtype = jnp.promote_types(jnp.result_type(*values, float), jnp.float32)
+    return tuple(jnp.asarray(value, dtype=dtype) for value in values)
+
+
+def as_steps(value) -> Array:
+    """A step count (or an array of them) in a dtype whose differences neither round nor wrap around.
+
+    Integers become int32 (int64 if they are that wide already), floats float32 at least. A Python integer beyond int32
+    becomes a float where 64-bit types are off.
+
+    >>> as_steps(jnp.uint8(3)).dtype.name, as_steps(jnp.bfloat16(3)).dtype.name, as_steps(10**10).dtype.name
+    ('int32', 'float32', 'float32')
+    """
+    if isinstance(value, int | np.integer):
+        value = int(value) if abs(int(value)) <= _INT32_MAX else float(value)
+    steps = jnp.asarray(value)
+    if jnp.issubdtype(steps.dtype, jnp.floating):
+        return steps.astype(jnp.promote_types(steps.dtype, jnp.float32))
+    signed = jnp.dtype("int64" if steps.dtype.itemsize == 8 else "int32")
+    if jnp.issubdtype(steps.dtype, jnp.unsignedinteger) and steps.dtype.itemsize == signed.itemsize:
+        steps = jnp.minimum(steps, np.array(jnp.iinfo(signed).max, steps.dtype))
+    return steps.astype(signed)
+
+
+def steps_since(count, begin: Scalar = 0) -> Array:
+    """How many steps have passed since ``begin`` when ``count`` have passed; never below 0, as if both were >= 0."""
+    count, begin = jnp.maximum(as_steps(count), 0), jnp.maximum(as_steps(begin), 0)
+    return jnp.maximum(count - begin, 0)
+
+
+def positive_steps(steps: Scalar) -> tuple[Array, Array]:
+    """Whether ``steps`` is above 0, and ``steps`` made fit to divide by: 1 where it is not."""
+    steps = as_steps(steps)
+    return steps > 0, jnp.where(steps > 0, steps, 1)
+
+
+def fractions(done: Array, steps: Scalar, dtype) -> tuple[Array, Array]:
+    """The fractions of a phase of ``steps`` that are gone and left after ``done`` steps, both in [0, 1].
+
+    A phase without steps is over: (1, 0).
+
+    >>> [float(fraction) for fraction in fractions(as_steps(1), 4, jnp.float32)]
+    [0.25, 0.75]
+    """
+    real, steps = positive_steps(steps)
+    gone = jnp.minimum(done, steps)
+    left = steps - gone
+    length = steps.astype(dtype)
+    return jnp.where(real, gone.astype(dtype) / length, 1), jnp.where(real, left.astype(dtype) / length, 0)
+
+
+def whole_periods(done: Array, steps: Array) -> Array:
+    """How many whole periods of ``steps`` (> 0) fit into ``done``: exact for integers, however large."""
+    if jnp.issubdtype(jnp.result_type(done, steps), jnp.integer):
+        return done // steps
+    return jnp.floor(done / steps)
+
+
+def half_wave(fraction: Array) -> Array:
+    """Half a cosine wave, from 0 at 0 up to 1 at 1: ``(1 - cos(pi x)) / 2``.
+
+    Written as a squared sine, which keeps its digits near 0, where the cosine cancels against the 1.
+    """
+    return jnp.square(jnp.sin(0.5 * math.pi * fraction))
+
+
+def safe_power(base: Array, exponent: Array) -> Array:
+    """``base ** exponent`` for base >= 0 and exponent >= 0, with ``0 ** 0 = 1`` and finite derivatives.
+
+    The derivative of ``base ** 0.5`` is infinite at 0, and times the zero derivative of a base that no longer moves it
+    would make a NaN; hence the base is replaced before the power is taken, and not only the result afterwards.
+    """
+    positive = base > 0
+    at_zero = jnp.where(exponent == 0, 1, 0).astype(base.dtype)
+    return jnp.where(positive, jnp.where(positive, base, 1) ** exponent, at_zero)
+
+
+def mix(start: Array, end: Array, gone: Array, left: Array) -> Array:
+    """``left`` parts of ``start`` and ``gone`` parts of ``end``: exactly one of them where the other has no part."""
+    return start * left + end * gone

@@ -1,0 +1,77 @@
+"""One schedule after another."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
+from nnlearn.checks import check_number, known
+from nnlearn.schedules.arithmetic import as_steps, as_values, check_steps
+from nnlearn.settings import comparable
+from nnlearn.types import Scalar, Schedule
+
+
+def check_increasing(name: str, boundaries: Sequence[Scalar]) -> None:
+    """Raise unless the boundaries are step counts >= 0, none below the one before it; tracers pass."""
+    last = 0
+    for position, boundary in enumerate(boundaries):
+        check_steps(f"{name}[{position}]", boundary)
+        if known(boundary):
+            check_number(f"{name}[{position}]", boundary, low=float(last), cure="give boundaries in increasing order")
+            last = boundary
+
+
+@comparable
+def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[Scalar]) -> Schedule:
+    """Several schedules one after another, each of which counts its steps from 0.
+
+    ::
+
+        value = schedules[i](count - boundaries[i - 1])   for boundaries[i - 1] <= count < boundaries[i]
+
+    No schedule sees a count outside its own piece (its end included), so one that is only defined there, such as a
+    square root of the steps left, harms neither the value nor the gradient elsewhere.
+
+    Args:
+      schedules: at least one; any functions from step counts to scalars, optax's too.
+      boundaries: the steps at which the next schedule takes over, one fewer than there are schedules.
+
+    Returns:
+      A function of the step count, elementwise on arrays of counts if the schedules are.
+
+    Raises:
+      TypeError: a schedule cannot be called.
+      ValueError: the lengths do not fit, or boundaries are negative or decrease.
+
+    >>> def rise(count):
+    ...     return count / 2
+    >>> print(join_schedules([rise, lambda count: 1.0], [2])(jnp.arange(4)))
+    [0.  0.5 1.  1. ]
+    """
+    schedules, boundaries = tuple(schedules), tuple(boundaries)
+    if len(schedules) == 0 or len(boundaries) != len(schedules) - 1:
+        raise ValueError(
+            "boundaries must be one fewer than schedules (and schedules at least one), "
+            f"got {len(boundaries)} boundaries for {len(schedules)} schedules"
+        )
+    for position, piece in enumerate(schedules):
+        if not callable(piece):
+            raise TypeError(
+                f"schedules[{position}] must be a function, got {piece!r}; use constant_schedule for a number"
+            )
+    check_increasing("boundaries", boundaries)
+
+    def schedule(count):
+        count = jnp.maximum(as_steps(count), 0)
+        starts = [as_steps(0), *(as_steps(boundary) for boundary in boundaries)]
+        pieces = []
+        for position, piece in enumerate(schedules):
+            inside = jnp.maximum(count - starts[position], 0)
+            if position < len(boundaries):
+                inside = jnp.minimum(inside, jnp.maximum(starts[position + 1] - starts[position], 0))
+            pieces.append(piece(inside))
+        value, *later = as_values(*pieces)
+        for start, piece in zip(starts[1:], later, strict=True):
+            value = jnp.where(count < start, value, piece)
+        return value
+
+    return schedule

@@ -1,0 +1,266 @@
+"""Schedules that rise in a straight line first, and then stay, decay, or stay and decay."""
+
+import jax.numpy as jnp
+
+from nnlearn.checks import check_number, known
+from nnlearn.schedules.arithmetic import (
+    as_steps,
+    as_values,
+    check_steps,
+    check_value,
+    fractions,
+    half_wave,
+    mix,
+    steps_since,
+)
+from nnlearn.schedules.basic import exponential_decay, linear_schedule
+from nnlearn.schedules.cosine import cosine_decay_schedule
+from nnlearn.schedules.join import join_schedules
+from nnlearn.settings import comparable
+from nnlearn.types import Scalar, Schedule
+
+
+@comparable
+def warmup_constant_schedule(init_value: Scalar, peak_value: Scalar, warmup_steps: Scalar) -> Schedule:
+    """Up in a straight line, and then constant.
+
+    ::
+
+        value = init_value + (peak_value - init_value) * min(count / warmup_steps, 1)
+
+    Args:
+      init_value: the value at step 0.
+      peak_value: the value from step ``warmup_steps`` on.
+      warmup_steps: the length of the rise in steps. With 0 the value stays at ``init_value``, as in optax: a rise
+        without steps never begins. For no warm-up use ``constant_schedule``.
+
+    Returns:
+      A function of the step count, elementwise on arrays of counts.
+
+    Raises:
+      ValueError: ``warmup_steps`` is negative, or a number is not finite.
+
+    >>> print(warmup_constant_schedule(0.0, 1.0, warmup_steps=2)(jnp.arange(5)))
+    [0.  0.5 1.  1.  1. ]
+    """
+    check_value("init_value", init_value)
+    check_value("peak_value", peak_value)
+    check_steps("warmup_steps", warmup_steps)
+    return linear_schedule(init_value, peak_value, warmup_steps)
+
+
+@comparable
+def warmup_cosine_decay_schedule(
+    init_value: Scalar,
+    peak_value: Scalar,
+    warmup_steps: Scalar,
+    decay_steps: Scalar,
+    end_value: Scalar = 0.0,
+    exponent: Scalar = 1.0,
+) -> Schedule:
+    """Up in a straight line, down half a cosine wave, and then constant.
+
+    With ``x = min((count - warmup_steps) / (decay_steps - warmup_steps), 1)``::
+
+        value = init_value + (peak_value - init_value) * count / warmup_steps                      before warmup_steps
+        value = end_value + (peak_value - end_value) * ((1 + cos(pi * x)) / 2) ** exponent         from there on
+
+    Args:
+      init_value: the value at step 0.
+      peak_value: the value at step ``warmup_steps``; where it is 0, so is every value after it.
+      warmup_steps: the length of the rise in steps; with 0 the decay begins at once.
+      decay_steps: the length of rise *and* decay in steps, > ``warmup_steps``.
+      end_value: the value from step ``decay_steps`` on.
+      exponent: a power of the wave, >= 0.
+
+    Returns:
+      A function of the step count, elementwise on arrays of counts.
+
+    Raises:
+      ValueError: ``decay_steps`` is not above ``warmup_steps``, a number of steps or ``exponent`` is negative, or a
+        number is not finite.
+
+    Source: Loshchilov and Hutter, SGDR: Stochastic Gradient Descent with Warm Restarts, 2017, arXiv:1608.03983.
+
+    >>> print(warmup_cosine_decay_schedule(0.0, 1.0, warmup_steps=2, decay_steps=4)(jnp.arange(6)))
+    [0.  0.5 1.  0.5 0.  0. ]
+    """
+    check_value("init_value", init_value)
+    check_value("peak_value", peak_value)
+    check_steps("warmup_steps", warmup_steps)
+    check_number(
+        "decay_steps",
+        decay_steps,
+        low=float(warmup_steps) if known(warmup_steps) else 0.0,
+        low_open=True,
+        high_open=True,
+        cure="it counts the warm-up too, so it must exceed warmup_steps",
+    )
+    check_value("end_value", end_value)
+    check_number("exponent", exponent, low=0, high_open=True, cure="the value would be infinite at the end")
+
+    def schedule(count):
+        init, peak, end, power = as_values(init_value, peak_value, end_value, exponent)
+        alpha = jnp.where(peak == 0, 0, end / jnp.where(peak == 0, 1, peak))
+        length = as_steps(decay_steps) - as_steps(warmup_steps)
+        if known(length):  # where both are known they were checked above, and only their rounding could undo it
+            length = jnp.where(length > 0, length, 1)
+        decay = cosine_decay_schedule(peak, length, alpha, power)
+        return join_schedules([linear_schedule(init, peak, warmup_steps), decay], [warmup_steps])(count)
+
+    return schedule
+
+
+@comparable
+def warmup_exponential_decay_schedule(
+    init_value: Scalar,
+    peak_value: Scalar,
+    warmup_steps: Scalar,
+    transition_steps: Scalar,
+    decay_rate: Scalar,
+    transition_begin: Scalar = 0,
+    staircase: bool = False,
+    end_value: Scalar | None = None,
+) -> Schedule:
+    """Up in a straight line, and then multiplied by the same factor every ``transition_steps`` steps.
+
+    With ``x = max(count - warmup_steps - transition_begin, 0) / transition_steps``::
+
+        value = init_value + (peak_value - init_value) * count / warmup_steps      before warmup_steps
+        value = peak_value * decay_rate ** x                                       from there on
+
+    Args:
+      init_value: the value at step 0.
+      peak_value: the value at step ``warmup_steps``.
+      warmup_steps: the length of the rise in steps; with 0 the decay begins at once.
+      transition_steps: after how many steps the factor has worked once; if 0 or less the value stays at the peak.
+      decay_rate: the factor, >= 0; if it is 0 the value stays at the peak.
+      transition_begin: how many steps after the warm-up the decay begins; below 0 it counts as 0.
+      staircase: change only every ``transition_steps`` steps.
+      end_value: where the decay stops: a lower bound if ``decay_rate`` < 1, else an upper bound.
+
+    Returns:
+      A function of the step count, elementwise on arrays of counts.
+
+    Raises:
+      ValueError: ``warmup_steps`` or ``decay_rate`` is negative, or a number is not finite.
+
+    >>> schedule = warmup_exponential_decay_schedule(0.0, 1.0, warmup_steps=2, transition_steps=1, decay_rate=0.5)
+    >>> print(schedule(jnp.arange(5)))
+    [0.   0.5  1.   0.5  0.25]
+    """
+    check_value("peak_value", peak_value)
+    check_steps("warmup_steps", warmup_steps)
+    decay = exponential_decay(peak_value, transition_steps, decay_rate, transition_begin, staircase, end_value)
+    return join_schedules([linear_schedule(init_value, peak_value, warmup_steps), decay], [warmup_steps])
+
+
+@comparable
+def warmup_stable_decay_schedule(
+    init_value: Scalar,
+    peak_value: Scalar,
+    warmup_steps: Scalar,
+    stable_steps: Scalar,
+    decay_steps: Scalar,
+    end_value: Scalar = 0.0,
+    decay: str = "linear",
+) -> Schedule:
+    """Up in a straight line, a long time constant, and down at the end (WSD, also called a trapezoid).
+
+    Where the decay begins need not be known when training begins, so one long run can be cooled down at several lengths.
+    With ``x = min((count - warmup_steps - stable_steps) / decay_steps, 1)`` the last phase is::
+
+        value = end_value + (peak_value - end_value) * shape
+        shape = 1 - x                       if decay is "linear"
+        shape = (1 + cos(pi * x)) / 2       if decay is "cosine"
+        shape = 1 - sqrt(x)                 if decay is "1-sqrt"
+
+    Args:
+      init_value: the value at step 0.
+      peak_value: the value of the long phase.
+      warmup_steps: the length of the rise in steps; 0 for none.
+      stable_steps: the length of the constant phase in steps; 0 for none.
+      decay_steps: the length of the decay alone in steps; with 0 the value jumps to ``end_value``.
+      end_value: the value after the decay.
+      decay: "linear", "cosine" or "1-sqrt". Hägele et al. find the last best for language models.
+
+    Returns:
+      A function of the step count, elementwise on arrays of counts.
+
+    Raises:
+      ValueError: another ``decay``, a negative number of steps, or a number that is not finite.
+
+    Source: Hu et al., MiniCPM: Unveiling the Potential of Small Language Models with Scalable Training Strategies, 2024,
+    arXiv:2404.06395; Hägele et al., Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations, 2024,
+    arXiv:2405.18392.
+
+    >>> print(warmup_stable_decay_schedule(0.0, 1.0, 2, 2, 4, decay="1-sqrt")(jnp.arange(1, 10)))
+    [0.5        1.         1.         1.         0.5        0.29289323
+     0.13397461 0.         0.        ]
+    """
+    if decay not in ("linear", "cosine", "1-sqrt"):
+        raise ValueError(f"decay must be 'linear', 'cosine' or '1-sqrt', got {decay!r}")
+    check_value("init_value", init_value)
+    check_value("peak_value", peak_value)
+    check_steps("warmup_steps", warmup_steps)
+    check_steps("stable_steps", stable_steps)
+    check_steps("decay_steps", decay_steps)
+    check_value("end_value", end_value)
+
+    def schedule(count):
+        init, peak, end = as_values(init_value, peak_value, end_value)
+        rise = mix(init, peak, *fractions(steps_since(count), warmup_steps, peak.dtype))
+        after = steps_since(steps_since(count, warmup_steps), stable_steps)
+        gone, left = fractions(after, decay_steps, peak.dtype)
+        if decay == "cosine":
+            gone, left = half_wave(gone), half_wave(left)
+        elif decay == "1-sqrt":
+            moved = gone > 0
+            gone = jnp.where(moved, jnp.sqrt(jnp.where(moved, gone, 1)), 0)
+            left = left / (1 + gone)  # = 1 - sqrt(x), whose digits would cancel near the end
+        falling = steps_since(count) - as_steps(warmup_steps) >= as_steps(stable_steps)
+        return jnp.where(falling, mix(peak, end, gone, left), rise)
+
+    return schedule
+
+
+@comparable
+def inverse_square_root_schedule(init_value: Scalar, peak_value: Scalar, warmup_steps: Scalar) -> Schedule:
+    """Up in a straight line, and then down with the square root of the step count: the Transformer's schedule.
+
+    ::
+
+        value = init_value + (peak_value - init_value) * count / warmup_steps      before warmup_steps
+        value = peak_value * sqrt(warmup_steps / count)                            from there on
+
+    A warm-up shorter than one step, and a count of 0, are taken as 1 under the root. The paper's schedule, which counts
+    steps from 1, has ``init_value = 0`` and ``peak_value = (d_model * warmup_steps) ** -0.5``.
+
+    Args:
+      init_value: the value at step 0.
+      peak_value: the value at step ``warmup_steps``.
+      warmup_steps: the length of the rise in steps, which also sets the pace of the decay.
+
+    Returns:
+      A function of the step count, elementwise on arrays of counts.
+
+    Raises:
+      ValueError: ``warmup_steps`` is negative, or a number is not finite.
+
+    Source: Vaswani et al., Attention Is All You Need, 2017, arXiv:1706.03762.
+
+    >>> print(inverse_square_root_schedule(0.0, 1.0, warmup_steps=4)(jnp.array([0, 2, 4, 16, 64])))
+    [0.   0.5  1.   0.5  0.25]
+    """
+    check_value("init_value", init_value)
+    check_value("peak_value", peak_value)
+    check_steps("warmup_steps", warmup_steps)
+
+    def schedule(count):
+        init, peak = as_values(init_value, peak_value)
+        done, warmup = steps_since(count), as_steps(warmup_steps)
+        rise = mix(init, peak, *fractions(done, warmup, peak.dtype))
+        pace, since = jnp.maximum(warmup, 1).astype(peak.dtype), jnp.maximum(done, 1).astype(peak.dtype)
+        return jnp.where(done < warmup, rise, peak * jnp.sqrt(pace / since))
+
+    return schedule
