@@ -69,7 +69,7 @@ def piecewise_constant_schedule(init_value: Scalar, boundaries_and_scales: Bound
 
 
 def _through_points(interpolate_type: str, count, start_value, points: Sequence[tuple[Scalar, Scalar]]):
-    """The value at ``count`` on the line or wave from (0, start_value) through all ``points``, constant after the last."""
+    """The value at ``count`` on the way from (0, start_value) through all ``points``, constant after the last."""
     level, *targets = as_values(start_value, *(target for _, target in points))
     done = steps_since(count)
     value = jnp.broadcast_to(level, done.shape)
@@ -87,10 +87,10 @@ def _through_points(interpolate_type: str, count, start_value, points: Sequence[
 def piecewise_interpolate_schedule(
     interpolate_type: str, init_value: Scalar, boundaries_and_scales: BoundariesAndScales = None
 ) -> Schedule:
-    """Lines or half cosine waves from boundary to boundary; the value reached at each is the one before times a factor.
+    """Lines or half cosine waves from boundary to boundary; each reaches the value before it times a factor.
 
-    With levels ``v[0] = init_value``, ``v[i] = v[i - 1] * scale[i]``, and ``x = (count - step[i]) / (step[i + 1] - step[i])``
-    between two boundaries::
+    With the levels ``v[0] = init_value`` and ``v[i] = v[i - 1] * scale[i]``, and between two boundaries
+    ``x = (count - step[i]) / (step[i + 1] - step[i])``::
 
         value = v[i] + (v[i + 1] - v[i]) * x                         if linear
         value = v[i] + (v[i + 1] - v[i]) * (1 - cos(pi * x)) / 2     if cosine
@@ -125,7 +125,7 @@ def piecewise_interpolate_schedule(
 
 
 def _whole_step(fraction: Scalar, steps: Scalar):
-    """``fraction * steps`` rounded down: in double precision if both are known, else in the precision of the tracers."""
+    """``fraction * steps`` rounded down: in double precision if both are known, else in that of the tracers."""
     if known(fraction) and known(steps):
         return int(float(fraction) * float(steps))
     (fraction,) = as_values(fraction)

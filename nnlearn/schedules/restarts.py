@@ -56,7 +56,7 @@ def sgdr_schedule(cosine_kwargs: Iterable[Mapping[str, Scalar]]) -> Schedule:
 
 
 def _geometric(ratio: jax.Array, terms: jax.Array) -> jax.Array:
-    """``1 + ratio + ... + ratio ** (terms - 1)``, exact for whole ratios, accurate and differentiable for ratios near 1.
+    """``1 + ratio + ... + ratio ** (terms - 1)``: exact for whole ratios, accurate for ratios near 1, differentiable.
 
     A power that comes out as 242.99998 would put a restart one step late, so whole ratios have theirs rounded; the
     correction carries no derivative.
@@ -90,7 +90,8 @@ def cosine_annealing_warm_restarts_schedule(
         value = end_value + (init_value - end_value) * (1 + cos(pi * (count - s[i]) / n[i])) / 2
 
     This is PyTorch's ``CosineAnnealingWarmRestarts`` with its base rate as ``init_value``, ``T_0`` as
-    ``first_cycle_steps``, ``T_mult`` as ``cycle_factor`` and ``eta_min`` as ``end_value``. The factor need not be whole.
+    ``first_cycle_steps``, ``T_mult`` as ``cycle_factor`` (which need not be whole here) and ``eta_min`` as
+    ``end_value``.
 
     Args:
       init_value: the value at the beginning of each cycle.

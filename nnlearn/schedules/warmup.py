@@ -1,6 +1,7 @@
 """Schedules that rise in a straight line first, and then stay, decay, or stay and decay."""
 
 import jax.numpy as jnp
+from jax import Array
 
 from nnlearn.checks import check_number, known
 from nnlearn.schedules.arithmetic import (
@@ -11,13 +12,18 @@ from nnlearn.schedules.arithmetic import (
     fractions,
     half_wave,
     mix,
+    safe_power,
     steps_since,
 )
 from nnlearn.schedules.basic import exponential_decay, linear_schedule
-from nnlearn.schedules.cosine import cosine_decay_schedule
-from nnlearn.schedules.join import join_schedules
 from nnlearn.settings import comparable
 from nnlearn.types import Scalar, Schedule
+
+
+def _warm_up(done: Array, init: Array, peak: Array, warmup_steps: Scalar, later: Array) -> Array:
+    """The line from ``init`` to ``peak`` for the first ``warmup_steps``, the value ``later`` from then on."""
+    rise = mix(init, peak, *fractions(done, warmup_steps, peak.dtype))
+    return jnp.where(done < as_steps(warmup_steps), rise, later)
 
 
 @comparable
@@ -101,12 +107,11 @@ def warmup_cosine_decay_schedule(
 
     def schedule(count):
         init, peak, end, power = as_values(init_value, peak_value, end_value, exponent)
-        alpha = jnp.where(peak == 0, 0, end / jnp.where(peak == 0, 1, peak))
-        length = as_steps(decay_steps) - as_steps(warmup_steps)
-        if known(length):  # where both are known they were checked above, and only their rounding could undo it
-            length = jnp.where(length > 0, length, 1)
-        decay = cosine_decay_schedule(peak, length, alpha, power)
-        return join_schedules([linear_schedule(init, peak, warmup_steps), decay], [warmup_steps])(count)
+        end = jnp.where(peak == 0, 0, end)
+        done, length = steps_since(count), as_steps(decay_steps) - as_steps(warmup_steps)
+        _, left = fractions(steps_since(done, warmup_steps), length, peak.dtype)
+        shape = safe_power(half_wave(left), power)
+        return _warm_up(done, init, peak, warmup_steps, mix(peak, end, 1 - shape, shape))
 
     return schedule
 
@@ -149,10 +154,17 @@ def warmup_exponential_decay_schedule(
     >>> print(schedule(jnp.arange(5)))
     [0.   0.5  1.   0.5  0.25]
     """
+    check_value("init_value", init_value)
     check_value("peak_value", peak_value)
     check_steps("warmup_steps", warmup_steps)
     decay = exponential_decay(peak_value, transition_steps, decay_rate, transition_begin, staircase, end_value)
-    return join_schedules([linear_schedule(init_value, peak_value, warmup_steps), decay], [warmup_steps])
+
+    def schedule(count):
+        decayed = decay(steps_since(count, warmup_steps))
+        init, peak, decayed = as_values(init_value, peak_value, decayed)
+        return _warm_up(steps_since(count), init, peak, warmup_steps, decayed)
+
+    return schedule
 
 
 @comparable
@@ -167,8 +179,8 @@ def warmup_stable_decay_schedule(
 ) -> Schedule:
     """Up in a straight line, a long time constant, and down at the end (WSD, also called a trapezoid).
 
-    Where the decay begins need not be known when training begins, so one long run can be cooled down at several lengths.
-    With ``x = min((count - warmup_steps - stable_steps) / decay_steps, 1)`` the last phase is::
+    Where the decay begins need not be known when training begins, so one long run can be cooled down at several
+    lengths. With ``x = min((count - warmup_steps - stable_steps) / decay_steps, 1)`` the last phase is::
 
         value = end_value + (peak_value - end_value) * shape
         shape = 1 - x                       if decay is "linear"
@@ -190,13 +202,12 @@ def warmup_stable_decay_schedule(
     Raises:
       ValueError: another ``decay``, a negative number of steps, or a number that is not finite.
 
-    Source: Hu et al., MiniCPM: Unveiling the Potential of Small Language Models with Scalable Training Strategies, 2024,
-    arXiv:2404.06395; Hägele et al., Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations, 2024,
-    arXiv:2405.18392.
+    Source: Hu et al., MiniCPM: Unveiling the Potential of Small Language Models with Scalable Training Strategies,
+    2024, arXiv:2404.06395; Hägele et al., Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations,
+    2024, arXiv:2405.18392.
 
-    >>> print(warmup_stable_decay_schedule(0.0, 1.0, 2, 2, 4, decay="1-sqrt")(jnp.arange(1, 10)))
-    [0.5        1.         1.         1.         0.5        0.29289323
-     0.13397461 0.         0.        ]
+    >>> print(warmup_stable_decay_schedule(0.0, 1.0, 1, 3, 16, decay="1-sqrt")(jnp.array([0, 1, 4, 8, 13, 20])))
+    [0.   1.   1.   0.5  0.25 0.  ]
     """
     if decay not in ("linear", "cosine", "1-sqrt"):
         raise ValueError(f"decay must be 'linear', 'cosine' or '1-sqrt', got {decay!r}")
@@ -209,17 +220,17 @@ def warmup_stable_decay_schedule(
 
     def schedule(count):
         init, peak, end = as_values(init_value, peak_value, end_value)
-        rise = mix(init, peak, *fractions(steps_since(count), warmup_steps, peak.dtype))
-        after = steps_since(steps_since(count, warmup_steps), stable_steps)
-        gone, left = fractions(after, decay_steps, peak.dtype)
+        done = steps_since(count)
+        since = steps_since(done, warmup_steps)
+        gone, left = fractions(steps_since(since, stable_steps), decay_steps, peak.dtype)
         if decay == "cosine":
             gone, left = half_wave(gone), half_wave(left)
         elif decay == "1-sqrt":
-            moved = gone > 0
+            moved = gone > 0  # the root's derivative at 0 is infinite
             gone = jnp.where(moved, jnp.sqrt(jnp.where(moved, gone, 1)), 0)
-            left = left / (1 + gone)  # = 1 - sqrt(x), whose digits would cancel near the end
-        falling = steps_since(count) - as_steps(warmup_steps) >= as_steps(stable_steps)
-        return jnp.where(falling, mix(peak, end, gone, left), rise)
+            left = left / (1 + gone)  # 1 - sqrt(x), without the cancellation near the end
+        held_or_falling = jnp.where(since < as_steps(stable_steps), peak, mix(peak, end, gone, left))
+        return _warm_up(done, init, peak, warmup_steps, held_or_falling)
 
     return schedule
 
@@ -258,9 +269,9 @@ def inverse_square_root_schedule(init_value: Scalar, peak_value: Scalar, warmup_
 
     def schedule(count):
         init, peak = as_values(init_value, peak_value)
-        done, warmup = steps_since(count), as_steps(warmup_steps)
-        rise = mix(init, peak, *fractions(done, warmup, peak.dtype))
-        pace, since = jnp.maximum(warmup, 1).astype(peak.dtype), jnp.maximum(done, 1).astype(peak.dtype)
-        return jnp.where(done < warmup, rise, peak * jnp.sqrt(pace / since))
+        done = steps_since(count)
+        pace = jnp.maximum(as_steps(warmup_steps), 1).astype(peak.dtype)
+        since = jnp.maximum(done, 1).astype(peak.dtype)
+        return _warm_up(done, init, peak, warmup_steps, peak * jnp.sqrt(pace / since))
 
     return schedule
