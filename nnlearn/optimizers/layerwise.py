@@ -76,7 +76,7 @@ def lamb(
 
     >>> import jax.numpy as jnp
     >>> tx, w = lamb(0.1), jnp.array([3.0, -3.0])
-    >>> tx.update(jnp.array([7.0, 0.2]), tx.init(w), w)[0]
+    >>> tx.update(jnp.array([7.0, 0.2]), tx.init(w), w)[0].round(3)
     Array([-0.3, -0.3], dtype=float32)
     """
     return assemble(
