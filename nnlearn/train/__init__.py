@@ -1,0 +1,7 @@
+"""Training: one step, and epochs of steps, as pure functions."""
+
+from nnlearn.train.step import Info as Info
+from nnlearn.train.step import TrainState as TrainState
+from nnlearn.train.step import init_state as init_state
+from nnlearn.train.step import jit_step as jit_step
+from nnlearn.train.step import make_step as make_step

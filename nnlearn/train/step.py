@@ -1,0 +1,212 @@
+"""One training step as a pure function: ``state, info = step(state, batch)``."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from optax import InjectHyperparamsState, InjectStatefulHyperparamsState, apply_updates, with_extra_args_support
+
+from nnlearn.tree import compute_dtype, global_norm, path_name
+from nnlearn.types import Batch, GradientTransformation, Grads, Key, LossFn, OptState, Params, PyTree
+
+Step = Callable[["TrainState", Batch], tuple["TrainState", "Info"]]
+
+
+class TrainState(NamedTuple):
+    """What the next step needs, and nothing else.
+
+    Attributes:
+      step: steps made so far, int32.
+      params: the parameters.
+      opt_state: the optimizer's state.
+      key: the run's random key; step t uses ``jax.random.fold_in(key, t)``, so a restored run draws the same numbers.
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: OptState
+    key: Key
+
+
+class Info(NamedTuple):
+    """What a person may want to look at; the same structure at every step.
+
+    Attributes:
+      loss: of this batch, before the update.
+      grad_norm: Euclidean norm of the gradient, before the optimizer sees it; infinite or NaN if the gradient is.
+      update_norm: Euclidean norm of the change of the parameters.
+      learning_rate: the rate that made the update, as the optimizer's state records it; a vector if it holds several,
+        in the state's order, and NaN if it holds none.
+      aux: what ``loss_fn`` returned beside the loss, or None.
+    """
+
+    loss: jax.Array
+    grad_norm: jax.Array
+    update_norm: jax.Array
+    learning_rate: jax.Array
+    aux: PyTree
+
+
+def init_state(params: Params, tx: GradientTransformation, key: Key | int = 0) -> TrainState:
+    """The state before the first step.
+
+    Args:
+      params: the parameters; they are copied, so that a step which donates its state leaves yours alone.
+      tx: an optimizer, nnlearn's or optax's.
+      key: a random key, or a seed for one.
+
+    >>> import nnlearn
+    >>> state = init_state({"w": jnp.zeros(2)}, nnlearn.sgd(0.1), key=0)
+    >>> int(state.step), state.params
+    (0, {'w': Array([0., 0.], dtype=float32)})
+    """
+    params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+    key = jax.random.key(key) if isinstance(key, int) else jnp.array(key, copy=True)
+    return TrainState(jnp.zeros([], jnp.int32), params, tx.init(params), key)
+
+
+def make_step(
+    loss_fn: LossFn,
+    tx: GradientTransformation,
+    *,
+    axis_name: str | tuple[str, ...] | None = None,
+    microbatches: int = 1,
+) -> Step:
+    """A training step: gradient, optimizer, update.
+
+    The step is a pure function, to be compiled (``jit_step`` also donates the state), scanned, vmapped over states, or
+    run on many devices under ``jax.shard_map``, ``jax.pmap`` or ``jax.vmap`` with an ``axis_name``.
+
+    Args:
+      loss_fn: ``loss_fn(params, batch, key) -> loss`` or ``(loss, aux)``; ``loss`` a real scalar, the mean over the
+        batch, ``aux`` a pytree of arrays.
+      tx: an optimizer, nnlearn's or optax's. It is also handed ``value``, ``grad`` and ``value_fn``, which line
+        searches and plateau rules ask for.
+      axis_name: the mapped axis or axes over which each device sees its own part of the batch and all hold the same
+        state. Loss, gradient and aux are averaged over it, and each part draws its own random numbers. Parts weigh the
+        same: give each as many examples.
+      microbatches: split the batch into so many parts and accumulate their gradients one after the other, for the
+        memory of one part. A real inner loop: the optimizer runs once, under ``vmap`` too.
+
+    Returns:
+      ``step(state, batch) -> (state, info)``.
+
+    Raises:
+      TypeError: the loss is not a real scalar.
+      ValueError: the batch cannot be split into ``microbatches`` equal parts.
+
+    >>> import nnlearn
+    >>> def loss_fn(params, batch, key):
+    ...     return jnp.mean((batch["x"] * params - batch["y"]) ** 2)
+    >>> tx = nnlearn.sgd(0.1)
+    >>> step = make_step(loss_fn, tx)
+    >>> state, info = step(init_state(jnp.array(0.5), tx), {"x": jnp.array([2.0]), "y": jnp.array([3.0])})
+    >>> state.params, info.loss, info.grad_norm
+    (Array(1.3, dtype=float32), Array(4., dtype=float32), Array(8., dtype=float32))
+    """
+    if not isinstance(microbatches, int) or microbatches < 1:
+        raise ValueError(f"microbatches must be an integer >= 1, got {microbatches!r}")
+    tx = with_extra_args_support(tx)
+
+    def loss_and_aux(params, batch, key):
+        result = loss_fn(params, batch, key)
+        loss, aux = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+        _check_loss(loss)
+        # Averaged inside of the derivative: under shard_map the gradient of replicated parameters is summed over
+        # devices by the transpose, so that a mean taken only outside would be a sum.
+        return (loss, aux) if axis_name is None else jax.lax.pmean((loss, aux), axis_name)
+
+    differentiate = jax.value_and_grad(loss_and_aux, has_aux=True)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Info]:
+        key = jax.random.fold_in(state.key, state.step)
+        if axis_name is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+        if microbatches == 1:
+            (loss, aux), grads = differentiate(state.params, batch, key)
+        else:
+            loss, aux, grads = _accumulate(differentiate, state.params, batch, key, microbatches)
+        if axis_name is not None:
+            grads = jax.lax.pmean(grads, axis_name)
+
+        def value_fn(params):
+            return loss_and_aux(params, batch, key)[0]
+
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, value=loss, grad=grads, value_fn=value_fn)
+        params = apply_updates(state.params, updates)
+        info = Info(loss, global_norm(grads), global_norm(updates), recorded_learning_rate(opt_state), aux)
+        return TrainState(state.step + 1, params, opt_state, state.key), info
+
+    return step
+
+
+def jit_step(step: Step) -> Step:
+    """Compile a step and donate its state: the new state takes the old one's memory, and the old is gone.
+
+    >>> import nnlearn
+    >>> tx = nnlearn.sgd(0.5)
+    >>> step = jit_step(make_step(lambda params, batch, key: jnp.sum((params - batch) ** 2), tx))
+    >>> state, info = step(init_state(jnp.zeros(1), tx), jnp.ones(1))
+    >>> state.params
+    Array([1.], dtype=float32)
+    """
+    return jax.jit(step, donate_argnums=0)
+
+
+def _check_loss(loss: Any) -> None:
+    if jnp.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+        raise TypeError(
+            "loss_fn must return a real scalar, or (loss, aux); got "
+            f"{jnp.result_type(loss).name} of shape {jnp.shape(loss)}: take the mean over the batch"
+        )
+
+
+def _accumulate(differentiate, params: Params, batch: Batch, key: Key, parts: int) -> tuple[jax.Array, PyTree, Grads]:
+    """Loss, aux and gradient, each the mean over ``parts`` slices of the batch, taken one after the other."""
+
+    def split(path, leaf):
+        if jnp.ndim(leaf) == 0 or leaf.shape[0] % parts:
+            raise ValueError(
+                f"batch leaf {path_name(path)!r} of shape {jnp.shape(leaf)} cannot be split into microbatches={parts} "
+                "equal parts: its first axis must be a multiple of it"
+            )
+        return leaf.reshape(parts, leaf.shape[0] // parts, *leaf.shape[1:])
+
+    def total(carry, part):
+        index, slice_ = part
+        (loss, aux), grads = differentiate(params, slice_, jax.random.fold_in(key, index))
+        return jax.tree.map(lambda old, new: old + new.astype(old.dtype), carry, (loss, aux, grads)), None
+
+    slices = jax.tree.map_with_path(split, batch)
+    first = jax.tree.map(lambda leaf: leaf[0], slices)
+    (loss, aux), grads = jax.eval_shape(differentiate, params, first, key)
+    start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, compute_dtype(leaf.dtype)), (loss, aux, grads))
+    sums, _ = jax.lax.scan(total, start, (jnp.arange(parts), slices))
+    return jax.tree.map(lambda leaf: leaf / parts, sums)
+
+
+def recorded_learning_rate(state: OptState) -> jax.Array:
+    """The learning rate that an optimizer's state records; see ``Info.learning_rate``.
+
+    >>> import nnlearn
+    >>> recorded_learning_rate(nnlearn.adam(0.1).init(jnp.zeros(1)))
+    Array(0.1, dtype=float32)
+    """
+    injected = (InjectHyperparamsState, InjectStatefulHyperparamsState)
+
+    def holds_rate(node):
+        return hasattr(node, "learning_rate") or isinstance(node, injected)
+
+    rates = []
+    for node in filter(holds_rate, jax.tree.leaves(state, is_leaf=holds_rate)):
+        if isinstance(node, injected):
+            rates.append(node.hyperparams.get("learning_rate", recorded_learning_rate(node.inner_state)))
+        else:
+            rates.append(node.learning_rate)
+    if not rates:
+        return jnp.array(jnp.nan)
+    return jnp.asarray(rates[0]) if len(rates) == 1 else jnp.concatenate([jnp.atleast_1d(rate) for rate in rates])
+
+
+__all__ = ["Info", "TrainState", "init_state", "jit_step", "make_step", "recorded_learning_rate"]

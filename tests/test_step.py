@@ -1,0 +1,214 @@
+"""The training step: one function, alone, scanned, vmapped and on many devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import nnlearn
+
+WIDTH = 3
+
+
+def loss_fn(params, batch, key):
+    inputs, targets = batch
+    errors = inputs @ params["w"] + params["b"] - targets
+    return jnp.mean(errors**2), {"worst": jnp.max(jnp.abs(errors))}
+
+
+def make_batch(size=16, seed=0):
+    random = np.random.default_rng(seed)
+    inputs = random.normal(size=(size, WIDTH)).astype(np.float32)
+    return jnp.asarray(inputs), jnp.asarray(inputs @ np.arange(1.0, WIDTH + 1, dtype=np.float32) + 1)
+
+
+def make_params():
+    return {"w": jnp.zeros(WIDTH), "b": jnp.zeros(())}
+
+
+def assert_trees_close(left, right, rtol=1e-5, atol=1e-6):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), left, right)
+
+
+def numbers(state):
+    """A state without its key, which NumPy cannot compare."""
+    return state._replace(key=jax.random.key_data(state.key))
+
+
+def test_a_step_is_gradient_optimizer_update():
+    tx = nnlearn.adam(0.1)
+    batch = make_batch()
+    step = nnlearn.make_step(loss_fn, tx)
+    state, info = step(nnlearn.init_state(make_params(), tx), batch)
+    (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(make_params(), batch, None)
+    updates, _ = tx.update(grads, tx.init(make_params()), make_params())
+    assert_trees_close(state.params, optax.apply_updates(make_params(), updates))
+    assert_trees_close((info.loss, info.aux), (loss, aux))
+    np.testing.assert_allclose(info.grad_norm, optax.tree.norm(grads), rtol=1e-6)
+    np.testing.assert_allclose(info.update_norm, optax.tree.norm(updates), rtol=1e-6)
+    np.testing.assert_allclose(info.learning_rate, 0.1)
+    assert int(state.step) == 1
+
+
+def test_it_learns_and_compiles_once():
+    tx = nnlearn.adam(nnlearn.cosine_decay_schedule(0.3, 200))
+    step = nnlearn.jit_step(nnlearn.make_step(loss_fn, tx))
+    state = nnlearn.init_state(make_params(), tx)
+    for index in range(200):
+        state, info = step(state, make_batch(seed=index))
+    assert step._cache_size() == 1
+    np.testing.assert_allclose(state.params["w"], [1.0, 2.0, 3.0], atol=1e-3)
+    np.testing.assert_allclose(info.learning_rate, 0.3 * 0.5 * (1 + np.cos(np.pi * 199 / 200)), rtol=1e-3)
+
+
+def test_donation_takes_the_state_and_leaves_the_callers_parameters():
+    tx, params, key = nnlearn.adam(0.1), make_params(), jax.random.key(0)
+    first = nnlearn.init_state(params, tx, key)
+    nnlearn.jit_step(nnlearn.make_step(loss_fn, tx))(first, make_batch())
+    assert first.params["w"].is_deleted()
+    assert not params["w"].is_deleted() and not key.is_deleted()
+
+
+def test_scanned_in_two_halves_is_the_same_to_the_last_bit():
+    tx = nnlearn.adamw(1e-2)
+    step = nnlearn.make_step(loss_fn, tx)
+    batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[make_batch(seed=seed) for seed in range(10)])
+    start = nnlearn.init_state(make_params(), tx)
+    whole, _ = jax.jit(lambda s, b: jax.lax.scan(step, s, b))(start, batches)
+    half = jax.jit(lambda s, b: jax.lax.scan(step, s, b))
+    middle, _ = half(start, jax.tree.map(lambda leaf: leaf[:5], batches))
+    resumed, _ = half(middle, jax.tree.map(lambda leaf: leaf[5:], batches))
+    jax.tree.map(np.testing.assert_array_equal, numbers(whole), numbers(resumed))
+
+
+def test_vmap_over_seeds_and_rates_equals_the_loop():
+    batch = make_batch()
+
+    def train(rate, seed):
+        tx = nnlearn.adam(rate)
+        params = {"w": jax.random.normal(jax.random.key(seed), WIDTH), "b": jnp.zeros(())}
+        step = nnlearn.make_step(loss_fn, tx)
+        return jax.lax.fori_loop(0, 5, lambda _, state: step(state, batch)[0], nnlearn.init_state(params, tx)).params
+
+    rates, seeds = jnp.array([0.01, 0.1, 0.3]), jnp.array([1, 2, 3])
+    together = jax.jit(jax.vmap(train))(rates, seeds)
+    for index in range(3):
+        alone = jax.jit(train)(rates[index], seeds[index])
+        assert_trees_close(jax.tree.map(lambda leaf, i=index: leaf[i], together), alone)
+
+
+def mapped_steps():
+    mesh = lambda: jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))  # noqa: E731
+
+    def shard_map(step, check_vma):
+        def mapped(state, batch):
+            specs = {"in_specs": (P(), P("data")), "out_specs": (P(), P()), "check_vma": check_vma}
+            return jax.jit(jax.shard_map(step, mesh=mesh(), **specs))(state, batch)
+
+        return mapped
+
+    def over_parts(transform, step):
+        def mapped(state, batch):
+            parts = jax.tree.map(lambda leaf: leaf.reshape(4, -1, *leaf.shape[1:]), batch)
+            return jax.tree.map(
+                lambda leaf: leaf[0], transform(step, in_axes=(None, 0), axis_name="data")(state, parts)
+            )
+
+        return mapped
+
+    return {
+        "shard_map": lambda step: shard_map(step, True),
+        "shard_map-unchecked": lambda step: shard_map(step, False),
+        "pmap": functools.partial(over_parts, jax.pmap),
+        "vmap": functools.partial(over_parts, jax.vmap),
+    }
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize("mapped", mapped_steps().values(), ids=mapped_steps().keys())
+def test_many_devices_take_the_step_of_one(mapped, microbatches):
+    tx = nnlearn.adam(0.1)
+    state, batch = nnlearn.init_state(make_params(), tx), make_batch()
+    expected, expected_info = nnlearn.make_step(loss_fn, tx)(state, batch)
+    step = nnlearn.make_step(loss_fn, tx, axis_name="data", microbatches=microbatches)
+    got, info = mapped(step)(state, batch)
+    assert_trees_close(numbers(got), numbers(expected))
+    assert_trees_close(info._replace(aux=None), expected_info._replace(aux=None))
+
+
+def test_a_plain_mean_of_gradients_under_shard_map_is_the_trap_that_the_step_avoids():
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    batch = make_batch()
+
+    def naive(params, batch):
+        return jax.lax.pmean(jax.grad(lambda p: loss_fn(p, batch, None)[0])(params), "data")
+
+    sharded = jax.shard_map(naive, mesh=mesh, in_specs=(P(), P("data")), out_specs=P())(make_params(), batch)
+    exact = jax.grad(lambda p: loss_fn(p, batch, None)[0])(make_params())
+    np.testing.assert_allclose(sharded["w"], 4 * exact["w"], rtol=1e-5)
+
+
+def test_microbatches_take_the_step_of_the_whole_batch():
+    tx = nnlearn.sgd(0.1, momentum=0.9)
+    state, batch = nnlearn.init_state(make_params(), tx), make_batch()
+    expected, info = nnlearn.make_step(loss_fn, tx)(state, batch)
+    got, accumulated = nnlearn.make_step(loss_fn, tx, microbatches=4)(state, batch)
+    assert_trees_close(numbers(got), numbers(expected))
+    np.testing.assert_allclose(accumulated.loss, info.loss, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"microbatches=3"):
+        nnlearn.make_step(loss_fn, tx, microbatches=3)(state, batch)
+    with pytest.raises(ValueError, match="microbatches"):
+        nnlearn.make_step(loss_fn, tx, microbatches=0)
+
+
+def test_random_numbers_differ_by_step_and_by_device_and_repeat_by_key():
+    def draw(params, batch, key):
+        return jnp.sum(params**2), jax.random.uniform(key)
+
+    tx = nnlearn.sgd(0.0)
+    step = nnlearn.make_step(draw, tx)
+    state = nnlearn.init_state(jnp.ones(()), tx, key=3)
+    later, first = step(state, jnp.ones(1))
+    _, second = step(later, jnp.ones(1))
+    assert first.aux != second.aux
+    assert first.aux == step(state, jnp.ones(1))[1].aux
+
+    apart = nnlearn.make_step(
+        lambda p, b, k: (jnp.sum(p**2), jax.nn.one_hot(b, 4) * jax.random.uniform(k)), tx, axis_name="d"
+    )
+    _, info = jax.vmap(apart, in_axes=(None, 0), axis_name="d")(state, jnp.arange(4))
+    assert len(set(np.asarray(info.aux[0]).tolist())) == 4
+
+
+def test_any_optax_optimizer_runs_in_the_step_line_searches_too():
+    for tx in (optax.adam(0.1), optax.lbfgs(), optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau())):
+        step = jax.jit(nnlearn.make_step(loss_fn, tx))
+        state = nnlearn.init_state(make_params(), tx)
+        losses = []
+        for _ in range(5):
+            state, info = step(state, make_batch())
+            losses.append(float(info.loss))
+        assert losses[-1] < losses[0]
+
+
+def test_the_learning_rate_is_read_wherever_it_is_recorded():
+    read = nnlearn.train.step.recorded_learning_rate
+    params = make_params()
+    assert np.isnan(read(optax.adam(0.1).init(params)))
+    assert read(nnlearn.inject_hyperparams(nnlearn.adam)(0.1).init(params)) == jnp.float32(0.1)
+    assert read(optax.inject_hyperparams(optax.adam)(0.1).init(params)) == jnp.float32(0.1)
+    assert read(nnlearn.MultiSteps(nnlearn.sgd(0.1), 2).init(params)) == jnp.float32(0.1)
+    parts = nnlearn.partition({"w": nnlearn.sgd(0.1), "b": nnlearn.sgd(0.2)}, {"w": "w", "b": "b"})
+    np.testing.assert_allclose(sorted(read(parts.init(params))), [0.1, 0.2])
+
+
+@pytest.mark.parametrize("bad", [lambda p, b, k: p["w"], lambda p, b, k: jnp.array(1), lambda p, b, k: jnp.array(1j)])
+def test_a_loss_that_is_no_real_scalar_is_named(bad):
+    tx = nnlearn.sgd(0.1)
+    with pytest.raises(TypeError, match="real scalar"):
+        nnlearn.make_step(bad, tx)(nnlearn.init_state(make_params(), tx), make_batch())
