@@ -86,7 +86,10 @@ def fractions(done: Array, steps: Scalar, dtype) -> tuple[Array, Array]:
     gone = jnp.minimum(done, steps)
     left = steps - gone
     length = steps.astype(dtype)
-    return jnp.where(real, gone.astype(dtype) / length, 1), jnp.where(real, left.astype(dtype) / length, 0)
+    # XLA divides by a common number by multiplying with its reciprocal, and 41 * (1 / 41) is not 1: hence ends by hand.
+    gone_fraction = jnp.where(real & (left > 0), gone.astype(dtype) / length, 1)
+    left_fraction = jnp.where(gone > 0, left.astype(dtype) / length, 1)
+    return gone_fraction, jnp.where(real, left_fraction, 0)
 
 
 def whole_periods(done: Array, steps: Array) -> Array:
