@@ -1,0 +1,108 @@
+"""What every model is made with: the factory mark, and the checks that give shape faults a name and a cure."""
+
+import functools
+import inspect
+import math
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from nnlearn.settings import Made
+from nnlearn.tree import path_name
+from nnlearn.types import Model, Params
+
+Factory = TypeVar("Factory", bound=Callable[..., Model])
+
+
+def model_factory(factory: Factory) -> Factory:
+    """Mark a factory of models, so that equal settings give equal models.
+
+    Two models that compare equal share one compiled program, and a model can be a static argument of ``jax.jit``.
+
+    >>> from nnlearn.models import dense
+    >>> dense(2, 3) == dense(2, 3), dense(2, 3) == dense(2, 4)
+    (True, False)
+    >>> dense(2, 3).init
+    dense(inputs=2, outputs=3).init
+    """
+    signature = inspect.signature(factory)
+
+    @functools.wraps(factory)
+    def make(*args, **kwargs):
+        model = factory(*args, **kwargs)
+        arguments = dict(signature.bind(*args, **kwargs).arguments)
+        return Model(Made(model.init, make, arguments, "init"), Made(model.apply, make, arguments, "apply"))
+
+    return make
+
+
+def parameter_count(params: Params) -> int:
+    """How many numbers a tree of parameters holds; shapes alone (``jax.eval_shape``) are enough.
+
+    Args:
+      params: a pytree of arrays, of numbers or of ``jax.ShapeDtypeStruct``.
+
+    Returns:
+      The number of scalars, a Python int.
+
+    >>> from nnlearn.models import mlp
+    >>> parameter_count(jax.eval_shape(mlp((784, 100, 10)).init, jax.random.key(0)))
+    79510
+    """
+    return sum(math.prod(getattr(leaf, "shape", ())) for leaf in jax.tree.leaves(params))
+
+
+def check_width(name: str, value: Any) -> int:
+    """``value`` as a Python int, a number of features.
+
+    Raises:
+      TypeError: it is not an integer, or it is traced.
+      ValueError: it is below 1.
+    """
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(f"{name} decides an array's shape, so it must be a Python int, not a traced value")
+    try:
+        width = operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})") from error
+    if isinstance(value, bool) or width < 1:
+        raise ValueError(f"{name} must be an int >= 1, got {value!r}")
+    return width
+
+
+def check_features(layer: str, features: int, inputs: jax.Array) -> None:
+    """Raise ``ValueError`` unless the last axis of ``inputs`` has the length that the layer was made for."""
+    shape = inputs.shape
+    if shape and shape[-1] == features:
+        return
+    if len(shape) > 2 and math.prod(shape[1:]) == features:
+        cure = "flatten each example with x.reshape(len(x), -1)"
+    elif shape and math.prod(shape) == features:
+        cure = "flatten the example with x.reshape(-1)"
+    elif shape:
+        cure = f"give inputs of shape (..., {features}), or make the layer for {shape[-1]} features"
+    else:
+        cure = f"give inputs of shape (..., {features})"
+    raise ValueError(f"{layer} expects inputs whose last axis is {features}, got shape {shape}; {cure}")
+
+
+def parameter(layer: str, params: Params, name: str, shape: tuple[int, ...]) -> jax.Array:
+    """``params[name]`` as an array.
+
+    Raises:
+      ValueError: there is none, or its shape is not the one that the layer makes.
+    """
+    if not isinstance(params, Mapping) or name not in params:
+        paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
+        raise ValueError(f"{layer} needs a parameter {name!r}, got {paths}; make its params with init(key)")
+    value = jnp.asarray(params[name])
+    if value.shape != shape:
+        if value.shape[1:] == shape:
+            cure = "for a stack of networks use jax.vmap(model.apply, in_axes=(0, None))"
+        else:
+            cure = "these are the params of another model"
+        raise ValueError(f"{layer} expects {name!r} of shape {shape}, got {value.shape}; {cure}")
+    return value
