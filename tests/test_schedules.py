@@ -227,7 +227,7 @@ def test_names_and_arguments_are_optax_s():
 @every_optax_case
 def test_equals_optax(case):
     expected = by_optax(case)
-    single = case.make(nn)(COUNTS)
+    single = compiled(case)(case.numbers, COUNTS)
     assert single.dtype == jnp.float32
     np.testing.assert_allclose(single, expected, rtol=1e-6, atol=1e-7 * np.abs(expected).max())
     with jax.enable_x64(True):
@@ -273,7 +273,8 @@ SLOW = {
 def test_new_schedules_equal_their_formulas(case):
     counts = COUNTS[:-2]
     expected = [SLOW[case.name](**case.numbers, **case.flags, count=int(count)) for count in counts]
-    np.testing.assert_allclose(case.make(nn)(counts), expected, rtol=2e-6, atol=1e-7)
+    single = compiled(case)(case.numbers, COUNTS)[:-2]
+    np.testing.assert_allclose(single, expected, rtol=2e-6, atol=1e-7)
     with jax.enable_x64(True):
         np.testing.assert_allclose(case.make(nn)(counts), expected, rtol=1e-12, atol=1e-14)
 
@@ -368,7 +369,7 @@ def varied(case):
     for name, value in case.numbers.items():
         for change in (1.05, 0.9):
             new = value + (2 if change > 1 else -1) if isinstance(value, int) else value * change + 0.001
-            rows.append({**case.numbers, name: max(new, 1) if name == "cycle_factor" else new})
+            rows.append({**case.numbers, name: max(new, 1.0) if name == "cycle_factor" else new})
     return rows
 
 
@@ -590,8 +591,9 @@ def test_a_way_without_steps_stays_where_it_is(steps):
     ],
 )
 def test_edges_equal_optax(make):
-    expected = nn.preview(make(optax), 64)
-    np.testing.assert_allclose(nn.preview(make(nn), 64), expected, rtol=1e-5, atol=1e-6)
+    schedule = make(optax)
+    expected = jax.vmap(lambda count: jnp.asarray(schedule(count)))(COUNTS)
+    np.testing.assert_allclose(make(nn)(COUNTS), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_growth_without_bound_is_no_nan():
@@ -759,7 +761,7 @@ def test_join_picks_the_piece_and_counts_from_its_start(first, gap):
 
 
 @HYPOTHESIS
-@given(st.sampled_from(CASES), st.integers(0, 59))
+@given(st.sampled_from(CASES[::4]), st.integers(0, 59))
 def test_preview_equals_the_loop(case, count):
     np.testing.assert_allclose(previews(case.label)[count], case.make(nn)(count), rtol=3e-6, atol=1e-7)
 
