@@ -50,6 +50,7 @@ from nnlearn.train import Info as Info
 from nnlearn.train import TrainState as TrainState
 from nnlearn.train import init_state as init_state
 from nnlearn.train import jit_step as jit_step
+from nnlearn.train import make_epoch as make_epoch
 from nnlearn.train import make_step as make_step
 from nnlearn.transforms import MasterParamsState as MasterParamsState
 from nnlearn.transforms import MultiSteps as MultiSteps

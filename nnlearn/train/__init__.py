@@ -1,5 +1,6 @@
 """Training: one step, and epochs of steps, as pure functions."""
 
+from nnlearn.train.epoch import make_epoch as make_epoch
 from nnlearn.train.step import Info as Info
 from nnlearn.train.step import TrainState as TrainState
 from nnlearn.train.step import init_state as init_state

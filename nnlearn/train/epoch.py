@@ -1,0 +1,56 @@
+"""An epoch of steps as one pure function, batches and all."""
+
+from collections.abc import Callable
+
+import jax
+
+from nnlearn.data import epoch_indices, example_count, take
+from nnlearn.train.step import Info, Step, TrainState
+from nnlearn.types import Batch, Key
+
+Epoch = Callable[[TrainState, Key], tuple[TrainState, Info]]
+
+
+def make_epoch(step: Step, examples: Batch, batch_size: int, *, shuffle: bool = True, remainder: str = "mask") -> Epoch:
+    """One pass over all examples in random order, to be compiled, vmapped over states and keys, and scanned again.
+
+    Args:
+      step: from ``make_step``. Its batch is ``(examples_b, where_b)``: a tree like ``examples`` whose leading axis is
+        ``batch_size`` long, and booleans of shape (batch_size,) that are False where the last batch was filled up; the
+        loss is to leave those out, ``jnp.mean(losses_b, where=where_b)``.
+      examples: a pytree of arrays of shape (size, ...).
+      batch_size: examples in a batch.
+      shuffle: whether the order is random.
+      remainder: what to do with an incomplete last batch; see ``epoch_indices``.
+
+    Returns:
+      ``epoch(state, key) -> (state, infos)``; every leaf of ``infos`` has a leading axis of steps.
+
+    Raises:
+      ValueError: arrays differ in length, or the batch size does not fit.
+
+    >>> import jax.numpy as jnp
+    >>> import nnlearn
+    >>> def loss_fn(params, batch, key):
+    ...     examples_b, where_b = batch
+    ...     return jnp.mean((params - examples_b) ** 2, where=where_b)
+    >>> tx = nnlearn.sgd(0.25)
+    >>> epoch = make_epoch(nnlearn.make_step(loss_fn, tx), jnp.array([1.0, 2.0, 3.0]), batch_size=2)
+    >>> state, infos = epoch(nnlearn.init_state(jnp.array(2.0), tx), jax.random.key(0))
+    >>> int(state.step), infos.loss.shape
+    (2, (2,))
+    """
+    size = example_count(examples)
+
+    def epoch(state, key):
+        def on_batch(state, batch):
+            indices_b, where_b = batch
+            return step(state, (take(examples, indices_b), where_b))
+
+        batches = epoch_indices(key if shuffle else None, size, batch_size, shuffle=shuffle, remainder=remainder)
+        return jax.lax.scan(on_batch, state, batches)
+
+    return epoch
+
+
+__all__ = ["make_epoch"]
