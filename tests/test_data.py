@@ -188,13 +188,26 @@ def test_many_small_classes_do_not_all_round_the_same_way():
     assert [len(part) for part in parts] == pytest.approx([420, 90, 90], abs=2)
 
 
+@pytest.mark.parametrize(
+    ("class_sizes", "fractions", "quota"),
+    [
+        ((7, 20, 50), (0.25, 0.28, 0.47), 14),  # 0.28 * 50 is 14.000000000000002
+        ((50, 25, 50), (0.23, 0.19, 0.58), 29),  # 0.58 * 50 is 28.999999999999996
+    ],
+)
+def test_whole_quotas_are_met_in_spite_of_rounding(class_sizes, fractions, quota):
+    labels = np.repeat(np.arange(3), class_sizes)
+    parts = split(labels, fractions, stratify=labels)
+    assert quota in [np.count_nonzero(part == 2) for part in parts]
+
+
 def test_split_is_decided_by_the_seed_and_mixes_the_classes():
     labels = np.repeat(["no", "yes"], 100)
     numbers = np.arange(200)
     first = split(numbers, seed=3, stratify=labels)
     for one, other in zip(first, split(numbers, seed=3, stratify=labels), strict=True):
         np.testing.assert_array_equal(one, other)
-    assert not np.array_equal(first.train, split(numbers, seed=4, stratify=labels).train)
+    assert set(first.train) != set(split(numbers, seed=4, stratify=labels).train)
     assert [len(part) for part in first] == [140, 30, 30]
     for part in first:  # neither in the order of the data nor sorted by class
         assert 0.2 < np.mean(part[: len(part) // 2] < 100) < 0.8 and not np.all(np.diff(part) > 0)
@@ -241,10 +254,10 @@ def test_standardize_fits_on_train_only():
 
 
 def test_constant_features_are_shifted_only():
-    # The mean of three float32 0.1 is not 0.1: a scale of their rounding errors would blow them up.
-    train = np.stack([np.full(3, 0.1, np.float32), np.arange(3, dtype=np.float32)], axis=1)
+    # The mean of three times 0.1 is not 0.1: a scale made of that rounding error would blow it up.
+    train = np.stack([np.full(3, 0.1), np.arange(3.0)], axis=1)
     (train_z, test_z), statistics = standardize(train, np.array([[1.1, 1.0]]))
-    assert np.all(train_z[:, 0] == 0) and statistics.scale[0] == 1
+    assert np.std(train[:, 0]) > 0 and np.all(train_z[:, 0] == 0) and statistics.scale[0] == 1
     np.testing.assert_allclose(test_z, [[1.0, 0.0]], rtol=1e-6)
 
 

@@ -374,15 +374,25 @@ def test_mlp_paths_and_parameter_count():
     assert paths(mlp((4, 3)).init(KEY)) == ["output/bias", "output/kernel"]
 
 
-def test_mlp_dropout_differs_by_layer_and_ends_without_a_key():
-    model = mlp((4, 50, 50, 3), dropout=0.5)
+def identity_kernel(key, shape, dtype):
+    return jnp.eye(*shape, dtype=dtype)
+
+
+def test_mlp_dropout_is_drawn_anew_in_each_layer_and_off_without_a_key():
+    x = jnp.ones((100, 30))
+    model = mlp((30, 30, 30, 30), activation="identity", kernel_init=identity_kernel, dropout=0.5)
     params = model.init(KEY)
-    x = jnp.ones((2, 4))
-    outputs = jax.jit(jax.vmap(lambda key: model.apply(params, x, key)))(jax.random.split(KEY, 100))
-    assert np.all(np.std(outputs, axis=0) > 0)
-    np.testing.assert_array_equal(model.apply(params, x), mlp((4, 50, 50, 3)).apply(params, x))
-    grad = jax.grad(lambda rate: jnp.sum(mlp((4, 50, 50, 3), dropout=rate).apply(params, x, KEY)))(0.5)
+    kept = np.asarray(model.apply(params, x, KEY)) != 0
+    assert abs(kept.mean() - 0.25) < 0.03  # two layers drop; one mask for both would keep half
+    np.testing.assert_array_equal(model.apply(params, x), x)
+    grad = jax.grad(lambda rate: jnp.sum(mlp((30, 30, 2), dropout=rate).apply(mlp((30, 30, 2)).init(KEY), x, KEY)))(0.5)
     assert np.isfinite(grad) and grad != 0
+
+
+def test_mlp_drops_activations_not_what_goes_into_them():
+    model = mlp((30, 30, 30), activation="sigmoid", kernel_init=identity_kernel, dropout=0.5)
+    outputs = np.asarray(model.apply(model.init(KEY), jnp.zeros((100, 30)), KEY))
+    assert set(outputs.ravel()) == {0.0, 1.0}  # sigmoid(0) / (1 - rate), or nothing
 
 
 def test_vmap_over_init_keys_makes_many_networks():
