@@ -1,0 +1,45 @@
+"""The console command: ``nnlearn compare`` and ``nnlearn versions``."""
+
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+      arguments: the words after ``nnlearn``; None for those of the process.
+
+    Returns:
+      The exit status: 0 when all went well, 1 where a package is missing, 2 for a wrong argument, 130 if interrupted.
+    """
+    import tyro
+
+    from nnlearn import compare
+    from nnlearn.compare.summary import describe_machine
+
+    app = tyro.extras.SubcommandApp()
+
+    @app.command(name="compare")
+    def compare_command(settings: tyro.conf.OmitArgPrefixes[compare.Settings]) -> None:
+        """Train a small network with several optimizers, nnlearn's and optax's, and compare them."""
+        compare.compare(settings)
+
+    @app.command(name="versions")
+    def versions_command() -> None:
+        """Print hardware and versions, for a report."""
+        for name, value in describe_machine().items():
+            print(f"{name}: {value}")
+
+    try:
+        app.cli(prog="nnlearn", args=arguments)
+    except KeyboardInterrupt:
+        return 130
+    except (ImportError, ValueError) as error:
+        print(f"nnlearn: {error}", file=sys.stderr)
+        return 1 if isinstance(error, ImportError) else 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""The picture: loss per epoch at the best learning rate, and how much that rate matters."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+
+from nnlearn.compare.runs import Curves
+from nnlearn.compare.settings import Settings
+from nnlearn.compare.summary import Results, best_index
+
+DASHES = {"color": "black", "linestyle": (0, (3, 4)), "linewidth": 1.0, "zorder": 3}
+
+
+def draw(path: Path, results: Results, settings: Settings) -> None:
+    """Write three panels: training loss, validation loss, and final validation loss over learning rates.
+
+    Of each optimizer, nnlearn's runs are a coloured line and optax's are black dashes: dashes on a line are two
+    libraries that agree. Losses are means over seeds with a band of one standard deviation; over learning rates they
+    are medians with the range of the seeds, because single runs diverge there.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)  # a figure of its own, in no window and no global state
+    train_axes, validation_axes, rate_axes = figure.subplots(1, 3)
+    for index, (optimizer, libraries) in enumerate(results.items()):
+        for library, curves in libraries.items():
+            solid = {"color": f"C{index}", "linewidth": 2.2, "label": optimizer}
+            style = (
+                solid if library == "nnlearn" else DASHES | {"label": "optax" if index + 1 == len(results) else None}
+            )
+            best = best_index(curves)
+            epochs = np.arange(1, curves.train_sre.shape[-1] + 1)
+            _mean_and_sd(train_axes, epochs, curves.train_sre[:, best], style)
+            _mean_and_sd(validation_axes, epochs, curves.validation_sre[:, best], style)
+            _median_and_range(rate_axes, settings, curves, style)
+    for axes, title in ((train_axes, "training loss"), (validation_axes, "validation loss")):
+        axes.set(title=f"{title}, at the best learning rate", xlabel="epoch", yscale="log")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    rate_axes.set(title="validation loss after the last epoch", xlabel="learning rate", xscale="log", yscale="log")
+    for axes in (train_axes, validation_axes, rate_axes):
+        axes.grid(alpha=0.3)
+    figure.legend(*train_axes.get_legend_handles_labels(), loc="outside right upper")
+    figure.suptitle(f"{settings.data}: {settings.seeds} seeds of each optimizer and learning rate")
+    figure.savefig(path, dpi=110)
+
+
+def require_matplotlib() -> None:
+    """Raise ``ImportError`` with the cure if matplotlib is missing."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError('curves.png needs matplotlib: pip install "nnlearn[plot]"')
+
+
+def _line_and_band(axes, x: np.ndarray, middle: np.ndarray, low: np.ndarray, high: np.ndarray, style: dict) -> None:
+    axes.plot(x, middle, **style)
+    if style["color"] != DASHES["color"]:  # one band for both libraries
+        axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def _mean_and_sd(axes, x: np.ndarray, values_se: np.ndarray, style: dict) -> None:
+    mean, sd = values_se.mean(axis=0), values_se.std(axis=0)
+    _line_and_band(axes, x, mean, np.maximum(mean - sd, values_se.min(axis=0)), mean + sd, style)
+
+
+def _median_and_range(axes, settings: Settings, curves: Curves, style: dict) -> None:
+    order = np.argsort(settings.learning_rates)
+    losses_sr = curves.validation_sre[:, order, -1]
+    diverged_r = ~np.isfinite(losses_sr).all(axis=0)
+    losses_sr = np.where(diverged_r, np.nan, losses_sr)  # a gap, not a number, where a seed diverged
+    rates = np.asarray(settings.learning_rates)[order]
+    middle, low, high = np.median(losses_sr, axis=0), losses_sr.min(axis=0), losses_sr.max(axis=0)
+    _line_and_band(axes, rates, middle, low, high, {"marker": ".", **style})

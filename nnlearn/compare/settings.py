@@ -1,0 +1,81 @@
+"""What ``nnlearn compare`` is asked to do, checked before anything runs."""
+
+import dataclasses
+import inspect
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import optax
+import tyro
+
+from nnlearn import optimizers
+from nnlearn.checks import check_nonnegative
+from nnlearn.datasets import LOADERS
+
+KNOWN = tuple(sorted(name for name, value in vars(optimizers).items() if inspect.isfunction(value)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Train a small network with several optimizers, nnlearn's and optax's, and compare them.
+
+    Every optimizer runs over all seeds and learning rates as one vmapped program; optax runs beside it as its users run
+    it, a jitted step in a Python loop, from the same parameters on the same batches.
+    """
+
+    optimizers: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ("sgd", "rmsprop", "adamw", "lion")
+    """Optimizers to compare, by name."""
+    seeds: int = 5
+    """How many random starts."""
+    epochs: int = 20
+    """Passes over the training examples."""
+    batch_size: int = 64
+    """Examples in a mini-batch."""
+    learning_rates: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    """Learning rates to try."""
+    data: str = "digits"
+    """Data set: digits, mnist, breast-cancer, diabetes or xor."""
+    hidden: tuple[int, ...] = (128,)
+    """Widths of the network's hidden layers."""
+    out: Path = Path("nnlearn-compare")
+    """Folder for results.json and curves.png."""
+
+    def check(self) -> None:
+        """Raise ``ValueError`` on the first setting that cannot work, naming the ones that could."""
+        if not self.optimizers:
+            raise ValueError(f"optimizers must name at least one of {', '.join(KNOWN)}")
+        for name in self.optimizers:
+            if name not in KNOWN:
+                raise ValueError(f"optimizers: unknown name {name!r}; known are {', '.join(KNOWN)}")
+            if not hasattr(optax, name):
+                raise ValueError(f"optimizers: optax has no {name!r} to compare with")
+        if len(set(self.optimizers)) < len(self.optimizers):
+            raise ValueError(f"optimizers names one twice: {' '.join(self.optimizers)}")
+        if self.data not in LOADERS:
+            raise ValueError(f"data: unknown name {self.data!r}; known are {', '.join(LOADERS)}")
+        for name in ("seeds", "epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.learning_rates:
+            raise ValueError("learning_rates must hold at least one number")
+        for rate in self.learning_rates:
+            check_nonnegative("learning_rates", rate)
+        if any(width < 1 for width in self.hidden):
+            raise ValueError(f"hidden must be widths of at least 1, got {self.hidden}")
+
+
+def make_writable(folder: Path) -> None:
+    """Create the folder for results, and make sure that a file can be written there before hours are spent.
+
+    Raises:
+      ValueError: it cannot be created or written to; the message says why.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder)
+        os.close(handle)
+        os.unlink(name)
+    except OSError as error:
+        raise ValueError(f"out: cannot write to {str(folder)!r} ({error.strerror}); choose another folder") from error

@@ -1,0 +1,182 @@
+"""From curves to the numbers of the table and of ``results.json``."""
+
+import datetime
+import json
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from nnlearn.compare.runs import Curves
+from nnlearn.compare.settings import Settings
+
+Results = dict[str, dict[str, Curves]]  # optimizer -> library -> curves
+
+
+class Row(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+      optimizer, library: who ran.
+      best_rate: the learning rate with the lowest mean validation loss after the last epoch.
+      metric_mean, metric_sd: test accuracy or mean squared error at the best rate, over seeds; sd with n - 1.
+      seconds_to_target: seconds until the mean validation loss at the best rate reached the target, of the whole grid,
+        without compiling; None if it never did.
+      steps_per_second: optimizer steps over the whole grid, without compiling.
+      compile_seconds: seconds to trace and compile.
+      difference: largest difference between the validation losses of the two libraries, over seeds and epochs at the
+        nnlearn best rate; None if one is missing.
+    """
+
+    optimizer: str
+    library: str
+    best_rate: float
+    metric_mean: float
+    metric_sd: float
+    seconds_to_target: float | None
+    steps_per_second: float
+    compile_seconds: float
+    difference: float | None
+
+
+def _last_loss_r(curves: Curves) -> np.ndarray:
+    """Mean validation loss over seeds after the last epoch, per learning rate; infinite where a seed diverged."""
+    losses = curves.validation_sre[:, :, -1].mean(axis=0)
+    return np.where(np.isfinite(losses), losses, np.inf)
+
+
+def best_index(curves: Curves) -> int:
+    """Index of the best learning rate, by validation loss; the test part has no say in it."""
+    return int(np.argmin(_last_loss_r(curves)))
+
+
+def target_loss(results: Results) -> float:
+    """The validation loss that the race is to: 1.25 times the lowest that any entrant's best rate ended with."""
+    lowest = [np.min(_last_loss_r(curves)) for libraries in results.values() for curves in libraries.values()]
+    return 1.25 * float(min(lowest))
+
+
+def make_rows(results: Results, settings: Settings) -> list[Row]:
+    """The table, optimizer by optimizer."""
+    target, rows = target_loss(results), []
+    for optimizer, libraries in results.items():
+        for library, curves in libraries.items():
+            best = best_index(curves)
+            metric_s = curves.test_sre[:, best, -1]
+            reached = np.flatnonzero(curves.validation_sre[:, best].mean(axis=0) <= target)
+            rows.append(
+                Row(
+                    optimizer,
+                    library,
+                    settings.learning_rates[best],
+                    float(metric_s.mean()),
+                    float(metric_s.std(ddof=1)) if len(metric_s) > 1 else 0.0,
+                    float(curves.seconds_e[reached[0]]) if len(reached) else None,
+                    curves.steps / float(curves.seconds_e[-1]),
+                    curves.compile_seconds,
+                    _difference(libraries),
+                )
+            )
+    return rows
+
+
+def _difference(libraries: dict[str, Curves]) -> float | None:
+    if len(libraries) < 2:
+        return None
+    ours, theirs = libraries["nnlearn"], libraries["optax"]
+    best = best_index(ours)
+    return float(np.max(np.abs(ours.validation_sre[:, best] - theirs.validation_sre[:, best])))
+
+
+def make_table(rows: list[Row], metric: str, target: float, settings: Settings) -> Table:
+    """The rows for people."""
+    runs = f"{settings.seeds} seeds x {len(settings.learning_rates)} learning rates"
+    table = Table(
+        title=f"{settings.data}: {runs} x {settings.epochs} epochs",
+        caption=(
+            f"rate: best by validation loss. target: time until that loss is {target:.4g}\n"
+            "diff: largest difference of the two libraries' validation losses there"
+        ),
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        collapse_padding=True,
+    )
+    for heading in ("optimizer", "library"):
+        table.add_column(heading, no_wrap=True)
+    score_heading = "accuracy %" if metric == "accuracy" else "test MSE"
+    for heading in ("rate", score_heading, "target", "steps/s", "compile", "diff"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    edges = (min(settings.learning_rates), max(settings.learning_rates))
+    if any(row.best_rate in edges for row in rows):
+        table.caption += "\n*: at the edge of the grid, a better rate may lie beyond"
+    for index, row in enumerate(rows):
+        score = (
+            f"{100 * row.metric_mean:.2f} +- {100 * row.metric_sd:.2f}"
+            if metric == "accuracy"
+            else f"{row.metric_mean:.4f} +- {row.metric_sd:.4f}"
+        )
+        last_of_optimizer = index + 1 == len(rows) or rows[index + 1].optimizer != row.optimizer
+        table.add_row(
+            row.optimizer,
+            row.library,
+            f"{row.best_rate:g}" + ("*" if row.best_rate in edges else ""),
+            score,
+            "-" if row.seconds_to_target is None else f"{row.seconds_to_target:.2f} s",
+            f"{row.steps_per_second:,.0f}",
+            f"{row.compile_seconds:.1f} s",
+            "-" if row.difference is None else f"{row.difference:.1e}",
+            end_section=last_of_optimizer,
+        )
+    return table
+
+
+def describe_machine() -> dict[str, Any]:
+    """Hardware and versions, for the record."""
+    device = jax.devices()[0]
+    packages = ("nnlearn", "jax", "jaxlib", "optax", "numpy")
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "device": f"{device.platform}: {device.device_kind}",
+        "devices": jax.device_count(),
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def write_results(
+    path: Path, results: Results, rows: list[Row], settings: Settings, metric: str, complete: bool
+) -> None:
+    """Write ``results.json``: settings, machine, table and all curves."""
+    document = {
+        "command": " ".join(["nnlearn", *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "complete": complete,
+        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in vars(settings).items()},
+        "metric": metric,
+        "target_validation_loss": target_loss(results),
+        "machine": describe_machine(),
+        "table": [row._asdict() for row in rows],
+        "curves": {name: {lib: curves._asdict() for lib, curves in libs.items()} for name, libs in results.items()},
+    }
+    path.write_text(json.dumps(_plain(document), indent=1) + "\n")

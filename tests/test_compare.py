@@ -1,0 +1,148 @@
+"""The main job, end to end and at its edges."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from nnlearn import cli
+from nnlearn.compare import Settings, compare
+from nnlearn.compare.runs import Curves
+from nnlearn.compare.settings import KNOWN
+from nnlearn.compare.summary import best_index, make_rows, target_loss
+
+QUICK = {"seeds": 2, "epochs": 3, "learning_rates": (0.003, 0.03), "hidden": (16,)}
+
+
+def run(tmp_path, **settings):
+    console = Console(file=open(os.devnull, "w"), record=True, width=80)
+    results = compare(Settings(out=tmp_path, **(QUICK | settings)), console)
+    return results, console.export_text()
+
+
+def test_digits_beside_optax(tmp_path):
+    results, text = run(tmp_path, optimizers=("adamw", "sgd"))
+    for name in ("adamw", "sgd"):
+        ours, theirs = results[name]["nnlearn"], results[name]["optax"]
+        assert ours.validation_sre.shape == (2, 2, 3)
+        assert ours.steps == theirs.steps == 2 * 2 * 3 * 20
+        np.testing.assert_allclose(ours.validation_sre, theirs.validation_sre, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(ours.train_sre, theirs.train_sre, rtol=1e-3, atol=1e-4)
+        assert np.all(np.diff(ours.seconds_e) > 0)
+    assert results["adamw"]["nnlearn"].test_sre.max() > 0.85
+    for word in ("adamw", "sgd", "nnlearn", "optax", "accuracy", "compile", "steps/s", "Optical Recognition"):
+        assert word in text
+    assert "…" not in text  # nothing is cut at 80 columns
+
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert document["complete"] and document["settings"]["seeds"] == 2
+    assert [row["library"] for row in document["table"]] == ["nnlearn", "optax"] * 2
+    assert np.shape(document["curves"]["adamw"]["optax"]["validation_sre"]) == (2, 2, 3)
+    assert document["machine"]["versions"]["optax"]
+    picture = (tmp_path / "curves.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(picture) > 20_000
+
+
+@pytest.mark.parametrize(("data", "metric"), [("diabetes", "mse"), ("breast-cancer", "accuracy"), ("xor", "accuracy")])
+def test_other_data(tmp_path, data, metric):
+    results, _ = run(tmp_path, optimizers=("adam",), data=data, learning_rates=(0.03,), epochs=2)
+    np.testing.assert_allclose(
+        results["adam"]["nnlearn"].validation_sre, results["adam"]["optax"].validation_sre, rtol=1e-4
+    )
+    assert json.loads((tmp_path / "results.json").read_text())["metric"] == metric
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_optimizer_may_be_named(tmp_path, name):
+    Settings(optimizers=(name,), out=tmp_path).check()
+
+
+def make_curves(last_losses_sr, seconds=1.0):
+    losses_sre = np.stack([np.full_like(last_losses_sr, 1.0), last_losses_sr], axis=-1)
+    return Curves(losses_sre, losses_sre, 1 - losses_sre / 10, np.array([seconds, 2 * seconds]), 0.5, 100)
+
+
+def test_the_best_rate_is_by_mean_validation_loss_and_never_a_diverged_one():
+    assert best_index(make_curves(np.array([[0.1, 0.2, np.nan], [0.4, 0.2, 0.0]]))) == 1
+
+
+def test_rows_say_what_the_curves_hold():
+    settings = Settings(optimizers=("adam",), learning_rates=(0.1, 0.2))
+    fast = make_curves(np.array([[0.9, 0.4], [0.9, 0.6]]))
+    slow = make_curves(np.array([[0.9, 0.4], [0.9, 0.5]]), seconds=4.0)
+    results = {"adam": {"nnlearn": fast, "optax": slow}}
+    assert target_loss(results) == pytest.approx(1.25 * 0.45)
+    ours, theirs = make_rows(results, settings)
+    assert (ours.best_rate, ours.seconds_to_target, ours.steps_per_second) == (0.2, 2.0, 50.0)
+    assert ours.metric_mean == pytest.approx(0.95) and ours.metric_sd == pytest.approx(0.1 * 0.2 / 2**0.5)
+    assert theirs.seconds_to_target == 8.0
+    assert ours.difference == pytest.approx(0.1)
+
+
+BAD = [
+    (["--optimizers", "sgd", "adm"], "'adm'; known are adabelief, adadelta"),
+    (["--data", "imagenet"], "'imagenet'; known are digits, mnist, breast-cancer, diabetes, xor"),
+    (["--seeds", "0"], "seeds"),
+    (["--learning-rates", "-1.0"], "learning_rates"),
+    (["--optimizers", "sgd", "sgd"], "twice"),
+    (["--hidden", "0"], "hidden"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
+def test_wrong_arguments_are_errors_that_list_the_right_ones(tmp_path, capsys, arguments, message):
+    assert cli.main(["compare", *arguments, "--out", str(tmp_path / "never")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "never").exists()
+
+
+def test_an_unwritable_folder_is_an_error_before_anything_runs(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    began = time.perf_counter()
+    assert cli.main(["compare", "--out", str(tmp_path / "file" / "results")]) == 2
+    assert time.perf_counter() - began < 5
+    assert "cannot write to" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_missing_extra_says_which_to_install(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("nnlearn.compare.figure.importlib.util.find_spec", lambda name: None)
+    assert cli.main(["compare", "--out", str(tmp_path)]) == 1
+    assert 'pip install "nnlearn[plot]"' in capsys.readouterr().err
+
+
+def test_versions(capsys):
+    assert cli.main(["versions"]) == 0
+    assert "jaxlib" in capsys.readouterr().out
+
+
+def test_interrupted_it_says_what_it_had_and_exits_130(tmp_path):
+    command = [sys.executable, "-m", "nnlearn.cli", "compare", "--out", str(tmp_path), "--optimizers", "sgd", "adam"]
+    command += ["--seeds", "2", "--epochs", "100000", "--learning-rates", "0.1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    time.sleep(15)  # in the middle of the first of four very long runs
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "interrupted; complete until then: nothing" in output
+    assert "Traceback" not in output
+
+
+def test_interrupted_later_it_keeps_what_is_complete(tmp_path, monkeypatch, capsys):
+    from nnlearn.compare import runs
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(runs.RUNNERS, "optax", interrupted)
+    arguments = ["--epochs", "1", "--seeds", "1", "--learning-rates", "0.1", "--hidden", "8", "--optimizers", "sgd", "adam"]
+    assert cli.main(["compare", "--out", str(tmp_path), *arguments]) == 130
+    assert "complete until then: sgd (nnlearn)" in capsys.readouterr().out
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert not document["complete"] and list(document["curves"]) == ["sgd"]
