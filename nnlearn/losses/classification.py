@@ -1,0 +1,335 @@
+"""Losses for one class out of several, from logits: cross-entropy in its forms, and the share of right answers.
+
+Logits may be as large as their dtype holds; -inf marks a class that does not exist. It costs nothing while the labels
+give it no weight (label smoothing gives every class some, except those that ``where`` leaves out), and a label on it
+costs +inf. A logit of +inf or NaN makes the loss NaN.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from nnlearn.checks import check_nonnegative, check_number
+from nnlearn.losses.arguments import (
+    Axis,
+    as_boolean,
+    as_floating,
+    as_real,
+    check_same_shape,
+    mask_over,
+    normalize_axes,
+    weighted_mean,
+    widen,
+)
+from nnlearn.losses.softmax import as_labels, check_label_shape, exclude, integer_mass, shift_logits, softmax_loss
+from nnlearn.tree import as_hyperparam, safe_divide
+from nnlearn.types import ArrayLike, Scalar
+
+
+def _soft_arguments(logits, labels, axis, where):
+    """Checked logits, labels as a distribution, mask and axes; what the mask leaves out is gone from all."""
+    logits, labels = as_floating("logits", logits), as_real("labels", labels)
+    check_same_shape(("logits", "labels"), logits, labels)
+    logits, labels = widen(logits, labels)
+    axes = normalize_axes(axis, logits.ndim)
+    include = mask_over(where, logits.shape, axes)
+    mass = labels if include is None else jnp.where(include, labels, 0)
+    return exclude(logits, include), mass, include, axes
+
+
+def _integer_arguments(logits, labels, axis, where):
+    """As ``_soft_arguments``, from integer labels; several axes are laid flat behind the others."""
+    logits, labels = as_floating("logits", logits), as_labels(labels)
+    if axis is None:
+        raise ValueError("axis must be an integer or a tuple of integers, got None: which class would a label name?")
+    axes = normalize_axes(axis, logits.ndim)
+    batch_axes = tuple(one for one in range(logits.ndim) if one not in axes)
+    batch_shape = tuple(logits.shape[one] for one in batch_axes)
+    check_label_shape(labels, batch_shape, logits.shape)
+    include = mask_over(where, logits.shape, axes)
+    if len(axes) != 1:
+        flat = (*batch_shape, -1)
+        logits = logits.transpose(batch_axes + axes).reshape(flat)
+        include = None if include is None else include.transpose(batch_axes + axes).reshape(flat)
+        axes = (logits.ndim - 1,)
+    (logits,) = widen(logits)
+    mass = integer_mass(labels, logits, include, axes[0])
+    return exclude(logits, include), mass, include, axes
+
+
+def _options(label_smoothing, z_loss, class_weights, logits, axes):
+    """The keyword options of the cross-entropies, checked and ready for arithmetic with the logits."""
+    check_number("label_smoothing", label_smoothing, low=0.0, high=1.0)
+    check_nonnegative("z_loss", z_loss)
+    if class_weights is not None:
+        class_weights = as_real("class_weights", class_weights).astype(logits.dtype)
+        classes = logits.shape[axes[0]]
+        if class_weights.shape != (classes,):
+            raise ValueError(
+                f"class_weights must have shape ({classes},), one weight per class of logits {logits.shape}, got "
+                f"{class_weights.shape}"
+            )
+        class_weights = class_weights.reshape([classes if axis == axes[0] else 1 for axis in range(logits.ndim)])
+    return {
+        "label_smoothing": as_hyperparam(label_smoothing, logits.dtype),
+        "z_loss": as_hyperparam(z_loss, logits.dtype),
+        "class_weights": class_weights,
+    }
+
+
+def softmax_cross_entropy(
+    logits: ArrayLike, labels: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
+) -> jax.Array:
+    """Cross-entropy of the softmax of logits, from labels as distributions: ``-sum_k y_k log softmax(x)_k``.
+
+    Args:
+      logits: ``x``, unnormalised log-probabilities, floating, shape ``[..., classes]``.
+      labels: ``y``, the weight of each class, real, of the same shape; each row usually sums to 1.
+      axis: the axis, or axes, of the classes; None for all.
+      where: booleans of the logits' shape (which classes exist; labels on the others are dropped) or of the result's
+        (which examples count; the others cost 0 and get no gradient, whatever they hold).
+
+    Returns:
+      One loss per example in nats, shape ``[...]``, float32 (float64 if an argument is).
+
+    Raises:
+      ValueError: the shapes do not fit.
+      TypeError: the logits are not floating, the labels complex, or ``where`` not boolean.
+
+    Source: Goodfellow, Bengio & Courville, *Deep Learning*, 2016, section 6.2.2.3.
+
+    >>> softmax_cross_entropy(jnp.log(jnp.array([[0.8, 0.2]])), jnp.array([[1.0, 0.0]]))
+    Array([0.2231], dtype=float32)
+    """
+    logits, mass, include, axes = _soft_arguments(logits, labels, axis, where)
+    return softmax_loss(logits, mass, include, axes)[0]
+
+
+def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
+    """``softmax_cross_entropy`` over the last axis, which here needs no safer form; the name is optax's.
+
+    Args:
+      logits: unnormalised log-probabilities, floating, shape ``[..., classes]``; -inf where a class does not exist.
+      labels: the weight of each class, real, of the same shape; each row usually sums to 1.
+
+    Returns:
+      One loss per example in nats, shape ``[...]``, float32 (float64 if an argument is).
+
+    Raises:
+      ValueError: the shapes differ.
+      TypeError: the logits are not floating, or the labels complex.
+
+    Source: Goodfellow, Bengio & Courville, *Deep Learning*, 2016, section 6.2.2.3.
+
+    >>> safe_softmax_cross_entropy(jnp.array([0.0, 0.0, -jnp.inf]), jnp.array([1.0, 0.0, 0.0]))
+    Array(0.6931, dtype=float32)
+    """
+    return softmax_cross_entropy(logits, labels)
+
+
+def softmax_cross_entropy_with_integer_labels(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    *,
+    label_smoothing: Scalar = 0.0,
+    z_loss: Scalar = 0.0,
+    class_weights: ArrayLike | None = None,
+) -> jax.Array:
+    """Cross-entropy of the softmax of logits, from the number of the right class: ``-log softmax(x)_y``.
+
+    With options: ``-sum_k w_k q_k log softmax(x)_k + w_y z_loss log(sum_k exp(x_k))**2``, where
+    ``q = (1 - label_smoothing) onehot(y) + label_smoothing / classes`` and ``w`` are the class weights.
+
+    Args:
+      logits: ``x``, unnormalised log-probabilities, floating, shape ``[..., classes]``.
+      labels: ``y``, integers in [0, classes), shape ``[...]``. One outside makes its loss and gradient NaN, unless
+        ``where`` leaves it out: ``where=labels != -100``.
+      axis: the axis of the classes; of several axes, a label counts through them all, the last the fastest.
+      where: booleans of the logits' shape (which classes exist) or of the labels' (which examples count; the others
+        cost 0 and get no gradient, whatever they hold).
+      label_smoothing: the share of each label that is spread evenly over the classes that exist, in [0, 1].
+      z_loss: coefficient, >= 0, of a penalty that keeps the logits' normaliser near 1; 1e-4 is common.
+      class_weights: ``w``, real and >= 0, shape ``[classes]``, 1 by default; rare classes may count more.
+
+    Returns:
+      One loss per example in nats, shape ``[...]``, float32 (float64 if the logits are).
+
+    Raises:
+      ValueError: the shapes do not fit, or an option is out of range.
+      TypeError: the logits are not floating, the labels not integer, or ``where`` not boolean.
+
+    Source: Goodfellow, Bengio & Courville, *Deep Learning*, 2016, section 6.2.2.3; smoothing: Szegedy et al.,
+    *Rethinking the Inception architecture*, 2016; ``z_loss``: Chowdhery et al., *PaLM*, 2022, section 5.
+
+    >>> softmax_cross_entropy_with_integer_labels(jnp.log(jnp.array([[0.8, 0.2], [0.5, 0.5]])), jnp.array([0, 1]))
+    Array([0.2231, 0.6931], dtype=float32)
+    """
+    logits, mass, include, axes = _integer_arguments(logits, labels, axis, where)
+    return softmax_loss(logits, mass, include, axes, **_options(label_smoothing, z_loss, class_weights, logits, axes))[
+        0
+    ]
+
+
+def cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    label_smoothing: Scalar = 0.0,
+    z_loss: Scalar = 0.0,
+    class_weights: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    reduction: str = "mean",
+) -> jax.Array:
+    """The cross-entropy of a batch as one number, from integer labels or from distributions.
+
+    The loss of example ``i`` is that of ``softmax_cross_entropy_with_integer_labels``, and the mean is
+    ``sum_i loss_i / sum_i w_i`` over the examples kept, where ``w_i`` is the class weight of its label (for a
+    distribution, the mean weight ``sum_k w_k y_k``), or 1 without class weights.
+
+    Args:
+      logits: unnormalised log-probabilities, floating, shape ``[..., classes]``.
+      labels: integers in [0, classes), shape ``[...]``, or distributions, real, of the logits' shape.
+      label_smoothing: the share of each label that is spread evenly over the classes that exist, in [0, 1].
+      z_loss: coefficient, >= 0, of a penalty that keeps the logits' normaliser near 1; 1e-4 is common.
+      class_weights: real and >= 0, shape ``[classes]``, 1 by default; rare classes may count more.
+      where: booleans of shape ``[...]`` (which examples count) or of the logits' shape (which classes exist; an example
+        without any does not count). Ignore a padding label by ``where=labels != -100``.
+      reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one loss per example.
+
+    Returns:
+      A scalar in nats, or shape ``[...]`` for ``"none"``, float32 (float64 if an argument is). The mean of no examples
+      is 0. A label outside [0, classes) that is not left out makes the result NaN.
+
+    Raises:
+      ValueError: the shapes do not fit, an option is out of range, or ``reduction`` is unknown.
+      TypeError: the logits are not floating, class numbers not integer, or ``where`` not boolean.
+
+    Source: Goodfellow, Bengio & Courville, *Deep Learning*, 2016, section 6.2.2.3.
+
+    >>> logits = jnp.log(jnp.array([[0.8, 0.2], [0.5, 0.5]]))
+    >>> cross_entropy(logits, jnp.array([0, 1]))
+    Array(0.4581, dtype=float32)
+    >>> cross_entropy(logits, jnp.array([0, -100]), where=jnp.array([True, False]))
+    Array(0.2231, dtype=float32)
+    """
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
+    distributions = jnp.ndim(labels) == jnp.ndim(logits)
+    arguments = _soft_arguments if distributions else _integer_arguments
+    logits, mass, include, axes = arguments(logits, labels, -1, where)
+    options = _options(label_smoothing, z_loss, class_weights, logits, axes)
+    loss, weight = softmax_loss(logits, mass, include, axes, **options)
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return jnp.sum(loss)
+    if class_weights is None:
+        weight = jnp.ones_like(loss)
+    if include is not None:
+        weight = jnp.where(jnp.any(include, axes), weight, 0)
+    return safe_divide(jnp.sum(loss), jnp.sum(weight))
+
+
+def poly_loss_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    epsilon: Scalar = 2.0,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """Cross-entropy plus a linear term, ``sum_k y_k (-log p_k + epsilon (1 - p_k))`` with ``p = softmax(x)``.
+
+    Args:
+      logits: ``x``, unnormalised log-probabilities, floating, shape ``[..., classes]``.
+      labels: ``y``, the weight of each class, real, of the same shape; each row usually sums to 1.
+      epsilon: coefficient of the linear term, finite and >= -1 (below, a right answer costs more than a wrong one).
+      axis: the axis, or axes, of the classes; None for all.
+      where: booleans of the logits' shape (which classes exist; labels on the others are dropped) or of the result's
+        (which examples count; the others cost 0 and get no gradient, whatever they hold).
+
+    Returns:
+      One loss per example in nats, shape ``[...]``, float32 (float64 if an argument is).
+
+    Raises:
+      ValueError: the shapes do not fit, or ``epsilon`` is out of range.
+      TypeError: the logits are not floating, the labels complex, or ``where`` not boolean.
+
+    Source: Leng et al., *PolyLoss: a polynomial expansion perspective of classification loss functions*, 2022.
+
+    >>> poly_loss_cross_entropy(jnp.log(jnp.array([[0.8, 0.2]])), jnp.array([[1.0, 0.0]]), epsilon=2.0)
+    Array([0.6231], dtype=float32)
+    """
+    check_number("epsilon", epsilon, low=-1.0, high=float("inf"), high_open=True)
+    logits, mass, include, axes = _soft_arguments(logits, labels, axis, where)
+    shifted, log_total, _ = shift_logits(logits, axes)
+    wrong = jnp.sum(mass * -jnp.expm1(shifted - log_total), axes)
+    return softmax_loss(logits, mass, include, axes)[0] + as_hyperparam(epsilon, logits.dtype) * wrong
+
+
+def smooth_labels(labels: ArrayLike, alpha: Scalar, *, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
+    """Labels mixed with the uniform distribution, ``(1 - alpha) y + alpha / classes``.
+
+    Args:
+      labels: ``y``, distributions over classes, floating, shape ``[..., classes]``.
+      alpha: the share of the uniform distribution, in [0, 1].
+      axis: the axis, or axes, of the classes; None for all.
+      where: booleans of the labels' shape (which classes exist; only they are counted, the others get 0) or without
+        ``axis`` (the examples left out get 0 everywhere).
+
+    Returns:
+      Distributions of the labels' shape, float32 (float64 if the labels are).
+
+    Raises:
+      ValueError: the shapes do not fit, or ``alpha`` is out of range.
+      TypeError: the labels are not floating, or ``where`` not boolean.
+
+    Source: Szegedy et al., *Rethinking the Inception architecture for computer vision*, 2016, section 7.
+
+    >>> smooth_labels(jnp.array([1.0, 0.0]), 0.1)
+    Array([0.95, 0.05], dtype=float32)
+    """
+    check_number("alpha", alpha, low=0.0, high=1.0)
+    (labels,) = widen(as_floating("labels", labels))
+    axes = normalize_axes(axis, labels.ndim)
+    include = mask_over(where, labels.shape, axes)
+    alpha = as_hyperparam(alpha, labels.dtype)
+    kept = jnp.ones_like(labels) if include is None else jnp.broadcast_to(include, labels.shape).astype(labels.dtype)
+    spread = safe_divide(kept, jnp.sum(kept, axes, keepdims=True))
+    return (1 - alpha) * jnp.where(kept > 0, labels, 0) + alpha * spread
+
+
+def accuracy(logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None = None) -> jax.Array:
+    """The share of examples whose largest logit is at the label, the first of equals counting as the largest.
+
+    Args:
+      logits: scores of any kind, floating, shape ``[..., classes]``; an example with a NaN counts as wrong.
+      labels: integers, shape ``[...]`` (one outside [0, classes) counts as wrong), or distributions of the logits'
+        shape, whose largest weight is the label.
+      where: booleans of shape ``[...]``, which examples count.
+
+    Returns:
+      A scalar in [0, 1], float32 (float64 if the logits are); 0 when no example counts. Its gradient is 0.
+
+    Raises:
+      ValueError: the shapes do not fit.
+      TypeError: the logits are not floating, class numbers not integer, or ``where`` not boolean.
+
+    Source: Hastie, Tibshirani & Friedman, *The Elements of Statistical Learning*, 2009, section 7.2 (one minus the
+    misclassification error).
+
+    >>> accuracy(jnp.array([[2.0, 1.0], [0.0, 3.0]]), jnp.array([0, 0]))
+    Array(0.5, dtype=float32)
+    """
+    logits = as_floating("logits", logits)
+    if jnp.ndim(labels) == logits.ndim:
+        check_same_shape(("logits", "labels"), logits, as_real("labels", labels))
+        labels = jnp.argmax(labels, -1)
+    labels = as_labels(labels)
+    check_label_shape(labels, logits.shape[:-1], logits.shape)
+    right = (jnp.argmax(logits, -1) == labels) & ~jnp.any(jnp.isnan(logits), -1)
+    mask = None if where is None else as_boolean(where)
+    if mask is not None and mask.shape != right.shape:
+        raise ValueError(f"where must have the labels' shape {right.shape}, got {mask.shape}")
+    return weighted_mean(right.astype(widen(logits)[0].dtype), None, mask)

@@ -1,0 +1,95 @@
+"""Losses of direction: the angle between two vectors, whatever their lengths."""
+
+import jax
+import jax.numpy as jnp
+
+from nnlearn.checks import check_nonnegative
+from nnlearn.losses.arguments import Axis, as_floating, check_same_shape, mask_over, normalize_axes, widen
+from nnlearn.tree import as_hyperparam, safe_divide, safe_sqrt
+from nnlearn.types import ArrayLike, Scalar
+
+
+def _unit(vectors: jax.Array, epsilon: Scalar, axes: tuple[int, ...]) -> jax.Array:
+    """``v / max(|v|, sqrt(epsilon))``, and 0 for a vector of zeros."""
+    # The result does not depend on the scale, so it may be a constant to the derivative; without it the squares of
+    # numbers over 1e19 or under 1e-19 leave float32.
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(vectors), axes, keepdims=True, initial=0))
+    scale = jnp.where(largest == 0, 1, largest)
+    scaled = vectors / scale
+    length = safe_sqrt(jnp.sum(jnp.square(scaled), axes, keepdims=True))
+    return safe_divide(scaled, jnp.maximum(length, safe_sqrt(jnp.asarray(epsilon, vectors.dtype)) / scale))
+
+
+def cosine_similarity(
+    predictions: ArrayLike,
+    targets: ArrayLike,
+    *,
+    epsilon: Scalar = 0.0,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """The cosine of the angle between two vectors, ``a . b / (|a| |b|)``.
+
+    Args:
+      predictions: floating, shape ``[..., dim]``.
+      targets: floating, of the same shape.
+      epsilon: squared lengths below this, >= 0, are raised to it, so that short vectors count less.
+      axis: the axis, or axes, along which the vectors lie; None for all.
+      where: booleans of the predictions' shape (which components count) or of the result's (which pairs count).
+
+    Returns:
+      One similarity in [-1, 1] per pair, shape ``[...]``, float32 (float64 if an argument is); 0, with derivative 0,
+      for a vector of zeros and for what ``where`` leaves out.
+
+    Raises:
+      ValueError: the shapes do not fit, or ``epsilon`` is negative.
+      TypeError: an argument is not floating, or ``where`` not boolean.
+
+    Source: Manning, Raghavan & Schütze, *Introduction to Information Retrieval*, 2008, section 6.3.1.
+
+    >>> cosine_similarity(jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([[0.0, 2.0], [0.0, 3.0]]))
+    Array([0., 1.], dtype=float32)
+    """
+    check_nonnegative("epsilon", epsilon)
+    predicted, target = as_floating("predictions", predictions), as_floating("targets", targets)
+    check_same_shape(("predictions", "targets"), predicted, target)
+    predicted, target = widen(predicted, target)
+    axes = normalize_axes(axis, predicted.ndim)
+    mask = mask_over(where, predicted.shape, axes)
+    if mask is not None:
+        predicted, target = jnp.where(mask, predicted, 0), jnp.where(mask, target, 0)
+    epsilon = as_hyperparam(epsilon, predicted.dtype)
+    return jnp.sum(_unit(predicted, epsilon, axes) * _unit(target, epsilon, axes), axes)
+
+
+def cosine_distance(
+    predictions: ArrayLike,
+    targets: ArrayLike,
+    *,
+    epsilon: Scalar = 0.0,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """One minus the cosine of the angle between two vectors, ``1 - a . b / (|a| |b|)``.
+
+    Args:
+      predictions: floating, shape ``[..., dim]``.
+      targets: floating, of the same shape.
+      epsilon: squared lengths below this, >= 0, are raised to it, so that short vectors count less.
+      axis: the axis, or axes, along which the vectors lie; None for all.
+      where: booleans of the predictions' shape (which components count) or of the result's (which pairs count).
+
+    Returns:
+      One distance in [0, 2] per pair, shape ``[...]``, float32 (float64 if an argument is); 1, with derivative 0, for a
+      vector of zeros and for what ``where`` leaves out.
+
+    Raises:
+      ValueError: the shapes do not fit, or ``epsilon`` is negative.
+      TypeError: an argument is not floating, or ``where`` not boolean.
+
+    Source: Manning, Raghavan & Schütze, *Introduction to Information Retrieval*, 2008, section 6.3.1.
+
+    >>> cosine_distance(jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([[0.0, 2.0], [0.0, -3.0]]))
+    Array([1., 2.], dtype=float32)
+    """
+    return 1 - cosine_similarity(predictions, targets, epsilon=epsilon, axis=axis, where=where)

@@ -1,0 +1,111 @@
+"""Losses on scores that ask for a margin, or only for the right sign: hinge and perceptron, for two classes or more."""
+
+import jax
+import jax.numpy as jnp
+
+from nnlearn.losses.arguments import as_floating, prepare_pair, widen
+from nnlearn.losses.softmax import as_labels, check_label_shape, integer_mass
+from nnlearn.types import ArrayLike
+
+
+def hinge_loss(predictor_outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
+    """How far each score falls short of a margin of 1 on the right side, ``max(0, 1 - score * target)``.
+
+    Args:
+      predictor_outputs: scores, floating, of any shape ``[...]``.
+      targets: -1 or 1, real, of the same shape or a scalar.
+
+    Returns:
+      One loss per element, shape ``[...]``, float32 (float64 if an argument is).
+
+    Raises:
+      ValueError: the shapes differ.
+      TypeError: the scores are not floating, or the targets complex.
+
+    Source: Cortes & Vapnik, *Support-vector networks*, 1995.
+
+    >>> hinge_loss(jnp.array([0.5, 2.0, 0.5]), jnp.array([1, 1, -1]))
+    Array([0.5, 0. , 1.5], dtype=float32)
+    """
+    scores, targets = prepare_pair(predictor_outputs, targets, ("predictor_outputs", "targets"))
+    return jnp.maximum(0, 1 - scores * targets)
+
+
+def perceptron_loss(predictor_outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
+    """How far each score lies on the wrong side of 0, ``max(0, -score * target)``.
+
+    Args:
+      predictor_outputs: scores, floating, of any shape ``[...]``.
+      targets: -1 or 1, real, of the same shape or a scalar.
+
+    Returns:
+      One loss per element, shape ``[...]``, float32 (float64 if an argument is).
+
+    Raises:
+      ValueError: the shapes differ.
+      TypeError: the scores are not floating, or the targets complex.
+
+    Source: Rosenblatt, *The perceptron*, 1958; as a loss: Bishop, *Pattern Recognition and Machine Learning*, 2006,
+    equation 4.54.
+
+    >>> perceptron_loss(jnp.array([0.5, 2.0, 0.5]), jnp.array([1, 1, -1]))
+    Array([0. , 0. , 0.5], dtype=float32)
+    """
+    scores, targets = prepare_pair(predictor_outputs, targets, ("predictor_outputs", "targets"))
+    return jnp.maximum(0, -scores * targets)
+
+
+def _margin_loss(scores: ArrayLike, labels: ArrayLike, margin: float) -> jax.Array:
+    """``max_k (score_k + margin [k != label]) - score_label``, NaN for a label that is no class."""
+    scores, labels = as_floating("scores", scores), as_labels(labels)
+    check_label_shape(labels, scores.shape[:-1], scores.shape, "scores")
+    (scores,) = widen(scores)
+    mass = integer_mass(labels, scores, None, scores.ndim - 1)
+    right = jnp.sum(jnp.where(mass == 0, 0, mass * scores), -1)  # a score of -inf elsewhere must not make a NaN
+    return jnp.max(scores + margin * (1 - mass), -1) - right
+
+
+def multiclass_hinge_loss(scores: ArrayLike, labels: ArrayLike) -> jax.Array:
+    """How far the right class's score falls short of a margin of 1 over all others.
+
+    ``max_k (score_k + [k != y]) - score_y``, which is ``max(0, 1 + max_{k != y} score_k - score_y)``.
+
+    Args:
+      scores: floating, shape ``[..., classes]``; -inf where a class does not exist.
+      labels: ``y``, integers in [0, classes), shape ``[...]``; one outside makes its loss and gradient NaN.
+
+    Returns:
+      One loss per example, shape ``[...]``, float32 (float64 if the scores are).
+
+    Raises:
+      ValueError: the shapes do not fit.
+      TypeError: the scores are not floating, or the labels not integer.
+
+    Source: Crammer & Singer, *On the algorithmic implementation of multiclass kernel-based vector machines*, 2001.
+
+    >>> multiclass_hinge_loss(jnp.array([[2.0, 1.5, 0.0], [2.0, 0.0, 0.0]]), jnp.array([0, 0]))
+    Array([0.5, 0. ], dtype=float32)
+    """
+    return _margin_loss(scores, labels, 1.0)
+
+
+def multiclass_perceptron_loss(scores: ArrayLike, labels: ArrayLike) -> jax.Array:
+    """How far the right class's score lies below the largest, ``max_k score_k - score_y``.
+
+    Args:
+      scores: floating, shape ``[..., classes]``; -inf where a class does not exist.
+      labels: ``y``, integers in [0, classes), shape ``[...]``; one outside makes its loss and gradient NaN.
+
+    Returns:
+      One loss per example, shape ``[...]``, float32 (float64 if the scores are).
+
+    Raises:
+      ValueError: the shapes do not fit.
+      TypeError: the scores are not floating, or the labels not integer.
+
+    Source: Collins, *Discriminative training methods for hidden Markov models*, 2002.
+
+    >>> multiclass_perceptron_loss(jnp.array([[2.0, 1.5, 0.0], [2.0, 0.0, 3.0]]), jnp.array([0, 0]))
+    Array([0., 1.], dtype=float32)
+    """
+    return _margin_loss(scores, labels, 0.0)

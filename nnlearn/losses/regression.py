@@ -1,0 +1,213 @@
+"""Losses between real numbers: squared, absolute and in between."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from nnlearn.checks import check_number
+from nnlearn.losses.arguments import as_boolean, as_real, lead_over, prepare_pair, weighted_mean
+from nnlearn.tree import as_hyperparam
+from nnlearn.types import ArrayLike, Scalar
+
+
+def squared_error(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Array:
+    """The square of each error, ``(prediction - target)**2``.
+
+    Args:
+      predictions: floating, of any shape ``[...]``.
+      targets: real, of the same shape or a scalar; without them the predictions are the errors.
+
+    Returns:
+      One loss per element, shape ``[...]``, float32 (float64 if an argument is), in squared units of the targets.
+
+    Raises:
+      ValueError: the shapes differ.
+      TypeError: the predictions are not floating, or the targets complex.
+
+    Source: Hastie, Tibshirani & Friedman, *The Elements of Statistical Learning*, 2009, section 2.4.
+
+    >>> squared_error(jnp.array([1.0, 3.0]), jnp.array([1.5, 1.0]))
+    Array([0.25, 4.  ], dtype=float32)
+    """
+    predicted, target = prepare_pair(predictions, targets)
+    return jnp.square(predicted - target)
+
+
+def l2_loss(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Array:
+    """Half the square of each error, ``(prediction - target)**2 / 2``, whose derivative is the error itself.
+
+    Args:
+      predictions: floating, of any shape ``[...]``.
+      targets: real, of the same shape or a scalar; without them the predictions are the errors.
+
+    Returns:
+      One loss per element, shape ``[...]``, float32 (float64 if an argument is), in squared units of the targets.
+
+    Raises:
+      ValueError: the shapes differ.
+      TypeError: the predictions are not floating, or the targets complex.
+
+    Source: Bishop, *Pattern Recognition and Machine Learning*, 2006, equation 1.2.
+
+    >>> l2_loss(jnp.array([1.0, 3.0]), jnp.array([1.5, 1.0]))
+    Array([0.125, 2.   ], dtype=float32)
+    """
+    return 0.5 * squared_error(predictions, targets)
+
+
+def absolute_error(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Array:
+    """The size of each error, ``|prediction - target|``; its derivative at 0 is taken as 0.
+
+    Args:
+      predictions: floating, of any shape ``[...]``.
+      targets: real, of the same shape or a scalar; without them the predictions are the errors.
+
+    Returns:
+      One loss per element, shape ``[...]``, float32 (float64 if an argument is), in units of the targets.
+
+    Raises:
+      ValueError: the shapes differ.
+      TypeError: the predictions are not floating, or the targets complex.
+
+    Source: Hastie, Tibshirani & Friedman, *The Elements of Statistical Learning*, 2009, section 10.6.
+
+    >>> absolute_error(jnp.array([1.0, 3.0]), jnp.array([1.5, 1.0]))
+    Array([0.5, 2. ], dtype=float32)
+    """
+    predicted, target = prepare_pair(predictions, targets)
+    return jnp.abs(predicted - target)
+
+
+def _mean_error(error, predictions, targets, where, weights):
+    predicted, target = prepare_pair(predictions, targets)
+    mask = None if where is None else lead_over("where", as_boolean(where), predicted.shape)
+    if weights is not None:
+        weights = lead_over("weights", as_real("weights", weights), predicted.shape)
+    if mask is not None:  # before the error is taken: what a mask leaves out may be NaN, and so may its derivative
+        predicted, target = jnp.where(mask, predicted, 0), jnp.where(mask, target, 0)
+    return weighted_mean(error(predicted, target), weights, mask)
+
+
+def mean_squared_error(
+    predictions: ArrayLike,
+    targets: ArrayLike | None = None,
+    *,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+) -> jax.Array:
+    """The mean of the squared errors, ``sum(w * (prediction - target)**2) / sum(w)`` over the entries kept.
+
+    Args:
+      predictions: floating, of any shape ``[...]``.
+      targets: real, of the same shape or a scalar; without them the predictions are the errors.
+      where: booleans; an entry that is False is left out, whatever it holds, and gets no gradient.
+      weights: ``w``, real and >= 0, 1 by default. Both ``where`` and ``weights`` have the predictions' shape or the
+        first axes of it: ``[batch]`` for one per example.
+
+    Returns:
+      A scalar, float32 (float64 if an argument is); 0 when nothing is kept or all weights are 0.
+
+    Raises:
+      ValueError: the shapes do not fit.
+      TypeError: the predictions are not floating, the targets or weights complex, or ``where`` not boolean.
+
+    Source: Hastie, Tibshirani & Friedman, *The Elements of Statistical Learning*, 2009, section 2.4.
+
+    >>> mean_squared_error(jnp.array([1.0, 3.0, 9.0]), jnp.array([1.5, 1.0, 0.0]), where=jnp.array([True, True, False]))
+    Array(2.125, dtype=float32)
+    """
+    return _mean_error(squared_error, predictions, targets, where, weights)
+
+
+def mean_absolute_error(
+    predictions: ArrayLike,
+    targets: ArrayLike | None = None,
+    *,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+) -> jax.Array:
+    """The mean of the absolute errors, ``sum(w * |prediction - target|) / sum(w)`` over the entries kept.
+
+    Args:
+      predictions: floating, of any shape ``[...]``.
+      targets: real, of the same shape or a scalar; without them the predictions are the errors.
+      where: booleans; an entry that is False is left out, whatever it holds, and gets no gradient.
+      weights: ``w``, real and >= 0, 1 by default. Both ``where`` and ``weights`` have the predictions' shape or the
+        first axes of it: ``[batch]`` for one per example.
+
+    Returns:
+      A scalar, float32 (float64 if an argument is); 0 when nothing is kept or all weights are 0.
+
+    Raises:
+      ValueError: the shapes do not fit.
+      TypeError: the predictions are not floating, the targets or weights complex, or ``where`` not boolean.
+
+    Source: Hastie, Tibshirani & Friedman, *The Elements of Statistical Learning*, 2009, section 10.6.
+
+    >>> mean_absolute_error(jnp.array([1.0, 3.0]), jnp.array([1.5, 1.0]), weights=jnp.array([3.0, 1.0]))
+    Array(0.875, dtype=float32)
+    """
+    return _mean_error(absolute_error, predictions, targets, where, weights)
+
+
+def huber_loss(predictions: ArrayLike, targets: ArrayLike | None = None, *, delta: Scalar = 1.0) -> jax.Array:
+    """Squared where the error is small and absolute where it is large, so that outliers pull with a bounded force.
+
+    ``error**2 / 2`` where ``|error| <= delta``, else ``delta * (|error| - delta / 2)``: the derivative is the error cut
+    to [-delta, delta].
+
+    Args:
+      predictions: floating, of any shape ``[...]``.
+      targets: real, of the same shape or a scalar; without them the predictions are the errors.
+      delta: where the two parts meet, in units of the targets; finite and > 0.
+
+    Returns:
+      One loss per element, shape ``[...]``, float32 (float64 if an argument is), in squared units of the targets.
+
+    Raises:
+      ValueError: the shapes differ, or ``delta`` is out of range.
+      TypeError: the predictions are not floating, or the targets complex.
+
+    Source: Huber, *Robust estimation of a location parameter*, 1964.
+
+    >>> huber_loss(jnp.array([0.5, -3.0]), jnp.zeros(2), delta=1.0)
+    Array([0.125, 2.5  ], dtype=float32)
+    """
+    check_number("delta", delta, low=0.0, high=math.inf, low_open=True, high_open=True, cure="large is squared error")
+    predicted, target = prepare_pair(predictions, targets)
+    delta = as_hyperparam(delta, predicted.dtype)
+    size = jnp.abs(predicted - target)
+    quadratic = jnp.minimum(size, delta)
+    return 0.5 * jnp.square(quadratic) + delta * (size - quadratic)
+
+
+def log_cosh(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Array:
+    """The logarithm of the hyperbolic cosine of each error: smooth everywhere, and nearly absolute far from 0.
+
+    ``log(cosh(error))`` is about ``error**2 / 2`` near 0 and ``|error| - log(2)`` far away; its derivative is
+    ``tanh(error)``.
+
+    Args:
+      predictions: floating, of any shape ``[...]``.
+      targets: real, of the same shape or a scalar; without them the predictions are the errors.
+
+    Returns:
+      One loss per element, shape ``[...]``, float32 (float64 if an argument is), never below 0.
+
+    Raises:
+      ValueError: the shapes differ.
+      TypeError: the predictions are not floating, or the targets complex.
+
+    Source: Chen et al., *Log hyperbolic cosine loss improves variational auto-encoder*, 2019.
+
+    >>> log_cosh(jnp.array([0.0, 1e-3, 1e4]))
+    Array([0.000000e+00, 5.000e-07, 9.999307e+03], dtype=float32)
+    """
+    predicted, target = prepare_pair(predictions, targets)
+    error = predicted - target
+    size = jnp.abs(error)
+    small = size < 1
+    # Near 0, |error| and log 2 would cancel all digits of the result; there cosh**2 = 1 + sinh**2 keeps them.
+    near = 0.5 * jnp.log1p(jnp.square(jnp.sinh(jnp.where(small, error, 0))))
+    return jnp.where(small, near, size + jnp.log1p(jnp.exp(-2 * size)) - math.log(2))
