@@ -5,6 +5,7 @@ because nothing in nnlearn may branch on a value.
 """
 
 import math
+import operator
 from typing import Any
 
 import jax
@@ -76,6 +77,28 @@ def check_decay(name: str, value: Scalar) -> None:
 def check_nonnegative(name: str, value: Scalar) -> None:
     """Raise unless ``value`` is a number >= 0 and finite."""
     check_number(name, value, low=0.0, high=math.inf, high_open=True)
+
+
+def check_count(name: str, value: Any) -> int:
+    """``value`` as a Python int >= 1: a number of things that decides an array's shape.
+
+    Raises:
+      TypeError: it is not an integer, or it is traced.
+      ValueError: it is below 1.
+
+    >>> check_count("batch_size", 0)
+    Traceback (most recent call last):
+    ValueError: batch_size must be an int >= 1, got 0
+    """
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(f"{name} decides an array's shape, so it must be a Python int, not a traced value")
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})") from error
+    if isinstance(value, bool) or number < 1:
+        raise ValueError(f"{name} must be an int >= 1, got {value!r}")
+    return number
 
 
 def check_dtype(name: str, dtype: DTypeLike | None) -> jnp.dtype | None:

@@ -13,15 +13,15 @@ so the order is a pure function of the key: the same on every machine, vmapped o
 """
 
 import math
-import operator
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from nnlearn.checks import check_count
 from nnlearn.tree import path_name
 from nnlearn.types import Batch, Key, PyTree
 
@@ -57,19 +57,6 @@ class Statistics(NamedTuple):
     def invert(self, array: ArrayLike) -> np.ndarray:
         """``array * scale + mean`` as float32: standardised predictions back in their own unit."""
         return (np.asarray(array, np.float64) * self.scale + self.mean).astype(np.float32)
-
-
-def _check_static(name: str, value: Any) -> int:
-    """``value`` as a Python int >= 1."""
-    if isinstance(value, jax.core.Tracer):
-        raise TypeError(f"{name} decides an array's shape, so it must be a Python int, not a traced value")
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})") from error
-    if isinstance(value, bool) or number < 1:
-        raise ValueError(f"{name} must be an int >= 1, got {value!r}")
-    return number
 
 
 def example_count(arrays: Batch) -> int:
@@ -121,7 +108,7 @@ def batch_count(size: int, batch_size: int, *, remainder: Literal["mask", "drop"
     >>> batch_count(10, 4), batch_count(10, 4, remainder="drop")
     (3, 2)
     """
-    size, batch_size = _check_static("size", size), _check_static("batch_size", batch_size)
+    size, batch_size = check_count("size", size), check_count("batch_size", batch_size)
     if remainder not in REMAINDERS:
         raise ValueError(f"remainder must be one of {', '.join(REMAINDERS)}, got {remainder!r}")
     if remainder == "error" and size % batch_size:

@@ -3,9 +3,8 @@
 import functools
 import inspect
 import math
-import operator
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -53,24 +52,6 @@ def parameter_count(params: Params) -> int:
     79510
     """
     return sum(math.prod(getattr(leaf, "shape", ())) for leaf in jax.tree.leaves(params))
-
-
-def check_width(name: str, value: Any) -> int:
-    """``value`` as a Python int, a number of features.
-
-    Raises:
-      TypeError: it is not an integer, or it is traced.
-      ValueError: it is below 1.
-    """
-    if isinstance(value, jax.core.Tracer):
-        raise TypeError(f"{name} decides an array's shape, so it must be a Python int, not a traced value")
-    try:
-        width = operator.index(value)
-    except TypeError as error:
-        raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})") from error
-    if isinstance(value, bool) or width < 1:
-        raise ValueError(f"{name} must be an int >= 1, got {value!r}")
-    return width
 
 
 def check_features(layer: str, features: int, inputs: jax.Array) -> None:

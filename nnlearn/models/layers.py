@@ -5,8 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from nnlearn.checks import check_dtype, check_nonnegative, check_number
-from nnlearn.models.factory import check_features, check_width, model_factory, parameter
+from nnlearn.checks import check_count, check_dtype, check_nonnegative, check_number
+from nnlearn.models.factory import check_features, model_factory, parameter
 from nnlearn.models.named import Initializer, activation_function, initializer
 from nnlearn.tree import abs_sq, as_hyperparam, compute_dtype, real_dtype, safe_divide, safe_rsqrt
 from nnlearn.types import DTypeLike, Model, Scalar
@@ -58,7 +58,7 @@ def dense(
     >>> print(model.apply(model.init(jax.random.key(0)), jnp.array([1.0, 2.0, 3.0])))
     [6. 6.]
     """
-    inputs, outputs = check_width("inputs", inputs), check_width("outputs", outputs)
+    inputs, outputs = check_count("inputs", inputs), check_count("outputs", outputs)
     make_kernel, make_bias = initializer(kernel_init), initializer(bias_init)
     layer, dtype = f"dense({inputs}, {outputs})", check_dtype("dtype", dtype)
 
@@ -136,7 +136,7 @@ def rms_norm(features: int, eps: Scalar = 1e-6, *, dtype: DTypeLike = jnp.float3
     >>> print(model.apply(model.init(jax.random.key(0)), jnp.array([5.0, -5.0])).round(3))
     [ 1. -1.]
     """
-    features = check_width("features", features)
+    features = check_count("features", features)
     check_nonnegative("eps", eps)
     layer, dtype = f"rms_norm({features})", check_dtype("dtype", dtype)
 
@@ -177,7 +177,7 @@ def layer_norm(features: int, eps: Scalar = 1e-6, *, bias: bool = True, dtype: D
     >>> print(model.apply(model.init(jax.random.key(0)), jnp.array([1.0, 7.0])))
     [-1.  1.]
     """
-    features = check_width("features", features)
+    features = check_count("features", features)
     check_nonnegative("eps", eps)
     layer, dtype = f"layer_norm({features})", check_dtype("dtype", dtype)
 

@@ -6,7 +6,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from nnlearn.models.factory import check_features, check_width, model_factory
+from nnlearn.checks import check_count
+from nnlearn.models.factory import check_features, model_factory
 from nnlearn.models.layers import dense, layer_norm, rms_norm
 from nnlearn.models.layers import dropout as dropout_layer
 from nnlearn.models.named import Initializer, activation_function
@@ -113,7 +114,7 @@ def mlp(
 def _check_sizes(sizes: Sequence[int], residual: bool) -> tuple[int, ...]:
     if isinstance(sizes, int) or len(sizes) < 2:
         raise ValueError(f"sizes must name at least the inputs and the outputs, such as (64, 10), got {sizes!r}")
-    widths = tuple(check_width(f"sizes[{index}]", size) for index, size in enumerate(sizes))
+    widths = tuple(check_count(f"sizes[{index}]", size) for index, size in enumerate(sizes))
     hidden = widths[1:-1]
     if residual and (len(hidden) < 2 or len(set(hidden)) > 1):
         raise ValueError(
