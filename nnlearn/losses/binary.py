@@ -1,11 +1,13 @@
 """Losses for yes or no, from one logit: binary cross-entropy and its focal form.
 
-Both are written in ``a = |x|`` and ``c``, the label's weight on the side that the logit disagrees with: then nothing
-cancels, and each is one elementwise expression that compiles, with its gradient, to one pass without temporaries.
+Both are written in the logit's size ``s = |x|`` and in ``c``, the label's weight on the side that the logit disagrees
+with: then nothing cancels. Their derivatives are written out, because each is then one elementwise expression that
+compiles to one pass; derived step by step, the focal loss keeps many arrays of the logits' size.
 """
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from nnlearn.checks import check_nonnegative, check_number
 from nnlearn.losses.arguments import prepare_pair
@@ -13,20 +15,96 @@ from nnlearn.tree import as_hyperparam
 from nnlearn.types import ArrayLike, Scalar
 
 
-def _sides(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The logit's size, and the labels' weight against and for its sign."""
+def _sides(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The logit's sign and size, and the labels' weight against and for that sign.
+
+    Not ``jnp.sign`` and ``jnp.abs``: at 0 all four follow the right branch of a smooth whole, so that its derivatives
+    are right there too, where weights that start at 0 begin.
+    """
     positive = logits >= 0
-    # Not jnp.abs: at 0 all three follow their right branch, so that derivatives of the smooth whole are right there.
     return (
+        jnp.where(positive, 1, -1).astype(logits.dtype),
         jnp.where(positive, logits, -logits),
         jnp.where(positive, 1 - labels, labels),
         jnp.where(positive, labels, 1 - labels),
     )
 
 
-def _cross_entropy(size: jax.Array, against: jax.Array) -> jax.Array:
-    certain = (against == 0) & (size == jnp.inf)  # costs 0, where 0 * inf would be NaN
-    return jnp.log1p(jnp.exp(-size)) + jnp.where(certain, 0, size) * against
+def _along(tangent, derivative) -> jax.Array | float:
+    """One term of a directional derivative, without ``0 * inf`` along an argument that stands still."""
+    return 0.0 if isinstance(tangent, SymbolicZero) else derivative() * tangent
+
+
+def _certain_is_free(against: jax.Array, size: jax.Array, loss: jax.Array) -> jax.Array:
+    """A loss without the ``0 * inf`` of an infinite logit that is right.
+
+    Coming last, the choice also keeps XLA on CPUs from tearing the expression apart to merge its end into a sum.
+    """
+    return jnp.where((against == 0) & (size == jnp.inf), 0, loss)
+
+
+@jax.custom_jvp
+def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    _, size, against, _ = _sides(logits, labels)
+    return _certain_is_free(against, size, jnp.log1p(jnp.exp(-size)) + size * against)
+
+
+def _cross_entropy_jvp(primals, tangents):
+    logits, labels = primals
+    sign, size, against, _ = _sides(logits, labels)
+    small = jnp.exp(-size)
+    along_logits = _along(tangents[0], lambda: sign * (against - small / (1 + small)))
+    return _cross_entropy(logits, labels), along_logits + _along(tangents[1], lambda: -logits)
+
+
+_cross_entropy.defjvp(_cross_entropy_jvp, symbolic_zeros=True)
+
+
+def _wrongness(size: jax.Array, against: jax.Array, agreeing: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """``log u``, the logarithm of the probability of the wrong answer; and ``m`` in ``u = m s(size)`` with where to use
+    its limit ``exp(-size)`` instead. All are finite where the size is."""
+    small = jnp.exp(-size)
+    # exp(-60) is still a float32 of full precision. Beyond, where all weight agrees, the logarithm is -size.
+    far = (against == 0) & (size > 60)
+    mixed = jnp.where(far, 1, against + agreeing * small)
+    return jnp.where(far, -size, jnp.log(mixed)) - jnp.log1p(small), mixed, far
+
+
+@jax.custom_jvp
+def _focal(logits: jax.Array, labels: jax.Array, gamma: jax.Array) -> jax.Array:
+    _, size, against, agreeing = _sides(logits, labels)
+    log_wrong, _, _ = _wrongness(jnp.minimum(size, jnp.finfo(size.dtype).max), against, agreeing)
+    loss = jnp.exp(gamma * log_wrong) * (jnp.log1p(jnp.exp(-size)) + size * against)
+    return _certain_is_free(against, size, loss)
+
+
+def _focal_jvp(primals, tangents):
+    """With ``u`` the probability of the wrong answer, ``H`` the cross-entropy and ``p = s(x)``:
+
+    ``d/dx = u**gamma (p - y + gamma H (1 - 2 y) p (1 - p) / u)``, ``d/dy = u**gamma (-x + gamma H (1 - 2 p) / u)`` and
+    ``d/dgamma = u**gamma log(u) H``.
+    """
+    logits, labels, gamma = primals
+    sign, size, against, agreeing = _sides(logits, labels)
+    size = jnp.minimum(size, jnp.finfo(size.dtype).max)
+    log_wrong, mixed, far = _wrongness(size, against, agreeing)
+    small = jnp.exp(-size)
+    likely = 1 / (1 + small)
+    entropy = jnp.log1p(small) + size * against
+    weight = jnp.exp(gamma * log_wrong)
+
+    def along_logits():
+        ratio = likely * jnp.where(far, 1, small / mixed)  # p (1 - p) / u
+        return sign * weight * (against - small * likely + gamma * entropy * (against - agreeing) * ratio)
+
+    def along_labels():
+        return sign * weight * (gamma * (small - 1) * jnp.where(far, 1, entropy / mixed) - size)
+
+    tangent = _along(tangents[0], along_logits) + _along(tangents[1], along_labels)
+    return _focal(*primals), tangent + _along(tangents[2], lambda: weight * log_wrong * entropy)
+
+
+_focal.defjvp(_focal_jvp, symbolic_zeros=True)
 
 
 def sigmoid_binary_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
@@ -49,8 +127,7 @@ def sigmoid_binary_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Ar
     Array([6.931472e-01, 0.000000e+00, 1.000000e+04], dtype=float32)
     """
     logits, labels = prepare_pair(logits, labels, ("logits", "labels"))
-    size, against, _ = _sides(logits, labels)
-    return _cross_entropy(size, against)
+    return _cross_entropy(logits, labels)
 
 
 def sigmoid_focal_loss(
@@ -77,26 +154,14 @@ def sigmoid_focal_loss(
     Source: Lin et al., *Focal loss for dense object detection*, 2017.
 
     >>> sigmoid_focal_loss(jnp.array([0.0, 3.0]), jnp.array([1, 1]), gamma=2.0)
-    Array([0.1732868, 0.00010929], dtype=float32)
+    Array([0.1733, 0.0001], dtype=float32)
     """
     if alpha is not None:
         check_number("alpha", alpha, low=0.0, high=1.0)
     check_nonnegative("gamma", gamma)
     logits, labels = prepare_pair(logits, labels, ("logits", "labels"))
-    size, against, agreeing = _sides(logits, labels)
-    loss = jnp.exp(as_hyperparam(gamma, logits.dtype) * _log_error(size, against, agreeing))
-    loss = loss * _cross_entropy(size, against)
+    loss = _focal(logits, labels, jnp.asarray(gamma, logits.dtype))
     if alpha is None:
         return loss
     alpha = as_hyperparam(alpha, logits.dtype)
     return (alpha * labels + (1 - alpha) * (1 - labels)) * loss
-
-
-def _log_error(size: jax.Array, against: jax.Array, agreeing: jax.Array) -> jax.Array:
-    """``log(1 - p)``, the logarithm of the probability of the wrong answer, finite at every logit."""
-    size = jnp.minimum(size, jnp.finfo(size.dtype).max)
-    small = jnp.exp(-size)
-    # exp(-60) is still a full-precision float32. Beyond, where all weight agrees, the logarithm is known: -size.
-    far = (against == 0) & (size > 60)
-    mixed = jnp.where(far, 1, against + agreeing * small)
-    return jnp.where(far, -size, jnp.log(mixed)) - jnp.log1p(small)

@@ -20,44 +20,90 @@ from nnlearn.losses.arguments import (
     weighted_mean,
     widen,
 )
-from nnlearn.losses.softmax import as_labels, check_label_shape, exclude, integer_mass, shift_logits, softmax_loss
+from nnlearn.losses.softmax import (
+    as_labels,
+    check_label_shape,
+    exclude,
+    label_loss,
+    mass_loss,
+    normalize,
+    normalizer_loss,
+    split_labels,
+    spread_over,
+)
 from nnlearn.tree import as_hyperparam, safe_divide
 from nnlearn.types import ArrayLike, Scalar
 
 
-def _soft_arguments(logits, labels, axis, where):
-    """Checked logits, labels as a distribution, mask and axes; what the mask leaves out is gone from all."""
+def _soft_rows(logits, labels, axis, where):
+    """Checked logits, labels as a weight on each class, mask, axes and normalised rows; what is masked is gone."""
     logits, labels = as_floating("logits", logits), as_real("labels", labels)
     check_same_shape(("logits", "labels"), logits, labels)
     logits, labels = widen(logits, labels)
     axes = normalize_axes(axis, logits.ndim)
     include = mask_over(where, logits.shape, axes)
     mass = labels if include is None else jnp.where(include, labels, 0)
-    return exclude(logits, include), mass, include, axes
+    return logits, mass, include, axes, normalize(exclude(logits, include), axes)
 
 
-def _integer_arguments(logits, labels, axis, where):
-    """As ``_soft_arguments``, from integer labels; several axes are laid flat behind the others."""
+def _soft_loss(logits, labels, axis, where, options=(0.0, 0.0, None)) -> tuple[jax.Array, jax.Array]:
+    """The loss of each example from a distribution over classes, and its weight in a mean."""
+    logits, mass, include, axes, rows = _soft_rows(logits, labels, axis, where)
+    label_smoothing, z_loss, class_weights = _check_options(*options, logits, axes)
+    if class_weights is not None:
+        weight = jnp.sum(mass * class_weights, axes)
+    elif include is not None:
+        weight = jnp.any(include, axes).astype(logits.dtype)
+    else:
+        weight = jnp.ones(jnp.squeeze(rows.largest, axes).shape, logits.dtype)
+    if not _is_off(label_smoothing):
+        spread = spread_over(logits.shape, include, axes, logits.dtype)
+        mass = (1 - label_smoothing) * mass + label_smoothing * spread
+    loss = mass_loss(rows, mass if class_weights is None else mass * class_weights, axes)
+    return (loss if _is_off(z_loss) else loss + weight * normalizer_loss(rows, z_loss, axes)), weight
+
+
+def _label_loss(logits, labels, axis, where, options) -> tuple[jax.Array, jax.Array]:
+    """As ``_soft_loss``, from integer labels; several axes of classes are laid flat behind the others."""
     logits, labels = as_floating("logits", logits), as_labels(labels)
     if axis is None:
-        raise ValueError("axis must be an integer or a tuple of integers, got None: which class would a label name?")
+        raise ValueError("axis must be an integer or a tuple of integers, got None; name the axes of the classes")
     axes = normalize_axes(axis, logits.ndim)
     batch_axes = tuple(one for one in range(logits.ndim) if one not in axes)
     batch_shape = tuple(logits.shape[one] for one in batch_axes)
     check_label_shape(labels, batch_shape, logits.shape)
     include = mask_over(where, logits.shape, axes)
     if len(axes) != 1:
-        flat = (*batch_shape, -1)
-        logits = logits.transpose(batch_axes + axes).reshape(flat)
-        include = None if include is None else include.transpose(batch_axes + axes).reshape(flat)
+        include = None if include is None else jnp.broadcast_to(include, logits.shape)
+        logits, include = (
+            None if array is None else array.transpose(batch_axes + axes).reshape(*batch_shape, -1)
+            for array in (logits, include)
+        )
         axes = (logits.ndim - 1,)
     (logits,) = widen(logits)
-    mass = integer_mass(labels, logits, include, axes[0])
-    return exclude(logits, include), mass, include, axes
+    label_smoothing, z_loss, class_weights = _check_options(*options, logits, axes)
+    labels, weight = split_labels(labels, logits.shape[axes[0]], logits.dtype)
+    if class_weights is not None:
+        weight = weight * class_weights.reshape(-1)[labels]
+    if include is not None:
+        weight = jnp.where(jnp.any(include, axes), weight, 0)
+    rows = normalize(exclude(logits, include), axes)
+    if _is_off(label_smoothing):
+        loss = label_loss(rows, labels, weight, axes[0])
+    else:
+        spread = label_smoothing * spread_over(logits.shape, include, axes, logits.dtype)
+        spread = spread if class_weights is None else spread * class_weights
+        loss = label_loss(rows, labels, (1 - label_smoothing) * weight, axes[0]) + mass_loss(rows, spread, axes)
+    return (loss if _is_off(z_loss) else loss + weight * normalizer_loss(rows, z_loss, axes)), weight
 
 
-def _options(label_smoothing, z_loss, class_weights, logits, axes):
-    """The keyword options of the cross-entropies, checked and ready for arithmetic with the logits."""
+def _is_off(value: Scalar) -> bool:
+    """Whether an option is a Python 0, and its term may be left out; an array or tracer of 0 gives the same numbers."""
+    return isinstance(value, int | float) and value == 0
+
+
+def _check_options(label_smoothing, z_loss, class_weights, logits, axes):
+    """The options of a cross-entropy, checked and ready for arithmetic with the logits."""
     check_number("label_smoothing", label_smoothing, low=0.0, high=1.0)
     check_nonnegative("z_loss", z_loss)
     if class_weights is not None:
@@ -69,11 +115,7 @@ def _options(label_smoothing, z_loss, class_weights, logits, axes):
                 f"{class_weights.shape}"
             )
         class_weights = class_weights.reshape([classes if axis == axes[0] else 1 for axis in range(logits.ndim)])
-    return {
-        "label_smoothing": as_hyperparam(label_smoothing, logits.dtype),
-        "z_loss": as_hyperparam(z_loss, logits.dtype),
-        "class_weights": class_weights,
-    }
+    return as_hyperparam(label_smoothing, logits.dtype), as_hyperparam(z_loss, logits.dtype), class_weights
 
 
 def softmax_cross_entropy(
@@ -100,8 +142,7 @@ def softmax_cross_entropy(
     >>> softmax_cross_entropy(jnp.log(jnp.array([[0.8, 0.2]])), jnp.array([[1.0, 0.0]]))
     Array([0.2231], dtype=float32)
     """
-    logits, mass, include, axes = _soft_arguments(logits, labels, axis, where)
-    return softmax_loss(logits, mass, include, axes)[0]
+    return _soft_loss(logits, labels, axis, where)[0]
 
 
 def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
@@ -162,13 +203,11 @@ def softmax_cross_entropy_with_integer_labels(
     Source: Goodfellow, Bengio & Courville, *Deep Learning*, 2016, section 6.2.2.3; smoothing: Szegedy et al.,
     *Rethinking the Inception architecture*, 2016; ``z_loss``: Chowdhery et al., *PaLM*, 2022, section 5.
 
-    >>> softmax_cross_entropy_with_integer_labels(jnp.log(jnp.array([[0.8, 0.2], [0.5, 0.5]])), jnp.array([0, 1]))
-    Array([0.2231, 0.6931], dtype=float32)
+    >>> logits = jnp.log(jnp.array([[0.8, 0.2], [0.5, 0.5]]))
+    >>> softmax_cross_entropy_with_integer_labels(logits, jnp.array([0, 1])).round(2)
+    Array([0.22, 0.69], dtype=float32)
     """
-    logits, mass, include, axes = _integer_arguments(logits, labels, axis, where)
-    return softmax_loss(logits, mass, include, axes, **_options(label_smoothing, z_loss, class_weights, logits, axes))[
-        0
-    ]
+    return _label_loss(logits, labels, axis, where, (label_smoothing, z_loss, class_weights))[0]
 
 
 def cross_entropy(
@@ -215,20 +254,11 @@ def cross_entropy(
     """
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
-    distributions = jnp.ndim(labels) == jnp.ndim(logits)
-    arguments = _soft_arguments if distributions else _integer_arguments
-    logits, mass, include, axes = arguments(logits, labels, -1, where)
-    options = _options(label_smoothing, z_loss, class_weights, logits, axes)
-    loss, weight = softmax_loss(logits, mass, include, axes, **options)
+    of_batch = _soft_loss if jnp.ndim(labels) == jnp.ndim(logits) else _label_loss
+    loss, weight = of_batch(logits, labels, -1, where, (label_smoothing, z_loss, class_weights))
     if reduction == "none":
         return loss
-    if reduction == "sum":
-        return jnp.sum(loss)
-    if class_weights is None:
-        weight = jnp.ones_like(loss)
-    if include is not None:
-        weight = jnp.where(jnp.any(include, axes), weight, 0)
-    return safe_divide(jnp.sum(loss), jnp.sum(weight))
+    return jnp.sum(loss) if reduction == "sum" else safe_divide(jnp.sum(loss), jnp.sum(weight))
 
 
 def poly_loss_cross_entropy(
@@ -262,10 +292,9 @@ def poly_loss_cross_entropy(
     Array([0.6231], dtype=float32)
     """
     check_number("epsilon", epsilon, low=-1.0, high=float("inf"), high_open=True)
-    logits, mass, include, axes = _soft_arguments(logits, labels, axis, where)
-    shifted, log_total, _ = shift_logits(logits, axes)
-    wrong = jnp.sum(mass * -jnp.expm1(shifted - log_total), axes)
-    return softmax_loss(logits, mass, include, axes)[0] + as_hyperparam(epsilon, logits.dtype) * wrong
+    logits, mass, _, axes, rows = _soft_rows(logits, labels, axis, where)
+    wrong = jnp.sum(mass * -jnp.expm1(rows.shifted - rows.log_total), axes)
+    return mass_loss(rows, mass, axes) + as_hyperparam(epsilon, logits.dtype) * wrong
 
 
 def smooth_labels(labels: ArrayLike, alpha: Scalar, *, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
@@ -295,9 +324,8 @@ def smooth_labels(labels: ArrayLike, alpha: Scalar, *, axis: Axis = -1, where: A
     axes = normalize_axes(axis, labels.ndim)
     include = mask_over(where, labels.shape, axes)
     alpha = as_hyperparam(alpha, labels.dtype)
-    kept = jnp.ones_like(labels) if include is None else jnp.broadcast_to(include, labels.shape).astype(labels.dtype)
-    spread = safe_divide(kept, jnp.sum(kept, axes, keepdims=True))
-    return (1 - alpha) * jnp.where(kept > 0, labels, 0) + alpha * spread
+    kept = labels if include is None else jnp.where(include, labels, 0)
+    return (1 - alpha) * kept + alpha * spread_over(labels.shape, include, axes, labels.dtype)
 
 
 def accuracy(logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None = None) -> jax.Array:

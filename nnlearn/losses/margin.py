@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.losses.arguments import as_floating, prepare_pair, widen
-from nnlearn.losses.softmax import as_labels, check_label_shape, integer_mass
+from nnlearn.losses.softmax import as_labels, check_label_shape, pick, split_labels
 from nnlearn.types import ArrayLike
 
 
@@ -60,9 +60,10 @@ def _margin_loss(scores: ArrayLike, labels: ArrayLike, margin: float) -> jax.Arr
     scores, labels = as_floating("scores", scores), as_labels(labels)
     check_label_shape(labels, scores.shape[:-1], scores.shape, "scores")
     (scores,) = widen(scores)
-    mass = integer_mass(labels, scores, None, scores.ndim - 1)
-    right = jnp.sum(jnp.where(mass == 0, 0, mass * scores), -1)  # a score of -inf elsewhere must not make a NaN
-    return jnp.max(scores + margin * (1 - mass), -1) - right
+    labels, valid = split_labels(labels, scores.shape[-1], scores.dtype)
+    index = jax.lax.broadcasted_iota(labels.dtype, scores.shape, scores.ndim - 1)
+    with_margin = jnp.where(index == jnp.expand_dims(labels, -1), scores, scores + margin)
+    return (jnp.max(with_margin, -1) - pick(scores, labels, -1)) * valid
 
 
 def multiclass_hinge_loss(scores: ArrayLike, labels: ArrayLike) -> jax.Array:

@@ -5,6 +5,7 @@ A class that does not exist has a logit of -inf. It costs nothing while no label
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,68 +16,64 @@ from nnlearn.types import ArrayLike, Scalar
 Axes = tuple[int, ...]
 
 
-def shift_logits(logits: jax.Array, axes: Axes) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Logits less their largest, the log of the sum of those exponentials, and the largest.
+class Normalized(NamedTuple):
+    """Logits, the largest of their row, and the log of their summed exponentials over that of the largest.
 
-    Two small numbers lose nothing where the one number ``logsumexp(logits)`` would round away all but the largest
-    logit. A row of -inf alone has the sum's logarithm 0, so that nothing divides by the sum.
+    The last two keep the classes' axes, at length 1.
     """
-    # The result does not depend on what is subtracted, so it may be a constant to the derivative.
+
+    logits: jax.Array
+    largest: jax.Array
+    log_total: jax.Array
+
+    @property
+    def shifted(self) -> jax.Array:
+        """``log softmax`` before ``log_total`` is subtracted."""
+        return self.logits - self.largest
+
+
+def normalize(logits: jax.Array, axes: Axes) -> Normalized:
+    """Split a row's ``logsumexp`` into ``largest + log_total``, so that ``log softmax = shifted - log_total``.
+
+    The parts keep digits that the one number ``logsumexp`` rounds away beside a large logit. In a row of -inf alone
+    the logarithm is 0, so that nothing divides by its sum.
+    """
+    # No loss depends on what is subtracted, so it may be a constant to their derivatives.
     largest = jax.lax.stop_gradient(jnp.max(logits, axes, keepdims=True, initial=-jnp.inf))
     largest = jnp.where(largest == -jnp.inf, 0, largest)
-    shifted = logits - largest
-    total = jnp.sum(jnp.exp(shifted), axes, keepdims=True)
-    return shifted, jnp.log(jnp.where(total == 0, 1, total)), largest
+    total = jnp.sum(jnp.exp(logits - largest), axes, keepdims=True)
+    return Normalized(logits, largest, jnp.log(jnp.where(total == 0, 1, total)))
 
 
-def mass_cross_entropy(shifted: jax.Array, log_total: jax.Array, mass: jax.Array, axes: Axes) -> jax.Array:
-    """``sum_k mass_k * -log p_k`` with the axes kept at length 1, from what ``shift_logits`` returns.
+def mass_loss(rows: Normalized, mass: jax.Array, axes: Axes) -> jax.Array:
+    """``sum_k mass_k * -log p_k``, the cross-entropy from a weight on each class, without ``axes``.
 
     A class without mass and with a logit of -inf adds 0, where ``0 * inf`` would be NaN.
     """
-    absent = (shifted == -jnp.inf) & (mass == 0)
-    picked = jnp.sum(mass * jnp.where(absent, 0, shifted), axes, keepdims=True)
-    return jnp.sum(mass, axes, keepdims=True) * log_total - picked
+    absent = (rows.logits == -jnp.inf) & (mass == 0)
+    picked = jnp.sum(mass * jnp.where(absent, 0, rows.shifted), axes)
+    return jnp.sum(mass, axes) * jnp.squeeze(rows.log_total, axes) - picked
 
 
-def softmax_loss(
-    logits: jax.Array,
-    mass: jax.Array,
-    include: jax.Array | None,
-    axes: Axes,
-    *,
-    label_smoothing: Scalar = 0.0,
-    z_loss: Scalar = 0.0,
-    class_weights: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy from labels as a distribution over classes, with all its options.
+def label_loss(rows: Normalized, labels: jax.Array, weight: jax.Array, axis: int) -> jax.Array:
+    """``weight * -log p_label``, from the number of the class: nothing of the logits' size is built."""
+    picked = pick(rows.logits, labels, axis) - jnp.squeeze(rows.largest, axis)
+    absent = (picked == -jnp.inf) & (weight == 0)
+    return weight * (jnp.squeeze(rows.log_total, axis) - jnp.where(absent, 0, picked))
 
-    Args:
-      logits: ``[..., classes]``, float32 or wider, -inf where a class is left out.
-      mass: the labels' weight on each class, of the logits' shape and dtype, 0 where an example is left out.
-      include: None, or booleans that say which classes count, of the logits' shape or with ``axes`` of length 1.
-      axes: where the classes lie.
-      label_smoothing, z_loss: numbers in the logits' dtype.
-      class_weights: one weight per class, broadcastable to the logits at equal rank.
 
-    Returns:
-      The loss and the labels' total weight of each example, both without ``axes``.
-    """
-    weighted = mass if class_weights is None else mass * class_weights
-    example_weight = jnp.sum(weighted, axes)
+def normalizer_loss(rows: Normalized, z_loss: Scalar, axes: Axes) -> jax.Array:
+    """``z_loss * logsumexp**2``, multiplied so that a coefficient of 0 gives 0 even where the square overflows."""
+    log_sum = jnp.squeeze(rows.largest + rows.log_total, axes)
+    return z_loss * log_sum * log_sum
+
+
+def spread_over(shape: tuple[int, ...], include: jax.Array | None, axes: Axes, dtype) -> jax.Array:
+    """The uniform distribution over the classes that ``include`` keeps, 0 on the others and where it keeps none."""
     if include is None:
-        spread = 1 / math.prod(logits.shape[axis] for axis in axes)
-    else:
-        kept = jnp.broadcast_to(include, logits.shape).astype(logits.dtype)
-        spread = safe_divide(kept, jnp.sum(kept, axes, keepdims=True))
-    smooth = (1 - label_smoothing) * mass + label_smoothing * spread
-    smooth = smooth if class_weights is None else smooth * class_weights
-    shifted, log_total, largest = shift_logits(logits, axes)
-    loss = jnp.squeeze(mass_cross_entropy(shifted, log_total, smooth, axes), axes)
-    log_sum = jnp.squeeze(largest + log_total, axes)
-    # In this order a coefficient of 0 gives 0 even where the square overflows.
-    penalty = z_loss * log_sum * log_sum
-    return loss + (penalty if class_weights is None else penalty * example_weight), example_weight
+        return jnp.full(shape, 1 / max(1, math.prod(shape[axis] for axis in axes)), dtype)
+    kept = jnp.broadcast_to(include, shape).astype(dtype)
+    return safe_divide(kept, jnp.sum(kept, axes, keepdims=True))
 
 
 def exclude(logits: jax.Array, include: jax.Array | None) -> jax.Array:
@@ -84,20 +81,19 @@ def exclude(logits: jax.Array, include: jax.Array | None) -> jax.Array:
     return logits if include is None else jnp.where(include, logits, -jnp.inf)
 
 
-def integer_mass(labels: jax.Array, logits: jax.Array, include: jax.Array | None, axis: int) -> jax.Array:
-    """Integer labels as a distribution over the classes along ``axis``: 1 at the label, 0 elsewhere.
+def pick(values: jax.Array, labels: jax.Array, axis: int) -> jax.Array:
+    """The value at each label along ``axis``, which goes; labels must be valid."""
+    return jnp.squeeze(jnp.take_along_axis(values, jnp.expand_dims(labels, axis), axis), axis)
 
-    The comparison with a running index is part of whatever consumes it once compiled: nothing of the logits' size is
-    stored, the gradient is one fused pass, and the classes may be sharded, none of which a gather gives. A label that
-    is no class makes its example NaN. An example without included classes has no mass.
+
+def split_labels(labels: jax.Array, classes: int, dtype) -> tuple[jax.Array, jax.Array]:
+    """Labels with 0 for what is no class, and a weight that is 1 or, there, NaN.
+
+    An index out of range does not fail in a compiled program: -1 would quietly mean the last class.
     """
-    classes = jnp.expand_dims(labels.astype(jnp.promote_types(labels.dtype, jnp.int32)), axis)
-    index = jax.lax.broadcasted_iota(classes.dtype, logits.shape, axis)
-    valid = (classes >= 0) & (classes < logits.shape[axis])
-    mass = jnp.where(index == classes, 1, jnp.where(valid, 0, jnp.nan)).astype(logits.dtype)
-    if include is not None:
-        mass = jnp.where(jnp.any(include, axis, keepdims=True), mass, 0)
-    return mass
+    labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # a uint8 cannot be compared with 1,000
+    valid = (labels >= 0) & (labels < classes)
+    return jnp.where(valid, labels, 0), jnp.where(valid, 1, jnp.nan).astype(dtype)
 
 
 def as_labels(labels: ArrayLike) -> jax.Array:

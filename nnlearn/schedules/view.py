@@ -44,6 +44,11 @@ def plot(schedule: Schedule, steps: int, ax: Any = None, **line_settings: Any) -
 
     Raises:
       ImportError: matplotlib is not installed.
+
+    >>> from nnlearn.schedules import cosine_decay_schedule
+    >>> axes = plot(cosine_decay_schedule(0.1, 100), 100)
+    >>> axes.get_xlabel()
+    'step'
     """
     values = preview(schedule, steps)
     if ax is None:

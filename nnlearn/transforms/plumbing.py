@@ -66,6 +66,15 @@ def from_kernel(
 
     Returns:
       A transformation whose updates keep the dtype of the gradients, and whose state keeps its dtypes and structure.
+
+    >>> from optax import TraceState
+    >>> def heavy_ball(g, trace, *, decay):
+    ...     trace = g + decay * trace
+    ...     return trace, trace
+    >>> tx = from_kernel(heavy_ball, TraceState, slots={"trace": Slot()}, hyperparams={"decay": 0.5})
+    >>> update, state = tx.update(jnp.array([1.0]), tx.init(jnp.zeros(1)))
+    >>> tx.update(jnp.array([1.0]), state)[0]
+    Array([1.5], dtype=float32)
     """
     counted = "count" in state_type._fields
     hyperparams = {name: as_hyperparam(value, jnp.result_type(value)) for name, value in hyperparams.items()}

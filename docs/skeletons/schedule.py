@@ -1,0 +1,41 @@
+"""Skeleton of a new schedule: copy it into a file of ``nnlearn/schedules/`` and rename. It runs as it stands."""
+
+import jax.numpy as jnp
+
+from nnlearn.checks import check_number
+from nnlearn.settings import comparable
+from nnlearn.types import Scalar, Schedule
+
+
+@comparable  # equal settings give equal schedules
+def skeleton_schedule(init_value: Scalar, half_life: Scalar) -> Schedule:
+    r"""<One line> (<authors> <year>).
+
+    .. math:: f(t) = f_0 / 2^{t / h}
+
+    Args:
+      init_value: the value at step 0, >= 0.
+      half_life: steps until the value has halved, > 0.
+
+    Returns:
+      A function from the step, an integer or an array of them, to float32 values of the same shape.
+
+    Raises:
+      ValueError: a number is out of its range.
+
+    >>> schedule = skeleton_schedule(1.0, half_life=10)
+    >>> schedule(jnp.array([0, 10, 20]))
+    Array([1.  , 0.5 , 0.25], dtype=float32)
+    """
+    check_number("init_value", init_value, low=0.0)
+    check_number("half_life", half_life, low=0.0, low_open=True)
+
+    def schedule(count):
+        # no Python branch on a value: every argument may be traced, so that jit, vmap and grad go through it
+        return init_value * jnp.exp2(-jnp.asarray(count, jnp.float32) / half_life)
+
+    return schedule
+
+
+# The proof: an entry in the table of ``tests/test_schedules.py``, and the name in both ``__init__.py`` files and in the
+# README's table.
