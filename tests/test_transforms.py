@@ -10,7 +10,7 @@ import pytest
 from contract import make_noise, make_params, relative_error
 
 import nnlearn
-from nnlearn.transforms.clip import unitwise_norm
+from nnlearn.transforms.clipping import unitwise_norm
 
 KEY = jax.random.key(7)
 

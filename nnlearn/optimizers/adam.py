@@ -11,7 +11,7 @@ from nnlearn.transforms.adam import (
 )
 from nnlearn.transforms.decay import add_decayed_weights
 from nnlearn.transforms.precision import assemble
-from nnlearn.transforms.scale import scale_by_learning_rate
+from nnlearn.transforms.scaling import scale_by_learning_rate
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, MaskOrFn, Scalar, ScalarOrSchedule
 
 
@@ -89,9 +89,8 @@ def nadam(
     >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0].round(4)
     Array([-0.1474], dtype=float32)
     """
-    return adam(
-        learning_rate, b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, nu_dtype=nu_dtype, master_dtype=master_dtype
-    )
+    moments = {"nesterov": nesterov, "nu_dtype": nu_dtype, "master_dtype": master_dtype}
+    return adam(learning_rate, b1, b2, eps, eps_root, mu_dtype, **moments)
 
 
 @comparable
@@ -154,12 +153,8 @@ def nadamw(
     >>> tx.update(jnp.array([4.0]), tx.init(w), w)[0].round(4)
     Array([-0.2474], dtype=float32)
     """
-    return assemble(
-        scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, nu_dtype=nu_dtype),
-        add_decayed_weights(weight_decay, mask),
-        scale_by_learning_rate(learning_rate),
-        master_dtype=master_dtype,
-    )
+    moments = {"nesterov": nesterov, "nu_dtype": nu_dtype, "master_dtype": master_dtype}
+    return adamw(learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, mask, **moments)
 
 
 @comparable

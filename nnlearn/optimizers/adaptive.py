@@ -7,7 +7,7 @@ from nnlearn.transforms.adaptive import scale_by_adadelta, scale_by_rms, scale_b
 from nnlearn.transforms.decay import add_decayed_weights
 from nnlearn.transforms.momentum import trace
 from nnlearn.transforms.precision import assemble
-from nnlearn.transforms.scale import scale_by_learning_rate
+from nnlearn.transforms.scaling import scale_by_learning_rate
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, MaskOrFn, Scalar, ScalarOrSchedule
 
 

@@ -7,7 +7,7 @@ from nnlearn.transforms.adam import scale_by_adam
 from nnlearn.transforms.decay import add_decayed_weights
 from nnlearn.transforms.momentum import trace
 from nnlearn.transforms.precision import assemble
-from nnlearn.transforms.scale import scale_by_learning_rate, scale_by_trust_ratio
+from nnlearn.transforms.scaling import scale_by_learning_rate, scale_by_trust_ratio
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, MaskOrFn, Scalar, ScalarOrSchedule
 
 

@@ -4,7 +4,7 @@ from nnlearn.settings import comparable
 from nnlearn.transforms.decay import add_decayed_weights
 from nnlearn.transforms.momentum import scale_by_lion
 from nnlearn.transforms.precision import assemble
-from nnlearn.transforms.scale import scale_by_learning_rate
+from nnlearn.transforms.scaling import scale_by_learning_rate
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, MaskOrFn, Scalar, ScalarOrSchedule
 
 

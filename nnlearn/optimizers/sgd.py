@@ -5,7 +5,7 @@ from optax import identity
 from nnlearn.settings import comparable
 from nnlearn.transforms.momentum import scale_by_sign, trace
 from nnlearn.transforms.precision import assemble
-from nnlearn.transforms.scale import scale_by_learning_rate
+from nnlearn.transforms.scaling import scale_by_learning_rate
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, Scalar, ScalarOrSchedule
 
 

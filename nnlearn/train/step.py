@@ -54,7 +54,7 @@ def init_state(params: Params, tx: GradientTransformation, key: Key | int = 0) -
     Args:
       params: the parameters; they are copied, so that a step which donates its state leaves yours alone.
       tx: an optimizer, nnlearn's or optax's.
-      key: a random key, or a seed for one.
+      key: a random key, or an integer seed for one.
 
     >>> import nnlearn
     >>> state = init_state({"w": jnp.zeros(2)}, nnlearn.sgd(0.1), key=0)
@@ -62,7 +62,8 @@ def init_state(params: Params, tx: GradientTransformation, key: Key | int = 0) -
     (0, {'w': Array([0., 0.], dtype=float32)})
     """
     params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
-    key = jax.random.key(key) if isinstance(key, int) else jnp.array(key, copy=True)
+    is_seed = jnp.ndim(key) == 0 and jnp.issubdtype(jnp.result_type(key), jnp.integer)
+    key = jax.random.key(key) if is_seed else jnp.array(key, copy=True)
     return TrainState(jnp.zeros([], jnp.int32), params, tx.init(params), key)
 
 
