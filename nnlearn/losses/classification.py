@@ -254,8 +254,10 @@ def cross_entropy(
     """
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
-    of_batch = _soft_loss if jnp.ndim(labels) == jnp.ndim(logits) else _label_loss
-    loss, weight = of_batch(logits, labels, -1, where, (label_smoothing, z_loss, class_weights))
+    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    # Integers of the logits' rank but not their shape are class numbers with an axis too many: say so.
+    soft = labels.ndim == logits.ndim and (labels.shape == logits.shape or jnp.issubdtype(labels.dtype, jnp.floating))
+    loss, weight = (_soft_loss if soft else _label_loss)(logits, labels, -1, where, (label_smoothing, z_loss, class_weights))
     if reduction == "none":
         return loss
     return jnp.sum(loss) if reduction == "sum" else safe_divide(jnp.sum(loss), jnp.sum(weight))
@@ -351,9 +353,8 @@ def accuracy(logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None = Non
     Array(0.5, dtype=float32)
     """
     logits = as_floating("logits", logits)
-    if jnp.ndim(labels) == logits.ndim:
-        check_same_shape(("logits", "labels"), logits, as_real("labels", labels))
-        labels = jnp.argmax(labels, -1)
+    if jnp.shape(labels) == logits.shape:
+        labels = jnp.argmax(as_real("labels", labels), -1)
     labels = as_labels(labels)
     check_label_shape(labels, logits.shape[:-1], logits.shape)
     right = (jnp.argmax(logits, -1) == labels) & ~jnp.any(jnp.isnan(logits), -1)

@@ -50,8 +50,9 @@ def mass_loss(rows: Normalized, mass: jax.Array, axes: Axes) -> jax.Array:
 
     A class without mass and with a logit of -inf adds 0, where ``0 * inf`` would be NaN.
     """
-    absent = (rows.logits == -jnp.inf) & (mass == 0)
-    picked = jnp.sum(mass * jnp.where(absent, 0, rows.shifted), axes)
+    shifted = rows.shifted
+    absent = (shifted == -jnp.inf) & (mass == 0)
+    picked = jnp.sum(mass * jnp.where(absent, 0, shifted), axes)
     return jnp.sum(mass, axes) * jnp.squeeze(rows.log_total, axes) - picked
 
 
