@@ -64,13 +64,23 @@ def real_dtype(dtype) -> jnp.dtype:
     return jnp.finfo(dtype).dtype if jnp.issubdtype(dtype, jnp.complexfloating) else jnp.dtype(dtype)
 
 
+def widest(*dtypes) -> jnp.dtype:
+    """The dtype that holds all of ``dtypes``, under ``jax_numpy_dtype_promotion=strict`` too.
+
+    >>> widest(jnp.bfloat16, jnp.float32)
+    dtype('float32')
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.dtype(jnp.result_type(*dtypes))
+
+
 def compute_dtype(*dtypes) -> jnp.dtype:
     """The dtype to calculate in: the widest of ``dtypes``, float32 at least.
 
     >>> compute_dtype(jnp.bfloat16), compute_dtype(jnp.float16, jnp.complex64)
     (dtype('float32'), dtype('complex64'))
     """
-    return jnp.dtype(jnp.result_type(*dtypes, jnp.float32))
+    return widest(*dtypes, jnp.float32)
 
 
 def abs_sq(x: jax.Array) -> jax.Array:

@@ -203,6 +203,16 @@ def test_dtypes_and_structure_are_stable_under_scan(case, param_dtype, grad_dtyp
     assert all(leaf.dtype == jnp.float32 for leaf in moments)
 
 
+@each
+@pytest.mark.parametrize("dtype", LOW[:2], ids=lambda dtype: dtype.__name__)
+def test_nothing_relies_on_implicit_dtype_promotion(case, dtype):
+    params, noise = make_params(dtype), make_noise(1, dtype)
+    gradient = jax.tree.map(lambda leaf: leaf[0], noise)
+    with jax.numpy_dtype_promotion("strict"):
+        for tx in (case.ours(**case.varied), nnlearn.MultiSteps(case.ours(**case.varied), 2)):
+            jax.eval_shape(lambda tx=tx: tx.update(gradient, tx.init(params), params))
+
+
 def scenarios():
     """Ways in which optax and flax run an optimizer that somebody else made."""
     chained = lambda case: optax.chain(optax.clip_by_global_norm(1e9), case.ours(**case.varied))  # noqa: E731

@@ -257,7 +257,9 @@ def cross_entropy(
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     # Integers of the logits' rank but not their shape are class numbers with an axis too many: say so.
     soft = labels.ndim == logits.ndim and (labels.shape == logits.shape or jnp.issubdtype(labels.dtype, jnp.floating))
-    loss, weight = (_soft_loss if soft else _label_loss)(logits, labels, -1, where, (label_smoothing, z_loss, class_weights))
+    loss, weight = (_soft_loss if soft else _label_loss)(
+        logits, labels, -1, where, (label_smoothing, z_loss, class_weights)
+    )
     if reduction == "none":
         return loss
     return jnp.sum(loss) if reduction == "sum" else safe_divide(jnp.sum(loss), jnp.sum(weight))

@@ -7,6 +7,7 @@ from optax import MultiStepsState, safe_increment, with_extra_args_support
 from nnlearn.checks import check_dtype, check_number
 from nnlearn.settings import Made
 from nnlearn.transforms.plumbing import Slot, run_or_hold
+from nnlearn.tree import real_dtype
 from nnlearn.types import DTypeLike, GradientTransformation, GradientTransformationExtraArgs, OptState
 
 
@@ -37,7 +38,8 @@ def _accumulated(opt, every_k_schedule, use_grad_mean, should_skip, accumulator_
 
         def add(gradient, total):
             gradient = jnp.asarray(gradient).astype(total.dtype)
-            return total + ((gradient - total) / (state.mini_step + 1) if use_grad_mean else gradient)
+            seen = (state.mini_step + 1).astype(real_dtype(total.dtype))
+            return total + ((gradient - total) / seen if use_grad_mean else gradient)
 
         sums = jax.tree.map(add, updates, state.acc_grads)
         emit = ~skip & (state.mini_step >= every_k - 1)

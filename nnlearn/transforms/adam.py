@@ -12,7 +12,7 @@ from optax import (
 
 from nnlearn.checks import check_decay, check_dtype, check_nonnegative, check_number
 from nnlearn.settings import comparable
-from nnlearn.transforms.plumbing import Slot, bias_correction, from_kernel
+from nnlearn.transforms.plumbing import Slot, bias_correction, from_kernel, power
 from nnlearn.tree import abs_sq, safe_divide, safe_sqrt
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, Scalar
 
@@ -303,8 +303,8 @@ def radam_kernel(g, mu, nu, *, b1, b2, eps, eps_root, threshold, c1, c1_next, c2
 
 def _rectification(count, *, b1, b2, threshold, **_):
     ro_inf = 2 / (1 - b2) - 1
-    decayed = b2**count
-    ro = ro_inf - 2 * count * decayed / (1 - decayed)
+    decayed = power(b2, count)
+    ro = ro_inf - 2 * count.astype(decayed.dtype) * decayed / (1 - decayed)
     rectify = ro >= threshold
     safe = jnp.where(rectify, ro, 5.0)  # below the threshold the root may be of a negative number
     rectifier = jnp.sqrt((safe - 4) * (safe - 2) * ro_inf / ((ro_inf - 4) * (ro_inf - 2) * safe))

@@ -112,7 +112,7 @@ def add_noise(
         leaves, treedef = jax.tree.flatten(updates)
         keys = jax.random.split(sample_key, len(leaves)) if leaves else ()
         noise = [jax.random.normal(k, jnp.shape(g), jnp.result_type(g)) for k, g in zip(keys, leaves, strict=True)]
-        deviation = jnp.sqrt(eta / count**gamma)
+        deviation = jnp.sqrt(eta / count.astype(jnp.result_type(float)) ** gamma)
         return _add_scaled(updates, deviation, treedef.unflatten(noise), "noise"), AddNoiseState(count, rng_key)
 
     return GradientTransformationExtraArgs(init, update)

@@ -43,7 +43,13 @@ class Slot(NamedTuple):
 
 def bias_correction(decay: Scalar, count: jax.Array) -> jax.Array:
     r"""What an average started at zero has seen of its weights after ``count`` steps: :math:`1 - \beta^t`."""
-    return 1 - decay**count
+    return 1 - power(decay, count)
+
+
+def power(base: Scalar, count: jax.Array) -> jax.Array:
+    """``base ** count``, a number to an integer power, without mixing dtypes, which strict promotion refuses."""
+    base = jnp.asarray(base)
+    return jax.lax.pow(base.astype(compute_dtype(base.dtype)), count)
 
 
 def from_kernel(

@@ -8,7 +8,7 @@ from optax import chain
 
 from nnlearn.checks import check_dtype
 from nnlearn.transforms.plumbing import require_params
-from nnlearn.tree import compute_dtype
+from nnlearn.tree import compute_dtype, widest
 from nnlearn.types import (
     DTypeLike,
     GradientTransformation,
@@ -43,7 +43,7 @@ def _computed_wide(inner: GradientTransformationExtraArgs) -> GradientTransforma
         like = (updates,) if params is None else (updates, params)
 
         def narrow(wide, *given):
-            return wide.astype(jnp.result_type(*(jnp.result_type(array) for array in given)))
+            return wide.astype(widest(*(jnp.result_type(array) for array in given)))
 
         return jax.tree.map(narrow, change, *like), state
 
