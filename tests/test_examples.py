@@ -62,7 +62,6 @@ def test_every_one_of_100_seeds_solves_exclusive_or(capsys):
     assert printed == promised_lines(module)
 
 
-@pytest.mark.slow
 def test_digits_are_read_as_well_as_promised(capsys):
     module, (validation, test, losses), printed = run("digits", capsys)
     assert test.shape == validation.shape == (10,)
