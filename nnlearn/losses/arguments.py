@@ -9,7 +9,9 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from nnlearn.checks import known
 from nnlearn.tree import safe_divide
 from nnlearn.types import ArrayLike
 
@@ -33,6 +35,15 @@ def as_real(name: str, value: ArrayLike) -> jax.Array:
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise TypeError(f"{name} must be real, got {array.dtype.name} of shape {array.shape}; pass real and imaginary "
                         "parts as two arrays")  # fmt: skip
+    return array
+
+
+def as_weights(name: str, value: ArrayLike) -> jax.Array:
+    """``value`` as a real array, none of whose numbers is negative, as far as they are known."""
+    array = as_real(name, value)
+    numbers = value if known(value) else array
+    if known(numbers) and getattr(numbers, "is_fully_addressable", True) and np.any(np.asarray(numbers) < 0):
+        raise ValueError(f"{name} must be >= 0, got a smallest one of {np.nanmin(np.asarray(numbers))}")
     return array
 
 

@@ -14,6 +14,7 @@ from nnlearn.losses.arguments import (
     as_boolean,
     as_floating,
     as_real,
+    as_weights,
     check_same_shape,
     mask_over,
     normalize_axes,
@@ -107,7 +108,7 @@ def _check_options(label_smoothing, z_loss, class_weights, logits, axes):
     check_number("label_smoothing", label_smoothing, low=0.0, high=1.0)
     check_nonnegative("z_loss", z_loss)
     if class_weights is not None:
-        class_weights = as_real("class_weights", class_weights).astype(logits.dtype)
+        class_weights = as_weights("class_weights", class_weights).astype(logits.dtype)
         classes = logits.shape[axes[0]]
         if class_weights.shape != (classes,):
             raise ValueError(

@@ -81,9 +81,10 @@ def kl_divergence_with_log_targets(
     Array(0.6931, dtype=float32)
     """
     predicted, target, _, axes = _arguments(log_predictions, log_targets, "log_targets", axis, where, -jnp.inf)
-    nothing = target == -jnp.inf
+    probability = jnp.exp(target)
+    nothing = probability == 0  # also where it underflows, or -200 beside a prediction of -inf would make 0 * inf
     gap = jnp.where(nothing, 0, target) - jnp.where(nothing, 0, predicted)
-    return jnp.sum(jnp.exp(target) * gap, axes)
+    return jnp.sum(probability * gap, axes)
 
 
 def generalized_kl_divergence(

@@ -61,9 +61,13 @@ def _margin_loss(scores: ArrayLike, labels: ArrayLike, margin: float) -> jax.Arr
     check_label_shape(labels, scores.shape[:-1], scores.shape, "scores")
     (scores,) = widen(scores)
     labels, valid = split_labels(labels, scores.shape[-1], scores.dtype)
+    right = pick(scores, labels, -1)
+    missing = right == -jnp.inf  # replaced, because the difference of two infinities is NaN
+    # Differences first: beside scores over 1e8 a margin of 1 would be rounded away.
+    gaps = scores - jnp.expand_dims(jnp.where(missing, 0, right), -1)
     index = jax.lax.broadcasted_iota(labels.dtype, scores.shape, scores.ndim - 1)
-    with_margin = jnp.where(index == jnp.expand_dims(labels, -1), scores, scores + margin)
-    return (jnp.max(with_margin, -1) - pick(scores, labels, -1)) * valid
+    shortfall = jnp.max(jnp.where(index == jnp.expand_dims(labels, -1), gaps, gaps + margin), -1)
+    return jnp.where(missing, jnp.inf, shortfall) * valid
 
 
 def multiclass_hinge_loss(scores: ArrayLike, labels: ArrayLike) -> jax.Array:
@@ -72,7 +76,8 @@ def multiclass_hinge_loss(scores: ArrayLike, labels: ArrayLike) -> jax.Array:
     ``max_k (score_k + [k != y]) - score_y``, which is ``max(0, 1 + max_{k != y} score_k - score_y)``.
 
     Args:
-      scores: floating, shape ``[..., classes]``; -inf where a class does not exist.
+      scores: floating, shape ``[..., classes]``; -inf where a class does not exist (a label on it costs +inf, with
+        gradient 0).
       labels: ``y``, integers in [0, classes), shape ``[...]``; one outside makes its loss and gradient NaN.
 
     Returns:
@@ -94,7 +99,8 @@ def multiclass_perceptron_loss(scores: ArrayLike, labels: ArrayLike) -> jax.Arra
     """How far the right class's score lies below the largest, ``max_k score_k - score_y``.
 
     Args:
-      scores: floating, shape ``[..., classes]``; -inf where a class does not exist.
+      scores: floating, shape ``[..., classes]``; -inf where a class does not exist (a label on it costs +inf, with
+        gradient 0).
       labels: ``y``, integers in [0, classes), shape ``[...]``; one outside makes its loss and gradient NaN.
 
     Returns:

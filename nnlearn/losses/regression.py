@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.checks import check_number
-from nnlearn.losses.arguments import as_boolean, as_real, lead_over, prepare_pair, weighted_mean
+from nnlearn.losses.arguments import as_boolean, as_weights, lead_over, prepare_pair, weighted_mean
 from nnlearn.tree import as_hyperparam
 from nnlearn.types import ArrayLike, Scalar
 
@@ -83,7 +83,7 @@ def _mean_error(error, predictions, targets, where, weights):
     predicted, target = prepare_pair(predictions, targets)
     mask = None if where is None else lead_over("where", as_boolean(where), predicted.shape)
     if weights is not None:
-        weights = lead_over("weights", as_real("weights", weights), predicted.shape)
+        weights = lead_over("weights", as_weights("weights", weights), predicted.shape)
     if mask is not None:  # before the error is taken: what a mask leaves out may be NaN, and so may its derivative
         predicted, target = jnp.where(mask, predicted, 0), jnp.where(mask, target, 0)
     return weighted_mean(error(predicted, target), weights, mask)
@@ -109,7 +109,7 @@ def mean_squared_error(
       A scalar, float32 (float64 if an argument is); 0 when nothing is kept or all weights are 0.
 
     Raises:
-      ValueError: the shapes do not fit.
+      ValueError: the shapes do not fit, or a weight is negative.
       TypeError: the predictions are not floating, the targets or weights complex, or ``where`` not boolean.
 
     Source: Hastie, Tibshirani & Friedman, *The Elements of Statistical Learning*, 2009, section 2.4.
@@ -140,7 +140,7 @@ def mean_absolute_error(
       A scalar, float32 (float64 if an argument is); 0 when nothing is kept or all weights are 0.
 
     Raises:
-      ValueError: the shapes do not fit.
+      ValueError: the shapes do not fit, or a weight is negative.
       TypeError: the predictions are not floating, the targets or weights complex, or ``where`` not boolean.
 
     Source: Hastie, Tibshirani & Friedman, *The Elements of Statistical Learning*, 2009, section 10.6.
@@ -178,8 +178,9 @@ def huber_loss(predictions: ArrayLike, targets: ArrayLike | None = None, *, delt
     predicted, target = prepare_pair(predictions, targets)
     delta = as_hyperparam(delta, predicted.dtype)
     size = jnp.abs(predicted - target)
-    quadratic = jnp.minimum(size, delta)
-    return 0.5 * jnp.square(quadratic) + delta * (size - quadratic)
+    # A sum of both parts is shorter, but in its derivative delta - delta cancels digits of small errors.
+    small = size <= delta
+    return jnp.where(small, 0.5 * jnp.square(jnp.where(small, size, 0)), delta * (size - 0.5 * delta))
 
 
 def log_cosh(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Array:
