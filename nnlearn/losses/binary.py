@@ -95,7 +95,8 @@ def _focal_jvp(primals, tangents):
 
     def along_logits():
         ratio = likely * jnp.where(far, 1, small / mixed)  # p (1 - p) / u
-        return sign * weight * (against - small * likely + gamma * entropy * (against - agreeing) * ratio)
+        pull = gamma * (against - agreeing) * (entropy * ratio)  # the bounded product first: gamma H may overflow
+        return sign * weight * (against - small * likely + pull)
 
     def along_labels():
         return sign * weight * (gamma * (small - 1) * jnp.where(far, 1, entropy / mixed) - size)

@@ -64,9 +64,10 @@ def label_loss(rows: Normalized, labels: jax.Array, weight: jax.Array, axis: int
 
 
 def normalizer_loss(rows: Normalized, z_loss: Scalar, axes: Axes) -> jax.Array:
-    """``z_loss * logsumexp**2``, multiplied so that a coefficient of 0 gives 0 even where the square overflows."""
+    """``z_loss * logsumexp**2``; a normaliser whose square would overflow is cut, so that a coefficient of 0 gives 0."""
     log_sum = jnp.squeeze(rows.largest + rows.log_total, axes)
-    return z_loss * log_sum * log_sum
+    limit = 0.5 * math.sqrt(float(jnp.finfo(log_sum.dtype).max))
+    return z_loss * jnp.square(jnp.clip(log_sum, -limit, limit))
 
 
 def spread_over(shape: tuple[int, ...], include: jax.Array | None, axes: Axes, dtype) -> jax.Array:
