@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 import nnlearn
-from nnlearn.data import Split, batch_count, example_count
+from nnlearn.data import batch_count, example_count
 from nnlearn.datasets import load
 from nnlearn.losses import accuracy, cross_entropy
 from nnlearn.models import mlp
@@ -56,8 +56,7 @@ def train(parts, key):
 
 def load_splits():
     """The data set split in ten ways: a ``Split`` whose arrays have a leading axis of seeds."""
-    bundles = [load("digits", seed=seed) for seed in range(SEEDS)]
-    splits = [Split(bundle.train, bundle.validation, bundle.test) for bundle in bundles]
+    splits = [load("digits", seed=seed).parts for seed in range(SEEDS)]
     return jax.tree.map(lambda *arrays: jnp.stack(arrays), *splits)
 
 

@@ -6,7 +6,7 @@ An epoch is two arrays that ``jax.lax.scan`` runs over, the indices of each batc
         indices_b, where_b = batch
         return step(state, take(examples, indices_b), where_b)
 
-    epoch_key = jax.random.fold_in(key, epoch)
+    epoch_key = jax.random.fold_in(shuffle_key, epoch)
     state, infos = jax.lax.scan(train_on, state, epoch_indices(epoch_key, size, batch_size))
 
 so the order is a pure function of the key: the same on every machine, vmapped over seeds, resumed at any epoch.
@@ -78,6 +78,11 @@ def example_count(arrays: Batch) -> int:
     shapes = {path_name(path): np.shape(leaf) for path, leaf in jax.tree.leaves_with_path(arrays)}
     if not shapes:
         raise ValueError("there are no arrays to take examples from")
+    for path, leaf in jax.tree.leaves_with_path(arrays):
+        if isinstance(leaf, str | bytes):
+            raise ValueError(
+                f"{path_name(path)!r} is text, not an array; of a data set give one part, such as bundle.train"
+            )
     for name, shape in shapes.items():
         if not shape:
             raise ValueError(f"the array {name!r} is a scalar; give every array a leading axis of examples")

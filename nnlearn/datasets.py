@@ -32,6 +32,11 @@ class DataBundle(NamedTuple):
     source: str
     licence: str
 
+    @property
+    def parts(self) -> Split:
+        """The three parts alone: a pytree of arrays, to stack over seeds or to hand to a compiled function."""
+        return Split(self.train, self.validation, self.test)
+
 
 def load(name: str, *, seed: int = 0) -> DataBundle:
     """A data set by name, split 70 / 15 / 15 into train, validation and test, stratified by class.

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnlearn.data import Examples, batch_count, epoch_indices, example_count, split, standardize, take
+from nnlearn.datasets import load
 
 KEY = jax.random.key(0)
 
@@ -143,6 +144,12 @@ def test_faulty_examples(arrays, message):
     for call in (example_count, lambda arrays: take(arrays, 0), split):
         with pytest.raises(ValueError, match=message):
             call(arrays)
+
+
+def test_a_whole_data_set_in_place_of_a_part_is_named():
+    with pytest.raises(ValueError, match=r"'name' is text.*bundle\.train"):
+        example_count(load("xor"))
+    assert jax.tree.map(jnp.shape, load("xor").parts).train.inputs == (4, 2)
 
 
 def test_example_count():

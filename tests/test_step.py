@@ -207,6 +207,24 @@ def test_the_learning_rate_is_read_wherever_it_is_recorded():
     np.testing.assert_allclose(sorted(read(parts.init(params))), [0.1, 0.2])
 
 
+def test_the_state_s_key_is_its_own():
+    key = jax.random.key(3)
+    state = nnlearn.init_state(make_params(), nnlearn.sgd(0.1), key)
+    assert not np.array_equal(jax.random.key_data(state.key), jax.random.key_data(key))
+    seeded = nnlearn.init_state(make_params(), nnlearn.sgd(0.1), np.int64(3))
+    np.testing.assert_array_equal(jax.random.key_data(state.key), jax.random.key_data(seeded.key))
+
+
+def test_parameters_that_cannot_be_trained_are_named():
+    with pytest.raises(TypeError, match=r"'layer/count' is int32"):
+        nnlearn.init_state({"layer": {"count": jnp.array(1)}}, nnlearn.sgd(0.1))
+
+
+def test_a_loss_with_the_wrong_arguments_is_named():
+    with pytest.raises(TypeError, match=r"\(params, batch, key\).*\(params, batch\)"):
+        nnlearn.make_step(lambda params, batch: 0.0, nnlearn.sgd(0.1))
+
+
 @pytest.mark.parametrize("bad", [lambda p, b, k: p["w"], lambda p, b, k: jnp.array(1), lambda p, b, k: jnp.array(1j)])
 def test_a_loss_that_is_no_real_scalar_is_named(bad):
     tx = nnlearn.sgd(0.1)

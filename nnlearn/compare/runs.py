@@ -56,7 +56,7 @@ def _grid_steps(settings: Settings, problem: Problem) -> int:
 
 def run_nnlearn(name: str, problem: Problem, settings: Settings, tick: Tick) -> Curves:
     """All seeds and learning rates at once: one program makes an epoch of the whole grid."""
-    train, validation, test = (jax.tree.map(jnp.asarray, part) for part in problem.bundle[2:5])
+    train, validation, test = (jax.tree.map(jnp.asarray, part) for part in problem.bundle.parts)
     make_tx = getattr(optimizers, name)
 
     def loss_fn(params, batch, key):
@@ -97,7 +97,7 @@ def run_optax(name: str, problem: Problem, settings: Settings, tick: Tick) -> Cu
     The learning rate is an argument of the step, so that one compilation serves all of them; a rate bound outside, as
     in most tutorials, would compile anew for each.
     """
-    train, validation, test = problem.bundle[2:5]
+    train, validation, test = problem.bundle.parts
     make_tx = getattr(optax, name)
 
     @jax.jit

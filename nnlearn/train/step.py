@@ -1,5 +1,6 @@
 """One training step as a pure function: ``state, info = step(state, batch)``."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from optax import InjectHyperparamsState, InjectStatefulHyperparamsState, apply_
 from nnlearn.tree import compute_dtype, global_norm, path_name
 from nnlearn.types import Batch, GradientTransformation, Grads, Key, LossFn, OptState, Params, PyTree
 
+STEP_STREAM = 0x5E7  # an arbitrary constant: it sets the steps' random numbers apart from the caller's own
 Step = Callable[["TrainState", Batch], tuple["TrainState", "Info"]]
 
 
@@ -20,7 +22,8 @@ class TrainState(NamedTuple):
       step: steps made so far, int32.
       params: the parameters.
       opt_state: the optimizer's state.
-      key: the run's random key; step t uses ``jax.random.fold_in(key, t)``, so a restored run draws the same numbers.
+      key: the run's random key, derived from the one given to ``init_state``; step t uses
+        ``jax.random.fold_in(key, t)``, so a restored run draws the same numbers.
     """
 
     step: jax.Array
@@ -54,16 +57,26 @@ def init_state(params: Params, tx: GradientTransformation, key: Key | int = 0) -
     Args:
       params: the parameters; they are copied, so that a step which donates its state leaves yours alone.
       tx: an optimizer, nnlearn's or optax's.
-      key: a random key, or an integer seed for one.
+      key: a random key, or an integer seed for one. The state keeps a key of its own derived from it, so that yours may
+        also shuffle the batches without the two ever drawing the same numbers.
+
+    Raises:
+      TypeError: a parameter is not floating or complex, and so cannot be trained.
 
     >>> import nnlearn
     >>> state = init_state({"w": jnp.zeros(2)}, nnlearn.sgd(0.1), key=0)
     >>> int(state.step), state.params
     (0, {'w': Array([0., 0.], dtype=float32)})
     """
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise TypeError(
+                f"parameter {path_name(path)!r} is {jnp.result_type(leaf).name}, which has no gradient; "
+                "make it floating, or keep it out of params"
+            )
     params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
     is_seed = jnp.ndim(key) == 0 and jnp.issubdtype(jnp.result_type(key), jnp.integer)
-    key = jax.random.key(key) if is_seed else jnp.array(key, copy=True)
+    key = jax.random.fold_in(jax.random.key(key) if is_seed else key, STEP_STREAM)
     return TrainState(jnp.zeros([], jnp.int32), params, tx.init(params), key)
 
 
@@ -94,7 +107,7 @@ def make_step(
       ``step(state, batch) -> (state, info)``.
 
     Raises:
-      TypeError: the loss is not a real scalar.
+      TypeError: ``loss_fn`` does not take three arguments, or the loss is not a real scalar.
       ValueError: the batch cannot be split into ``microbatches`` equal parts.
 
     >>> import nnlearn
@@ -108,6 +121,7 @@ def make_step(
     """
     if not isinstance(microbatches, int) or microbatches < 1:
         raise ValueError(f"microbatches must be an integer >= 1, got {microbatches!r}")
+    _check_signature(loss_fn)
     tx = with_extra_args_support(tx)
 
     def loss_and_aux(params, batch, key):
@@ -153,6 +167,17 @@ def jit_step(step: Step) -> Step:
     Array([1.], dtype=float32)
     """
     return jax.jit(step, donate_argnums=0)
+
+
+def _check_signature(loss_fn: LossFn) -> None:
+    try:
+        signature = inspect.signature(loss_fn)
+    except ValueError:  # some built-in callables have none
+        return
+    try:
+        signature.bind(None, None, None)
+    except TypeError as error:
+        raise TypeError(f"loss_fn must take (params, batch, key), but its arguments are {signature}") from error
 
 
 def _check_loss(loss: Any) -> None:
