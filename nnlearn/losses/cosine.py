@@ -12,11 +12,10 @@ from nnlearn.types import ArrayLike, Scalar
 def _unit(vectors: jax.Array, epsilon: Scalar, axes: tuple[int, ...]) -> jax.Array:
     """``v / max(|v|, sqrt(epsilon))``, and 0 for a vector of zeros."""
     # The result does not depend on the scale, so it may be a constant to the derivative; without it the squares of
-    # numbers over 1e19 or under 1e-19 leave float32. Barrier and choice keep XLA from squaring first and scaling then.
+    # numbers over 1e19 or under 1e-19 leave float32. Both ends of its range, and their inverses, are normal numbers.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(vectors), axes, keepdims=True, initial=0))
-    # Both ends, and their inverses, are normal numbers.
-    inverse = jax.lax.optimization_barrier(1 / jnp.clip(largest, 1e-37, 1e37))
-    scaled = jnp.where(largest == 0, 0, vectors * inverse)
+    inverse = 1 / jnp.clip(largest, 1e-37, 1e37)
+    scaled = jnp.clip(vectors * inverse, -64, 64)  # cuts nothing, and keeps XLA from squaring before it scales
     length = safe_sqrt(jnp.sum(jnp.square(scaled), axes, keepdims=True))
     return safe_divide(scaled, jnp.maximum(length, safe_sqrt(jnp.asarray(epsilon, vectors.dtype)) * inverse))
 

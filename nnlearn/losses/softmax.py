@@ -64,7 +64,7 @@ def label_loss(rows: Normalized, labels: jax.Array, weight: jax.Array, axis: int
 
 
 def normalizer_loss(rows: Normalized, z_loss: Scalar, axes: Axes) -> jax.Array:
-    """``z_loss * logsumexp**2``; a normaliser whose square would overflow is cut, so that a coefficient of 0 gives 0."""
+    """``z_loss * logsumexp**2``, cut before the square overflows, so that a coefficient of 0 gives 0."""
     log_sum = jnp.squeeze(rows.largest + rows.log_total, axes)
     limit = 0.5 * math.sqrt(float(jnp.finfo(log_sum.dtype).max))
     return z_loss * jnp.square(jnp.clip(log_sum, -limit, limit))
