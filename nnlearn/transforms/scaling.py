@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from optax import ScaleByScheduleState, identity, safe_increment
+from optax import ScaleByScheduleState, identity, safe_increment, with_extra_args_support
 
 from nnlearn.checks import check_nonnegative, check_number
 from nnlearn.settings import comparable
@@ -65,7 +65,7 @@ def scale_by_learning_rate(
     (Array([-0.025], dtype=float32), Array(0.025, dtype=float32))
     """
     if learning_rate is None:
-        return identity()
+        return with_extra_args_support(identity())
     if not callable(learning_rate):
         check_nonnegative("learning_rate", learning_rate)
     sign = -1 if flip_sign else 1
