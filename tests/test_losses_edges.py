@@ -120,3 +120,12 @@ def test_integer_labels_of_every_width():
         np.testing.assert_array_equal(loss, expected)
     beyond = losses.softmax_cross_entropy_with_integer_labels(logits, jnp.array([7, 4_000_000_000], jnp.uint32))
     np.testing.assert_array_equal(np.isnan(beyond), [False, True])
+
+
+@pytest.mark.parametrize("label", [-1, 3, 2**31 - 1])
+@pytest.mark.parametrize("options", [{}, {"class_weights": np.ones(3, np.float32)}, {"label_smoothing": 0.1}])
+def test_no_option_hides_a_label_that_is_no_class(label, options):
+    loss_fn = functools.partial(losses.softmax_cross_entropy_with_integer_labels, **options)
+    loss = loss_fn(jnp.zeros((2, 3)), jnp.array([label, 1]))
+    np.testing.assert_array_equal(np.isnan(loss), [True, False])
+    assert np.isnan(losses.cross_entropy(jnp.zeros((2, 3)), jnp.array([label, 1]), **options))
