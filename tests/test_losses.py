@@ -492,7 +492,7 @@ def test_accuracy():
 # Dtypes --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", {case[0]: name for name, case in CASES.items()}.values())
 def test_low_precision_is_widened_before_any_arithmetic(name):
     function, x, args, kwargs = CASES[name]
     function = getattr(losses, function)
@@ -502,8 +502,7 @@ def test_low_precision_is_widened_before_any_arithmetic(name):
         return function(x, *args, *rest, **kwargs), function(wide[0], *wide[1], *rest, **kwargs)
 
     arrays, rest = [a for a in args if isinstance(a, np.ndarray)], [a for a in args if not isinstance(a, np.ndarray)]
-    for dtype in (jnp.float16, jnp.float32):
-        assert jax.eval_shape(both, as_dtype(x, dtype), as_dtype(arrays, dtype))[0].dtype == jnp.float32
+    assert jax.eval_shape(both, as_dtype(x, jnp.float16), as_dtype(arrays, jnp.float16))[0].dtype == jnp.float32
     loss, exact = jax.jit(both)(as_dtype(x, jnp.bfloat16), as_dtype(arrays, jnp.bfloat16))
     assert loss.dtype == jnp.float32
     np.testing.assert_array_equal(loss, exact)

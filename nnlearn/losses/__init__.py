@@ -6,11 +6,9 @@ Shapes must agree, as broadcasting hides mistakes. Masked entries cost 0 and get
 
 from nnlearn.losses.binary import sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy
 from nnlearn.losses.binary import sigmoid_focal_loss as sigmoid_focal_loss
-from nnlearn.losses.classification import accuracy as accuracy
 from nnlearn.losses.classification import cross_entropy as cross_entropy
 from nnlearn.losses.classification import poly_loss_cross_entropy as poly_loss_cross_entropy
 from nnlearn.losses.classification import safe_softmax_cross_entropy as safe_softmax_cross_entropy
-from nnlearn.losses.classification import smooth_labels as smooth_labels
 from nnlearn.losses.classification import softmax_cross_entropy as softmax_cross_entropy
 from nnlearn.losses.classification import (
     softmax_cross_entropy_with_integer_labels as softmax_cross_entropy_with_integer_labels,
@@ -25,6 +23,7 @@ from nnlearn.losses.margin import hinge_loss as hinge_loss
 from nnlearn.losses.margin import multiclass_hinge_loss as multiclass_hinge_loss
 from nnlearn.losses.margin import multiclass_perceptron_loss as multiclass_perceptron_loss
 from nnlearn.losses.margin import perceptron_loss as perceptron_loss
+from nnlearn.losses.metrics import accuracy as accuracy
 from nnlearn.losses.regression import absolute_error as absolute_error
 from nnlearn.losses.regression import huber_loss as huber_loss
 from nnlearn.losses.regression import l2_loss as l2_loss
@@ -32,3 +31,4 @@ from nnlearn.losses.regression import log_cosh as log_cosh
 from nnlearn.losses.regression import mean_absolute_error as mean_absolute_error
 from nnlearn.losses.regression import mean_squared_error as mean_squared_error
 from nnlearn.losses.regression import squared_error as squared_error
+from nnlearn.losses.smoothing import smooth_labels as smooth_labels

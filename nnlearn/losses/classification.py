@@ -1,4 +1,4 @@
-"""Losses for one class out of several, from logits: cross-entropy in its forms, and the share of right answers.
+"""Losses for one class out of several, from logits: cross-entropy in its forms.
 
 Logits may be as large as their dtype holds; -inf marks a class that does not exist. It costs nothing while the labels
 give it no weight (label smoothing gives every class some, except those that ``where`` leaves out), and a label on it
@@ -11,14 +11,12 @@ import jax.numpy as jnp
 from nnlearn.checks import check_nonnegative, check_number
 from nnlearn.losses.arguments import (
     Axis,
-    as_boolean,
     as_floating,
     as_real,
     as_weights,
     check_same_shape,
     mask_over,
     normalize_axes,
-    weighted_mean,
     widen,
 )
 from nnlearn.losses.softmax import (
@@ -300,68 +298,3 @@ def poly_loss_cross_entropy(
     logits, mass, _, axes, rows = _soft_rows(logits, labels, axis, where)
     wrong = jnp.sum(mass * -jnp.expm1(rows.shifted - rows.log_total), axes)
     return mass_loss(rows, mass, axes) + as_hyperparam(epsilon, logits.dtype) * wrong
-
-
-def smooth_labels(labels: ArrayLike, alpha: Scalar, *, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
-    """Labels mixed with the uniform distribution, ``(1 - alpha) y + alpha / classes``.
-
-    Args:
-      labels: ``y``, distributions over classes, floating, shape ``[..., classes]``.
-      alpha: the share of the uniform distribution, in [0, 1].
-      axis: the axis, or axes, of the classes; None for all.
-      where: booleans of the labels' shape (which classes exist; only they are counted, the others get 0) or without
-        ``axis`` (the examples left out get 0 everywhere).
-
-    Returns:
-      Distributions of the labels' shape, float32 (float64 if the labels are).
-
-    Raises:
-      ValueError: the shapes do not fit, or ``alpha`` is out of range.
-      TypeError: the labels are not floating, or ``where`` not boolean.
-
-    Source: Szegedy et al., *Rethinking the Inception architecture for computer vision*, 2016, section 7.
-
-    >>> smooth_labels(jnp.array([1.0, 0.0]), 0.1)
-    Array([0.95, 0.05], dtype=float32)
-    """
-    check_number("alpha", alpha, low=0.0, high=1.0)
-    (labels,) = widen(as_floating("labels", labels))
-    axes = normalize_axes(axis, labels.ndim)
-    include = mask_over(where, labels.shape, axes)
-    alpha = as_hyperparam(alpha, labels.dtype)
-    kept = labels if include is None else jnp.where(include, labels, 0)
-    return (1 - alpha) * kept + alpha * spread_over(labels.shape, include, axes, labels.dtype)
-
-
-def accuracy(logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None = None) -> jax.Array:
-    """The share of examples whose largest logit is at the label, the first of equals counting as the largest.
-
-    Args:
-      logits: scores of any kind, floating, shape ``[..., classes]``; an example with a NaN counts as wrong.
-      labels: integers, shape ``[...]`` (one outside [0, classes) counts as wrong), or distributions of the logits'
-        shape, whose largest weight is the label.
-      where: booleans of shape ``[...]``, which examples count.
-
-    Returns:
-      A scalar in [0, 1], float32 (float64 if the logits are); 0 when no example counts. Its gradient is 0.
-
-    Raises:
-      ValueError: the shapes do not fit.
-      TypeError: the logits are not floating, class numbers not integer, or ``where`` not boolean.
-
-    Source: Hastie, Tibshirani & Friedman, *The Elements of Statistical Learning*, 2009, section 7.2 (one minus the
-    misclassification error).
-
-    >>> accuracy(jnp.array([[2.0, 1.0], [0.0, 3.0]]), jnp.array([0, 0]))
-    Array(0.5, dtype=float32)
-    """
-    logits = as_floating("logits", logits)
-    if jnp.shape(labels) == logits.shape:
-        labels = jnp.argmax(as_real("labels", labels), -1)
-    labels = as_labels(labels)
-    check_label_shape(labels, logits.shape[:-1], logits.shape)
-    right = (jnp.argmax(logits, -1) == labels) & ~jnp.any(jnp.isnan(logits), -1)
-    mask = None if where is None else as_boolean(where)
-    if mask is not None and mask.shape != right.shape:
-        raise ValueError(f"where must have the labels' shape {right.shape}, got {mask.shape}")
-    return weighted_mean(right.astype(widen(logits)[0].dtype), None, mask)
