@@ -77,7 +77,7 @@ def test_rows_say_what_the_curves_hold():
     fast = make_curves(np.array([[0.9, 0.4], [0.9, 0.6]]))
     slow = make_curves(np.array([[0.9, 0.4], [0.9, 0.5]]), seconds=4.0)
     results = {"adam": {"nnlearn": fast, "optax": slow}}
-    assert target_loss(results) == pytest.approx(1.25 * 0.45)
+    assert target_loss(results) == pytest.approx(1.5 * 0.45)
     ours, theirs = make_rows(results, settings)
     assert (ours.best_rate, ours.seconds_to_target, ours.steps_per_second) == (0.2, 2.0, 50.0)
     assert ours.metric_mean == pytest.approx(0.95) and ours.metric_sd == pytest.approx(0.1 * 0.2 / 2**0.5)

@@ -58,9 +58,9 @@ def best_index(curves: Curves) -> int:
 
 
 def target_loss(results: Results) -> float:
-    """The validation loss that the race is to: 1.25 times the lowest that any entrant's best rate ended with."""
+    """The validation loss that the race is to: 1.5 times the lowest that any entrant's best rate ended with."""
     lowest = [np.min(_last_loss_r(curves)) for libraries in results.values() for curves in libraries.values()]
-    return 1.25 * float(min(lowest))
+    return 1.5 * float(min(lowest))
 
 
 def make_rows(results: Results, settings: Settings) -> list[Row]:
