@@ -30,7 +30,7 @@ def skeleton_loss(predictions: ArrayLike, targets: ArrayLike, quantile: Scalar =
     check_number("quantile", quantile, low=0.0, high=1.0, low_open=True, high_open=True)
     predictions, targets = jnp.asarray(predictions), jnp.asarray(targets)
     if predictions.shape != targets.shape:  # a silent broadcast of (n,) with (n, 1) is the oldest bug there is
-        raise ValueError(f"predictions {predictions.shape} and targets {targets.shape} must have one shape; reshape one")
+        raise ValueError(f"predictions {predictions.shape} and targets {targets.shape} must have one shape")
     wide = compute_dtype(predictions.dtype, targets.dtype)  # float32 at least, whatever comes in
     error = targets.astype(wide) - predictions.astype(wide)
     quantile = as_hyperparam(quantile, wide)
