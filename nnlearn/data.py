@@ -36,6 +36,18 @@ class Examples(NamedTuple):
     targets: PyTree
 
 
+class MaskedBatch(NamedTuple):
+    """A batch of which some examples may not count: what ``make_epoch`` hands to the step.
+
+    Attributes:
+      examples: a pytree of arrays of shape (batch_size, ...).
+      where: booleans of shape (batch_size,); False where a batch was filled up.
+    """
+
+    examples: PyTree
+    where: jax.Array
+
+
 class Split(NamedTuple):
     """The parts of a data set: to learn from, to choose settings by, and to report."""
 

@@ -60,7 +60,10 @@ class Made:
 
     @functools.cached_property
     def _identity(self) -> Hashable:
-        frozen = tuple((name, _frozen(value)) for name, value in self._arguments.items())
+        bound = inspect.signature(self._factory).bind_partial()
+        bound.apply_defaults()
+        arguments = bound.arguments | self._arguments  # adam(0.1) is adam(0.1, b1=0.9)
+        frozen = tuple((name, _frozen(value)) for name, value in sorted(arguments.items()))
         return (self._factory, self._part, frozen)
 
     def __eq__(self, other) -> bool:

@@ -11,6 +11,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import nnlearn
+from nnlearn.data import MaskedBatch
 
 WIDTH = 3
 
@@ -166,6 +167,80 @@ def test_microbatches_take_the_step_of_the_whole_batch():
         nnlearn.make_step(loss_fn, tx, microbatches=0)
 
 
+def masked_loss(params, batch, key):
+    (inputs, targets), where = batch
+    errors = inputs @ params["w"] + params["b"] - targets
+    return jnp.mean(errors**2, where=where), jnp.sum(where)
+
+
+def padded_batch(size, valid):
+    return MaskedBatch(make_batch(size), jnp.arange(size) < valid)
+
+
+@pytest.mark.parametrize("valid", [16, 13, 3])
+def test_parts_of_a_masked_batch_weigh_by_what_counts(valid):
+    """With 3 of 16 valid, three of the four parts hold nothing at all."""
+    tx = nnlearn.sgd(0.1)
+    state, batch = nnlearn.init_state(make_params(), tx), padded_batch(16, valid)
+    expected, info = nnlearn.make_step(masked_loss, tx)(state, batch)
+    parted = nnlearn.make_step(masked_loss, tx, microbatches=4)(state, batch)
+    results = [parted]
+    for mapped in mapped_steps().values():
+        for microbatches in (1, 2):
+            step = nnlearn.make_step(masked_loss, tx, axis_name="data", microbatches=microbatches)
+            results.append(mapped(step)(state, batch))
+    for got, got_info in results:
+        assert_trees_close(numbers(got), numbers(expected))
+        np.testing.assert_allclose(got_info.loss, info.loss, rtol=1e-5)
+        np.testing.assert_allclose(got_info.grad_norm, info.grad_norm, rtol=1e-5)
+
+
+def test_an_epoch_with_a_remainder_is_the_same_in_microbatches():
+    tx = nnlearn.adam(0.1)
+    start = nnlearn.init_state(make_params(), tx)
+    whole, parts = (
+        nnlearn.make_epoch(nnlearn.make_step(masked_loss, tx, microbatches=count), make_batch(21), batch_size=8)
+        for count in (1, 4)
+    )
+    expected, infos = whole(start, jax.random.key(0))
+    got, parted = parts(start, jax.random.key(0))
+    assert_trees_close(numbers(got), numbers(expected), rtol=1e-4)
+    np.testing.assert_allclose(parted.loss, infos.loss, rtol=1e-4)
+
+
+def test_a_bad_batch_size_is_named_when_the_epoch_is_made():
+    step = nnlearn.make_step(masked_loss, nnlearn.sgd(0.1))
+    with pytest.raises(ValueError, match="batch_size"):
+        nnlearn.make_epoch(step, make_batch(21), batch_size=0)
+    with pytest.raises(ValueError, match="remainder"):
+        nnlearn.make_epoch(step, make_batch(21), batch_size=8, remainder="dropp")
+
+
+def donated_optimizers():
+    rate = jnp.float32(0.1)
+    return {
+        "MultiSteps": nnlearn.MultiSteps(nnlearn.adam(0.1), 2),
+        "apply_if_finite": nnlearn.apply_if_finite(nnlearn.adam(0.1), 2),
+        "add_noise": nnlearn.chain(nnlearn.add_noise(0.1, 0.5, key=jax.random.key(0)), nnlearn.sgd(0.1)),
+        "inject_hyperparams": nnlearn.inject_hyperparams(nnlearn.adamw)(rate, weight_decay=rate),
+        "master": nnlearn.adam(0.1, master_dtype=jnp.float32),
+        "lbfgs": optax.lbfgs(),
+        **{name: getattr(nnlearn.optimizers, name)(rate) for name in ("adamw", "amsgrad", "yogi", "lars", "radam")},
+    }
+
+
+@pytest.mark.parametrize("tx", donated_optimizers().values(), ids=donated_optimizers().keys())
+def test_every_state_can_be_donated_and_made_again(tx):
+    step = nnlearn.jit_step(nnlearn.make_step(loss_fn, tx))
+    finals = []
+    for _ in range(2):
+        state = nnlearn.init_state(make_params(), tx)
+        for seed in range(2):
+            state, _ = step(state, make_batch(seed=seed))
+        finals.append(state.params)
+    jax.tree.map(np.testing.assert_array_equal, *finals)
+
+
 def test_random_numbers_differ_by_step_and_by_device_and_repeat_by_key():
     def draw(params, batch, key):
         return jnp.sum(params**2), jax.random.uniform(key)
@@ -225,7 +300,16 @@ def test_a_loss_with_the_wrong_arguments_is_named():
         nnlearn.make_step(lambda params, batch: 0.0, nnlearn.sgd(0.1))
 
 
-@pytest.mark.parametrize("bad", [lambda p, b, k: p["w"], lambda p, b, k: jnp.array(1), lambda p, b, k: jnp.array(1j)])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda p, b, k: {"loss": 1.0},
+        lambda p, b, k: None,
+        lambda p, b, k: p["w"],
+        lambda p, b, k: jnp.array(1),
+        lambda p, b, k: jnp.array(1j),
+    ],
+)
 def test_a_loss_that_is_no_real_scalar_is_named(bad):
     tx = nnlearn.sgd(0.1)
     with pytest.raises(TypeError, match="real scalar"):

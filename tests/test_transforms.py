@@ -155,6 +155,8 @@ BAD = [
     ("threshold", lambda: nnlearn.clip_by_block_rms(0.0)),
     ("mode", lambda: nnlearn.scale_by_lion(mode="soft")),
     ("every_k_schedule", lambda: nnlearn.MultiSteps(nnlearn.sgd(0.1), 0)),
+    ("every_k_schedule", lambda: nnlearn.MultiSteps(nnlearn.sgd(0.1), 2.5)),
+    ("'no'", lambda: nnlearn.freeze({"body": "no"})),
     ("max_consecutive_errors", lambda: nnlearn.apply_if_finite(nnlearn.sgd(0.1), -1)),
     ("static_args", lambda: nnlearn.inject_hyperparams(nnlearn.adam, static_args="b3")),
     ("key", lambda: nnlearn.add_noise(0.1, 0.1, key=1, seed=2)),
@@ -173,6 +175,12 @@ def test_tracers_pass_where_numbers_are_checked():
 
 
 # Gradient accumulation
+
+
+def test_a_bare_state_can_be_donated():
+    for tx in (nnlearn.MultiSteps(nnlearn.amsgrad(0.1), 2), nnlearn.apply_if_finite(nnlearn.yogi(0.1), 2)):
+        state = tx.init(make_params())
+        jax.jit(lambda s: jax.tree.map(lambda leaf: leaf, s), donate_argnums=0)(state)
 
 
 def test_accumulation_equals_the_mean_gradient():
@@ -283,6 +291,21 @@ def test_hyperparameters_are_found_and_set_wherever_they_are():
         nnlearn.set_hyperparams(nnlearn.adam(0.1).init(params), learning_rate=1.0)
 
 
+def test_a_mask_function_is_no_schedule():
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    tx = nnlearn.inject_hyperparams(nnlearn.adamw)(
+        0.1, weight_decay=0.5, mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p)
+    )
+    updates, _ = tx.update(zeros, tx.init(params), params)
+    np.testing.assert_allclose(updates["w"], -0.05, rtol=1e-6)
+    np.testing.assert_array_equal(updates["b"], 0.0)
+    with pytest.raises(ValueError, match="weight_decay was taken for a schedule"):
+        nnlearn.inject_hyperparams(nnlearn.adamw)(0.1, weight_decay=lambda step: {"w": 0.1}).init(params)
+    with pytest.raises(ValueError, match="learning_rate has shape"):
+        nnlearn.set_hyperparams(tx.init(params), learning_rate=jnp.ones(3))
+
+
 def test_injected_hyperparameters_equal_plain_ones():
     params, noise = make_params(), make_noise(5)
     plain = updates_over(nnlearn.adamw(0.1, b1=0.8, weight_decay=0.2), params, noise)
@@ -313,6 +336,11 @@ def test_stateful_schedules_of_optax_keep_their_state():
 def test_noise_without_a_key_warns():
     with pytest.warns(UserWarning, match="key"):
         nnlearn.add_noise(0.1, 0.5)
+
+
+def test_defaults_spelt_out_are_the_same_settings():
+    assert nnlearn.adam(0.1) == nnlearn.adam(learning_rate=0.1, b1=0.9)
+    assert hash(nnlearn.adam(0.1)) == hash(nnlearn.adam(0.1, 0.9))
 
 
 def test_repr_names_the_settings():

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 
-from nnlearn.data import epoch_indices, example_count, take
+from nnlearn.data import MaskedBatch, batch_count, epoch_indices, example_count, take
 from nnlearn.train.step import Info, Step, TrainState
 from nnlearn.types import Batch, Key
 
@@ -15,9 +15,9 @@ def make_epoch(step: Step, examples: Batch, batch_size: int, *, shuffle: bool = 
     """One pass over all examples in random order, to be compiled, vmapped over states and keys, and scanned again.
 
     Args:
-      step: from ``make_step``. Its batch is ``(examples_b, where_b)``: a tree like ``examples`` whose leading axis is
-        ``batch_size`` long, and booleans of shape (batch_size,) that are False where the last batch was filled up; the
-        loss is to leave those out, ``jnp.mean(losses_b, where=where_b)``.
+      step: from ``make_step``. Its batch is a ``MaskedBatch(examples, where)``: a tree like ``examples`` whose leading
+        axis is ``batch_size`` long, and booleans of shape (batch_size,) that are False where the last batch was filled
+        up; the loss is to leave those out, ``jnp.mean(losses_b, where=where_b)``.
       examples: a pytree of arrays of shape (size, ...).
       batch_size: examples in a batch.
       shuffle: whether the order is random.
@@ -41,11 +41,12 @@ def make_epoch(step: Step, examples: Batch, batch_size: int, *, shuffle: bool = 
     (2, (2,))
     """
     size = example_count(examples)
+    batch_count(size, batch_size, remainder=remainder)  # a bad batch size is an error here, not at the first epoch
 
     def epoch(state, key):
         def on_batch(state, batch):
             indices_b, where_b = batch
-            return step(state, (take(examples, indices_b), where_b))
+            return step(state, MaskedBatch(take(examples, indices_b), where_b))
 
         batches = epoch_indices(key if shuffle else None, size, batch_size, shuffle=shuffle, remainder=remainder)
         return jax.lax.scan(on_batch, state, batches)

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from optax import InjectHyperparamsState, InjectStatefulHyperparamsState, apply_updates, with_extra_args_support
 
+from nnlearn.checks import NUMERIC
+from nnlearn.data import MaskedBatch
 from nnlearn.tree import compute_dtype, global_norm, path_name
-from nnlearn.types import Batch, GradientTransformation, Grads, Key, LossFn, OptState, Params, PyTree
+from nnlearn.types import Batch, GradientTransformation, Key, LossFn, OptState, Params, PyTree
 
 STEP_STREAM = 0x5E7  # an arbitrary constant: it sets the steps' random numbers apart from the caller's own
 Step = Callable[["TrainState", Batch], tuple["TrainState", "Info"]]
@@ -74,10 +76,11 @@ def init_state(params: Params, tx: GradientTransformation, key: Key | int = 0) -
                 f"parameter {path_name(path)!r} is {jnp.result_type(leaf).name}, which has no gradient; "
                 "make it floating, or keep it out of params"
             )
-    params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
     is_seed = jnp.ndim(key) == 0 and jnp.issubdtype(jnp.result_type(key), jnp.integer)
     key = jax.random.fold_in(jax.random.key(key) if is_seed else key, STEP_STREAM)
-    return TrainState(jnp.zeros([], jnp.int32), params, tx.init(params), key)
+    # Copies, because a donated buffer is gone: it may not be the caller's or the optimizer's, nor stand in two places.
+    params, opt_state = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), (params, tx.init(params)))
+    return TrainState(jnp.zeros([], jnp.int32), params, opt_state, key)
 
 
 def make_step(
@@ -99,7 +102,7 @@ def make_step(
         searches and plateau rules ask for.
       axis_name: the mapped axis or axes over which each device sees its own part of the batch and all hold the same
         state. Loss, gradient and aux are averaged over it, and each part draws its own random numbers. Parts weigh the
-        same: give each as many examples.
+        same, so give each as many examples; parts of a ``MaskedBatch`` weigh by the examples that count.
       microbatches: split the batch into so many parts and accumulate their gradients one after the other, for the
         memory of one part. A real inner loop: the optimizer runs once, under ``vmap`` too.
 
@@ -124,29 +127,38 @@ def make_step(
     _check_signature(loss_fn)
     tx = with_extra_args_support(tx)
 
-    def loss_and_aux(params, batch, key):
+    whole = axis_name is None and microbatches == 1
+
+    def summed_loss(params, batch, key):
+        """Loss and aux of a part times its weight, summed over devices, and the weight so summed."""
+        batch, weight = (batch, 1) if whole else _weigh(batch)
         result = loss_fn(params, batch, key)
         loss, aux = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
         _check_loss(loss)
-        # Averaged inside of the derivative: under shard_map the gradient of replicated parameters is summed over
-        # devices by the transpose, so that a mean taken only outside would be a sum.
-        return (loss, aux) if axis_name is None else jax.lax.pmean((loss, aux), axis_name)
+        sums = (loss, aux, weight) if whole else jax.tree.map(lambda leaf: weight * leaf, (loss, aux, jnp.float32(1)))
+        # Summed inside of the derivative: under shard_map the gradient of replicated parameters is summed over devices
+        # by the transpose already, and the mean taken outside then changes nothing.
+        loss, aux, weight = sums if axis_name is None else jax.lax.psum(sums, axis_name)
+        return loss, (aux, weight)
 
-    differentiate = jax.value_and_grad(loss_and_aux, has_aux=True)
+    differentiate = jax.value_and_grad(summed_loss, has_aux=True)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Info]:
         key = jax.random.fold_in(state.key, state.step)
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
         if microbatches == 1:
-            (loss, aux), grads = differentiate(state.params, batch, key)
+            (loss, (aux, weight)), grads = differentiate(state.params, batch, key)
         else:
-            loss, aux, grads = _accumulate(differentiate, state.params, batch, key, microbatches)
+            (loss, (aux, weight)), grads = _accumulate(differentiate, state.params, batch, key, microbatches)
         if axis_name is not None:
             grads = jax.lax.pmean(grads, axis_name)
+        if not whole:
+            loss, aux, grads = jax.tree.map(lambda total: total / weight, (loss, aux, grads))
 
         def value_fn(params):
-            return loss_and_aux(params, batch, key)[0]
+            total, (_, weight) = summed_loss(params, batch, key)
+            return total / weight
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params, value=loss, grad=grads, value_fn=value_fn)
         params = apply_updates(state.params, updates)
@@ -181,6 +193,8 @@ def _check_signature(loss_fn: LossFn) -> None:
 
 
 def _check_loss(loss: Any) -> None:
+    if not isinstance(loss, NUMERIC):
+        raise TypeError(f"loss_fn must return a real scalar, or (loss, aux); got {type(loss).__name__}")
     if jnp.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
         raise TypeError(
             "loss_fn must return a real scalar, or (loss, aux); got "
@@ -188,8 +202,19 @@ def _check_loss(loss: Any) -> None:
         )
 
 
-def _accumulate(differentiate, params: Params, batch: Batch, key: Key, parts: int) -> tuple[jax.Array, PyTree, Grads]:
-    """Loss, aux and gradient, each the mean over ``parts`` slices of the batch, taken one after the other."""
+def _weigh(batch: Batch) -> tuple[Batch, jax.Array]:
+    """A part of a batch and how much it counts among others: 1, or the examples of a ``MaskedBatch`` that count.
+
+    Where none do, the loss sees them all, so that its mean is not 0 / 0, and the weight of 0 takes it out again.
+    """
+    if not isinstance(batch, MaskedBatch):
+        return batch, jnp.ones([])
+    count = jnp.sum(batch.where)
+    return batch._replace(where=batch.where | (count == 0)), count.astype(jnp.float32)
+
+
+def _accumulate(differentiate, params: Params, batch: Batch, key: Key, parts: int):
+    """What ``differentiate`` returns, summed over ``parts`` slices of the batch, taken one after the other."""
 
     def split(path, leaf):
         if jnp.ndim(leaf) == 0 or leaf.shape[0] % parts:
@@ -199,17 +224,15 @@ def _accumulate(differentiate, params: Params, batch: Batch, key: Key, parts: in
             )
         return leaf.reshape(parts, leaf.shape[0] // parts, *leaf.shape[1:])
 
-    def total(carry, part):
+    def add(sums, part):
         index, slice_ = part
-        (loss, aux), grads = differentiate(params, slice_, jax.random.fold_in(key, index))
-        return jax.tree.map(lambda old, new: old + new.astype(old.dtype), carry, (loss, aux, grads)), None
+        new = differentiate(params, slice_, jax.random.fold_in(key, index))
+        return jax.tree.map(lambda total, leaf: total + leaf.astype(total.dtype), sums, new), None
 
     slices = jax.tree.map_with_path(split, batch)
-    first = jax.tree.map(lambda leaf: leaf[0], slices)
-    (loss, aux), grads = jax.eval_shape(differentiate, params, first, key)
-    start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, compute_dtype(leaf.dtype)), (loss, aux, grads))
-    sums, _ = jax.lax.scan(total, start, (jnp.arange(parts), slices))
-    return jax.tree.map(lambda leaf: leaf / parts, sums)
+    shapes = jax.eval_shape(differentiate, params, jax.tree.map(lambda leaf: leaf[0], slices), key)
+    start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, compute_dtype(leaf.dtype)), shapes)
+    return jax.lax.scan(add, start, (jnp.arange(parts), slices))[0]
 
 
 def recorded_learning_rate(state: OptState) -> jax.Array:

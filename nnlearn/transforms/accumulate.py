@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from optax import MultiStepsState, safe_increment, with_extra_args_support
 
-from nnlearn.checks import check_dtype, check_number
+from nnlearn.checks import check_dtype, check_number, known
 from nnlearn.settings import Made
 from nnlearn.transforms.plumbing import Slot, run_or_hold
 from nnlearn.tree import real_dtype
@@ -22,10 +22,10 @@ def _accumulated(opt, every_k_schedule, use_grad_mean, should_skip, accumulator_
     slot = Slot(dtype=accumulator_dtype)
 
     def init(params):
-        zero = jnp.zeros([], jnp.int32)
+        mini_step, gradient_step = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)  # two buffers: one may be donated
         sums = slot.start(params)
-        _, skip_state = should_skip(sums, zero, params)
-        return MultiStepsState(zero, zero, inner.init(params), sums, skip_state)
+        _, skip_state = should_skip(sums, gradient_step, params)
+        return MultiStepsState(mini_step, gradient_step, inner.init(params), sums, skip_state)
 
     def update(updates, state, params=None, **extra_args):
         every_k = every_k_schedule(state.gradient_step) if callable(every_k_schedule) else every_k_schedule
@@ -96,6 +96,8 @@ class MultiSteps(GradientTransformationExtraArgs):
     ):
         if not callable(every_k_schedule):
             check_number("every_k_schedule", every_k_schedule, low=1)
+            if known(every_k_schedule) and int(every_k_schedule) != every_k_schedule:
+                raise ValueError(f"every_k_schedule must be a whole number of mini-steps, got {every_k_schedule}")
         accumulator_dtype = check_dtype("accumulator_dtype", accumulator_dtype)
         skip = should_skip_update_fn or _never_skip
         init, update = _accumulated(opt, every_k_schedule, use_grad_mean, skip, accumulator_dtype)

@@ -5,13 +5,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from optax import AddNoiseState, masked, safe_increment, set_to_zero
 
 from nnlearn.checks import check_nonnegative
 from nnlearn.settings import comparable
 from nnlearn.transforms.plumbing import require_params
-from nnlearn.tree import as_hyperparam, compute_dtype, map_unzip
-from nnlearn.types import EmptyState, GradientTransformationExtraArgs, Key, MaskOrFn, PyTree, Scalar, ScalarOrSchedule
+from nnlearn.tree import as_hyperparam, compute_dtype, map_unzip, path_name
+from nnlearn.types import EmptyState, GradientTransformationExtraArgs, Key, MaskOrFn, Scalar, ScalarOrSchedule
 
 
 class WeightDecayState(NamedTuple):
@@ -103,7 +104,7 @@ def add_noise(
 
     def init(params):
         del params
-        return AddNoiseState(count=jnp.zeros([], jnp.int32), rng_key=start)
+        return AddNoiseState(count=jnp.zeros([], jnp.int32), rng_key=jnp.array(start, copy=True))
 
     def update(updates, state, params=None, **extra_args):
         del params, extra_args
@@ -119,7 +120,7 @@ def add_noise(
 
 
 @comparable
-def freeze(mask: bool | PyTree) -> GradientTransformationExtraArgs:
+def freeze(mask: bool | MaskOrFn) -> GradientTransformationExtraArgs:
     """Set the updates of some parameters to zero.
 
     Put it last: what follows it, such as weight decay, moves the parameters again.
@@ -128,11 +129,18 @@ def freeze(mask: bool | PyTree) -> GradientTransformationExtraArgs:
       mask: True for parameters that stay as they are; a tree of booleans like the parameters, a prefix of one, or a
         function from parameters to one.
 
+    Raises:
+      TypeError: the mask holds something else than booleans.
+
     >>> tx = freeze({"body": True, "head": False})
     >>> gradient = {"body": jnp.ones(1), "head": jnp.ones(1)}
     >>> tx.update(gradient, tx.init(gradient))[0]["body"]
     Array([0.], dtype=float32)
     """
+    if not callable(mask):
+        for path, leaf in jax.tree.leaves_with_path(mask):
+            if not isinstance(leaf, bool | np.bool_):
+                raise TypeError(f"mask must hold booleans, got {leaf!r} at {path_name(path)!r}")
     return masked(set_to_zero(), mask)
 
 

@@ -34,8 +34,8 @@ def apply_if_finite(inner: GradientTransformation, max_consecutive_errors: Scala
     inner = with_extra_args_support(inner)
 
     def init(params):
-        zero = jnp.zeros([], jnp.int32)
-        return ApplyIfFiniteState(zero, jnp.array(True), zero, inner.init(params))
+        in_a_row, total = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)
+        return ApplyIfFiniteState(in_a_row, jnp.array(True), total, inner.init(params))
 
     def update(updates, state, params=None, **extra_args):
         finite = all_finite(updates)

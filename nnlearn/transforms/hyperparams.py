@@ -11,7 +11,7 @@ import numpy as np
 from optax import InjectHyperparamsState, InjectStatefulHyperparamsState, safe_increment, with_extra_args_support
 from optax.schedules import StatefulSchedule
 
-from nnlearn.checks import check_dtype
+from nnlearn.checks import NUMERIC, check_dtype
 from nnlearn.settings import comparable
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, OptState, Scalar
 
@@ -32,7 +32,7 @@ def inject_hyperparams(
     Args:
       inner_factory: a function that returns a transformation, nnlearn's, optax's or your own.
       static_args: names of arguments that must stay Python values, because the factory branches on them. Booleans,
-        strings, None and non-schedule objects always do.
+        strings, None, and arguments called ``mask`` or ``..._mask`` always do; any other function is a schedule.
       hyperparam_dtype: the dtype of floating hyper-parameters; None for float32, or float64 where x64 is on.
 
     Returns:
@@ -40,7 +40,8 @@ def inject_hyperparams(
       ``InjectStatefulHyperparamsState(count, hyperparams, hyperparams_states, inner_state)``.
 
     Raises:
-      ValueError: ``static_args`` names an argument that the factory does not have.
+      ValueError: ``static_args`` names an argument that the factory does not have, or a function taken for a schedule
+        does not return a number.
 
     >>> import nnlearn
     >>> tx = inject_hyperparams(nnlearn.adam)(learning_rate=0.1)
@@ -75,7 +76,8 @@ def _split_arguments(arguments: dict[str, Any], static_args: frozenset[str]):
     """Arguments as schedules with a state of their own, schedules, numbers, and the rest."""
     stateful, schedules, numbers, rest = {}, {}, {}, {}
     for name, value in arguments.items():
-        if name in static_args or isinstance(value, bool | np.bool_):
+        is_mask = name == "mask" or name.endswith("_mask")  # a function from parameters, not from steps
+        if name in static_args or is_mask or isinstance(value, bool | np.bool_):
             rest[name] = value
         elif isinstance(value, StatefulSchedule):
             stateful[name] = value
@@ -89,15 +91,20 @@ def _split_arguments(arguments: dict[str, Any], static_args: frozenset[str]):
 
 
 def _with_state(inner_factory, stateful, schedules, numbers, rest, hyperparam_dtype):
-    def as_entry(value):
-        value = jnp.asarray(value)
+    def as_entry(name, value):
+        if not isinstance(value, NUMERIC):
+            raise ValueError(
+                f"{name} was taken for a schedule, but returned {type(value).__name__}, no number; if it is none, "
+                f"pass static_args={name!r}"
+            )
+        value = jnp.array(value, copy=True)  # never the caller's array, which a donated state would delete
         if not jnp.issubdtype(value.dtype, jnp.floating):
             return value
         return value.astype(hyperparam_dtype or jax.dtypes.canonicalize_dtype(float))
 
     def scheduled(count, states, extra_args):
-        values = {name: as_entry(schedule(count)) for name, schedule in schedules.items()}
-        return values | {name: as_entry(s(states[name], **extra_args)) for name, s in stateful.items()}
+        values = {name: as_entry(name, schedule(count)) for name, schedule in schedules.items()}
+        return values | {name: as_entry(name, s(states[name], **extra_args)) for name, s in stateful.items()}
 
     def build(hyperparams):
         return with_extra_args_support(inner_factory(**rest, **hyperparams))
@@ -105,12 +112,12 @@ def _with_state(inner_factory, stateful, schedules, numbers, rest, hyperparam_dt
     def init(params):
         count = jnp.zeros([], jnp.int32)
         states = {name: schedule.init() for name, schedule in stateful.items()}
-        hyperparams = {name: as_entry(value) for name, value in numbers.items()} | scheduled(count, states, {})
+        hyperparams = {name: as_entry(name, value) for name, value in numbers.items()} | scheduled(count, states, {})
         return InjectStatefulHyperparamsState(count, hyperparams, states, build(hyperparams).init(params))
 
     def update(updates, state, params=None, **extra_args):
         hyperparams = dict(state.hyperparams) | scheduled(state.count, state.hyperparams_states, extra_args)
-        hyperparams = {name: as_entry(value) for name, value in hyperparams.items()}
+        hyperparams = {name: as_entry(name, value) for name, value in hyperparams.items()}
         states = {name: s.update(state.hyperparams_states[name], **extra_args) for name, s in stateful.items()}
         updates, inner_state = build(hyperparams).update(updates, state.inner_state, params, **extra_args)
         return updates, InjectStatefulHyperparamsState(safe_increment(state.count), hyperparams, states, inner_state)
@@ -158,7 +165,8 @@ def set_hyperparams(state: OptState, **values: Scalar) -> OptState:
       **values: new values by name; numbers, arrays or tracers. Where several states have the name, all are set.
 
     Raises:
-      ValueError: no state has a hyper-parameter of that name; the message lists the names there are.
+      ValueError: no state has a hyper-parameter of that name (the message lists the names there are), or the value is
+        no scalar.
 
     >>> import nnlearn
     >>> tx = nnlearn.inject_hyperparams(nnlearn.sgd)(learning_rate=0.1)
@@ -172,12 +180,18 @@ def set_hyperparams(state: OptState, **values: Scalar) -> OptState:
         where = f"its hyper-parameters are {sorted(known)}" if known else "wrap the optimizer with inject_hyperparams"
         raise ValueError(f"the state has no hyper-parameter {unknown[0]!r}; {where}")
 
+    for name, value in values.items():
+        if jnp.shape(value) not in ((), jnp.shape(known[name])):
+            raise ValueError(
+                f"{name} has shape {jnp.shape(known[name])} in the state, got {jnp.shape(value)}; to try several, "
+                "jax.vmap over set_hyperparams"
+            )
+
     def replace(node):
         if not _is_injected(node):
             return node
         new = {
-            name: jnp.asarray(values[name], jnp.result_type(old)) if name in values else old
-            for name, old in node.hyperparams.items()
+            name: jnp.full_like(old, values[name]) if name in values else old for name, old in node.hyperparams.items()
         }
         return node._replace(hyperparams=new, inner_state=set_in(node.inner_state))
 
