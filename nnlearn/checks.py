@@ -79,6 +79,12 @@ def check_nonnegative(name: str, value: Scalar) -> None:
     check_number(name, value, low=0.0, high=math.inf, high_open=True)
 
 
+def as_key(key: Any) -> jax.Array:
+    """A random key from a key, or from an integer seed of any kind."""
+    is_seed = jnp.ndim(key) == 0 and jnp.issubdtype(jnp.result_type(key), jnp.integer)
+    return jax.random.key(key) if is_seed else key
+
+
 def check_count(name: str, value: Any) -> int:
     """``value`` as a Python int >= 1: a number of things that decides an array's shape.
 

@@ -29,6 +29,8 @@ def lars(
     .. math:: u = g_t + \lambda w_{t-1}, \quad
         t_t = \beta t_{t-1} + \alpha \eta \frac{\|w_{t-1}\|}{\|u\| + \epsilon} u, \quad w_t = w_{t-1} - t_t
 
+    As in optax the norm below is of the sum; the paper has :math:`\|g\| + \lambda \|w\|` there.
+
     Args:
       learning_rate: :math:`\alpha`, a number >= 0 or a schedule.
       weight_decay: :math:`\lambda`, a number >= 0 or a schedule.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from optax import InjectHyperparamsState, InjectStatefulHyperparamsState, apply_updates, with_extra_args_support
 
-from nnlearn.checks import NUMERIC
+from nnlearn.checks import NUMERIC, as_key
 from nnlearn.data import MaskedBatch
 from nnlearn.tree import compute_dtype, global_norm, path_name
 from nnlearn.types import Batch, GradientTransformation, Key, LossFn, OptState, Params, PyTree
@@ -76,10 +76,11 @@ def init_state(params: Params, tx: GradientTransformation, key: Key | int = 0) -
                 f"parameter {path_name(path)!r} is {jnp.result_type(leaf).name}, which has no gradient; "
                 "make it floating, or keep it out of params"
             )
-    is_seed = jnp.ndim(key) == 0 and jnp.issubdtype(jnp.result_type(key), jnp.integer)
-    key = jax.random.fold_in(jax.random.key(key) if is_seed else key, STEP_STREAM)
+    key = jax.random.fold_in(as_key(key), STEP_STREAM)
     # Copies, because a donated buffer is gone: it may not be the caller's or the optimizer's, nor stand in two places.
-    params, opt_state = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), (params, tx.init(params)))
+    # Strong dtypes, because a weak one would turn strong at the first update, and compile the step anew.
+    params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf), copy=True), params)
+    opt_state = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tx.init(params))
     return TrainState(jnp.zeros([], jnp.int32), params, opt_state, key)
 
 
@@ -150,15 +151,20 @@ def make_step(
         if microbatches == 1:
             (loss, (aux, weight)), grads = differentiate(state.params, batch, key)
         else:
-            (loss, (aux, weight)), grads = _accumulate(differentiate, state.params, batch, key, microbatches)
+            parts = _split(batch, microbatches, key)
+            (loss, (aux, weight)), grads = _accumulate(differentiate, state.params, parts)
         if axis_name is not None:
             grads = jax.lax.pmean(grads, axis_name)
         if not whole:
             loss, aux, grads = jax.tree.map(lambda total: total / weight, (loss, aux, grads))
+            grads = jax.tree.map(lambda grad, param: grad.astype(param.dtype), grads, state.params)
 
         def value_fn(params):
-            total, (_, weight) = summed_loss(params, batch, key)
-            return total / weight
+            if microbatches == 1:
+                total, (_, weight) = summed_loss(params, batch, key)
+                return total / weight
+            totals, (_, weights) = jax.lax.map(lambda part: summed_loss(params, *part), parts)
+            return jnp.sum(totals) / jnp.sum(weights)
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params, value=loss, grad=grads, value_fn=value_fn)
         params = apply_updates(state.params, updates)
@@ -213,10 +219,10 @@ def _weigh(batch: Batch) -> tuple[Batch, jax.Array]:
     return batch._replace(where=batch.where | (count == 0)), count.astype(jnp.float32)
 
 
-def _accumulate(differentiate, params: Params, batch: Batch, key: Key, parts: int):
-    """What ``differentiate`` returns, summed over ``parts`` slices of the batch, taken one after the other."""
+def _split(batch: Batch, parts: int, key: Key) -> tuple[Batch, Key]:
+    """Equal slices of a batch, stacked along a new leading axis, and a key for each."""
 
-    def split(path, leaf):
+    def split_leaf(path, leaf):
         if jnp.ndim(leaf) == 0 or leaf.shape[0] % parts:
             raise ValueError(
                 f"batch leaf {path_name(path)!r} of shape {jnp.shape(leaf)} cannot be split into microbatches={parts} "
@@ -224,15 +230,19 @@ def _accumulate(differentiate, params: Params, batch: Batch, key: Key, parts: in
             )
         return leaf.reshape(parts, leaf.shape[0] // parts, *leaf.shape[1:])
 
-    def add(sums, part):
-        index, slice_ = part
-        new = differentiate(params, slice_, jax.random.fold_in(key, index))
-        return jax.tree.map(lambda total, leaf: total + leaf.astype(total.dtype), sums, new), None
+    return jax.tree.map_with_path(split_leaf, batch), jax.random.split(key, parts)
 
-    slices = jax.tree.map_with_path(split, batch)
-    shapes = jax.eval_shape(differentiate, params, jax.tree.map(lambda leaf: leaf[0], slices), key)
-    start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, compute_dtype(leaf.dtype)), shapes)
-    return jax.lax.scan(add, start, (jnp.arange(parts), slices))[0]
+
+def _accumulate(differentiate, params: Params, parts: tuple[Batch, Key]):
+    """What ``differentiate`` returns, summed over the parts of a batch, taken one after the other."""
+
+    def add(sums, part):
+        results, grads = differentiate(params, *part)
+        return jax.tree.map(lambda total, grad: total + grad.astype(total.dtype), sums, grads), results
+
+    start = jax.tree.map(lambda param: jnp.zeros_like(param, dtype=compute_dtype(param.dtype)), params)
+    grads, results = jax.lax.scan(add, start, parts)
+    return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), results), grads
 
 
 def recorded_learning_rate(state: OptState) -> jax.Array:

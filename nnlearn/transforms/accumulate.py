@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from optax import MultiStepsState, safe_increment, with_extra_args_support
 
 from nnlearn.checks import check_dtype, check_number, known
-from nnlearn.settings import Made
+from nnlearn.settings import Made, Same
 from nnlearn.transforms.plumbing import Slot, run_or_hold
 from nnlearn.tree import real_dtype
 from nnlearn.types import DTypeLike, GradientTransformation, GradientTransformationExtraArgs, OptState
@@ -30,6 +30,7 @@ def _accumulated(opt, every_k_schedule, use_grad_mean, should_skip, accumulator_
     def update(updates, state, params=None, **extra_args):
         every_k = every_k_schedule(state.gradient_step) if callable(every_k_schedule) else every_k_schedule
         skip, skip_state = should_skip(updates, state.gradient_step, params)
+        skip_state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), skip_state, state.skip_state)
         if jnp.shape(skip) != () or jnp.result_type(skip) != jnp.bool_:
             raise ValueError(
                 "should_skip_update_fn must return a boolean scalar first, got "
@@ -108,16 +109,24 @@ class MultiSteps(GradientTransformationExtraArgs):
             "should_skip_update_fn": should_skip_update_fn,
             "accumulator_dtype": accumulator_dtype,
         }
-        return tuple.__new__(cls, (Made(init, cls, arguments, "init"), Made(update, cls, arguments, "update")))
+        tx = tuple.__new__(cls, (Made(init, cls, arguments, "init"), Made(update, cls, arguments, "update")))
+        tx._arguments = arguments
+        return tx
+
+    def __getnewargs__(self):  # what copying calls the constructor with
+        return tuple(self._arguments.values())
 
     def has_updated(self, state: OptState) -> jax.Array:
-        """Whether the last call of ``update`` ran the optimizer: a boolean scalar."""
+        """Whether the window is empty because the optimizer has run: a boolean scalar.
+
+        True after an update that ran it, and still after mini-steps that were skipped since.
+        """
         return (state.mini_step == 0) & (state.gradient_step > 0)
 
     @property
     def inner_opt(self) -> GradientTransformationExtraArgs:
         """The optimizer that runs every k mini-steps."""
-        return with_extra_args_support(self.init._arguments["opt"])
+        return with_extra_args_support(self._arguments["opt"])
 
     def gradient_transformation(self) -> GradientTransformationExtraArgs:
         """Itself, for code written for optax, whose ``MultiSteps`` is not yet a transformation."""
@@ -125,8 +134,12 @@ class MultiSteps(GradientTransformationExtraArgs):
 
 
 # Unflattening a named tuple calls its class with the fields, and this one's constructor takes other things.
-jax.tree_util.register_pytree_node(
-    MultiSteps, lambda tx: (tuple(tx), None), lambda _, parts: tuple.__new__(MultiSteps, tuple(parts))
-)
+def _unflatten(arguments, parts):
+    tx = tuple.__new__(MultiSteps, tuple(parts))
+    tx._arguments = arguments.value
+    return tx
+
+
+jax.tree_util.register_pytree_node(MultiSteps, lambda tx: (tuple(tx), Same(tx._arguments)), _unflatten)
 
 __all__ = ["MultiSteps"]

@@ -109,6 +109,8 @@ def _second_moment(dtype: DTypeLike | None = None, fill: Scalar = 0.0) -> Slot:
 def amsgrad_kernel(g, mu, nu, nu_max, *, b1, b2, eps, eps_root, c1, c1_next, c2, correct_mu=True, correct_nu=True):
     r"""One step of AMSGrad (Reddi et al. 2018, arXiv:1904.09237): Adam whose step sizes never grow.
 
+    As in optax the maximum is of the debiased moment, which the paper does not debias.
+
     .. math:: \hat v^{\max}_t = \max(\hat v^{\max}_{t-1}, \hat v_t), \quad
         u_t = \hat m_t / (\sqrt{\hat v^{\max}_t + \bar\epsilon} + \epsilon)
 
@@ -305,8 +307,8 @@ def _rectification(count, *, b1, b2, threshold, **_):
     ro_inf = 2 / (1 - b2) - 1
     decayed = power(b2, count)
     ro = ro_inf - 2 * count.astype(decayed.dtype) * decayed / (1 - decayed)
-    rectify = ro >= threshold
-    safe = jnp.where(rectify, ro, 5.0)  # below the threshold the root may be of a negative number
+    rectify = (ro >= threshold) & (ro > 4)  # at 4 and below the root is of a negative number, or of infinity
+    safe = jnp.where(rectify, ro, 5.0)
     rectifier = jnp.sqrt((safe - 4) * (safe - 2) * ro_inf / ((ro_inf - 4) * (ro_inf - 2) * safe))
     return _corrections(count, b1=b1, b2=b2) | {"rectify": rectify.astype(jnp.float32), "rectifier": rectifier}
 

@@ -29,7 +29,7 @@ def clip(max_delta: Scalar) -> GradientTransformationExtraArgs:
     >>> tx.update(jnp.array([0.5, -3.0]), tx.init(jnp.zeros(2)))[0]
     Array([ 0.5, -1. ], dtype=float32)
     """
-    check_nonnegative("max_delta", max_delta)
+    check_number("max_delta", max_delta, low=0.0)
     return from_leaf_kernel(_clip_kernel, {"max_delta": max_delta})
 
 
@@ -83,7 +83,7 @@ def clip_tree_by_global_norm(updates: Updates, max_norm: Scalar) -> Updates:
     def clip_leaf(update, wide_update):
         dtype = real_dtype(wide_update.dtype)
         scaled = safe_divide(wide_update, norm.astype(dtype)) * as_hyperparam(max_norm, dtype)
-        return jnp.where(short, wide_update, scaled).astype(jnp.result_type(update))
+        return jnp.where(short, jnp.asarray(update), scaled.astype(jnp.result_type(update)))
 
     return jax.tree.map(clip_leaf, updates, wide)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from optax import AddNoiseState, masked, safe_increment, set_to_zero
 
-from nnlearn.checks import check_nonnegative
+from nnlearn.checks import as_key, check_nonnegative
 from nnlearn.settings import comparable
 from nnlearn.transforms.plumbing import require_params
 from nnlearn.tree import as_hyperparam, compute_dtype, map_unzip, path_name
@@ -99,8 +99,7 @@ def add_noise(
     if key is None and seed is None:
         warnings.warn("add_noise without a key uses key 0, and so does every other run: pass key=", stacklevel=3)
         key = 0
-    start = seed if key is None else key
-    start = jax.random.key(start) if isinstance(start, int) else start
+    start = as_key(seed if key is None else key)
 
     def init(params):
         del params
@@ -123,7 +122,8 @@ def add_noise(
 def freeze(mask: bool | MaskOrFn) -> GradientTransformationExtraArgs:
     """Set the updates of some parameters to zero.
 
-    Put it last: what follows it, such as weight decay, moves the parameters again.
+    Put it last: what follows it, such as weight decay, moves the parameters again. Around an optimizer with a master
+    copy use ``partition``, so that the frozen parameters have none.
 
     Args:
       mask: True for parameters that stay as they are; a tree of booleans like the parameters, a prefix of one, or a

@@ -97,6 +97,7 @@ def _with_state(inner_factory, stateful, schedules, numbers, rest, hyperparam_dt
                 f"{name} was taken for a schedule, but returned {type(value).__name__}, no number; if it is none, "
                 f"pass static_args={name!r}"
             )
+        value = float(value) if isinstance(value, int) else value  # so that 1 may be set to 0.5
         value = jnp.array(value, copy=True)  # never the caller's array, which a donated state would delete
         if not jnp.issubdtype(value.dtype, jnp.floating):
             return value
@@ -186,6 +187,9 @@ def set_hyperparams(state: OptState, **values: Scalar) -> OptState:
                 f"{name} has shape {jnp.shape(known[name])} in the state, got {jnp.shape(value)}; to try several, "
                 "jax.vmap over set_hyperparams"
             )
+
+        if not jnp.can_cast(jnp.result_type(value), jnp.result_type(known[name]), "same_kind"):
+            raise ValueError(f"{name} is {jnp.result_type(known[name]).name} in the state, which cannot hold {value}")
 
     def replace(node):
         if not _is_injected(node):

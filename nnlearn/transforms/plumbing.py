@@ -96,7 +96,7 @@ def from_kernel(
 
         def update_leaf(gradient, *stored):
             gradient = jnp.asarray(gradient)
-            wide = compute_dtype(gradient.dtype)
+            wide = compute_dtype(gradient.dtype, *map(jnp.result_type, stored))
             arrays = [
                 array.astype(wide if jnp.iscomplexobj(array) else real_dtype(wide))
                 for array in map(jnp.asarray, stored)
@@ -185,6 +185,6 @@ def run_or_hold(
         change, new_state = inner.update(updates, inner_state, params, **extra_args)
         return change, jax.tree.map(lambda new, old: jnp.asarray(new, jnp.result_type(old)), new_state, inner_state)
 
-    # eval_shape sees what the update will look like, which need not be the dtype of what goes in
-    held = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(run)[0])
+    # eval_shape sees the dtypes that come out, which need not be those that go in; what goes in has the sharding
+    held = jax.tree.map(lambda out, like: jnp.zeros_like(like, dtype=out.dtype), jax.eval_shape(run)[0], updates)
     return jax.lax.cond(go, run, lambda: (held, inner_state))

@@ -65,10 +65,17 @@ def _with_master(inner: GradientTransformationExtraArgs, dtype) -> GradientTrans
 
     def update(updates, state, params=None, **extra_args):
         require_params(params, "an optimizer with master_dtype")
-        change, inner_state = inner.update(_widen(updates), state.inner_state, state.master, **extra_args)
-        master = jax.tree.map(lambda old, delta: (old + delta).astype(old.dtype), state.master, change)
+        params = jax.tree.map(jnp.asarray, params)
+        # What is not the master's image was changed from outside, and is the truth now.
+        current = jax.tree.map(
+            lambda master, param: jnp.where(master.astype(param.dtype) == param, master, param.astype(master.dtype)),
+            state.master,
+            params,
+        )
+        change, inner_state = inner.update(_widen(updates), state.inner_state, current, **extra_args)
+        master = jax.tree.map(lambda old, delta: (old + delta).astype(old.dtype), current, change)
         # params + (master - params) is master again: the difference of close numbers is exact
-        change = jax.tree.map(lambda new, param: new - jnp.asarray(param).astype(new.dtype), master, params)
+        change = jax.tree.map(lambda new, param: new - param.astype(new.dtype), master, params)
         return change, MasterParamsState(master, inner_state)
 
     return GradientTransformationExtraArgs(init, update)
@@ -86,8 +93,9 @@ def assemble(
     Args:
       *transforms: what ``optax.chain`` takes.
       master_dtype: keep the parameters in this dtype in the state, and let ``params`` be their rounded image. Without
-        it a bfloat16 weight of 1.0 does not feel a step below 0.004; float32 is the usual choice. The copy is the
-        truth: what else changes the parameters between updates is undone.
+        it a bfloat16 weight of 1.0 does not feel a step below 0.004; float32 is the usual choice. Let nothing follow
+        in a chain: what scales or drops the update afterwards parts the parameters from their copy. A weight that
+        something else has changed between updates, beyond its rounding, is taken up from there.
 
     Raises:
       TypeError: ``master_dtype`` is no floating dtype.
