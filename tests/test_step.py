@@ -241,6 +241,48 @@ def test_every_state_can_be_donated_and_made_again(tx):
     jax.tree.map(np.testing.assert_array_equal, *finals)
 
 
+def test_microbatches_of_low_precision_keep_the_gradient_s_dtype():
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), make_params())
+    tx = optax.adam(0.1)
+    step = nnlearn.make_step(loss_fn, tx, microbatches=2)
+    batch = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), make_batch())
+    state, _ = jax.lax.scan(lambda state, _: step(state, batch), nnlearn.init_state(params, tx), length=2)
+    assert state.opt_state[0].mu["w"].dtype == jnp.bfloat16
+
+
+def test_a_line_search_sees_the_loss_that_was_differentiated():
+    seen = []
+
+    def update(updates, state, params=None, *, value, value_fn, **extra_args):
+        seen.append((value, value_fn(params)))
+        return updates, state
+
+    def noisy(params, batch, key):
+        return jnp.mean((params["b"] - jax.random.normal(key, batch.shape)) ** 2)
+
+    tx = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    for microbatches in (1, 4):
+        step = nnlearn.make_step(noisy, tx, microbatches=microbatches)
+        step(nnlearn.init_state({"b": jnp.array(0.5)}, tx), jnp.zeros(8))
+    for value, again in seen:
+        np.testing.assert_allclose(value, again, rtol=1e-6)
+
+
+def test_numbers_in_aux_may_be_python_s():
+    tx = nnlearn.sgd(0.1)
+    step = nnlearn.make_step(lambda p, b, k: (jnp.mean(p["b"] * b[1]), {"n": 3}), tx, microbatches=2)
+    assert step(nnlearn.init_state(make_params(), tx), make_batch())[1].aux["n"] == 3.0
+
+
+def test_weak_types_compile_once():
+    tx = nnlearn.adam(0.1)
+    step = nnlearn.jit_step(nnlearn.make_step(lambda p, b, k: jnp.sum(p["a"] ** 2 + p["b"] ** 2), tx))
+    state = nnlearn.init_state({"a": jnp.asarray(0.5), "b": 1.0}, tx)
+    for _ in range(2):
+        state, _ = step(state, None)
+    assert step._cache_size() == 1
+
+
 def test_random_numbers_differ_by_step_and_by_device_and_repeat_by_key():
     def draw(params, batch, key):
         return jnp.sum(params**2), jax.random.uniform(key)

@@ -135,9 +135,66 @@ def test_master_dtype_needs_parameters_and_values():
         nnlearn.sgd(0.1, master_dtype=jnp.int32)
 
 
-@pytest.mark.parametrize(
-    "make", [nnlearn.add_decayed_weights, nnlearn.adaptive_grad_clip, nnlearn.scale_by_trust_ratio]
-)
+def test_a_weight_changed_beside_its_master_copy_is_taken_up():
+    tx = nnlearn.sgd(0.5, master_dtype=jnp.float32)
+    params = jnp.ones(2, jnp.bfloat16)
+    state = tx.init(params)
+    updates, state = tx.update(jnp.ones(2, jnp.bfloat16), state, params)
+    params = optax.apply_updates(params, updates) * jnp.array([3.0, 1.0], jnp.bfloat16)
+    updates, state = tx.update(jnp.ones(2, jnp.bfloat16), state, params)
+    np.testing.assert_array_equal(optax.apply_updates(params, updates), [1.0, 0.0])
+
+    scaled = nnlearn.chain(nnlearn.sgd(1.0, master_dtype=jnp.float32), nnlearn.scale(0.25))
+    params, state = jnp.ones(1, jnp.bfloat16), scaled.init(jnp.ones(1, jnp.bfloat16))
+    for _ in range(4):
+        updates, state = scaled.update(jnp.ones(1, jnp.bfloat16), state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_array_equal(params, [0.0])
+
+
+def test_arithmetic_is_as_wide_as_the_state():
+    with jax.enable_x64(True):
+        tx = nnlearn.trace(1.0, accumulator_dtype=jnp.float64)
+        state = tx.init(jnp.zeros(1, jnp.float32))
+        for gradient in (1e8, 1.0, 1.0):
+            _, state = tx.update(jnp.array([gradient], jnp.float32), state)
+        assert float(state.trace[0]) == 100000002.0
+
+
+def test_radam_with_a_low_threshold_is_momentum_until_the_root_is_real():
+    tx = nnlearn.scale_by_radam(threshold=3.0)
+    updates = updates_over(tx, make_params(), make_noise(8))
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(updates))
+
+
+def test_bounds_may_be_infinite():
+    huge = jnp.array([1e19, -3.0])
+    for tx in (nnlearn.clip(jnp.inf), nnlearn.clip_by_global_norm(jnp.inf)):
+        np.testing.assert_array_equal(tx.update(huge, tx.init(huge))[0], huge)
+
+
+def test_hyperparameters_written_as_whole_numbers_are_floats():
+    tx = nnlearn.inject_hyperparams(nnlearn.sgd)(learning_rate=1)
+    state = nnlearn.set_hyperparams(tx.init(jnp.zeros(1)), learning_rate=0.5)
+    assert float(tx.update(jnp.ones(1), state)[0][0]) == -0.5
+    counted = nnlearn.inject_hyperparams(nnlearn.sgd)(learning_rate=jnp.array(1))
+    with pytest.raises(ValueError, match="cannot hold"):
+        nnlearn.set_hyperparams(counted.init(jnp.zeros(1)), learning_rate=0.5)
+
+
+def test_conditionals_keep_shardings():
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        params = jax.device_put(jnp.ones(4), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d")))
+        for tx in (nnlearn.MultiSteps(nnlearn.adam(0.1), 2), nnlearn.apply_if_finite(nnlearn.adam(0.1), 2)):
+            updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
+            assert updates.shape == (4,)
+
+
+NEEDY = [nnlearn.add_decayed_weights, nnlearn.adaptive_grad_clip, nnlearn.scale_by_trust_ratio]
+
+
+@pytest.mark.parametrize("make", NEEDY)
 def test_missing_parameters_are_named(make):
     tx = make(0.1)
     with pytest.raises(ValueError, match=make.__name__):
