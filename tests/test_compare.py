@@ -58,6 +58,20 @@ def test_other_data(tmp_path, data, metric):
     assert json.loads((tmp_path / "results.json").read_text())["metric"] == metric
 
 
+def test_diverged_runs_are_called_so(tmp_path):
+    _, text = run(tmp_path, optimizers=("sgd",), learning_rates=(1e30, 1e36), epochs=2, seeds=1)
+    assert "diverged" in text and "nan" not in text and "inf" not in text and "10.0" not in text
+    row = json.loads((tmp_path / "results.json").read_text())["table"][0]
+    assert row["best_rate"] is None and row["metric_mean"] is None and row["metric_sd"] is None
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_seed_has_no_spread_and_one_rate_no_edge(tmp_path):
+    _, text = run(tmp_path, optimizers=("sgd",), data="diabetes", learning_rates=(0.01,), seeds=1, epochs=1)
+    assert "1 seed x 1 learning rate x 1 epoch" in text and "*" not in text
+    assert json.loads((tmp_path / "results.json").read_text())["table"][0]["metric_sd"] is None
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_every_optimizer_may_be_named(tmp_path, name):
     Settings(optimizers=(name,), out=tmp_path).check()
@@ -90,6 +104,7 @@ BAD = [
     (["--data", "imagenet"], "'imagenet'; known are digits, mnist, breast-cancer, diabetes, xor"),
     (["--seeds", "0"], "seeds"),
     (["--learning-rates", "-1.0"], "learning_rates"),
+    (["--learning-rates", "0.0"], "learning_rates"),
     (["--optimizers", "sgd", "sgd"], "twice"),
     (["--hidden", "0"], "hidden"),
 ]

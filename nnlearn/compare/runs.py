@@ -145,7 +145,7 @@ def run_optax(name: str, problem: Problem, settings: Settings, tick: Tick) -> Cu
                 for array, value in zip(
                     results, (np.mean(jax.device_get(losses)), *evaluate(params[run])), strict=True
                 ):
-                    array[run] = value
+                    array[run] = float(value)  # NumPy would turn an interrupt while it waits into a ValueError
         measured.append(results)
         clock.append(time.perf_counter() - began)
         tick()

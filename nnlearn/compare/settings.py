@@ -11,7 +11,7 @@ import optax
 import tyro
 
 from nnlearn import optimizers
-from nnlearn.checks import check_nonnegative
+from nnlearn.checks import check_number
 from nnlearn.datasets import LOADERS
 
 KNOWN = tuple(sorted(name for name, value in vars(optimizers).items() if inspect.isfunction(value)))
@@ -26,14 +26,14 @@ class Settings:
     """
 
     optimizers: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ("sgd", "rmsprop", "adamw", "lion")
-    """Optimizers to compare, by name."""
+    """Optimizers to compare, by name; all of nnlearn's are known."""
     seeds: int = 5
     """How many random starts."""
     epochs: int = 20
     """Passes over the training examples."""
     batch_size: int = 64
     """Examples in a mini-batch."""
-    learning_rates: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    learning_rates: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
     """Learning rates to try."""
     data: str = "digits"
     """Data set: digits, mnist, breast-cancer, diabetes or xor."""
@@ -61,7 +61,7 @@ class Settings:
         if not self.learning_rates:
             raise ValueError("learning_rates must hold at least one number")
         for rate in self.learning_rates:
-            check_nonnegative("learning_rates", rate)
+            check_number("learning_rates", rate, low=0.0, low_open=True, high_open=True)
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"hidden must be widths of at least 1, got {self.hidden}")
 

@@ -25,8 +25,10 @@ class Row(NamedTuple):
 
     Attributes:
       optimizer, library: who ran.
-      best_rate: the learning rate with the lowest mean validation loss after the last epoch.
-      metric_mean, metric_sd: test accuracy or mean squared error at the best rate, over seeds; sd with n - 1.
+      best_rate: the learning rate with the lowest mean validation loss after the last epoch; None if a seed diverged at
+        every rate.
+      metric_mean, metric_sd: test accuracy or mean squared error at the best rate, over seeds, sd with n - 1; None
+        without a best rate, the sd also for one seed.
       seconds_to_target: seconds until the mean validation loss at the best rate reached the target, of the whole grid,
         without compiling; None if it never did.
       steps_per_second: optimizer steps over the whole grid, without compiling.
@@ -37,9 +39,9 @@ class Row(NamedTuple):
 
     optimizer: str
     library: str
-    best_rate: float
-    metric_mean: float
-    metric_sd: float
+    best_rate: float | None
+    metric_mean: float | None
+    metric_sd: float | None
     seconds_to_target: float | None
     steps_per_second: float
     compile_seconds: float
@@ -48,7 +50,7 @@ class Row(NamedTuple):
 
 def _last_loss_r(curves: Curves) -> np.ndarray:
     """Mean validation loss over seeds after the last epoch, per learning rate; infinite where a seed diverged."""
-    losses = curves.validation_sre[:, :, -1].mean(axis=0)
+    losses = curves.validation_sre[:, :, -1].astype(np.float64).mean(axis=0)
     return np.where(np.isfinite(losses), losses, np.inf)
 
 
@@ -69,19 +71,20 @@ def make_rows(results: Results, settings: Settings) -> list[Row]:
     for optimizer, libraries in results.items():
         for library, curves in libraries.items():
             best = best_index(curves)
-            metric_s = curves.test_sre[:, best, -1]
+            diverged = not np.isfinite(_last_loss_r(curves)[best])
+            metric_s = curves.test_sre[:, best, -1].astype(np.float64)
             reached = np.flatnonzero(curves.validation_sre[:, best].mean(axis=0) <= target)
             rows.append(
                 Row(
                     optimizer,
                     library,
-                    settings.learning_rates[best],
-                    float(metric_s.mean()),
-                    float(metric_s.std(ddof=1)) if len(metric_s) > 1 else 0.0,
-                    float(curves.seconds_e[reached[0]]) if len(reached) else None,
-                    curves.steps / float(curves.seconds_e[-1]),
-                    curves.compile_seconds,
-                    _difference(libraries),
+                    best_rate=None if diverged else settings.learning_rates[best],
+                    metric_mean=None if diverged else float(metric_s.mean()),
+                    metric_sd=None if diverged or len(metric_s) < 2 else float(metric_s.std(ddof=1)),
+                    seconds_to_target=None if diverged or not len(reached) else float(curves.seconds_e[reached[0]]),
+                    steps_per_second=curves.steps / float(curves.seconds_e[-1]),
+                    compile_seconds=curves.compile_seconds,
+                    difference=None if diverged else _difference(libraries),
                 )
             )
     return rows
@@ -97,12 +100,13 @@ def _difference(libraries: dict[str, Curves]) -> float | None:
 
 def make_table(rows: list[Row], metric: str, target: float, settings: Settings) -> Table:
     """The rows for people."""
-    runs = f"{settings.seeds} seeds x {len(settings.learning_rates)} learning rates"
+    runs = f"{_counted(settings.seeds, 'seed')} x {_counted(len(settings.learning_rates), 'learning rate')}"
     table = Table(
-        title=f"{settings.data}: {runs} x {settings.epochs} epochs",
+        title=f"{settings.data}: {runs} x {_counted(settings.epochs, 'epoch')}",
         caption=(
-            f"rate: best by validation loss. target: time until that loss is {target:.4g}\n"
-            "diff: largest difference of the two libraries' validation losses there"
+            "rate: the best by validation loss; +- is the sd over seeds\n"
+            + (f"target: time of the whole grid until that loss is {target:.4g}\n" if np.isfinite(target) else "")
+            + "diff: largest difference of the two libraries' validation losses at it"
         ),
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -113,21 +117,18 @@ def make_table(rows: list[Row], metric: str, target: float, settings: Settings) 
     score_heading = "accuracy %" if metric == "accuracy" else "test MSE"
     for heading in ("rate", score_heading, "target", "steps/s", "compile", "diff"):
         table.add_column(heading, justify="right", no_wrap=True)
-    edges = (min(settings.learning_rates), max(settings.learning_rates))
+    rates = settings.learning_rates
+    edges = (min(rates), max(rates)) if len(rates) > 1 else ()
     if any(row.best_rate in edges for row in rows):
         table.caption += "\n*: at the edge of the grid, a better rate may lie beyond"
     for index, row in enumerate(rows):
-        score = (
-            f"{100 * row.metric_mean:.2f} +- {100 * row.metric_sd:.2f}"
-            if metric == "accuracy"
-            else f"{row.metric_mean:.4f} +- {row.metric_sd:.4f}"
-        )
+        rate = "-" if row.best_rate is None else f"{row.best_rate:g}"
         last_of_optimizer = index + 1 == len(rows) or rows[index + 1].optimizer != row.optimizer
         table.add_row(
             row.optimizer,
             row.library,
-            f"{row.best_rate:g}" + ("*" if row.best_rate in edges else ""),
-            score,
+            rate + ("*" if row.best_rate in edges else ""),
+            _score(row, metric),
             "-" if row.seconds_to_target is None else f"{row.seconds_to_target:.2f} s",
             f"{row.steps_per_second:,.0f}",
             f"{row.compile_seconds:.1f} s",
@@ -135,6 +136,18 @@ def make_table(rows: list[Row], metric: str, target: float, settings: Settings) 
             end_section=last_of_optimizer,
         )
     return table
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}" + ("" if number == 1 else "s")
+
+
+def _score(row: Row, metric: str) -> str:
+    if row.metric_mean is None:
+        return "diverged"
+    factor, form = (100, ".2f") if metric == "accuracy" else (1, ".4g")
+    spread = "" if row.metric_sd is None else f" +- {factor * row.metric_sd:{form}}"
+    return f"{factor * row.metric_mean:{form}}{spread}"
 
 
 def describe_machine() -> dict[str, Any]:
