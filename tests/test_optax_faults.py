@@ -104,6 +104,21 @@ def test_hyperparameters_keep_their_precision_beside_bfloat16_parameters():
     assert finite(rescued.update(params, rescued.init(params), params)[0])
 
 
+def test_a_mask_function_is_not_taken_for_a_schedule():
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+
+    def matrices(tree):
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, tree)
+
+    def decayed(library):
+        tx = library.inject_hyperparams(library.adamw)(0.1, weight_decay=0.5, mask=matrices)
+        updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+        return float(updates["w"][0, 0]), float(updates["b"][0])
+
+    assert decayed(optax) == (0.0, 0.0)  # the mask of the step count, which is no matrix
+    assert decayed(nnlearn) == pytest.approx((-0.05, 0.0))
+
+
 def test_equal_optimizers_are_equal_and_a_new_rate_compiles_nothing():
     assert optax.adam(0.1) != optax.adam(0.1)
     assert nnlearn.adam(0.1) == nnlearn.adam(0.1)
