@@ -125,7 +125,8 @@ def comparable(factory: Factory) -> Factory:
             kind = type(made) if isinstance(made, GradientTransformationExtraArgs) else GradientTransformation
             parts = (Made(made.init, make, arguments, "init"), Made(made.update, make, arguments, "update"))
             copy = tuple.__new__(kind, parts)
-            vars(copy).update(getattr(made, "__dict__", {}))
+            if hasattr(made, "__dict__"):  # what a subclass keeps beside the two functions
+                vars(copy).update(vars(made))
             return copy
         return Made(made, make, arguments)
 

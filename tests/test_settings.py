@@ -6,6 +6,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import nnlearn
@@ -112,6 +113,17 @@ def test_tracers_never_equal_others():
 
     trace_two(0.1, 0.1)
     assert seen == [(False, True)]
+
+
+def test_plain_transformations_may_be_marked_too():
+    @comparable
+    def halve():
+        return optax.GradientTransformation(lambda params: (), lambda updates, state, params=None: (updates / 2, state))
+
+    assert halve() == halve()
+    assert (
+        float(optax.chain(halve(), nnlearn.sgd(1.0)).update(jnp.ones(()), ((), nnlearn.sgd(1.0).init(1.0)))[0]) == -0.5
+    )
 
 
 def test_accumulation_can_be_copied_and_marked():
