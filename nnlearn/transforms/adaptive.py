@@ -181,7 +181,10 @@ def adadelta_kernel(g, e_g, e_x, *, rho, eps):
       ``(u, E[g^2], E[u^2])``.
     """
     e_g = (1 - rho) * abs_sq(g) + rho * e_g
-    change = safe_divide(safe_sqrt(e_x + eps), safe_sqrt(e_g + eps)) * g
+    # Floored, so that eps = 0 makes no 0 / 0 (a parameter that never had a gradient has none now); no division and no
+    # selection, because XLA splits those into more passes over memory.
+    tiny = jnp.finfo(e_g.dtype).tiny
+    change = jnp.sqrt(jnp.maximum(e_x + eps, tiny)) * jax.lax.rsqrt(jnp.maximum(e_g + eps, tiny)) * g
     return change, e_g, (1 - rho) * abs_sq(change) + rho * e_x
 
 

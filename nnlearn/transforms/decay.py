@@ -62,6 +62,8 @@ def add_decayed_weights(weight_decay: ScalarOrSchedule = 0.0, mask: MaskOrFn = N
     def update(updates, state, params=None, **extra_args):
         del extra_args
         require_params(params, "add_decayed_weights")
+        if isinstance(weight_decay, int | float) and weight_decay == 0:
+            return updates, state  # the default of several optimizers should not cost a pass over the parameters
         if not callable(weight_decay):
             return _add_scaled(updates, weight_decay, params, "params"), state
         decayed = _add_scaled(updates, weight_decay(state.count), params, "params")
