@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from optax import InjectHyperparamsState, InjectStatefulHyperparamsState, apply_updates, with_extra_args_support
+from optax import apply_updates, with_extra_args_support
 
 from nnlearn.checks import NUMERIC, as_key
 from nnlearn.data import MaskedBatch
+from nnlearn.transforms.hyperparams import is_injected
 from nnlearn.tree import compute_dtype, global_norm, path_name
 from nnlearn.types import Batch, GradientTransformation, Key, LossFn, OptState, Params, PyTree
 
@@ -252,14 +253,13 @@ def recorded_learning_rate(state: OptState) -> jax.Array:
     >>> recorded_learning_rate(nnlearn.adam(0.1).init(jnp.zeros(1)))
     Array(0.1, dtype=float32)
     """
-    injected = (InjectHyperparamsState, InjectStatefulHyperparamsState)
 
     def holds_rate(node):
-        return hasattr(node, "learning_rate") or isinstance(node, injected)
+        return hasattr(node, "learning_rate") or is_injected(node)
 
     rates = []
     for node in filter(holds_rate, jax.tree.leaves(state, is_leaf=holds_rate)):
-        if isinstance(node, injected):
+        if is_injected(node):
             rates.append(node.hyperparams.get("learning_rate", recorded_learning_rate(node.inner_state)))
         else:
             rates.append(node.learning_rate)

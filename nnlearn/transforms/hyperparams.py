@@ -126,15 +126,16 @@ def _with_state(inner_factory, stateful, schedules, numbers, rest, hyperparam_dt
     return GradientTransformationExtraArgs(init, update)
 
 
-def _is_injected(node) -> bool:
+def is_injected(node) -> bool:
+    """Whether a node of an optimizer's state holds hyper-parameters, nnlearn's or optax's."""
     return isinstance(node, STATES)
 
 
 def _injected_states(state: OptState) -> list:
     """All hyper-parameter states, outer ones first."""
     found = []
-    for node in jax.tree.leaves(state, is_leaf=_is_injected):
-        if _is_injected(node):
+    for node in jax.tree.leaves(state, is_leaf=is_injected):
+        if is_injected(node):
             found += [node, *_injected_states(node.inner_state)]
     return found
 
@@ -192,7 +193,7 @@ def set_hyperparams(state: OptState, **values: Scalar) -> OptState:
             raise ValueError(f"{name} is {jnp.result_type(known[name]).name} in the state, which cannot hold {value}")
 
     def replace(node):
-        if not _is_injected(node):
+        if not is_injected(node):
             return node
         new = {
             name: jnp.full_like(old, values[name]) if name in values else old for name, old in node.hyperparams.items()
@@ -200,7 +201,7 @@ def set_hyperparams(state: OptState, **values: Scalar) -> OptState:
         return node._replace(hyperparams=new, inner_state=set_in(node.inner_state))
 
     def set_in(tree):
-        return jax.tree.map(replace, tree, is_leaf=_is_injected)
+        return jax.tree.map(replace, tree, is_leaf=is_injected)
 
     return set_in(state)
 
