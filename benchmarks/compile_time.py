@@ -1,0 +1,85 @@
+"""Seconds to trace, lower and compile the optimizer step, against the number of leaves.
+
+    python benchmarks/compile_time.py                    # up to 2,000 leaves
+    python benchmarks/compile_time.py --quick            # up to 100 leaves, writes nothing
+
+Leaves hold 20 numbers each: what compiling costs is set by how many there are. The step is ``update`` and
+``apply_updates``, jitted and donated. Before each measurement all of jax's caches are emptied; none is kept on disk.
+The packed rivals compile a step for a buffer that is packed already. Packing, which is done once, has a row of its own;
+what taking the tree out again inside of a loss costs is in ``train_step.py``.
+"""
+
+import random
+import statistics
+import time
+
+import jax
+from harness import Report, argument_parser, compile_timed, show
+from recipes import RECIPES, draw, update_steps
+
+import nnlearn
+
+LEAVES = (1, 10, 100, 1000, 2000)
+QUICK_LEAVES = (1, 10, 100)
+RECIPES_HERE = ("adamw", "clip+adamw+schedule")
+SLOW = 10.0  # seconds; what takes longer is measured once
+PARTS = ("trace_seconds", "lower_seconds", "compile_seconds", "total_seconds")
+
+
+def pack_seconds(params: dict) -> float:
+    """From a tree to its packed form, for the first time."""
+    jax.clear_caches()
+    began = time.perf_counter()
+    jax.block_until_ready(jax.tree.leaves(nnlearn.pack(params)))
+    return time.perf_counter() - began
+
+
+def measure(leaves: int, recipe: str, rounds: int) -> list[dict]:
+    """A row for each rival: the medians of its parts, in turns over a few rounds."""
+    shapes = [(20,)] * leaves
+    params, grads = draw(shapes, 0), draw(shapes, 1)
+    steps = update_steps(recipe, params, grads)
+    steps.pop("nnlearn, packed, one leaf", None)  # the row of one leaf says it
+    found, shuffler = {name: [] for name in steps}, random.Random(0)
+    for _ in range(rounds):
+        for name in shuffler.sample(list(steps), len(steps)):
+            if not found[name] or found[name][0]["total_seconds"] < SLOW:
+                found[name].append(compile_timed(*steps[name]())[1])
+    head = {"leaves": leaves, "recipe": recipe}
+    rows = []
+    for name, facts in found.items():
+        medians = {part: statistics.median(fact[part] for fact in facts) for part in PARTS}
+        totals = [fact["total_seconds"] for fact in facts]
+        spread = {"min_total_seconds": min(totals), "max_total_seconds": max(totals), "rounds": len(facts)}
+        rows.append(head | {"rival": name} | medians | spread | {"temp_bytes": facts[0]["temp_bytes"]})
+    return rows
+
+
+def main() -> None:
+    parser = argument_parser(__doc__, "compile_time")
+    parser.add_argument("--leaves", nargs="*", type=int, default=None, help="numbers of leaves")
+    parser.add_argument("--recipes", nargs="*", default=RECIPES_HERE, choices=list(RECIPES))
+    options = parser.parse_args()
+    rounds = options.rounds or (2 if options.quick else 3)
+    report = Report(options)
+    for recipe in options.recipes:
+        measure(1, recipe, 1)  # the first use of everything costs more, and is nobody's fault
+        for leaves in options.leaves or (QUICK_LEAVES if options.quick else LEAVES):
+            rows = measure(leaves, recipe, rounds)
+            totals = {row["rival"]: row["total_seconds"] for row in rows}
+            below = totals.get("nnlearn, packed", totals["nnlearn"])
+            ratios = {f"{name} / nnlearn, packed": total / below for name, total in totals.items()}
+            report.add(rows, [{"leaves": leaves, "recipe": recipe, "ratios": ratios}])
+            cells = [[row["rival"], *(f"{row[part]:.2f}" for part in PARTS)] for row in rows]
+            show(f"{leaves} leaves, {recipe}: seconds", ("rival", "trace", "lower", "compile", "total"), cells)
+            if hasattr(nnlearn, "pack"):
+                seconds = pack_seconds(draw([(20,)] * leaves, 0))
+                report.add(
+                    [{"leaves": leaves, "recipe": None, "rival": "nnlearn.pack, once", "total_seconds": seconds}]
+                )
+                print(f"nnlearn.pack, once: {seconds:.2f} s")
+    report.close()
+
+
+if __name__ == "__main__":
+    main()

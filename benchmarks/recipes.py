@@ -1,0 +1,126 @@
+"""What is measured: the recipes, the leaves they run on, and the rivals that run them."""
+
+import math
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import nnlearn
+
+Shapes = list[tuple[int, ...]]
+RATE, WARMUP, DECAY = 1e-3, 100, 10_000  # one peak rate for all: what a step costs does not depend on it
+
+
+class Recipe(NamedTuple):
+    """An optimizer as a user writes it.
+
+    Attributes:
+      make: from a library, optax or nnlearn, to the transformation; the same words for both.
+      minimal_bytes: the bytes a float32 parameter that no implementation can do without: each array that must be
+        read counts 4, and each that must be written.
+    """
+
+    make: Callable[[ModuleType], Any]
+    minimal_bytes: int
+
+
+def _schedule(library: ModuleType):
+    return library.warmup_cosine_decay_schedule(0.0, RATE, WARMUP, DECAY)
+
+
+def _clipped_adamw(library: ModuleType):
+    return library.chain(library.clip_by_global_norm(1.0), library.adamw(_schedule(library), weight_decay=1e-4))
+
+
+RECIPES = {
+    # reads p, g, m; writes p, m
+    "sgd-momentum": Recipe(lambda library: library.sgd(RATE, momentum=0.9), 20),
+    # reads p, g, m, v; writes p, m, v
+    "adamw": Recipe(lambda library: library.adamw(RATE, weight_decay=1e-4), 28),
+    # and g once more, for its norm, which must be known before the first update
+    "clip+adamw+schedule": Recipe(_clipped_adamw, 32),
+    "lion": Recipe(lambda library: library.lion(RATE, weight_decay=1e-4), 20),
+}
+
+REGIMES: dict[str, Shapes] = {
+    "1 x 16M": [(16_000_000,)],
+    "160 x 100k": [(100_000,)] * 160,
+    "2000 x 2000": [(2000,)] * 2000,
+    "1000 x 20": [(20,)] * 1000,
+}
+QUICK_REGIMES: dict[str, Shapes] = {"1 x 1M": [(1_000_000,)], "50 x 2000": [(2000,)] * 50}
+
+
+def _gpt2_shapes() -> Shapes:
+    """The 148 parameters of GPT-2, 124 million numbers."""
+    d, ff = 768, 3072
+    attention = [(d,), (d,), (d, 3 * d), (3 * d,), (d, d), (d,)]
+    feed_forward = [(d,), (d,), (d, ff), (ff,), (ff, d), (d,)]
+    return [(50257, d), (1024, d), *(attention + feed_forward) * 12, (d,), (d,)]
+
+
+GPU_REGIMES: dict[str, Shapes] = {
+    "GPT-2, 148 leaves": _gpt2_shapes(),
+    "2000 x 2000": REGIMES["2000 x 2000"],
+    "10000 x 2000": [(2000,)] * 10_000,
+    "1 x 1e9": [(1_000_000_000,)],
+}
+
+
+def count(shapes: Shapes) -> int:
+    return sum(map(math.prod, shapes))
+
+
+def draw(shapes: Shapes, seed: int, scale: float = 1.0) -> dict[str, jax.Array]:
+    """A tree of normal numbers, slices of one draw so that the same shapes cost the same to make everywhere."""
+    flat = scale * jax.random.normal(jax.random.key(seed), (count(shapes),))
+    tree, start = {}, 0
+    for index, shape in enumerate(shapes):
+        tree[f"leaf{index:05}"] = jnp.asarray(flat[start : start + math.prod(shape)].reshape(shape))
+        start += math.prod(shape)
+    return tree
+
+
+def one_leaf(tree: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The same numbers as a tree of one leaf."""
+    return {"leaf": jnp.concatenate([leaf.reshape(-1) for leaf in tree.values()])}
+
+
+def _step(tx: Any, params: Any, grads: Any, apply_updates: Callable = optax.apply_updates) -> tuple:
+    def step(state, grads):
+        params, opt_state = state
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return apply_updates(params, updates), opt_state
+
+    params = jax.tree.map(jnp.copy, params)  # the step gives its memory away
+    # An array that stands in two places of a state cannot be given away twice.
+    opt_state = jax.tree.map(jnp.copy, tx.init(params))
+    return jax.jit(step, donate_argnums=0), (params, opt_state), grads
+
+
+def update_steps(recipe: str, params: dict, grads: dict) -> dict[str, Callable[[], tuple]]:
+    """The optimizer alone, by each jax rival: a jitted step that donates, its state, and its gradient.
+
+    Each is made anew when asked for. ``optax, packed`` shows what of a gain is the layout's and what the optimizer's.
+    """
+    theirs, ours = RECIPES[recipe].make(optax), RECIPES[recipe].make(nnlearn)
+
+    def packed(tx, form=lambda tree: tree):
+        return _step(tx, nnlearn.pack(form(params)), nnlearn.pack(form(grads)), nnlearn.apply_updates)
+
+    steps = {
+        "optax": lambda: _step(theirs, params, grads),
+        "optax.flatten": lambda: _step(optax.flatten(theirs), params, grads),
+        "optax, packed": lambda: packed(theirs),
+        "nnlearn": lambda: _step(ours, params, grads),
+        "nnlearn, packed": lambda: packed(ours),
+    }
+    if len(params) > 1:
+        steps["nnlearn, packed, one leaf"] = lambda: packed(ours, one_leaf)
+    if not hasattr(nnlearn, "pack"):
+        steps = {k: v for k, v in steps.items() if "packed" not in k}
+    return steps

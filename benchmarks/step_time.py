@@ -1,0 +1,155 @@
+"""The optimizer step alone: milliseconds, gigabytes a second, seconds to compile, over leaves, recipes and rivals.
+
+    python benchmarks/step_time.py                       # everything
+    python benchmarks/step_time.py --quick               # small sizes, writes nothing
+    python benchmarks/step_time.py --regimes "2000 x 2000" --recipes adamw
+
+A step is ``update`` and ``apply_updates`` in one jitted program, parameters and state donated, the gradient given: as a
+tree, or packed for the packed rivals, as they get it in training. Torch gets its own in ``param.grad``. All rivals of a
+regime and recipe take turns, and two programs that do nothing but move memory take turns with them, so that the
+share of the bandwidth is measured against the same machine. A regime whose numbers fit in a cache may exceed 100 %.
+"""
+
+import statistics
+from typing import Any
+
+import jax
+import numpy as np
+from harness import Jitted, Report, argument_parser, race, ratio, ratios_to, show, summarize
+from machine import bandwidth_rivals, bytes_moved, on_gpu
+from recipes import GPU_REGIMES, QUICK_REGIMES, RECIPES, REGIMES, count, draw, update_steps
+
+import nnlearn
+
+OURS = "nnlearn, packed"
+CHECKED_STEPS = 3
+
+
+def torch_makers(recipe: str, params: dict, grads: dict) -> dict[str, Any]:
+    """Torch's rivals where they have the same processor to run on; none without torch."""
+    if on_gpu():
+        return {}
+    try:
+        from torch_rivals import torch_rivals
+    except ModuleNotFoundError:
+        return {}
+    return torch_rivals(recipe, params, grads)
+
+
+def values(rival: Any) -> np.ndarray:
+    """The parameters of a rival, end to end."""
+    params = rival.params if hasattr(rival, "params") else rival.state[0]
+    leaves = jax.tree.leaves(nnlearn.unpack(params) if isinstance(params, nnlearn.Packed) else params)
+    return np.concatenate([np.asarray(leaf).reshape(-1) for leaf in leaves])
+
+
+def disagreement(rivals: dict[str, Any], params: dict) -> dict[str, float]:
+    """After a few steps: the largest difference to the first rival's parameters, in parts of the largest change."""
+    for rival in rivals.values():
+        rival.run(CHECKED_STEPS)
+    start = np.concatenate([np.asarray(leaf).reshape(-1) for leaf in params.values()])
+    results = {name: values(rival) for name, rival in rivals.items()}
+    reference = next(iter(results.values()))
+    scale = float(np.max(np.abs(reference - start)))
+    return {name: float(np.max(np.abs(result - reference))) / scale for name, result in results.items()}
+
+
+def make_rivals(recipe: str, params: dict, grads: dict) -> tuple[dict[str, Any], dict[str, str]]:
+    """The rivals, compiled, and what kept others away: a rival that runs out of memory is a result too."""
+    steps = update_steps(recipe, params, grads)
+    makers = {name: lambda make=make: Jitted(*make()) for name, make in steps.items()}
+    rivals, faults = {}, {}
+    for name, make in (makers | torch_makers(recipe, params, grads)).items():
+        try:
+            rivals[name] = make()
+            rivals[name].run(1)
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            rivals.pop(name, None)
+            faults[name] = str(error).splitlines()[0]
+        else:
+            if rivals[name].compile:
+                print(f"  {name}: compiled in {rivals[name].compile['total_seconds']:.1f} s", flush=True)
+    return rivals, faults
+
+
+def measure(regime: str, shapes: list, recipe: str, rounds: int, quick: bool) -> tuple[list[dict], list[dict]]:
+    """One regime and recipe: a row for each rival, and the ratios."""
+    params, grads = draw(shapes, 0, scale=0.02), draw(shapes, 1)
+    rivals, faults = make_rivals(recipe, params, grads)
+    differences = {} if count(shapes) > 200_000_000 else disagreement(rivals, params)
+    memory = bandwidth_rivals(quick)
+    seconds, calls = race({**rivals, **memory}, rounds=rounds)
+    bandwidth = {name: bytes_moved(memory[name]) / statistics.median(seconds[name]) / 1e9 for name in memory}
+    minimal = RECIPES[recipe].minimal_bytes * count(shapes)
+    head = {"regime": regime, "leaves": len(shapes), "parameters": count(shapes), "recipe": recipe}
+    rows = [head | {"rival": name, "fault": fault} for name, fault in faults.items()]
+    for name, rival in rivals.items():
+        times = summarize(seconds[name])
+        achieved = minimal / times["median_ms"] / 1e6
+        rows.append(
+            head
+            | {"rival": name, **times, "calls": calls, "compile": rival.compile, "minimal_bytes": minimal}
+            | {"achieved_gbps": achieved, "bandwidth_gbps": bandwidth}
+            | {"share_of_bandwidth": {key: achieved / value for key, value in bandwidth.items()}}
+            | {"disagreement": differences.get(name)}
+        )
+    return rows, [head | {"ratios": compare(seconds, rivals)}]
+
+
+def compare(seconds: dict, rivals: dict) -> dict:
+    """Everyone's time in units of the packed step's, and that of the better of torch's two."""
+    below = OURS if OURS in rivals else "nnlearn"
+    found = ratios_to(seconds, below, rivals)
+    torch = [name for name in rivals if name.startswith("torch")]
+    if torch:
+        best = min(torch, key=lambda name: statistics.median(seconds[name]))
+        found[f"torch best / {below}"] = ratio(seconds, best, below) | {"best": best}
+    return found
+
+
+def print_rows(rows: list[dict]) -> None:
+    def cells(row):
+        if "fault" in row:
+            return row["rival"], row["fault"][:40]
+        compiling = row["compile"]
+        return (
+            row["rival"],
+            f"{row['median_ms']:.3f}",
+            "{:.3f}-{:.3f}".format(*row["quartiles_ms"]),
+            f"{row['achieved_gbps']:.1f}",
+            " ".join(f"{share:.0%}" for share in row["share_of_bandwidth"].values()),
+            f"{compiling['total_seconds']:.2f}" if compiling else "",
+            f"{compiling['temp_bytes'] / 1e6:.1f}" if compiling and compiling["temp_bytes"] is not None else "",
+            f"{row['disagreement']:.0e}" if row["disagreement"] is not None else "",
+        )
+
+    measured = [row for row in rows if "fault" not in row]
+    memory = ", ".join(f"{name} {gbps:.1f}" for name, gbps in measured[0]["bandwidth_gbps"].items())
+    title = f"{rows[0]['regime']}, {rows[0]['recipe']} (GB/s: {memory})"
+    headings = ("rival", "ms", "quartiles", "GB/s", "share", "compile s", "temp MB", "differs by")
+    show(title, headings, map(cells, rows))
+
+
+def main() -> None:
+    parser = argument_parser(__doc__, "step_time")
+    parser.add_argument("--gpu-regimes", action="store_true", help="the leaves for an accelerator instead")
+    parser.add_argument("--regimes", nargs="*", default=None, help="names; all by default")
+    parser.add_argument("--recipes", nargs="*", default=list(RECIPES), choices=list(RECIPES))
+    options = parser.parse_args()
+    regimes = QUICK_REGIMES if options.quick else GPU_REGIMES if options.gpu_regimes else REGIMES
+    unknown = set(options.regimes or ()) - set(regimes)
+    if unknown:
+        parser.error(f"no regime {', '.join(unknown)} among: {', '.join(regimes)}")
+    rounds = options.rounds or (5 if options.quick else 30)
+    report = Report(options, note="torch has no Lion; bandwidth is of float32 arrays far larger than the caches")
+    for regime in options.regimes or regimes:
+        for recipe in options.recipes:
+            print(f"{regime}, {recipe}", flush=True)
+            rows, ratios = measure(regime, regimes[regime], recipe, rounds, options.quick)
+            report.add(rows, ratios)
+            print_rows(rows)
+    report.close()
+
+
+if __name__ == "__main__":
+    main()
