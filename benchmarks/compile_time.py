@@ -67,7 +67,7 @@ def main() -> None:
         for leaves in options.leaves or (QUICK_LEAVES if options.quick else LEAVES):
             rows = measure(leaves, recipe, rounds)
             totals = {row["rival"]: row["total_seconds"] for row in rows}
-            below = totals.get("nnlearn, packed", totals["nnlearn"])
+            below = totals["nnlearn, packed"]
             ratios = {f"{name} / nnlearn, packed": total / below for name, total in totals.items()}
             report.add(rows, [{"leaves": leaves, "recipe": recipe, "ratios": ratios}])
             cells = [[row["rival"], *(f"{row[part]:.2f}" for part in PARTS)] for row in rows]

@@ -121,6 +121,4 @@ def update_steps(recipe: str, params: dict, grads: dict) -> dict[str, Callable[[
     }
     if len(params) > 1:
         steps["nnlearn, packed, one leaf"] = lambda: packed(ours, one_leaf)
-    if not hasattr(nnlearn, "pack"):
-        steps = {k: v for k, v in steps.items() if "packed" not in k}
     return steps
