@@ -14,6 +14,7 @@ from nnlearn import datasets as datasets
 from nnlearn import losses as losses
 from nnlearn import models as models
 from nnlearn import optimizers as optimizers
+from nnlearn import packing as packing
 from nnlearn import schedules as schedules
 from nnlearn import train as train
 from nnlearn import transforms as transforms
@@ -60,6 +61,12 @@ from nnlearn.optimizers import rmsprop as rmsprop
 from nnlearn.optimizers import sgd as sgd
 from nnlearn.optimizers import sign_sgd as sign_sgd
 from nnlearn.optimizers import yogi as yogi
+from nnlearn.packing import Packed as Packed
+from nnlearn.packing import leaf_norms as leaf_norms
+from nnlearn.packing import map_stacks as map_stacks
+from nnlearn.packing import pack as pack
+from nnlearn.packing import per_buffer as per_buffer
+from nnlearn.packing import unpack as unpack
 from nnlearn.schedules import constant_schedule as constant_schedule
 from nnlearn.schedules import cosine_annealing_schedule as cosine_annealing_schedule
 from nnlearn.schedules import cosine_annealing_warm_restarts_schedule as cosine_annealing_warm_restarts_schedule
@@ -91,6 +98,7 @@ from nnlearn.transforms import adaptive_grad_clip as adaptive_grad_clip
 from nnlearn.transforms import add_decayed_weights as add_decayed_weights
 from nnlearn.transforms import add_noise as add_noise
 from nnlearn.transforms import apply_if_finite as apply_if_finite
+from nnlearn.transforms import by_leaf as by_leaf
 from nnlearn.transforms import centralize as centralize
 from nnlearn.transforms import clip as clip
 from nnlearn.transforms import clip_by_block_rms as clip_by_block_rms

@@ -2,6 +2,7 @@
 
 from optax import masked
 
+from nnlearn.packing import per_buffer
 from nnlearn.settings import comparable
 from nnlearn.transforms.adam import scale_by_adam
 from nnlearn.transforms.decay import add_decayed_weights
@@ -49,7 +50,7 @@ def lars(
     """
     return assemble(
         add_decayed_weights(weight_decay, weight_decay_mask),
-        masked(scale_by_trust_ratio(trust_coefficient=trust_coefficient, eps=eps), trust_ratio_mask),
+        masked(scale_by_trust_ratio(trust_coefficient=trust_coefficient, eps=eps), per_buffer(trust_ratio_mask)),
         scale_by_learning_rate(learning_rate),
         trace(momentum, nesterov),
         master_dtype=master_dtype,

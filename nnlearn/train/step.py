@@ -10,6 +10,9 @@ from optax import apply_updates, with_extra_args_support
 
 from nnlearn.checks import NUMERIC, as_key
 from nnlearn.data import MaskedBatch
+from nnlearn.packing import Packed, is_packed, pack, unpack, worth_packing
+from nnlearn.packing import leaf_norms as norm_of_leaves
+from nnlearn.train.packable import packing_difference
 from nnlearn.transforms.hyperparams import is_injected
 from nnlearn.tree import compute_dtype, global_norm, path_name
 from nnlearn.types import Batch, GradientTransformation, Key, LossFn, OptState, Params, PyTree
@@ -23,16 +26,21 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: steps made so far, int32.
-      params: the parameters.
+      stored: the parameters as training keeps them: the tree itself, or ``Packed``; ``params`` is the tree of either.
       opt_state: the optimizer's state.
       key: the run's random key, derived from the one given to ``init_state``; step t uses
         ``jax.random.fold_in(key, t)``, so a restored run draws the same numbers.
     """
 
     step: jax.Array
-    params: Params
+    stored: Params | Packed
     opt_state: OptState
     key: Key
+
+    @property
+    def params(self) -> Params:
+        """The parameters as the tree that the model takes, however they are stored."""
+        return unpack(self.stored)
 
 
 class Info(NamedTuple):
@@ -45,6 +53,8 @@ class Info(NamedTuple):
       learning_rate: the rate that made the update, as the optimizer's state records it; a vector if it holds several,
         in the state's order, and NaN if it holds none.
       aux: what ``loss_fn`` returned beside the loss, or None.
+      leaf_grad_norms: Euclidean norm of each leaf's gradient, shape (leaves,), in the tree's order, if the step was
+        made to record them; else None.
     """
 
     loss: jax.Array
@@ -52,25 +62,45 @@ class Info(NamedTuple):
     update_norm: jax.Array
     learning_rate: jax.Array
     aux: PyTree
+    leaf_grad_norms: jax.Array | None = None
 
 
-def init_state(params: Params, tx: GradientTransformation, key: Key | int = 0) -> TrainState:
+def init_state(
+    params: Params,
+    tx: GradientTransformation,
+    key: Key | int = 0,
+    *,
+    packed: bool | None = None,
+    labels: PyTree | Callable[[Params], PyTree] = None,
+) -> TrainState:
     """The state before the first step.
 
     Args:
-      params: the parameters; they are copied, so that a step which donates its state leaves yours alone.
+      params: the parameters, as a tree or ``Packed``; they are copied, so that a step which donates its state leaves
+        yours alone.
       tx: an optimizer, nnlearn's or optax's.
       key: a random key, or an integer seed for one. The state keeps a key of its own derived from it, so that yours may
         also shuffle the batches without the two ever drawing the same numbers.
+      packed: whether training keeps the parameters in a few large buffers, see ``pack``; the trajectory is the same.
+        None packs where that was measured to pay, see ``worth_packing``, if ``tx`` gives the same updates.
+      labels: leaves to keep in buffers of their own, see ``pack``. An optimizer whose mask parts leaves of one dtype
+        needs them: the mask itself will do.
 
     Raises:
       TypeError: a parameter is not floating or complex, and so cannot be trained.
+      ValueError: ``packed`` is True, and ``tx`` would update packed parameters differently.
 
     >>> import nnlearn
     >>> state = init_state({"w": jnp.zeros(2)}, nnlearn.sgd(0.1), key=0)
     >>> int(state.step), state.params
     (0, {'w': Array([0., 0.], dtype=float32)})
+    >>> init_state({"w": jnp.zeros(2), "b": jnp.zeros(1)}, nnlearn.sgd(0.1), packed=True).stored
+    Packed(2 leaves: float32[3])
     """
+    if is_packed(params):
+        packed = True if packed is None else packed
+        labels = params.layout.labels if labels is None else labels
+    params = unpack(params)
     for path, leaf in jax.tree.leaves_with_path(params):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             raise TypeError(
@@ -80,9 +110,26 @@ def init_state(params: Params, tx: GradientTransformation, key: Key | int = 0) -
     key = jax.random.fold_in(as_key(key), STEP_STREAM)
     # Copies, because a donated buffer is gone: it may not be the caller's or the optimizer's, nor stand in two places.
     # Strong dtypes, because a weak one would turn strong at the first update, and compile the step anew.
-    params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf), copy=True), params)
-    opt_state = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tx.init(params))
-    return TrainState(jnp.zeros([], jnp.int32), params, opt_state, key)
+    stored = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf), copy=True), params)
+    if _decide_packing(packed, params, tx, labels):
+        stored = pack(stored, labels)
+    opt_state = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tx.init(stored))
+    return TrainState(jnp.zeros([], jnp.int32), stored, opt_state, key)
+
+
+def _decide_packing(packed: bool | None, params: Params, tx: GradientTransformation, labels) -> bool:
+    if packed not in (True, False, None):
+        raise ValueError(f"packed must be True, False or None, got {packed!r}")
+    if packed is False or (packed is None and not worth_packing(params)):
+        return False
+    difference = packing_difference(tx, params, labels)
+    if packed and difference:
+        raise ValueError(
+            f"packed=True, but this optimizer would update packed parameters differently: {difference}. "
+            "Give labels that keep apart what it treats apart, put by_leaf around the transformation that works with "
+            "whole leaves, or leave packed=None"
+        )
+    return not difference
 
 
 def make_step(
@@ -91,6 +138,8 @@ def make_step(
     *,
     axis_name: str | tuple[str, ...] | None = None,
     microbatches: int = 1,
+    packed: bool | None = None,
+    leaf_norms: bool = False,
 ) -> Step:
     """A training step: gradient, optimizer, update.
 
@@ -107,13 +156,17 @@ def make_step(
         same, so give each as many examples; parts of a ``MaskedBatch`` weigh by the examples that count.
       microbatches: split the batch into so many parts and accumulate their gradients one after the other, for the
         memory of one part. A real inner loop: the optimizer runs once, under ``vmap`` too.
+      packed: True or False insist on a state with packed parameters, or without, see ``init_state``; None takes either.
+        ``loss_fn`` sees the tree, whichever it is.
+      leaf_norms: record the norm of each leaf's gradient in ``info.leaf_grad_norms``.
 
     Returns:
       ``step(state, batch) -> (state, info)``.
 
     Raises:
       TypeError: ``loss_fn`` does not take three arguments, or the loss is not a real scalar.
-      ValueError: the batch cannot be split into ``microbatches`` equal parts.
+      ValueError: the state is packed, or not, against ``packed``; or the batch cannot be split into
+        ``microbatches`` equal parts.
 
     >>> import nnlearn
     >>> def loss_fn(params, batch, key):
@@ -134,7 +187,7 @@ def make_step(
     def summed_loss(params, batch, key):
         """Loss and aux of a part times its weight, summed over devices, and the weight so summed."""
         batch, weight = (batch, 1) if whole else _weigh(batch)
-        result = loss_fn(params, batch, key)
+        result = loss_fn(unpack(params), batch, key)
         loss, aux = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
         _check_loss(loss)
         sums = (loss, aux, weight) if whole else jax.tree.map(lambda leaf: weight * leaf, (loss, aux, jnp.float32(1)))
@@ -146,19 +199,24 @@ def make_step(
     differentiate = jax.value_and_grad(summed_loss, has_aux=True)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Info]:
+        if packed is not None and packed != is_packed(state.stored):
+            raise ValueError(
+                f"the step was made with packed={packed}, but the state's parameters are "
+                f"{'not ' if packed else ''}packed: make it with init_state(..., packed={packed})"
+            )
         key = jax.random.fold_in(state.key, state.step)
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
         if microbatches == 1:
-            (loss, (aux, weight)), grads = differentiate(state.params, batch, key)
+            (loss, (aux, weight)), grads = differentiate(state.stored, batch, key)
         else:
             parts = _split(batch, microbatches, key)
-            (loss, (aux, weight)), grads = _accumulate(differentiate, state.params, parts)
+            (loss, (aux, weight)), grads = _accumulate(differentiate, state.stored, parts)
         if axis_name is not None:
             grads = jax.lax.pmean(grads, axis_name)
         if not whole:
             loss, aux, grads = jax.tree.map(lambda total: total / weight, (loss, aux, grads))
-            grads = jax.tree.map(lambda grad, param: grad.astype(param.dtype), grads, state.params)
+            grads = jax.tree.map(lambda grad, param: grad.astype(param.dtype), grads, state.stored)
 
         def value_fn(params):
             if microbatches == 1:
@@ -167,10 +225,17 @@ def make_step(
             totals, (_, weights) = jax.lax.map(lambda part: summed_loss(params, *part), parts)
             return jnp.sum(totals) / jnp.sum(weights)
 
-        updates, opt_state = tx.update(grads, state.opt_state, state.params, value=loss, grad=grads, value_fn=value_fn)
-        params = apply_updates(state.params, updates)
-        info = Info(loss, global_norm(grads), global_norm(updates), recorded_learning_rate(opt_state), aux)
-        return TrainState(state.step + 1, params, opt_state, state.key), info
+        updates, opt_state = tx.update(grads, state.opt_state, state.stored, value=loss, grad=grads, value_fn=value_fn)
+        stored = apply_updates(state.stored, updates)
+        info = Info(
+            loss,
+            global_norm(grads),
+            global_norm(updates),
+            recorded_learning_rate(opt_state),
+            aux,
+            norm_of_leaves(grads) if leaf_norms else None,
+        )
+        return TrainState(state.step + 1, stored, opt_state, state.key), info
 
     return step
 

@@ -30,6 +30,7 @@ from nnlearn.transforms.momentum import scale_by_lion as scale_by_lion
 from nnlearn.transforms.momentum import scale_by_sign as scale_by_sign
 from nnlearn.transforms.momentum import trace as trace
 from nnlearn.transforms.plumbing import Slot as Slot
+from nnlearn.transforms.plumbing import by_leaf as by_leaf
 from nnlearn.transforms.plumbing import from_kernel as from_kernel
 from nnlearn.transforms.precision import MasterParamsState as MasterParamsState
 from nnlearn.transforms.precision import assemble as assemble

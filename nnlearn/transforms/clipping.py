@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from nnlearn.checks import check_nonnegative, check_number
 from nnlearn.settings import comparable
 from nnlearn.transforms.plumbing import from_leaf_kernel, from_map
-from nnlearn.tree import abs_sq, as_hyperparam, compute_dtype, global_norm, real_dtype, safe_divide, safe_sqrt
+from nnlearn.tree import abs_sq, as_hyperparam, compute_dtype, real_dtype, safe_divide, safe_sqrt
 from nnlearn.types import GradientTransformationExtraArgs, Scalar, Updates
 
 
@@ -50,42 +50,44 @@ def clip_by_block_rms(threshold: Scalar) -> GradientTransformationExtraArgs:
     Array([ 1., -1.], dtype=float32)
     """
     check_number("threshold", threshold, low=0.0, low_open=True)
-    return from_leaf_kernel(_block_rms_kernel, {"threshold": threshold})
+    return from_leaf_kernel(_block_rms_kernel, {"threshold": threshold}, whole_leaf=True)
 
 
-def _saturate(updates: Updates) -> Updates:
-    """Cut magnitudes whose squares would overflow the sum, in the precision to calculate in.
-
-    A gradient that overflowed is then one very large number among others: clipping gives its direction, as the limit
-    says, and not ``inf / inf``. NaN stays NaN.
-    """
-    leaves, treedef = jax.tree.flatten(updates)
-    size = max(sum(jnp.size(leaf) for leaf in leaves), 1)
-
-    def cut(leaf):
-        leaf = jnp.asarray(leaf)
-        leaf = leaf.astype(compute_dtype(leaf.dtype))
-        largest = math.sqrt(float(jnp.finfo(leaf.dtype).max) / (4 * size))
-        return _clip_kernel(leaf, max_delta=largest)
-
-    return treedef.unflatten([cut(leaf) for leaf in leaves])
+def _bounded_square(update, largest):
+    """Squared magnitude of what ``_clip_kernel`` leaves; cut after squaring, which XLA runs inside of the sum."""
+    if jnp.iscomplexobj(update):
+        return _bounded_square(update.real, largest) + _bounded_square(update.imag, largest)
+    return jnp.minimum(jnp.square(update), largest**2)
 
 
 def clip_tree_by_global_norm(updates: Updates, max_norm: Scalar) -> Updates:
     r"""Scale a whole tree down to norm ``max_norm`` if it is longer (Pascanu et al. 2013, arXiv:1211.5063).
 
     .. math:: g \leftarrow g \min(1, c / \|g\|)
+
+    Magnitudes whose squares would overflow the sum are cut. A gradient that overflowed is then one very large number
+    among others: clipping gives its direction, as the limit says, and not ``inf / inf``. NaN stays NaN.
     """
-    wide = _saturate(updates)
-    norm = global_norm(wide)
+    size = max(sum(jnp.size(leaf) for leaf in jax.tree.leaves(updates)), 1)
+
+    def widen(update):
+        update = jnp.asarray(update)
+        update = update.astype(compute_dtype(update.dtype))
+        return update, math.sqrt(float(jnp.finfo(update.dtype).max) / (4 * size))
+
+    squares = [jnp.sum(_bounded_square(*widen(update))) for update in jax.tree.leaves(updates)]
+    norm = safe_sqrt(sum(squares, jnp.zeros([], jnp.float32)))
+    # One number for all: a division at every element would make XLA write the clipped gradient out and read it back.
     short = norm < max_norm
+    factor = jnp.where(short, 1, safe_divide(as_hyperparam(max_norm, norm.dtype), norm))
 
-    def clip_leaf(update, wide_update):
-        dtype = real_dtype(wide_update.dtype)
-        scaled = safe_divide(wide_update, norm.astype(dtype)) * as_hyperparam(max_norm, dtype)
-        return jnp.where(short, jnp.asarray(update), scaled.astype(jnp.result_type(update)))
+    def clip_leaf(update):
+        wide, largest = widen(update)
+        dtype = real_dtype(wide.dtype)
+        cut = _clip_kernel(wide, max_delta=jnp.where(short, jnp.inf, largest).astype(dtype))
+        return (cut * factor.astype(dtype)).astype(jnp.result_type(update))
 
-    return jax.tree.map(clip_leaf, updates, wide)
+    return jax.tree.map(clip_leaf, updates)
 
 
 @comparable
@@ -159,7 +161,8 @@ def adaptive_grad_clip(
         longest = clipping * jnp.maximum(unitwise_norm(param, axis), eps)
         return jnp.where(norm < longest, update, update * (longest / jnp.maximum(norm, 1e-6)))
 
-    return from_leaf_kernel(kernel, {"clipping": clipping, "eps": eps}, needs_params="adaptive_grad_clip")
+    hyperparams = {"clipping": clipping, "eps": eps}
+    return from_leaf_kernel(kernel, hyperparams, needs_params="adaptive_grad_clip", whole_leaf=True)
 
 
 def _centralize_kernel(update):
@@ -174,7 +177,7 @@ def centralize() -> GradientTransformationExtraArgs:
     >>> tx.update(jnp.array([[1.0, 3.0]]), tx.init(jnp.zeros((1, 2))))[0]
     Array([[-1.,  1.]], dtype=float32)
     """
-    return from_leaf_kernel(_centralize_kernel, {})
+    return from_leaf_kernel(_centralize_kernel, {}, whole_leaf=True)
 
 
 __all__ = [

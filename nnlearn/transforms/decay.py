@@ -9,8 +9,9 @@ import numpy as np
 from optax import AddNoiseState, masked, safe_increment, set_to_zero
 
 from nnlearn.checks import as_key, check_nonnegative
+from nnlearn.packing import per_buffer
 from nnlearn.settings import comparable
-from nnlearn.transforms.plumbing import require_params
+from nnlearn.transforms.plumbing import by_leaf, require_params
 from nnlearn.tree import as_hyperparam, compute_dtype, map_unzip, path_name
 from nnlearn.types import EmptyState, GradientTransformationExtraArgs, Key, MaskOrFn, Scalar, ScalarOrSchedule
 
@@ -70,7 +71,7 @@ def add_decayed_weights(weight_decay: ScalarOrSchedule = 0.0, mask: MaskOrFn = N
         return decayed, WeightDecayState(safe_increment(state.count))
 
     tx = GradientTransformationExtraArgs(init, update)
-    return tx if mask is None else masked(tx, mask)
+    return tx if mask is None else masked(tx, per_buffer(mask))
 
 
 @comparable
@@ -117,7 +118,8 @@ def add_noise(
         deviation = jnp.sqrt(eta / count.astype(jnp.result_type(float)) ** gamma)
         return _add_scaled(updates, deviation, treedef.unflatten(noise), "noise"), AddNoiseState(count, rng_key)
 
-    return GradientTransformationExtraArgs(init, update)
+    # each leaf draws from a key of its own, packed or not, so that packing changes nothing
+    return by_leaf(GradientTransformationExtraArgs(init, update))
 
 
 @comparable
@@ -143,7 +145,7 @@ def freeze(mask: bool | MaskOrFn) -> GradientTransformationExtraArgs:
         for path, leaf in jax.tree.leaves_with_path(mask):
             if not isinstance(leaf, bool | np.bool_):
                 raise TypeError(f"mask must hold booleans, got {leaf!r} at {path_name(path)!r}")
-    return masked(set_to_zero(), mask)
+    return masked(set_to_zero(), per_buffer(mask))
 
 
 __all__ = ["WeightDecayState", "add_decayed_weights", "add_noise", "freeze"]

@@ -9,10 +9,21 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from optax import safe_increment
+from optax import safe_increment, with_extra_args_support
 
+from nnlearn.packing import is_packed, map_stacks, pack_like, unpack
+from nnlearn.settings import comparable
 from nnlearn.tree import as_hyperparam, compute_dtype, map_unzip, real_dtype
-from nnlearn.types import DTypeLike, EmptyState, GradientTransformationExtraArgs, Params, PyTree, Scalar, Updates
+from nnlearn.types import (
+    DTypeLike,
+    EmptyState,
+    GradientTransformation,
+    GradientTransformationExtraArgs,
+    Params,
+    PyTree,
+    Scalar,
+    Updates,
+)
 
 
 class Slot(NamedTuple):
@@ -139,12 +150,13 @@ def from_map(function: Callable[..., Updates], needs_params: str = "") -> Gradie
 
 
 def from_leaf_kernel(
-    kernel: Callable[..., jax.Array], hyperparams: dict[str, Scalar], needs_params: str = ""
+    kernel: Callable[..., jax.Array], hyperparams: dict[str, Scalar], needs_params: str = "", whole_leaf: bool = False
 ) -> GradientTransformationExtraArgs:
     """A stateless transformation from ``kernel(update, **hyperparams)`` on arrays of one leaf.
 
     With ``needs_params`` the kernel is called ``kernel(update, param, **hyperparams)``. Arithmetic is in float32 or
-    better, and each update keeps its dtype.
+    better, and each update keeps its dtype. ``whole_leaf`` says that a number's update depends on others of its leaf:
+    packed parameters are then taken in stacks of equal leaves.
     """
 
     def on_leaf(update, *param):
@@ -156,9 +168,41 @@ def from_leaf_kernel(
 
     def on_tree(updates, params):
         trees = (updates, params) if needs_params else (updates,)
+        if whole_leaf and is_packed(updates):
+            return map_stacks(jax.vmap(lambda *leaves: on_leaf(*leaves)[0]), *trees)
         return map_unzip(on_leaf, 1, ("updates", "params"), *trees)[0]
 
     return from_map(on_tree, needs_params)
+
+
+@comparable
+def by_leaf(inner: GradientTransformation) -> GradientTransformationExtraArgs:
+    """Let a transformation see the leaves of packed parameters, one by one, as if they were not packed.
+
+    Elementwise transformations do not need it: they run on the buffers. One that works with whole leaves, such as a
+    trust ratio, does, unless it is nnlearn's, which knows what to do. It pays for every leaf again, in time to compile
+    and to run, so put it around that link of a chain alone. On parameters that are not packed it changes nothing.
+
+    Args:
+      inner: any transformation, nnlearn's or optax's. Its state holds leaves.
+
+    >>> import nnlearn, optax
+    >>> params = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([0.3])}
+    >>> tx, packed = by_leaf(optax.scale_by_trust_ratio()), nnlearn.pack(params)
+    >>> updates, state = tx.update(jax.tree.map(jnp.ones_like, packed), tx.init(packed), packed)
+    >>> updates["b"]
+    Array([0.3], dtype=float32)
+    """
+    inner = with_extra_args_support(inner)
+
+    def init(params):
+        return inner.init(unpack(params))
+
+    def update(updates, state, params=None, **extra_args):
+        change, state = inner.update(unpack(updates), state, unpack(params), **unpack(extra_args))
+        return pack_like(updates.layout, change) if is_packed(updates) else change, state
+
+    return GradientTransformationExtraArgs(init, update)
 
 
 def require_params(params: Params | None, name: str) -> None:

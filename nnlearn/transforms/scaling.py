@@ -157,7 +157,7 @@ def scale_by_trust_ratio(
     for name, value in {"min_norm": min_norm, "trust_coefficient": trust_coefficient, "eps": eps}.items():
         check_nonnegative(name, value)
     hyperparams = {"min_norm": min_norm, "trust_coefficient": trust_coefficient, "eps": eps}
-    return from_leaf_kernel(trust_ratio_kernel, hyperparams, needs_params="scale_by_trust_ratio")
+    return from_leaf_kernel(trust_ratio_kernel, hyperparams, needs_params="scale_by_trust_ratio", whole_leaf=True)
 
 
 __all__ = [

@@ -1,0 +1,228 @@
+"""A tree of many leaves as a few large buffers, and back.
+
+An optimizer pays for every leaf: a kernel to trace, compile and launch. ``pack`` lays all leaves of one dtype end to
+end in one buffer, once; training then keeps the parameters, gradients and moments in that form, and only the model sees
+the leaves. The backward pass of ``unpack`` is one concatenation a buffer, so the gradient arrives packed.
+"""
+
+import difflib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from nnlearn.packing.layout import Layout, Leaf, make_layout
+from nnlearn.types import MaskedNode, Params, PyTree
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Packed:
+    """A tree of arrays laid out in a few large buffers; made by ``pack``.
+
+    A pytree whose leaves are the buffers, so that anything elementwise works on it as it is: ``jax.tree.map``, optax's
+    and nnlearn's transformations, ``jit``, ``grad``, ``vmap``, ``scan``, donation. ``packed["encoder/0/kernel"]`` is
+    one leaf, for people; ``unpack`` gives the tree.
+
+    Attributes:
+      buffers: the arrays.
+      layout: what lies where; static.
+
+    >>> packed = pack({"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)})
+    >>> packed
+    Packed(2 leaves: float32[9])
+    >>> packed["bias"]
+    Array([0., 0., 0.], dtype=float32)
+    >>> jax.tree.map(lambda buffer: 2 * buffer, packed)["kernel"]
+    Array([[2., 2., 2.],
+           [2., 2., 2.]], dtype=float32)
+    """
+
+    def __init__(self, buffers: Sequence[Any], layout: Layout):
+        self.buffers, self.layout = tuple(buffers), layout
+
+    def tree_flatten_with_keys(self):
+        names = [jax.tree_util.DictKey(buffer.name) for buffer in self.layout.buffers]
+        return tuple(zip(names, self.buffers, strict=True)), self.layout
+
+    def tree_flatten(self):
+        return self.buffers, self.layout
+
+    @classmethod
+    def tree_unflatten(cls, layout, buffers):
+        return cls(buffers, layout)
+
+    def keys(self) -> tuple[str, ...]:
+        """The paths of all leaves, in the tree's order; so ``dict(packed)`` is the leaves by path."""
+        return self.layout.paths
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.layout.leaves)
+
+    def __contains__(self, path: str) -> bool:
+        return path in self.layout.index
+
+    def __getitem__(self, path: str) -> jax.Array:
+        """The leaf at ``path``, as in ``encoder/0/kernel``."""
+        if path not in self.layout.index:
+            near = difflib.get_close_matches(str(path), self.layout.paths, n=3) or self.layout.paths[:3]
+            raise KeyError(f"no leaf at {path!r}; there are {len(self)}, such as {', '.join(map(repr, near))}")
+        position = self.layout.index[path]
+        number, offset = self.layout.places[position]
+        buffer, array = self.layout.buffers[number], self.buffers[number]
+        size = self.layout.leaves[position].size // math.prod(buffer.shape[:-1])
+        return to_leaf(jax.lax.slice_in_dim(array, offset, offset + size, axis=-1), self.layout.leaves[position])
+
+    def __repr__(self) -> str:
+        def show(buffer, array):
+            shape = "x".join(map(str, jnp.shape(array)))
+            dtype = getattr(array, "dtype", None)
+            name = buffer.name if dtype is None or dtype == buffer.dtype else f"{dtype} for {buffer.name}"
+            return f"{name}[{shape}]" if dtype is not None else f"{buffer.name}: {array!r}"
+
+        held = ", ".join(show(*pair) for pair in zip(self.layout.buffers, self.buffers, strict=True))
+        return f"Packed({len(self)} leaves: {held})" if held else f"Packed({len(self)} leaves)"
+
+
+def to_flat(array: jax.Array, leaf: Leaf) -> jax.Array:
+    """A leaf as part of a buffer: (..., *shape) to (..., *parts, size), where parts are those over sharded axes."""
+    lead = jnp.ndim(array) - len(leaf.shape)
+    if not leaf.splits:
+        return jnp.reshape(array, (*array.shape[:lead], leaf.size))
+    cut, fronts = list(array.shape[:lead]), []
+    for axis, length in enumerate(leaf.shape):
+        parts = {at: parts for at, _, parts in leaf.splits}.get(axis)
+        if parts is not None:
+            fronts.append((axis, len(cut)))
+            cut.append(parts)
+        cut.append(length // (parts or 1))
+    position = dict(fronts)
+    moved = [position[axis] for axis, _, _ in leaf.splits]
+    array = jnp.moveaxis(jnp.reshape(array, cut), moved, range(lead, lead + len(moved)))
+    kept = array.shape[: lead + len(moved)]
+    return jnp.reshape(array, (*kept, leaf.size // math.prod(kept[lead:])))
+
+
+def to_leaf(flat: jax.Array, leaf: Leaf) -> jax.Array:
+    """The reverse of ``to_flat``; axes before the buffer's own, such as those of ``vmap``, stay in front."""
+    lead = jnp.ndim(flat) - len(leaf.splits) - 1
+    if not leaf.splits:
+        return jnp.reshape(flat, (*flat.shape[:lead], *leaf.shape))
+    parts = {axis: count for axis, _, count in leaf.splits}
+    local = [length // parts.get(axis, 1) for axis, length in enumerate(leaf.shape)]
+    array = jnp.reshape(flat, (*flat.shape[:-1], *local))
+    # each sharded axis goes back to stand before the rest of its own
+    targets, position = {}, lead
+    for axis in range(len(leaf.shape)):
+        if axis in parts:
+            targets[axis] = position
+            position += 1
+        position += 1
+    array = jnp.moveaxis(array, range(lead, lead + len(parts)), [targets[axis] for axis, _, _ in leaf.splits])
+    return jnp.reshape(array, (*array.shape[:lead], *leaf.shape))
+
+
+def pack(params: Params, labels: Any = None) -> Packed:
+    """Lay the leaves of a tree end to end in one buffer for each dtype, label and sharding.
+
+    Args:
+      params: a pytree of arrays of any shapes, scalars and empty ones among them.
+      labels: what to keep apart although the dtype is the same, such as weights that decay from those that do not: a
+        tree of strings, booleans or integers like the parameters, a prefix of one, or a function from parameters to
+        one. A mask for weight decay will do as it is.
+
+    Returns:
+      ``Packed``. Leaves that lie in parts on several devices (a ``NamedSharding`` over a mesh) share a buffer with
+      those cut over the same mesh axes, each device's parts end to end on that device: packing moves nothing between
+      devices. Inside of ``jit`` only explicit meshes say where a leaf lies, so pack outside.
+
+    Raises:
+      TypeError: a leaf is no array of numbers, or a label no string, boolean or integer.
+      ValueError: the labels do not fit the tree.
+
+    >>> params = {"w": jnp.ones((2, 2)), "b": jnp.zeros(2), "half": jnp.ones(3, jnp.bfloat16)}
+    >>> pack(params)
+    Packed(3 leaves: float32[6], bfloat16[3])
+    >>> pack(params, labels=lambda params: jax.tree.map(lambda leaf: "decay" if leaf.ndim > 1 else "free", params))
+    Packed(3 leaves: float32/free[2], bfloat16/free[3], float32/decay[4])
+    """
+    layout = make_layout(params, labels)
+    return pack_like(layout, params)
+
+
+def pack_like(layout: Layout, params: Params) -> Packed:
+    """Lay out a tree as another one is; its leaves may have other dtypes, as moments do, and axes of ``vmap`` in front.
+
+    Raises:
+      ValueError: the tree's structure or a shape is not the layout's.
+    """
+    try:
+        arrays = layout.treedef.flatten_up_to(params)
+    except ValueError as error:
+        raise ValueError(f"the tree is not the one that was packed: {error}") from error
+
+    def flat(position):
+        array, leaf = jnp.asarray(arrays[position]), layout.leaves[position]
+        if array.shape[max(array.ndim - len(leaf.shape), 0) :] != leaf.shape:
+            raise ValueError(f"leaf {leaf.path!r} has shape {array.shape}, but {leaf.shape} was packed")
+        return to_flat(array, leaf)
+
+    def fill(buffer):
+        if all(isinstance(arrays[position], MaskedNode) for position in buffer.leaves):
+            return MaskedNode()
+        parts = [flat(position) for position in buffer.leaves]
+        return place(parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1), buffer.sharding)
+
+    return Packed([fill(buffer) for buffer in layout.buffers], layout)
+
+
+def place(array: jax.Array, sharding: NamedSharding | None) -> jax.Array:
+    """The array with that sharding; nothing moves if it has it already."""
+    if sharding is None or array.ndim != len(sharding.spec):
+        return array
+    if any(kind == jax.sharding.AxisType.Explicit for kind in sharding.mesh.axis_types):
+        return jax.sharding.reshard(array, sharding)
+    return jax.lax.with_sharding_constraint(array, sharding)
+
+
+def is_packed(node: Any) -> bool:
+    """Whether ``node`` is a ``Packed``; for ``jax.tree.map(..., is_leaf=is_packed)``."""
+    return isinstance(node, Packed)
+
+
+def unpack(packed: PyTree) -> PyTree:
+    """The tree that was packed; in a larger tree, such as an optimizer's state, every ``Packed`` in it.
+
+    Its derivative is one concatenation a buffer. A tree without anything packed comes back as it is.
+
+    >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
+    >>> jax.tree.map(jnp.shape, unpack(pack(params)))
+    {'bias': (3,), 'kernel': (2, 3)}
+    >>> gradient = jax.grad(lambda packed: unpack(packed)["kernel"].sum())(pack(params))
+    >>> gradient
+    Packed(2 leaves: float32[9])
+    """
+    return jax.tree.map(lambda node: _unpack(node) if is_packed(node) else node, packed, is_leaf=is_packed)
+
+
+def _unpack(packed: Packed) -> Params:
+    layout, leaves = packed.layout, [None] * len(packed.layout.leaves)
+    for buffer, array in zip(layout.buffers, packed.buffers, strict=True):
+        if not hasattr(array, "shape"):  # a mask, or a MaskedNode: what stands for the buffer stands for its leaves
+            for position in buffer.leaves:
+                leaves[position] = array
+            continue
+        # its transpose is a concatenation, where that of slicing is a padding and an addition for each leaf
+        parts = jax.lax.split(array, layout.sizes(buffer), axis=array.ndim - 1) if len(buffer.leaves) > 1 else [array]
+        for position, part in zip(buffer.leaves, parts, strict=True):
+            leaf = layout.leaves[position]
+            leaves[position] = place(to_leaf(part, leaf), leaf.sharding)
+    return layout.treedef.unflatten(leaves)
+
+
+__all__ = ["Packed", "is_packed", "pack", "pack_like", "place", "to_flat", "to_leaf", "unpack"]

@@ -1,0 +1,72 @@
+"""Rules about leaves, such as masks, for packed parameters."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from nnlearn.packing.layout import Layout
+from nnlearn.packing.packed import Packed, is_packed
+from nnlearn.types import Params, PyTree
+
+MANY_LEAVES = 16
+SMALL_LEAF = 100_000
+
+
+def per_buffer(rule: PyTree | Callable[[Params], PyTree]) -> Callable[[Params], PyTree]:
+    """A rule about leaves as a rule that holds for packed parameters too.
+
+    Masks and labels for ``optax.masked``, ``optax.partition`` and the like are made from the leaves: their shapes,
+    their paths. Of packed parameters they would see the buffers, and be wrong. This asks the rule about the leaves,
+    and answers for each buffer.
+
+    Args:
+      rule: a tree like the unpacked parameters, or a prefix of one, of booleans or labels; or a function from
+        parameters to one, which sees shapes and dtypes.
+
+    Returns:
+      A function from parameters, packed or not, to the answers.
+
+    Raises:
+      ValueError: (when called) the rule parts leaves of one buffer; pack them with ``labels=rule``.
+
+    >>> from nnlearn import pack
+    >>> import jax.numpy as jnp
+    >>> decays = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    >>> packed = pack({"w": jnp.ones((2, 2)), "b": jnp.zeros(2)}, labels=decays)
+    >>> per_buffer(decays)(packed)
+    Packed(2 leaves: float32/False: False, float32/True: True)
+    """
+
+    def on(params):
+        if not is_packed(params):
+            return rule(params) if callable(rule) else rule
+        layout = params.layout
+        answers = _answers(layout, rule)
+        for buffer in layout.buffers:
+            for position in buffer.leaves:
+                if answers[position] != answers[buffer.leaves[0]]:
+                    first, other = layout.leaves[buffer.leaves[0]].path, layout.leaves[position].path
+                    raise ValueError(
+                        f"the rule says {answers[buffer.leaves[0]]!r} for {first!r} and {answers[position]!r} for "
+                        f"{other!r}, which share the buffer {buffer.name!r}: pack them apart, with labels=rule"
+                    )
+        return Packed([answers[buffer.leaves[0]] for buffer in layout.buffers], layout)
+
+    return on
+
+
+def _answers(layout: Layout, rule) -> list:
+    tree = layout.tree()
+    answers = rule(tree) if callable(rule) else rule
+    spread = jax.tree.map(lambda answer, part: jax.tree.map(lambda _: answer, part), answers, tree)
+    return jax.tree.leaves(spread)
+
+
+def worth_packing(params: Params) -> bool:
+    """Whether training is faster with packed parameters, by measurement: many leaves, and small on average."""
+    sizes = [jnp.size(leaf) for leaf in jax.tree.leaves(params)]
+    return len(sizes) >= MANY_LEAVES and sum(sizes) <= SMALL_LEAF * len(sizes)
+
+
+__all__ = ["per_buffer", "worth_packing"]

@@ -1,0 +1,110 @@
+"""Work on whole leaves of packed parameters.
+
+Within a buffer leaves of equal shape lie side by side. What needs whole leaves, such as a norm for each layer or a
+matrix method, runs on them as one stack: one operation for each shape, not one for each leaf.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnlearn.packing.layout import Buffer, Layout, Leaf
+from nnlearn.packing.packed import Packed, is_packed, place, to_flat, to_leaf
+from nnlearn.tree import abs_sq, compute_dtype, safe_sqrt
+from nnlearn.types import MaskedNode, PyTree
+
+
+def map_stacks(function: Callable[..., jax.Array], *packed: Packed) -> Packed:
+    """Map a function over leaves that are laid out in stacks of equal shape, without taking them apart.
+
+    Args:
+      function: from arrays of shape (count, *shape), one for each tree, to one array with the same leading axis. It
+        must treat the ``count`` leaves alike and apart, as ``jax.vmap`` of a function on one leaf does.
+      *packed: trees of one layout.
+
+    Returns:
+      ``Packed`` if the results have the stacks' shapes; use ``stack_values`` for results of other shapes.
+
+    >>> from nnlearn import pack
+    >>> packed = pack({"a": jnp.ones((2, 2)), "b": jnp.full((2, 2), 3.0), "c": jnp.ones(2)})
+    >>> map_stacks(jax.vmap(lambda leaf: leaf / jnp.sum(leaf)), packed)["b"]
+    Array([[0.25, 0.25],
+           [0.25, 0.25]], dtype=float32)
+    """
+    layout = packed[0].layout
+    filled = []
+    for number, buffer in enumerate(layout.buffers):
+        if isinstance(packed[0].buffers[number], MaskedNode):
+            filled.append(MaskedNode())
+            continue
+        results = [
+            _from_stack(function(*stacks), layout.leaves[run[0]])
+            for run, stacks in _stacks(layout, buffer, [tree.buffers[number] for tree in packed])
+        ]
+        filled.append(place(results[0] if len(results) == 1 else jnp.concatenate(results, axis=-1), buffer.sharding))
+    return Packed(filled, layout)
+
+
+def stack_values(function: Callable[..., jax.Array], *packed: Packed) -> jax.Array:
+    """One number for each leaf, from a function on stacks, in the tree's order; shape (leaves,).
+
+    Args:
+      function: from arrays of shape (count, *shape), one for each tree, to an array of shape (count,).
+      *packed: trees of one layout.
+
+    >>> from nnlearn import pack
+    >>> packed = pack({"a": jnp.ones((2, 2)), "b": jnp.ones(3), "c": jnp.ones((2, 2))})
+    >>> stack_values(jax.vmap(jnp.sum), packed)
+    Array([4., 3., 4.], dtype=float32)
+    """
+    layout, order, values = packed[0].layout, [], []
+    for number, buffer in enumerate(layout.buffers):
+        for run, stacks in _stacks(layout, buffer, [tree.buffers[number] for tree in packed]):
+            order.extend(run)
+            values.append(function(*stacks))
+    return jnp.concatenate(values)[np.argsort(order)] if values else jnp.zeros([0])
+
+
+def _stacks(layout: Layout, buffer: Buffer, arrays: Sequence[jax.Array]):
+    """Each run of equal leaves of a buffer, with its part of each array as (count, *shape)."""
+    offset, sizes = 0, dict(zip(buffer.leaves, layout.sizes(buffer), strict=True))
+    for run in layout.runs(buffer):
+        size = sizes[run[0]]
+        parts = [jax.lax.slice_in_dim(array, offset, offset + len(run) * size, axis=-1) for array in arrays]
+        yield run, [_to_stack(part, len(run), layout.leaves[run[0]]) for part in parts]
+        offset += len(run) * size
+
+
+def _to_stack(flat: jax.Array, count: int, leaf: Leaf) -> jax.Array:
+    """A part of a buffer that holds ``count`` equal leaves, (*parts, count * size), as (count, *shape)."""
+    each = jnp.reshape(flat, (*flat.shape[:-1], count, flat.shape[-1] // count))
+    return to_leaf(jnp.moveaxis(each, -2, 0), leaf)
+
+
+def _from_stack(stack: jax.Array, leaf: Leaf) -> jax.Array:
+    """A stack (count, *shape) as part of a buffer: the reverse of ``_to_stack``."""
+    flat = jnp.moveaxis(to_flat(stack, leaf), 0, -2)
+    return jnp.reshape(flat, (*flat.shape[:-2], flat.shape[-2] * flat.shape[-1]))
+
+
+def leaf_norms(tree: PyTree) -> jax.Array:
+    """The Euclidean norm of each leaf, shape (leaves,), in the tree's order; packed or not.
+
+    Packed it takes one reduction for each shape that occurs. Sums are in float32 or better.
+
+    >>> leaf_norms({"a": jnp.array([3.0, 4.0]), "b": jnp.array(-1.0)})
+    Array([5., 1.], dtype=float32)
+    """
+
+    def norm(leaf):
+        return safe_sqrt(jnp.sum(abs_sq(leaf.astype(compute_dtype(leaf.dtype)))).astype(jnp.float32))
+
+    if is_packed(tree):
+        return stack_values(jax.vmap(norm), tree)
+    norms = [norm(jnp.asarray(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.stack(norms) if norms else jnp.zeros([0])
+
+
+__all__ = ["leaf_norms", "map_stacks", "stack_values"]

@@ -1,0 +1,121 @@
+"""Whether an optimizer gives packed parameters the updates that it gives the leaves, read off its program.
+
+A transformation that treats every number alike may run on packed parameters as it is. One that takes a norm of each
+leaf, looks at shapes or goes by paths would see the buffers, and be silently wrong. So before training packs, both
+programs are traced: the update of the leaves, and packing, the update, unpacking. ``symbolic`` reads what each number
+of the results is made of, and the two have to agree. Nothing is run.
+"""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from optax import with_extra_args_support
+
+from nnlearn.packing import Layout, is_packed, make_layout, pack_like, unpack
+from nnlearn.train.symbolic import Interpreter
+from nnlearn.tree import path_name
+from nnlearn.types import GradientTransformation, Params, PyTree
+
+FEW = 24  # leaves that are all looked at; of more, two of each kind
+
+
+def packing_difference(tx: GradientTransformation, params: Params, labels: Any = None) -> str:
+    """Where the updates of packed parameters would differ from those of the leaves; empty if nowhere.
+
+    Args:
+      tx: an optimizer, nnlearn's or optax's.
+      params: the parameters, as a tree of arrays or of ``jax.ShapeDtypeStruct``.
+      labels: as for ``pack``.
+
+    Of many leaves it looks at samples: the first and the last of those that have one shape, dtype, label and path but
+    for the numbers in it. A rule that picks others by name, such as layer 7 of 24, needs a label to be seen.
+
+    >>> import nnlearn
+    >>> params = {"a": jnp.zeros(2), "b": jnp.zeros(3)}
+    >>> packing_difference(nnlearn.adamw(1e-3), params)
+    ''
+    >>> import optax
+    >>> packing_difference(optax.lamb(1e-3), params)
+    "the update of 'a'"
+    """
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), params)
+    sample, labels = _sample(params, labels)
+    layout = make_layout(sample, labels)
+    tx = with_extra_args_support(tx)
+
+    def packed_init(tree):
+        return unpack(tx.init(pack_like(layout, tree)))
+
+    def plain(*arguments):
+        return _update(tx, *arguments)
+
+    def packed(gradients, state, tree, value):
+        packs = [pack_like(layout, part) for part in (gradients, tree)]
+        return unpack(_update(tx, packs[0], _pack_state(layout, packed_state, state), packs[1], value))
+
+    try:
+        packed_state = jax.eval_shape(lambda tree: tx.init(pack_like(layout, tree)), sample)
+        state = jax.eval_shape(tx.init, sample)
+        arguments = (sample, state, sample, jax.ShapeDtypeStruct((), jnp.float32))
+        inits = [_trace(function, sample) for function in (tx.init, packed_init)]
+        updates = [_trace(function, *arguments) for function in (plain, packed)]
+    except Exception as error:  # anything may go wrong in a transformation that was not written for this
+        return f"it does not run on packed parameters ({type(error).__name__}: {str(error)[:200]})"
+    return _difference(*inits, "state") or _difference(*updates, "update")
+
+
+def _trace(function, *arguments):
+    return jax.make_jaxpr(function, return_shape=True)(*arguments)
+
+
+def _update(tx, gradients, state, params, value):
+    def value_fn(params):
+        return sum(jnp.sum(jnp.real(leaf).astype(jnp.float32)) for leaf in jax.tree.leaves(params))
+
+    return tx.update(gradients, state, params, value=value, grad=gradients, value_fn=value_fn)
+
+
+def _pack_state(layout: Layout, packed_state: PyTree, state: PyTree) -> PyTree:
+    """The state of an optimizer of leaves in the form that it has for packed parameters."""
+    nodes, treedef = jax.tree.flatten(packed_state, is_leaf=is_packed)
+    parts = treedef.flatten_up_to(state)
+    packed = [pack_like(layout, part) if is_packed(node) else part for node, part in zip(nodes, parts, strict=True)]
+    return treedef.unflatten(packed)
+
+
+def _sample(params: Params, labels: Any) -> tuple[Params, Any]:
+    """The leaves to look at, with None in place of the others, and their labels."""
+    layout = make_layout(params, labels)
+    labels = layout.labels
+    if len(layout.leaves) > FEW:
+        kinds = {}
+        for position, (leaf, (number, _)) in enumerate(zip(layout.leaves, layout.places, strict=True)):
+            kinds.setdefault((number, leaf.shape, re.sub(r"\d+", "#", leaf.path)), []).append(position)
+        kept = {position for members in kinds.values() for position in (members[0], members[-1])}
+
+        def thin(tree):
+            leaves = layout.treedef.flatten_up_to(tree)
+            return layout.treedef.unflatten([leaf if at in kept else None for at, leaf in enumerate(leaves)])
+
+        params, labels = thin(params), labels if labels is None else thin(labels)
+    return params, labels
+
+
+def _difference(plain, packed, what: str) -> str:
+    """The first result of two traced functions that is not made in the same way of the same arguments."""
+    interpreter, trees = Interpreter(), [shapes for _, shapes in (plain, packed)]
+    if jax.tree.structure(trees[0]) != jax.tree.structure(trees[1]):
+        return "its state has another structure"
+    results = [interpreter.run(program) for program, _ in (plain, packed)]
+    paths = jax.tree.leaves_with_path(trees[0])
+    for (path, shape), other, one, two in zip(paths, jax.tree.leaves(trees[1]), *results, strict=True):
+        if (shape.shape, shape.dtype) != (other.shape, other.dtype) or (shape.size and one != two):
+            updates_first = what == "update"  # an update returns (updates, state)
+            part = "update" if updates_first and path[0].idx == 0 else "state"
+            return f"the {part} of {path_name(path[1:] if updates_first else path)!r}"
+    return ""
+
+
+__all__ = ["packing_difference"]
