@@ -110,7 +110,10 @@ def update_steps(recipe: str, params: dict, grads: dict) -> dict[str, Callable[[
     theirs, ours = RECIPES[recipe].make(optax), RECIPES[recipe].make(nnlearn)
 
     def packed(tx, form=lambda tree: tree):
-        return _step(tx, nnlearn.pack(form(params)), nnlearn.pack(form(grads)), nnlearn.apply_updates)
+        packed_params = nnlearn.pack(form(params))
+        # In training the gradient comes with the layout of the parameters, the same object and not an equal one.
+        buffers, structure = jax.tree.leaves(nnlearn.pack(form(grads))), jax.tree.structure(packed_params)
+        return _step(tx, packed_params, jax.tree.unflatten(structure, buffers), nnlearn.apply_updates)
 
     steps = {
         "optax": lambda: _step(theirs, params, grads),
