@@ -91,6 +91,7 @@ from nnlearn.train import init_state as init_state
 from nnlearn.train import jit_step as jit_step
 from nnlearn.train import make_epoch as make_epoch
 from nnlearn.train import make_step as make_step
+from nnlearn.train import packing_difference as packing_difference
 from nnlearn.transforms import MasterParamsState as MasterParamsState
 from nnlearn.transforms import MultiSteps as MultiSteps
 from nnlearn.transforms import ScaleByLearningRateState as ScaleByLearningRateState

@@ -44,7 +44,7 @@ def numbers(state):
 def test_a_step_is_gradient_optimizer_update():
     tx = nnlearn.adam(0.1)
     batch = make_batch()
-    step = nnlearn.make_step(loss_fn, tx)
+    step = nnlearn.make_step(loss_fn, tx, record=("grad_norm", "update_norm"))
     state, info = step(nnlearn.init_state(make_params(), tx), batch)
     (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(make_params(), batch, None)
     updates, _ = tx.update(grads, tx.init(make_params()), make_params())

@@ -1,6 +1,7 @@
 """Training: one step, and epochs of steps, as pure functions."""
 
 from nnlearn.train.epoch import make_epoch as make_epoch
+from nnlearn.train.packable import packing_difference as packing_difference
 from nnlearn.train.step import Info as Info
 from nnlearn.train.step import TrainState as TrainState
 from nnlearn.train.step import init_state as init_state

@@ -1,7 +1,7 @@
 """One training step as a pure function: ``state, info = step(state, batch)``."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -10,14 +10,14 @@ from optax import apply_updates, with_extra_args_support
 
 from nnlearn.checks import NUMERIC, as_key
 from nnlearn.data import MaskedBatch
-from nnlearn.packing import Packed, is_packed, pack, unpack, worth_packing
-from nnlearn.packing import leaf_norms as norm_of_leaves
+from nnlearn.packing import Packed, is_packed, leaf_norms, pack, unpack, worth_packing
 from nnlearn.train.packable import packing_difference
 from nnlearn.transforms.hyperparams import is_injected
 from nnlearn.tree import compute_dtype, global_norm, path_name
 from nnlearn.types import Batch, GradientTransformation, Key, LossFn, OptState, Params, PyTree
 
 STEP_STREAM = 0x5E7  # an arbitrary constant: it sets the steps' random numbers apart from the caller's own
+RECORDABLE = {"grad_norm", "update_norm", "leaf_grad_norms"}
 Step = Callable[["TrainState", Batch], tuple["TrainState", "Info"]]
 
 
@@ -48,18 +48,18 @@ class Info(NamedTuple):
 
     Attributes:
       loss: of this batch, before the update.
-      grad_norm: Euclidean norm of the gradient, before the optimizer sees it; infinite or NaN if the gradient is.
-      update_norm: Euclidean norm of the change of the parameters.
+      grad_norm: Euclidean norm of the gradient, before the optimizer sees it; infinite or NaN if the gradient is. This
+        and the other norms are None where ``make_step`` was not asked to record them.
+      update_norm: Euclidean norm of the update.
       learning_rate: the rate that made the update, as the optimizer's state records it; a vector if it holds several,
         in the state's order, and NaN if it holds none.
       aux: what ``loss_fn`` returned beside the loss, or None.
-      leaf_grad_norms: Euclidean norm of each leaf's gradient, shape (leaves,), in the tree's order, if the step was
-        made to record them; else None.
+      leaf_grad_norms: Euclidean norm of each leaf's gradient, shape (leaves,), in the tree's order.
     """
 
     loss: jax.Array
-    grad_norm: jax.Array
-    update_norm: jax.Array
+    grad_norm: jax.Array | None
+    update_norm: jax.Array | None
     learning_rate: jax.Array
     aux: PyTree
     leaf_grad_norms: jax.Array | None = None
@@ -139,7 +139,7 @@ def make_step(
     axis_name: str | tuple[str, ...] | None = None,
     microbatches: int = 1,
     packed: bool | None = None,
-    leaf_norms: bool = False,
+    record: Collection[str] = ("grad_norm",),
 ) -> Step:
     """A training step: gradient, optimizer, update.
 
@@ -158,7 +158,9 @@ def make_step(
         memory of one part. A real inner loop: the optimizer runs once, under ``vmap`` too.
       packed: True or False insist on a state with packed parameters, or without, see ``init_state``; None takes either.
         ``loss_fn`` sees the tree, whichever it is.
-      leaf_norms: record the norm of each leaf's gradient in ``info.leaf_grad_norms``.
+      record: which norms ``info`` holds, out of ``grad_norm``, ``update_norm`` and ``leaf_grad_norms``; the others are
+        None. Each costs a pass over the gradient; ``update_norm`` costs several, as the update is not written out
+        otherwise.
 
     Returns:
       ``step(state, batch) -> (state, info)``.
@@ -179,6 +181,8 @@ def make_step(
     """
     if not isinstance(microbatches, int) or microbatches < 1:
         raise ValueError(f"microbatches must be an integer >= 1, got {microbatches!r}")
+    if isinstance(record, str) or set(record) - RECORDABLE:
+        raise ValueError(f"record must be a collection of names out of {sorted(RECORDABLE)}, got {record!r}")
     _check_signature(loss_fn)
     tx = with_extra_args_support(tx)
 
@@ -229,11 +233,11 @@ def make_step(
         stored = apply_updates(state.stored, updates)
         info = Info(
             loss,
-            global_norm(grads),
-            global_norm(updates),
+            global_norm(grads) if "grad_norm" in record else None,
+            global_norm(updates) if "update_norm" in record else None,
             recorded_learning_rate(opt_state),
             aux,
-            norm_of_leaves(grads) if leaf_norms else None,
+            leaf_norms(grads) if "leaf_grad_norms" in record else None,
         )
         return TrainState(state.step + 1, stored, opt_state, state.key), info
 

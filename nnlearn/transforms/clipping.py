@@ -54,10 +54,10 @@ def clip_by_block_rms(threshold: Scalar) -> GradientTransformationExtraArgs:
 
 
 def _bounded_square(update, largest):
-    """Squared magnitude of what ``_clip_kernel`` leaves; cut after squaring, which XLA runs inside of the sum."""
+    """Squared magnitude of what ``_clip_kernel`` leaves."""
     if jnp.iscomplexobj(update):
         return _bounded_square(update.real, largest) + _bounded_square(update.imag, largest)
-    return jnp.minimum(jnp.square(update), largest**2)
+    return jnp.square(jnp.minimum(jnp.abs(update), largest))
 
 
 def clip_tree_by_global_norm(updates: Updates, max_norm: Scalar) -> Updates:
