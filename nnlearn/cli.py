@@ -1,5 +1,6 @@
 """The console command: ``nnlearn compare`` and ``nnlearn versions``."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -34,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         app.cli(prog="nnlearn", args=arguments)
     except KeyboardInterrupt:
-        return 130
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130)  # a program may still run on XLA's threads: tearing the interpreter down under it can crash
     except (ImportError, ValueError) as error:
         print(f"nnlearn: {error}", file=sys.stderr)
         return 1 if isinstance(error, ImportError) else 2

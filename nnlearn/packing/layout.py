@@ -79,11 +79,10 @@ class Layout:
     def __hash__(self) -> int:
         return self._hash
 
-    def __eq__(self, other) -> bool:  # compared at every call of a compiled step, nearly always with itself
-        return self is other or (isinstance(other, Layout) and hash(self) == hash(other) and self._same(other))
-
-    def _same(self, other: "Layout") -> bool:
-        return self._identity == other._identity
+    def __eq__(self, other) -> bool:
+        if self is other:  # compared at every call of a compiled step, nearly always with itself
+            return True
+        return isinstance(other, Layout) and hash(self) == hash(other) and self._identity == other._identity
 
     @functools.cached_property
     def index(self) -> dict[str, int]:
