@@ -61,9 +61,9 @@ def packing_difference(tx: GradientTransformation, params: Params, labels: Any =
         arguments = (sample, state, sample, jax.ShapeDtypeStruct((), jnp.float32))
         inits = [_trace(function, sample) for function in (tx.init, packed_init)]
         updates = [_trace(function, *arguments) for function in (plain, packed)]
+        return _difference(*inits, "state") or _difference(*updates, "update")
     except Exception as error:  # anything may go wrong in a transformation that was not written for this
         return f"it does not run on packed parameters ({type(error).__name__}: {str(error)[:200]})"
-    return _difference(*inits, "state") or _difference(*updates, "update")
 
 
 def _trace(function, *arguments):

@@ -77,7 +77,7 @@ class Interpreter:
         if array.size == 1:
             number = self._express("number", str(array.dtype), array.tobytes())
             for kind, neutral in NEUTRAL.items():
-                if array == neutral:
+                if array == neutral and (kind != "and" or array.dtype == bool):
                     self._neutral[kind].add(number)
             return number
         return self._of_size(aval, self._express("array", str(array.dtype), array.tobytes()))
@@ -100,7 +100,7 @@ class Interpreter:
         shapes = [var.aval.shape for var in equation.invars]
         out = equation.outvars[0].aval if equation.outvars else None
         result = None
-        if name in CALLS:
+        if CALLS.get(name) in params:
             return self._call(params[CALLS[name]], values)
         if name == "cond":
             return self._branch(params["branches"], values) or self._opaque(equation, values)
