@@ -13,11 +13,11 @@ import jax.numpy as jnp
 
 PACKAGES = ("nnlearn", "jax", "jaxlib", "optax", "flax", "torch", "numpy")
 CPU_NUMBERS = 16_000_000  # in each of three arrays: 64 MB, several times the last cache
-GPU_NUMBERS = 256_000_000
+ACCELERATOR_NUMBERS = 256_000_000
 
 
-def on_gpu() -> bool:
-    return jax.default_backend() == "gpu"
+def on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def _version(package: str) -> str | None:
@@ -124,8 +124,8 @@ class TorchTriad:
 
 def bandwidth_rivals(quick: bool = False) -> dict:
     """The programs that measure memory bandwidth here, to take turns with the rivals."""
-    if on_gpu():
-        numbers = GPU_NUMBERS // 16 if quick else GPU_NUMBERS
+    if not on_cpu():
+        numbers = ACCELERATOR_NUMBERS // 16 if quick else ACCELERATOR_NUMBERS
         return {"xla triad": XlaTriad(numbers), "xla copy": XlaCopy(numbers)}
     numbers = CPU_NUMBERS // 4 if quick else CPU_NUMBERS
     rivals = {"xla triad": XlaTriad(numbers)}

@@ -10,26 +10,28 @@ regime and recipe take turns, and two programs that do nothing but move memory t
 share of the bandwidth is measured against the same machine. A regime whose numbers fit in a cache may exceed 100 %.
 """
 
+import argparse
 import statistics
 from typing import Any
 
 import jax
 import numpy as np
 from harness import Jitted, Report, argument_parser, race, ratio, ratios_to, show, summarize
-from machine import bandwidth_rivals, bytes_moved, on_gpu
+from machine import bandwidth_rivals, bytes_moved, on_cpu
 from recipes import GPU_REGIMES, QUICK_REGIMES, RECIPES, REGIMES, count, draw, update_steps
 
 import nnlearn
 
 OURS = "nnlearn, packed"
 CHECKED_STEPS = 3
+DIFFERENT = 1e-2  # of the largest change; rounding makes up to 1e-4 of it
 ATTEMPTS = 3
 AGREE = 1.8  # times as fast; undisturbed the two are within 1.5 of each other
 
 
 def torch_makers(recipe: str, params: dict, grads: dict) -> dict[str, Any]:
     """Torch's rivals where they have the same processor to run on; none without torch."""
-    if on_gpu():
+    if not on_cpu():
         return {}
     try:
         from torch_rivals import torch_rivals
@@ -53,15 +55,23 @@ def disagreement(rivals: dict[str, Any], params: dict) -> dict[str, float]:
     results = {name: values(rival) for name, rival in rivals.items()}
     reference = next(iter(results.values()))
     scale = float(np.max(np.abs(reference - start)))
-    return {name: float(np.max(np.abs(result - reference))) / scale for name, result in results.items()}
+    found = {name: float(np.max(np.abs(result - reference))) / scale for name, result in results.items()}
+    for name, difference in found.items():
+        if not difference < DIFFERENT:
+            print(f"  NOT THE SAME STEP: {name} differs by {difference:.0e}", flush=True)
+    return found
 
 
-def make_rivals(recipe: str, params: dict, grads: dict) -> tuple[dict[str, Any], dict[str, str]]:
+def make_rivals(
+    recipe: str, params: dict, grads: dict, wanted: list[str] | None
+) -> tuple[dict[str, Any], dict[str, str]]:
     """The rivals, compiled, and what kept others away: a rival that runs out of memory is a result too."""
     steps = update_steps(recipe, params, grads)
     makers = {name: lambda make=make: Jitted(*make()) for name, make in steps.items()}
     rivals, faults = {}, {}
     for name, make in (makers | torch_makers(recipe, params, grads)).items():
+        if wanted and name not in wanted:
+            continue
         try:
             rivals[name] = make()
             rivals[name].run(1)
@@ -91,12 +101,14 @@ def undisturbed_race(rivals: dict[str, Any], rounds: int, quick: bool) -> tuple[
     return seconds, calls, bandwidth, disturbed
 
 
-def measure(regime: str, shapes: list, recipe: str, rounds: int, quick: bool) -> tuple[list[dict], list[dict]]:
+def measure(
+    regime: str, shapes: list, recipe: str, rounds: int, options: argparse.Namespace
+) -> tuple[list[dict], list[dict]]:
     """One regime and recipe: a row for each rival, and the ratios."""
     params, grads = draw(shapes, 0, scale=0.02), draw(shapes, 1)
-    rivals, faults = make_rivals(recipe, params, grads)
+    rivals, faults = make_rivals(recipe, params, grads, options.rivals)
     differences = {} if count(shapes) > 200_000_000 else disagreement(rivals, params)
-    seconds, calls, bandwidth, disturbed = undisturbed_race(rivals, rounds, quick)
+    seconds, calls, bandwidth, disturbed = undisturbed_race(rivals, rounds, options.quick)
     minimal = RECIPES[recipe].minimal_bytes * count(shapes)
     head = {"regime": regime, "leaves": len(shapes), "parameters": count(shapes), "recipe": recipe}
     race_facts = {"calls": calls, "disturbed": disturbed, "minimal_bytes": minimal, "bandwidth_gbps": bandwidth}
@@ -151,6 +163,7 @@ def main() -> None:
     parser.add_argument("--gpu-regimes", action="store_true", help="the leaves for an accelerator instead")
     parser.add_argument("--regimes", nargs="*", default=None, help="names; all by default")
     parser.add_argument("--recipes", nargs="*", default=list(RECIPES), choices=list(RECIPES))
+    parser.add_argument("--rivals", nargs="*", default=None, help="names; all by default")
     options = parser.parse_args()
     regimes = QUICK_REGIMES if options.quick else GPU_REGIMES if options.gpu_regimes else REGIMES
     unknown = set(options.regimes or ()) - set(regimes)
@@ -161,7 +174,7 @@ def main() -> None:
     for regime in options.regimes or regimes:
         for recipe in options.recipes:
             print(f"{regime}, {recipe}", flush=True)
-            rows, ratios = measure(regime, regimes[regime], recipe, rounds, options.quick)
+            rows, ratios = measure(regime, regimes[regime], recipe, rounds, options)
             report.add(rows, ratios)
             print_rows(rows)
     report.close()

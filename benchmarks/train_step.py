@@ -26,8 +26,9 @@ from recipes import RECIPES
 import nnlearn
 
 RECIPE = "clip+adamw+schedule"
-FLOOR = "gradient only"
+FLOOR, OURS = "gradient only", "nnlearn, packed"
 CHECKED_STEPS = 3
+DIFFERENT = 1e-4  # of the loss
 
 
 class Training:
@@ -133,15 +134,17 @@ def makers(name: str, problem: Problem) -> dict[str, Callable[[], Training]]:
         "optax, ravel_pytree": lambda: with_ravel(problem),
         "flax TrainState": lambda: with_train_state(problem),
         "nnlearn": lambda: with_nnlearn(problem, False),
-        "nnlearn, packed": lambda: with_nnlearn(problem, True),
+        OURS: lambda: with_nnlearn(problem, True),
     }
     return rivals | ({"flax nnx": lambda: with_nnx(problem)} if name == "mlp" else {})
 
 
-def measure(name: str, problem: Problem, rounds: int) -> tuple[list[dict], list[dict]]:
+def measure(name: str, problem: Problem, rounds: int, wanted: list[str] | None) -> tuple[list[dict], list[dict]]:
     """One model: a row for each rival, and everyone's time over that of the gradient alone and of optax."""
     rivals = {}
     for rival, make in makers(name, problem).items():
+        if wanted and rival not in (FLOOR, OURS, *wanted):
+            continue
         try:
             rivals[rival] = make()
         except ModuleNotFoundError as error:
@@ -151,6 +154,9 @@ def measure(name: str, problem: Problem, rounds: int) -> tuple[list[dict], list[
     for rival in rivals.values():
         rival.run(CHECKED_STEPS)
     losses = {rival: training.loss for rival, training in rivals.items()}
+    for rival, loss in losses.items():
+        if rival != FLOOR and abs(loss / losses[OURS] - 1) > DIFFERENT:
+            print(f"  NOT THE SAME STEP: {rival} arrives at {loss}, {OURS} at {losses[OURS]}", flush=True)
     seconds, calls = race(rivals, rounds=rounds)
     leaves = jax.tree.leaves(problem.params)
     head = {"problem": name, "leaves": len(leaves), "parameters": sum(leaf.size for leaf in leaves)}
@@ -161,7 +167,7 @@ def measure(name: str, problem: Problem, rounds: int) -> tuple[list[dict], list[
         above = statistics.median(seconds[rival]) - floor
         facts = {"rival": rival, **summarize(seconds[rival]), "ms_above_gradient": above * 1e3}
         rows.append(head | facts | {"loss_after_3": losses[rival], "compile": training.compile})
-    found = ratios_to(seconds, FLOOR, rivals) | ratios_to(seconds, "nnlearn, packed", rivals)
+    found = ratios_to(seconds, FLOOR, rivals) | ratios_to(seconds, OURS, rivals)
     return rows, [head | {"ratios": found}]
 
 
@@ -187,12 +193,13 @@ def print_rows(rows: list[dict], ratios: dict) -> None:
 def main() -> None:
     parser = argument_parser(__doc__, "train_step")
     parser.add_argument("--problems", nargs="*", default=list(PROBLEMS), choices=list(PROBLEMS))
+    parser.add_argument("--rivals", nargs="*", default=None, help="names beside the gradient alone and nnlearn, packed")
     options = parser.parse_args()
     rounds = options.rounds or (5 if options.quick else 40)
     report = Report(options)
     for name in options.problems:
         print(name, flush=True)
-        rows, ratios = measure(name, (QUICK_PROBLEMS if options.quick else PROBLEMS)[name](), rounds)
+        rows, ratios = measure(name, (QUICK_PROBLEMS if options.quick else PROBLEMS)[name](), rounds, options.rivals)
         report.add(rows, ratios)
         print_rows(rows, ratios[0]["ratios"])
     report.close()
