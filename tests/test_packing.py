@@ -1,19 +1,23 @@
 """Packing: a tree as a few large buffers and back, to the bit, through whatever JAX does with a tree."""
 
 import io
+import re
 from collections import Counter
 from typing import NamedTuple
 
 import hypothesis
 import hypothesis.strategies as st
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import nnlearn
-from nnlearn.packing import Layout, is_packed, make_layout, pack, pack_like, unpack, worth_packing
+from nnlearn.packing import is_packed, make_layout, pack, pack_like, stack_values, unpack, worth_packing
 
 few = hypothesis.settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
@@ -398,3 +402,396 @@ class TestAsAPytree:
         assert_same(unpack(taken), tree)
         assert_same(pack_like(packed.layout, tree), taken)
         assert_same(part.update(packed, part.init(packed))[0], packed)
+
+
+def primitives(function, *arguments):
+    """How often each primitive occurs in a program, those inside of others included."""
+    found = Counter()
+
+    def count(jaxpr):
+        for equation in jaxpr.eqns:
+            found[equation.primitive.name] += 1
+            for inner in jax.extend.core.jaxprs_in_params(equation.params):
+                count(inner)
+
+    count(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return found
+
+
+class TestDerivatives:
+    params = {
+        "w": filled((3, 4), jnp.float32) / 10,
+        "v": filled((3, 4), jnp.float32, 3) / 10,
+        "b": filled((4,), jnp.float32, 2) / 10,
+        "s": jnp.float32(0.3),
+        "one": jnp.ones(1) / 3,
+        "half": filled((4,), jnp.float16) / 8,
+        "unit": jnp.ones((), jnp.float16),
+        "none": jnp.zeros((0, 2)),
+    }
+    labels = {name: "v" if name == "v" else "rest" for name in params}
+
+    @staticmethod
+    def loss(params):
+        hidden = jnp.tanh(params["w"] + params["v"] * params["s"]) @ params["b"]
+        half = jnp.sum(params["half"] * params["unit"]).astype(jnp.float32)
+        return jnp.sum(hidden**2) + half**3 + jnp.sum(params["one"] ** 2) + jnp.sum(params["none"])
+
+    def packed_loss(self, packed):
+        return self.loss(unpack(packed))
+
+    def test_the_gradient_is_one_concatenation_a_buffer(self):
+        packed = pack(self.params, self.labels)
+        counts = primitives(jax.grad(self.packed_loss), packed)
+        assert len(packed.buffers) == 3 and len(packed.layout.buffers[1].leaves) > 1
+        assert counts["concatenate"] == sum(len(buffer.leaves) > 1 for buffer in packed.layout.buffers) == 2
+        extra = counts - primitives(jax.grad(self.loss), self.params)
+        assert set(extra) == {"concatenate", "split", "reshape"}
+        assert extra["split"] == extra["concatenate"]
+
+    def test_slicing_has_the_transpose_that_unpacking_avoids(self):
+        counts = primitives(jax.grad(lambda p: p["w"].sum() + p["b"].sum() + p["s"]), pack(small()))
+        assert counts["pad"] and counts["add_any"]
+
+    def test_of_leaves_that_the_loss_leaves_out(self):
+        gradient = jax.grad(lambda packed: jnp.sum(unpack(packed)["b"]))(pack(small()))
+        assert_same(unpack(gradient), jax.tree.map(jnp.zeros_like, small()) | {"b": jnp.ones(4)})
+
+    def test_gradient_value_and_hessian_vector_product_are_those_of_the_leaves(self):
+        packed = pack(self.params, self.labels)
+        tangents = jax.tree.map(lambda leaf: jnp.cos(leaf), self.params)
+        value, gradient = jax.jit(jax.value_and_grad(self.packed_loss))(packed)
+        expected, expected_gradient = jax.jit(jax.value_and_grad(self.loss))(self.params)
+        np.testing.assert_array_equal(value, expected)
+        assert_same(unpack(gradient), expected_gradient)
+        packed_tangents = pack_like(packed.layout, tangents)
+        both = jax.jit(lambda p, t: jax.jvp(jax.grad(self.packed_loss), (p,), (t,)))(packed, packed_tangents)
+        expected = jax.jit(lambda p, t: jax.jvp(jax.grad(self.loss), (p,), (t,)))(self.params, tangents)
+        close = lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)  # noqa: E731
+        jax.tree.map(close, unpack(both), expected)
+        assert any(float(jnp.abs(leaf).max(initial=0)) > 0.1 for leaf in jax.tree.leaves(both[1]))
+
+    def test_forward_mode_and_linear_transpose(self):
+        packed = pack(small())
+        primal, tangent = jax.jvp(unpack, (packed,), (jax.tree.map(jnp.ones_like, packed),))
+        assert_same((primal, tangent), (small(), jax.tree.map(jnp.ones_like, small())))
+        (back,) = jax.linear_transpose(unpack, packed)(small())
+        assert_same(back, packed)
+        (leaves,) = jax.vjp(pack, small())[1](packed)
+        assert_same(leaves, small())
+
+    def test_complex_and_integer_leaves(self):
+        params = {"c": filled((2, 2), jnp.complex64), "d": filled((2,), jnp.complex64), "i": filled((2,), jnp.int32)}
+        loss = lambda params: jnp.sum(jnp.abs(params["c"] @ params["d"]) ** 2) * params["i"][0]  # noqa: E731
+        gradient = jax.grad(lambda packed: loss(unpack(packed)), allow_int=True)(pack(params))
+        expected = jax.grad(loss, allow_int=True)(params)
+        found = unpack(gradient)
+        np.testing.assert_allclose(found["c"], expected["c"], rtol=1e-6)
+        np.testing.assert_allclose(found["d"], expected["d"], rtol=1e-6)
+        assert found["i"].dtype == expected["i"].dtype == jax.dtypes.float0
+
+    def test_under_vmap_and_scan_too(self):
+        xs = jnp.array([0.5, 1.0, 2.0])
+        loss = lambda params, x: self.loss(params | {"s": params["s"] * x})  # noqa: E731
+        packed = pack(self.params, self.labels)
+        together = jax.jit(jax.vmap(jax.grad(lambda p, x: loss(unpack(p), x)), in_axes=(None, 0)))(packed, xs)
+        expected = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0)))(self.params, xs)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6), unpack(together), expected)
+        scanned = lambda p: jax.lax.scan(lambda total, x: (total + loss(p, x), None), 0.0, xs)[0]  # noqa: E731
+        gradient = jax.jit(jax.grad(lambda packed: scanned(unpack(packed))))(packed)
+        expected = jax.jit(jax.grad(scanned))(self.params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), unpack(gradient), expected)
+
+
+def make_mesh(shape, names, kind):
+    return jax.make_mesh(shape, names, axis_types=(kind,) * len(names))
+
+
+def spread(mesh, leaves):
+    """A tree of arrays of the given shapes and placements."""
+    return {
+        name: jax.device_put(filled(shape, dtype, seed), NamedSharding(mesh, spec))
+        for seed, (name, (shape, dtype, spec)) in enumerate(leaves.items())
+    }
+
+
+LINE = {
+    "rows": ((8, 3), jnp.float32, P("x", None)),
+    "short": ((8, 3), jnp.float32, P("x")),
+    "columns": ((3, 8), jnp.float32, P(None, "x")),
+    "middle": ((2, 4, 3), jnp.float32, P(None, "x", None)),
+    "vector": ((4,), jnp.float32, P("x")),
+    "half": ((8,), jnp.bfloat16, P("x")),
+    "whole": ((5,), jnp.float32, P()),
+    "scalar": ((), jnp.float32, P()),
+}
+ONE_AXIS = {
+    "x": ((4, 3), jnp.float32, P("x", None)),
+    "y": ((3, 4), jnp.float32, P(None, "y")),
+    "y vector": ((2,), jnp.float32, P("y")),
+    "both on one": ((8, 3), jnp.float32, P(("x", "y"), None)),
+    "both the other way": ((4,), jnp.float32, P(("y", "x"))),
+    "whole": ((3, 2), jnp.float32, P()),
+}
+TWO_AXES = ONE_AXIS | {
+    "xy": ((4, 8), jnp.float32, P("x", "y")),
+    "yx": ((4, 8), jnp.float32, P("y", "x")),
+    "apart": ((2, 3, 4), jnp.float32, P("y", None, "x")),
+}
+PLACED = [
+    pytest.param((4,), ("x",), AxisType.Auto, LINE, 3, id="line-auto"),
+    pytest.param((4,), ("x",), AxisType.Explicit, LINE, 3, id="line-explicit"),
+    pytest.param((2, 2), ("x", "y"), AxisType.Auto, TWO_AXES, 6, id="square-auto"),
+    pytest.param((2, 2), ("x", "y"), AxisType.Explicit, ONE_AXIS, 5, id="square-explicit"),
+]
+COLLECTIVES = re.compile(r"all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter|collective-broadcast")
+
+
+@pytest.mark.parametrize(("shape", "names", "kind", "leaves", "buffers"), PLACED)
+class TestSharded:
+    def test_each_device_keeps_its_parts(self, shape, names, kind, leaves, buffers):
+        params = spread(make_mesh(shape, names, kind), leaves)
+        packed = pack(params)
+        assert len(packed.buffers) == buffers, packed
+        parts = jax.tree.map(lambda leaf: {s.device: np.asarray(s.data) for s in leaf.addressable_shards}, params)
+        for buffer, array in zip(packed.layout.buffers, packed.buffers, strict=True):
+            held = [list(parts.values())[position] for position in buffer.leaves]
+            if buffer.sharding is not None:
+                assert array.sharding == buffer.sharding
+            for shard in array.addressable_shards:
+                mine = np.concatenate([part[shard.device].reshape(-1) for part in held])
+                np.testing.assert_array_equal(np.sort(np.asarray(shard.data).reshape(-1)), np.sort(mine))
+
+    def test_leaves_come_back_to_the_bit_where_they_were(self, shape, names, kind, leaves, buffers):
+        params = spread(make_mesh(shape, names, kind), leaves)
+        packed = pack(params)
+        compiled = jax.jit(unpack).lower(packed).compile()
+        assert not COLLECTIVES.findall(compiled.as_text())
+        for back in (unpack(packed), compiled(packed)):
+            assert_same(back, params)
+            for name, leaf in back.items():
+                assert leaf.sharding.is_equivalent_to(params[name].sharding, leaf.ndim), name
+
+    def test_gradients_and_moments_lie_as_the_parameters(self, shape, names, kind, leaves, buffers):
+        params = spread(make_mesh(shape, names, kind), leaves)
+        packed, tx = pack(params), nnlearn.adam(1.0)
+
+        def step(packed, opt_state):
+            gradient = jax.grad(lambda packed: sum(jnp.sum(leaf**2) for leaf in unpack(packed).values()))(packed)
+            return gradient, *tx.update(gradient, opt_state, packed)
+
+        compiled = jax.jit(step).lower(packed, tx.init(packed)).compile()
+        assert not COLLECTIVES.findall(compiled.as_text())
+        gradient, updates, state = compiled(packed, tx.init(packed))
+        assert_same(unpack(gradient), jax.tree.map(lambda leaf: 2 * leaf, params))
+        for tree in (gradient, updates, state[0].mu):
+            for one, other in zip(tree.buffers, packed.buffers, strict=True):
+                assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
+
+    def test_whole_leaves_in_stacks_and_axes_in_front(self, shape, names, kind, leaves, buffers):
+        params = spread(make_mesh(shape, names, kind), leaves)
+        packed = pack(params)
+
+        @jax.jit
+        def work(packed):
+            shares = nnlearn.map_stacks(jax.vmap(lambda leaf: leaf / (1 + jnp.sum(jnp.abs(leaf)))), packed)
+            stacked = jax.tree.map(lambda buffer: jnp.stack([buffer, buffer + buffer]), packed)
+            return nnlearn.leaf_norms(packed), shares, unpack(stacked), jax.vmap(unpack)(stacked)
+
+        found, shares, *back = work(packed)
+        for one, other in zip(shares.buffers, packed.buffers, strict=True):
+            assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
+        exact = {name: np.asarray(leaf, np.float64) for name, leaf in params.items()}
+        norms = [np.linalg.norm(leaf.ravel()) for leaf in jax.tree.leaves(exact)]
+        np.testing.assert_allclose(found, norms, rtol=1e-6)
+        shares = jax.device_get(unpack(shares))
+        for name, leaf in exact.items():
+            rtol = 1e-2 if name == "half" else 1e-6
+            np.testing.assert_allclose(shares[name].astype(np.float64), leaf / (1 + np.abs(leaf).sum()), rtol=rtol)
+        host = jax.device_get(params)
+        for tree in jax.device_get(back):
+            jax.tree.map(
+                lambda one, leaf: np.testing.assert_array_equal(one, np.stack([leaf, leaf + leaf])), tree, host
+            )
+
+
+def test_layouts_of_sharded_trees_made_twice_are_equal():
+    params = spread(make_mesh((2, 2), ("x", "y"), AxisType.Auto), TWO_AXES)
+    one = make_layout(params)
+    other = make_layout(spread(make_mesh((2, 2), ("x", "y"), AxisType.Auto), TWO_AXES))
+    assert one is not other and one == other and hash(one) == hash(other)
+    assert one != make_layout(jax.device_get(params))
+    assert one != make_layout(spread(make_mesh((2, 2), ("y", "x"), AxisType.Auto), TWO_AXES))
+
+
+def test_a_mesh_axis_of_one_device():
+    params = spread(make_mesh((4, 1), ("x", "y"), AxisType.Auto), TWO_AXES)
+    packed = pack(params)
+    assert {str(buffer.sharding) for buffer in packed.layout.buffers} > {"None"}
+    for name, leaf in jax.jit(unpack)(packed).items():
+        np.testing.assert_array_equal(leaf, params[name])
+        assert leaf.sharding.is_equivalent_to(params[name].sharding, leaf.ndim)
+
+
+def test_inside_of_jit_an_explicit_mesh_tells_where_leaves_lie():
+    params = spread(make_mesh((4,), ("x",), AxisType.Explicit), LINE)
+    packed = jax.jit(pack)(params)
+    assert [b.shape for b in packed.buffers] == [b.shape for b in pack(params).buffers]
+    for one, other in zip(packed.buffers, pack(params).buffers, strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
+    assert_same(unpack(packed), params)
+
+
+def test_a_leaf_on_one_device_of_several_stays_whole():
+    there = jax.device_put(jnp.arange(4.0), jax.devices()[1])
+    packed = pack({"a": there, "b": there + 1})
+    assert packed.layout.buffers[0].sharding is None
+    assert packed.buffers[0].devices() == {jax.devices()[1]}
+
+
+class TestStacks:
+    params = {
+        "a": filled((2, 3), jnp.float32, 1),
+        "b": filled((3,), jnp.float32, 2),
+        "c": filled((2, 3), jnp.float32, 3),
+        "half": filled((2, 3), jnp.bfloat16, 4),
+        "s": filled((), jnp.float32, 5),
+        "t": filled((), jnp.float32, 6),
+        "one": filled((1,), jnp.float32, 7),
+        "empty": filled((0, 2), jnp.float32),
+        "d": filled((2, 3), jnp.float32, 8),
+    }
+
+    def test_a_function_on_leaves_runs_once_for_each_shape(self):
+        seen = []
+
+        def scale(leaf, other):
+            return (leaf / (1 + jnp.sum(leaf)) + jnp.max(other, initial=0)).astype(leaf.dtype)
+
+        def on_stack(stack, others):
+            assert stack.shape == others.shape
+            seen.append(stack.shape)
+            return jax.vmap(scale)(stack, others)
+
+        packed = pack(self.params)
+        others = jax.tree.map(lambda buffer: -buffer, packed)
+        mapped = jax.jit(lambda *trees: nnlearn.map_stacks(on_stack, *trees))(packed, others)
+        assert sorted(seen) == [(1, 0, 2), (1, 1), (1, 2, 3), (1, 3), (2,), (3, 2, 3)]
+        expected = jax.jit(lambda params: jax.tree.map(lambda leaf: scale(leaf, -leaf), params))(self.params)
+        jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-6), unpack(mapped), expected)
+        assert mapped.layout is packed.layout
+
+    def test_labels_part_stacks(self):
+        seen = []
+        packed = pack({"a": jnp.ones(2), "b": jnp.ones(2)}, {"a": 0, "b": 1})
+        nnlearn.map_stacks(lambda stack: seen.append(stack.shape) or stack, packed)
+        assert seen == [(1, 2), (1, 2)]
+
+    def test_a_number_for_each_leaf_in_the_trees_order(self):
+        total = lambda leaf: jnp.sum(leaf.astype(jnp.float32))  # noqa: E731
+        values = stack_values(jax.vmap(total), pack(self.params))
+        np.testing.assert_array_equal(values, [total(leaf) for leaf in jax.tree.leaves(self.params)])
+        two = stack_values(jax.vmap(lambda x, y: total(x) * total(y)), pack(self.params), pack(self.params))
+        np.testing.assert_array_equal(two, values**2)
+        assert stack_values(jax.vmap(total), pack({})).shape == (0,)
+
+    @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.complex64])
+    def test_norms_of_leaves(self, dtype):
+        params = [filled(leaf.shape, dtype, 3 * seed) for seed, leaf in enumerate(self.params.values())]
+        wide = [np.asarray(leaf.astype(jnp.promote_types(dtype, jnp.float32))) for leaf in params]
+        expected = np.array([np.linalg.norm(leaf.ravel()) for leaf in wide], np.float32)
+        for tree in (params, pack(params), pack(params, list("abcabcabc"))):
+            norms = jax.jit(nnlearn.leaf_norms)(tree)
+            assert norms.dtype == jnp.float32
+            np.testing.assert_allclose(norms, expected, rtol=1e-6)
+
+    def test_norms_under_vmap_and_their_derivative_at_zero(self):
+        packed = pack(small())
+        stacked = jax.tree.map(lambda buffer: jnp.stack([buffer, 2 * buffer]), packed)
+        norms = jax.jit(jax.vmap(nnlearn.leaf_norms))(stacked)
+        np.testing.assert_allclose(norms[1], 2 * norms[0], rtol=1e-6)
+        np.testing.assert_allclose(norms[0], nnlearn.leaf_norms(small()), rtol=1e-6)
+        zeros = jax.tree.map(jnp.zeros_like, packed)
+        gradient = jax.jit(jax.grad(lambda packed: jnp.sum(nnlearn.leaf_norms(packed))))(zeros)
+        assert_same(gradient, zeros)
+
+    def test_the_bfloat16_sum_is_wide(self):
+        """Summed in bfloat16, 4,096 ones are 256."""
+        norms = nnlearn.leaf_norms(pack([jnp.ones(4096, jnp.bfloat16), jnp.ones(4096, jnp.bfloat16)]))
+        np.testing.assert_array_equal(norms, [64.0, 64.0])
+
+    def test_a_stack_is_one_reduction_for_each_shape(self):
+        tree = [jnp.ones((3, 2))] * 20 + [jnp.ones(5)] * 20
+        assert primitives(nnlearn.leaf_norms, pack(tree))["reduce_sum"] == 2
+        assert primitives(nnlearn.leaf_norms, tree)["reduce_sum"] == 40
+
+
+class TestPerBuffer:
+    params = {"w": jnp.ones((2, 2)), "v": jnp.ones((3, 2)), "b": jnp.zeros(2), "s": jnp.zeros(())}
+
+    @staticmethod
+    def matrices(params):
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+    def test_unpacked_it_is_the_rule(self):
+        assert nnlearn.per_buffer(self.matrices)(self.params) == self.matrices(self.params)
+        assert nnlearn.per_buffer({"w": True})(self.params) == {"w": True}
+
+    def test_of_uniform_buffers_it_gives_the_answer(self):
+        packed = pack(self.params, self.matrices)
+        answer = nnlearn.per_buffer(self.matrices)(packed)
+        assert unpack(answer) == self.matrices(self.params)
+        assert jax.tree.structure(answer) == jax.tree.structure(packed)
+        assert unpack(nnlearn.per_buffer(self.matrices(self.params))(packed)) == self.matrices(self.params)
+        assert set(nnlearn.per_buffer(True)(packed).buffers) == {True}
+
+    def test_a_rule_by_path(self):
+        rule = lambda params: {name: "w" if name in "wv" else "rest" for name in params}  # noqa: E731
+        packed = pack(self.params, rule)
+        assert unpack(nnlearn.per_buffer(rule)(packed)) == rule(self.params)
+        assert unpack(nnlearn.per_buffer({"w": "w", "v": "w", "b": "rest", "s": "rest"})(packed)) == rule(self.params)
+
+    @pytest.mark.parametrize("as_tree", [True, False])
+    def test_a_rule_that_parts_a_buffer_is_refused(self, as_tree):
+        rule = self.matrices(self.params) if as_tree else self.matrices
+        with pytest.raises(ValueError, match=r"the rule says False for 's' and True for 'w'.*'float32'.*labels=rule"):
+            nnlearn.per_buffer(rule)(pack(self.params))
+
+    def test_of_shapes_alone(self):
+        shapes = jax.eval_shape(lambda: pack(self.params, self.matrices))
+        assert unpack(nnlearn.per_buffer(self.matrices)(shapes)) == self.matrices(self.params)
+
+    @pytest.mark.parametrize("make", ["masked", "partition"])
+    def test_optax_s_masks_and_partitions(self, make):
+        if make == "masked":
+            of = lambda rule: optax.masked(optax.add_decayed_weights(0.5), rule)  # noqa: E731
+            rule = self.matrices
+        else:
+            rule = lambda params: jax.tree.map(lambda leaf: "m" if leaf.ndim > 1 else "v", params)  # noqa: E731
+            of = lambda rule: optax.partition({"m": optax.adam(0.1), "v": optax.sgd(0.2, 0.9)}, rule)  # noqa: E731
+        tx, plain = of(nnlearn.per_buffer(rule)), of(rule)
+        packed, params = pack(self.params, rule), self.params
+        state, plain_state = tx.init(packed), plain.init(params)
+        assert_same(unpack(state), plain_state)
+        for seed in range(2):
+            grads = jax.tree.map(lambda leaf, seed=seed: jnp.cos(leaf + seed), params)
+            expected = updates, plain_state = plain.update(grads, plain_state, params)
+            found = changes, state = tx.update(pack_like(packed.layout, grads), state, packed)
+            assert jax.tree.structure(unpack(found)) == jax.tree.structure(expected)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), unpack(found), expected)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "worth"),
+    [(16, 10, True), (15, 10, False), (1000, 10, True), (16, 100_000, True), (16, 100_001, False), (1, 10, False)],
+)
+def test_many_small_leaves_are_worth_packing(count, size, worth):
+    assert worth_packing([jax.ShapeDtypeStruct((size,), jnp.float32)] * count) is worth
+
+
+def test_an_average_decides_whether_leaves_are_small():
+    large = [jax.ShapeDtypeStruct((1000, 1000), jnp.float32)]
+    small = [jax.ShapeDtypeStruct((4,), jnp.float32)]
+    assert worth_packing(large + small * 20) and not worth_packing(large * 4 + small * 20)
+    assert worth_packing([0.5] * 16) and not worth_packing({})
