@@ -102,6 +102,7 @@ def global_norm(tree: PyTree) -> jax.Array:
     return safe_sqrt(sum(squares, jnp.zeros([], jnp.float32)))
 
 
+@jax.custom_jvp
 def safe_sqrt(x: jax.Array) -> jax.Array:
     """Square root whose derivative at 0 is 0 where calculus has infinity, so that ``0 * inf`` never makes a NaN.
 
@@ -110,8 +111,15 @@ def safe_sqrt(x: jax.Array) -> jax.Array:
     >>> float(jax.grad(safe_sqrt)(0.0)), float(jax.grad(jnp.sqrt)(0.0))
     (0.0, inf)
     """
+    return jnp.sqrt(x)
+
+
+@safe_sqrt.defjvp
+def _safe_sqrt_jvp(primals, tangents):
+    (x,), (tangent,) = primals, tangents
+    root = safe_sqrt(x)
     zero = x == 0
-    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
+    return root, jnp.where(zero, 0, 0.5 / jnp.where(zero, 1, root)) * tangent
 
 
 def safe_rsqrt(x: jax.Array) -> jax.Array:

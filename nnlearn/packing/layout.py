@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import weakref
 from collections.abc import Hashable
 from typing import Any
 
@@ -133,6 +134,9 @@ class Layout:
         return f"Layout({len(self.leaves)} leaves: {held})"
 
 
+_KNOWN: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+
+
 def _spread(leaf: Any) -> NamedSharding | None:
     """The sharding of an array that lies in parts on several devices; None for one that is whole on each.
 
@@ -193,7 +197,8 @@ def make_layout(params: Params, labels: Any = None) -> Layout:
         name = dtype.name + ("" if label is None else f"/{label}") + "".join(f"@{names}" for names, _ in front)
         sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec(*(names for names, _ in front), None))
         buffers.append(Buffer(name, dtype, label, tuple(members), (*parts, length), sharding))
-    return Layout(treedef, tuple(leaves), tuple(buffers))
+    layout = Layout(treedef, tuple(leaves), tuple(buffers))
+    return _KNOWN.setdefault(layout, layout)  # one object for equal layouts: comparing them is then comparing addresses
 
 
 __all__ = ["Buffer", "Layout", "Leaf", "make_layout"]
