@@ -88,6 +88,11 @@ class Made:
         # Now, not when asked: the function has seen the settings as they are now.
         self._identity = (factory, part, tuple((name, _frozen(value)) for name, value in settings))
 
+    @property
+    def function(self) -> Callable:
+        """What a call runs."""
+        return self._function
+
     def __call__(self, *args, **kwargs):
         return self._function(*args, **kwargs)
 

@@ -6,19 +6,22 @@ programs are traced: the update of the leaves, and packing, the update, unpackin
 of the results is made of, and the two have to agree. Nothing is run.
 """
 
-import re
+import functools
+import types
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from optax import with_extra_args_support
 
-from nnlearn.packing import Layout, is_packed, make_layout, pack_like, unpack
+from nnlearn.packing import Layout, Packed, is_packed, make_layout, pack_like, per_buffer, unpack
+from nnlearn.settings import Made
 from nnlearn.train.symbolic import Interpreter
 from nnlearn.tree import path_name
 from nnlearn.types import GradientTransformation, Params, PyTree
 
-FEW = 24  # leaves that are all looked at; of more, two of each kind
+FEW = 24  # leaves that are all looked at, always
+KNOWN = {"optax", "nnlearn", "jax"}
 
 
 def packing_difference(tx: GradientTransformation, params: Params, labels: Any = None) -> str:
@@ -29,8 +32,9 @@ def packing_difference(tx: GradientTransformation, params: Params, labels: Any =
       params: the parameters, as a tree of arrays or of ``jax.ShapeDtypeStruct``.
       labels: as for ``pack``.
 
-    Of many leaves it looks at samples: the first and the last of those that have one shape, dtype, label and path but
-    for the numbers in it. A rule that picks others by name, such as layer 7 of 24, needs a label to be seen.
+    Code of optax and nnlearn tells leaves apart by shape and dtype alone, so of many equal leaves two are looked at.
+    Where functions of others take part, such as a mask by path in ``optax.masked``, every leaf is looked at, for
+    some milliseconds each.
 
     >>> import nnlearn
     >>> params = {"a": jnp.zeros(2), "b": jnp.zeros(3)}
@@ -41,7 +45,10 @@ def packing_difference(tx: GradientTransformation, params: Params, labels: Any =
     "the update of 'a'"
     """
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), params)
-    sample, labels = _sample(params, labels)
+    whole = make_layout(params, labels)
+    sample, labels = params, whole.labels
+    if len(whole.leaves) > FEW and not _foreign(tx):
+        sample, labels = _thin(whole, params), None if labels is None else _thin(whole, labels)
     layout = make_layout(sample, labels)
     tx = with_extra_args_support(tx)
 
@@ -56,6 +63,8 @@ def packing_difference(tx: GradientTransformation, params: Params, labels: Any =
         return unpack(_update(tx, packs[0], _pack_state(layout, packed_state, state), packs[1], value))
 
     try:
+        # masks of nnlearn's own transformations are asked about every leaf here
+        jax.eval_shape(tx.init, Packed([jax.ShapeDtypeStruct(part.shape, part.dtype) for part in whole.buffers], whole))
         packed_state = jax.eval_shape(lambda tree: tx.init(pack_like(layout, tree)), sample)
         state = jax.eval_shape(tx.init, sample)
         arguments = (sample, state, sample, jax.ShapeDtypeStruct((), jnp.float32))
@@ -85,22 +94,49 @@ def _pack_state(layout: Layout, packed_state: PyTree, state: PyTree) -> PyTree:
     return treedef.unflatten(packed)
 
 
-def _sample(params: Params, labels: Any) -> tuple[Params, Any]:
-    """The leaves to look at, with None in place of the others, and their labels."""
-    layout = make_layout(params, labels)
-    labels = layout.labels
-    if len(layout.leaves) > FEW:
-        kinds = {}
-        for position, (leaf, (number, _)) in enumerate(zip(layout.leaves, layout.places, strict=True)):
-            kinds.setdefault((number, leaf.shape, re.sub(r"\d+", "#", leaf.path)), []).append(position)
-        kept = {position for members in kinds.values() for position in (members[0], members[-1])}
+def _thin(layout: Layout, tree: PyTree) -> PyTree:
+    """The tree with two leaves of each buffer and shape, and None in place of the others."""
+    kept = {run[end] for buffer in layout.buffers for run in layout.runs(buffer) for end in (0, -1)}
+    leaves = layout.treedef.flatten_up_to(tree)
+    return layout.treedef.unflatten([leaf if at in kept else None for at, leaf in enumerate(leaves)])
 
-        def thin(tree):
-            leaves = layout.treedef.flatten_up_to(tree)
-            return layout.treedef.unflatten([leaf if at in kept else None for at, leaf in enumerate(leaves)])
 
-        params, labels = thin(params), labels if labels is None else thin(labels)
-    return params, labels
+def _foreign(tx: GradientTransformation) -> bool:
+    """Whether functions that are neither optax's nor nnlearn's, and so may go by a leaf's name, take part in ``tx``."""
+    seen, ahead = set(), [tx.init, tx.update]
+    while ahead:
+        item = ahead.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Made):
+            ahead.append(item.function)
+        elif isinstance(item, types.FunctionType):
+            if item.__module__ == per_buffer.__module__:  # its rule is asked about every leaf
+                continue
+            if item.__module__.split(".")[0] not in KNOWN:
+                return True
+            cells = [cell.cell_contents for cell in item.__closure__ or () if _filled(cell)]
+            ahead += cells + list(item.__defaults__ or ()) + list((item.__kwdefaults__ or {}).values())
+        elif isinstance(item, types.MethodType):
+            ahead += [item.__func__, item.__self__]
+        elif isinstance(item, functools.partial):
+            ahead += [item.func, *item.args, *item.keywords.values()]
+        elif isinstance(item, list | tuple | dict):
+            ahead += item.values() if isinstance(item, dict) else item
+        elif callable(item) or hasattr(item, "__dict__"):
+            if type(item).__module__.split(".")[0] not in KNOWN | {"jaxlib", "builtins", "numpy"}:
+                return True
+            ahead += vars(item).values() if type(item).__module__.split(".")[0] in {"optax", "nnlearn"} else ()
+    return False
+
+
+def _filled(cell) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
 
 
 def _difference(plain, packed, what: str) -> str:

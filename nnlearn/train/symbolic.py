@@ -30,10 +30,14 @@ CALLS |= {"checkpoint": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_ca
 
 
 class Run(NamedTuple):
-    """So many numbers in a row that are all made by one expression, each from the arguments' numbers at its place."""
+    """So many numbers in a row that are all made by one expression, each from the arguments' numbers at its place.
+
+    ``uniform`` says that they are all equal, whatever the arguments: a sum over them depends on how many they are.
+    """
 
     size: int
     expression: int
+    uniform: bool = False
 
 
 Value = tuple[Run, ...] | int
@@ -142,17 +146,19 @@ class Interpreter:
         return self._inside(program, values)
 
     def _runs(self, value: Value, size: int) -> tuple[Run, ...]:
-        return value if isinstance(value, tuple) else (Run(size, value),) if size else ()
+        return value if isinstance(value, tuple) else (Run(size, value, True),) if size else ()
 
-    def _aligned(self, values: Sequence[Value]) -> list[tuple[int, list[int]]] | None:
-        """For each run: its size and the expression of every value there; None if their runs end at other places."""
+    def _aligned(self, values: Sequence[Value]) -> list[tuple[int, list[int], bool]] | None:
+        """For each run: its size, every value's expression there, and whether all are uniform; None if ends differ."""
         sizes = {tuple(run.size for run in value) for value in values if isinstance(value, tuple)}
         if len(sizes) != 1:
             return None
-        rows = [value if isinstance(value, tuple) else None for value in values]
+        whole = sizes.pop()
+        columns = [self._runs(value, 1) * len(whole) if isinstance(value, int) else value for value in values]
+        rows = zip(*columns, strict=True)
         return [
-            (size, [value if row is None else row[at].expression for row, value in zip(rows, values, strict=True)])
-            for at, size in enumerate(sizes.pop())
+            (size, [run.expression for run in row], all(run.uniform for run in row))
+            for size, row in zip(whole, rows, strict=True)
         ]
 
     def _stretched(self, values, shapes, target) -> list[Value]:
@@ -175,12 +181,12 @@ class Interpreter:
         if all(isinstance(value, int) for value in values):
             return combine(values)
         rows = self._aligned(values)
-        return None if rows is None else tuple(Run(size, combine(row)) for size, row in rows)
+        return None if rows is None else tuple(Run(size, combine(row), uniform) for size, row, uniform in rows)
 
-    def _items(self, kind: str, size: int, expression: int) -> tuple:
+    def _items(self, kind: str, size: int, expression: int, uniform: bool = False) -> tuple:
         """What a run adds to a sum, or the like: itself, or if it is one number and such a sum, what that goes over."""
         if size != 1:
-            return (("all", expression),)
+            return (("times", size, expression),) if uniform else (("all", expression),)
         if self._sets.get(expression, ("",))[0] == kind:
             return self._sets[expression][1]
         return () if expression in self._neutral[kind] else (("one", expression),)
@@ -204,7 +210,7 @@ class Interpreter:
         left = math.prod(length for axis, length in enumerate(shape) if axis not in axes)
         if isinstance(value, int):
             size = math.prod(shape) // max(left, 1)
-            return value if size == 1 else self._gather(kind, self._items(kind, size, value))
+            return self._gather(kind, self._items(kind, size, value, uniform=True))
         if left == 1:
             return self._gather(kind, [item for run in value for item in self._items(kind, *run)])
         each, lead = self._each(value, shape), int(len(value) > 1)
@@ -231,7 +237,9 @@ class Interpreter:
         places = [place for place, length in zip(places, each, strict=True) if length != 1]
         how = (_solid(each, ())[0], *_solid(goal, places))
         return tuple(
-            Run(size, run.expression if run.size == 1 else self._express("broadcast", how, run.expression))
+            Run(size, run.expression, True)
+            if run.size == 1
+            else Run(size, self._express("broadcast", how, run.expression), run.uniform)
             for run in value
         )
 
@@ -248,7 +256,8 @@ class Interpreter:
                 left -= part[-1].size
             if left:
                 return None
-            parts.append(part[0].expression if len(part) == 1 and part[0].size == 1 else tuple(part))
+            single = len(part) == 1 and (part[0].size == 1 or part[0].uniform)
+            parts.append(part[0].expression if single else tuple(part))
         return parts
 
     def _branch(self, branches, values) -> list[Value] | None:
@@ -261,7 +270,7 @@ class Interpreter:
             rows = self._aligned(outcomes)
             if rows is None:
                 return None
-            results.append(tuple(Run(size, self._express("cond", index, *row)) for size, row in rows))
+            results.append(tuple(Run(size, self._express("cond", index, *row), uniform) for size, row, uniform in rows))
         return results
 
     def _opaque(self, equation, values) -> list[Value]:
