@@ -1,0 +1,720 @@
+"""Training on packed parameters: the trajectory of the leaves, and a check that tells when it would not be."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from contract import CASES, run
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import nnlearn
+from nnlearn import packing_difference
+from nnlearn.packing import is_packed, pack, pack_like, unpack
+
+STEPS = 200
+
+
+def mixed_params():
+    """A tree of the shapes that are easily forgotten, in two dtypes."""
+    random = np.random.default_rng(0)
+    shapes = {"w": (4, 3), "v": (4, 3), "b": (3,), "one": (1,), "s": (), "empty": (0, 3)}
+    made = {name: jnp.asarray(random.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    return made | {"half": {name: made[name].astype(jnp.bfloat16) for name in ("w", "b", "s")}}
+
+
+def noise_like(params, steps=STEPS, seed=1):
+    random = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.3 * random.normal(size=(steps, *leaf.shape)), leaf.dtype), params)
+
+
+def both(tx, params, noise, labels=None):
+    """Parameters and state after a run on leaves, and after one on buffers."""
+    packed = pack(params, labels)
+    jitted = jax.jit(functools.partial(run, tx))
+    return jitted(params, noise), jitted(packed, pack_like(packed.layout, noise))
+
+
+def numbers(leaf):
+    leaf = jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+    return np.asarray(leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf)
+
+
+def assert_same_run(plain, packed):
+    """Equal but for rounding: XLA may fuse a product and a sum in one loop and not in another.
+
+    Where it does not, which is nearly everywhere, they are equal to the last bit.
+    """
+    packed = unpack(packed)
+    assert jax.tree.structure(plain) == jax.tree.structure(packed)
+    for (path, one), other in zip(jax.tree.leaves_with_path(plain), jax.tree.leaves(packed), strict=True):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape), path
+        rtol = 1e-2 if one.dtype == jnp.bfloat16 else 2e-6
+        scale = np.max(np.abs(numbers(one)), initial=0)
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(numbers(other), numbers(one), rtol=rtol, atol=rtol * scale, err_msg=name)
+
+
+def moved(params, result):
+    """Whether every leaf that holds numbers went somewhere, so that two runs which agree say something."""
+    return all(
+        leaf.size == 0 or not np.array_equal(numbers(leaf), numbers(other))
+        for leaf, other in zip(jax.tree.leaves(params), jax.tree.leaves(result), strict=True)
+    )
+
+
+SETTINGS = {
+    "-".join([case.name, *flags]): case.ours(**case.varied | flags) for case in CASES for flags in ({}, *case.flags)
+}
+
+
+@pytest.mark.parametrize("tx", SETTINGS.values(), ids=SETTINGS.keys())
+def test_every_optimizer_goes_the_way_of_the_leaves(tx):
+    params = mixed_params()
+    assert packing_difference(tx, params) == ""
+    plain, packed = both(tx, params, noise_like(params))
+    assert moved(params, plain[0])
+    assert_same_run(plain, packed)
+
+
+def test_exact_arithmetic_is_the_same_to_the_last_bit():
+    """Small integers and powers of two: no rounding, whatever XLA fuses."""
+    params = jax.tree.map(lambda leaf: jnp.round(4 * leaf), mixed_params())
+    grads = jax.tree.map(lambda leaf: jnp.round(8 * leaf), noise_like(params, 4))
+    tx = nnlearn.chain(nnlearn.clip(4.0), nnlearn.add_decayed_weights(0.5), nnlearn.sgd(0.25, momentum=0.5))
+    plain, packed = both(tx, params, grads)
+    assert moved(params, plain[0])
+    for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(unpack(packed)), strict=True):
+        np.testing.assert_array_equal(numbers(one), numbers(other))
+
+
+def planted(params, steps=20):
+    """Gradients of which one has a NaN in one leaf and another an infinity."""
+    noise = noise_like(params, steps)
+    w, s = noise["w"].at[7, 1, 1].set(jnp.nan), noise["s"].at[11].set(jnp.inf)
+    return noise | {"w": w, "s": s}
+
+
+def recipes():
+    n = nnlearn
+    schedule = n.cosine_decay_schedule(0.03, 20)
+    skipping = {"should_skip_update_fn": n.skip_not_finite}
+    return {
+        "clip-adamw-schedule": n.chain(n.clip_by_global_norm(0.5), n.adamw(schedule)),
+        "master": n.adamw(schedule, master_dtype=jnp.float32),
+        "low-precision-moments": n.adam(0.03, mu_dtype=jnp.bfloat16, nu_dtype=jnp.float32),
+        "MultiSteps": n.MultiSteps(n.adam(0.03), 3),
+        "MultiSteps-skip": n.MultiSteps(n.adam(0.03), 3, **skipping),
+        "apply_if_finite": n.apply_if_finite(n.adam(0.03), 3),
+        "inject_hyperparams": n.inject_hyperparams(n.adamw)(schedule, weight_decay=0.1),
+        "add_noise": n.chain(n.add_noise(0.1, 0.5, key=3), n.sgd(0.03)),
+        "adaptive_grad_clip": n.chain(n.adaptive_grad_clip(0.1), n.sgd(0.03)),
+        "clip_by_block_rms": n.chain(n.clip_by_block_rms(0.5), n.sgd(0.03)),
+        "centralize": n.chain(n.centralize(), n.sgd(0.03)),
+        "trust-ratio": n.chain(n.scale_by_trust_ratio(), n.sgd(0.03)),
+        "ema": n.chain(n.ema(0.9), n.scale(-0.03)),
+        "by_leaf-lamb": n.by_leaf(optax.lamb(0.03)),
+        "by_leaf-adafactor": n.by_leaf(optax.adafactor(0.03, min_dim_size_to_factor=2)),
+        "by_leaf-in-a-chain": n.chain(n.by_leaf(optax.adaptive_grad_clip(0.1)), n.adamw(0.03)),
+        "optax-clip-adamw": optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(schedule)),
+        "optax-apply_if_finite": optax.apply_if_finite(optax.adam(0.03), 3),
+        "optax-schedule_free": optax.contrib.schedule_free_adamw(0.03, warmup_steps=3),
+    }
+
+
+FINITE = ("MultiSteps-skip", "apply_if_finite", "optax-apply_if_finite")
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_recipe_goes_the_way_of_the_leaves(name):
+    tx, params = recipes()[name], mixed_params()
+    if name.startswith("by_leaf"):
+        params.pop("empty")  # optax's mean of nothing is not finite
+    if name == "optax-clip-adamw":
+        params.pop("half")  # optax sums squares in bfloat16, leaf by leaf or all at once
+    noise = planted(params) if name in FINITE else noise_like(params, 20)
+    plain, packed = both(tx, params, noise)
+    assert all(np.isfinite(numbers(leaf)).all() for leaf in jax.tree.leaves(plain[0]))
+    assert moved(params, plain[0])
+    assert_same_run(plain, packed)
+
+
+@pytest.mark.parametrize("name", [name for name in recipes() if name != "MultiSteps-skip"])
+def test_the_check_lets_every_recipe_pass(name):
+    assert packing_difference(recipes()[name], mixed_params()) == ""
+
+
+def matrices(params):
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def masked_recipes():
+    params = mixed_params()
+    frozen = {name: name in ("w", "half") for name in params}
+    split = {True: optax.adam(0.03), False: optax.sgd(0.03)}
+    return {
+        "decay": (nnlearn.adamw(0.03, weight_decay=0.5, mask=matrices), matrices),
+        "decay-tree": (nnlearn.adamw(0.03, weight_decay=0.5, mask=matrices(params)), matrices(params)),
+        "decay-lion": (nnlearn.lion(0.03, weight_decay=0.5, mask=matrices), matrices),
+        "lars": (nnlearn.lars(0.3, 0.1, matrices, 0.05, trust_ratio_mask=matrices), matrices),
+        "freeze": (nnlearn.chain(nnlearn.sgd(0.03), nnlearn.freeze(frozen)), frozen),
+        "freeze-function": (nnlearn.chain(nnlearn.sgd(0.03), nnlearn.freeze(lambda params: frozen)), frozen),
+        "partition": (optax.partition(split, nnlearn.per_buffer(matrices)), matrices),
+        "masked": (optax.chain(optax.masked(optax.clip(0.1), nnlearn.per_buffer(matrices)), optax.sgd(0.1)), matrices),
+    }
+
+
+@pytest.mark.parametrize("name", masked_recipes())
+def test_masks_with_labels(name):
+    (tx, labels), params = masked_recipes()[name], mixed_params()
+    assert packing_difference(tx, params, labels) == ""
+    assert packing_difference(tx, params) != ""
+    plain, packed = both(tx, params, noise_like(params, 20), labels)
+    assert_same_run(plain, packed)
+    assert jax.tree.structure(packed[0]) == jax.tree.structure(pack(params, labels))
+
+
+def test_noise_is_the_same_packed_and_not():
+    tx = nnlearn.add_noise(1.0, 0.5, key=3)
+    params = mixed_params()
+    packed = pack(params)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    noise, _ = tx.update(zeros, tx.init(params), params)
+    other, _ = tx.update(jax.tree.map(jnp.zeros_like, packed), tx.init(packed), packed)
+    for one, two in zip(jax.tree.leaves(noise), jax.tree.leaves(unpack(other)), strict=True):
+        np.testing.assert_array_equal(numbers(one), numbers(two))
+        assert one.size == 0 or np.all(numbers(one) != 0)
+
+
+WIDTH, DEPTH = 3, 8
+
+
+def network(depth=DEPTH):
+    """Seventeen small leaves: enough that they are packed by default."""
+    random = np.random.default_rng(0)
+    layer = lambda: {"w": jnp.asarray(random.normal(size=(WIDTH, WIDTH)) / 2), "b": jnp.zeros(WIDTH)}  # noqa: E731
+    return {"layers": [layer() for _ in range(depth)], "gain": jnp.ones(())}
+
+
+def loss_fn(params, batch, key):
+    inputs, targets = batch
+    hidden = inputs + 0.01 * jax.random.normal(key, ())
+    for layer in params["layers"]:
+        hidden = hidden + jnp.tanh(hidden @ layer["w"] + layer["b"][None])
+    errors = params["gain"] * hidden.sum(axis=-1) - targets
+    return jnp.mean(errors**2), {"worst": jnp.max(jnp.abs(errors))}
+
+
+def make_batch(size=8, seed=0):
+    random = np.random.default_rng(seed)
+    inputs = jnp.asarray(random.normal(size=(size, WIDTH)), jnp.float32)
+    return inputs, inputs @ jnp.arange(1.0, WIDTH + 1)
+
+
+ADAMW = nnlearn.chain(nnlearn.clip_by_global_norm(1.0), nnlearn.adamw(0.01))
+
+
+def assert_close(one, other, rtol=1e-5):
+    """Two states or trees, packed or not."""
+    one, other = unpack(one), unpack(other)
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for left, right in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(numbers(left), numbers(right), rtol=rtol, atol=1e-5)
+
+
+class TestInitState:
+    def test_many_small_leaves_are_packed(self):
+        state = nnlearn.init_state(network(), ADAMW)
+        assert repr(state.stored) == f"Packed(17 leaves: float32[{DEPTH * (WIDTH**2 + WIDTH) + 1}])"
+        assert all(is_packed(moment) for moment in (state.opt_state[1][0].mu, state.opt_state[1][0].nu))
+        assert jax.tree.structure(state.params) == jax.tree.structure(network())
+        jax.tree.map(np.testing.assert_array_equal, state.params, network())
+
+    @pytest.mark.parametrize(
+        "params",
+        [
+            lambda: network()["layers"][:7],
+            lambda: [jnp.zeros(200_000, jnp.bfloat16)] * 16,
+            lambda: network() | {"large": jnp.zeros(2_000_000, jnp.bfloat16)},
+        ],
+        ids=["few", "large", "large on average"],
+    )
+    def test_few_or_large_leaves_are_not(self, params):
+        params = params()
+        assert not is_packed(nnlearn.init_state(params, nnlearn.sgd(0.1)).stored)
+        assert is_packed(nnlearn.init_state(params, nnlearn.sgd(0.1), packed=True).stored)
+
+    def test_false_leaves_them_alone(self):
+        state = nnlearn.init_state(network(), ADAMW, packed=False)
+        assert not any(map(is_packed, jax.tree.leaves(state, is_leaf=is_packed)))
+
+    @pytest.mark.parametrize("tx", [optax.lamb(0.1), optax.adafactor(0.1)], ids=["lamb", "adafactor"])
+    def test_what_works_with_whole_leaves_is_not_packed_by_default_and_refused_if_told_to(self, tx):
+        assert not is_packed(nnlearn.init_state(network(), tx).stored)
+        with pytest.raises(ValueError, match=r"packed=True, but this optimizer.*differently: .*by_leaf.*packed=None"):
+            nnlearn.init_state(network(), tx, packed=True)
+        assert is_packed(nnlearn.init_state(network(), nnlearn.by_leaf(tx)).stored)
+
+    @pytest.mark.parametrize(
+        "mask",
+        [
+            matrices,
+            lambda params: jax.tree.map_with_path(lambda path, _: "w" in jax.tree_util.keystr(path), params),
+            matrices(network()),
+        ],
+        ids=["ndim", "path", "tree"],
+    )
+    def test_optax_s_masks_are_refused_if_told_to_pack(self, mask):
+        tx = optax.adamw(0.1, mask=mask)
+        assert not is_packed(nnlearn.init_state(network(), tx).stored)
+        with pytest.raises(ValueError, match=r"(?s)packed=True, but this optimizer .*differently: .*Give labels"):
+            nnlearn.init_state(network(), tx, packed=True)
+
+    @pytest.mark.parametrize("mask", [matrices, matrices(network())], ids=["function", "tree"])
+    def test_a_mask_as_labels(self, mask):
+        tx = nnlearn.adamw(0.1, mask=mask)
+        assert not is_packed(nnlearn.init_state(network(), tx).stored)
+        with pytest.raises(ValueError, match=r"the rule says .* share the buffer 'float32'.*Give labels"):
+            nnlearn.init_state(network(), tx, packed=True)
+        state = nnlearn.init_state(network(), tx, labels=mask)
+        assert [buffer.label for buffer in state.stored.layout.buffers] == [False, True]
+
+    def test_packed_parameters_stay_so_with_their_labels(self):
+        given = pack(mixed_params(), matrices)
+        state = nnlearn.init_state(given, nnlearn.adamw(0.1, mask=matrices))
+        assert state.stored.layout == given.layout
+        assert all(a is not b for a, b in zip(state.stored.buffers, given.buffers, strict=True))
+        assert not is_packed(nnlearn.init_state(given, nnlearn.sgd(0.1), packed=False).stored)
+        assert nnlearn.init_state(given, nnlearn.sgd(0.1), labels="x").stored.layout.labels["w"] == "x"
+        with pytest.raises(ValueError, match="packed=True, but this optimizer"):
+            nnlearn.init_state(given, optax.lamb(0.1), packed=True)
+
+    @pytest.mark.parametrize("bad", [2, "yes", 0.5])
+    def test_packed_is_a_flag(self, bad):
+        with pytest.raises(ValueError, match="packed must be True, False or None"):
+            nnlearn.init_state(network(), ADAMW, packed=bad)
+
+    def test_what_cannot_be_trained_is_still_named(self):
+        with pytest.raises(TypeError, match="'i' is int32"):
+            nnlearn.init_state(pack({"w": jnp.ones(1), "i": jnp.ones(1, jnp.int32)}), ADAMW)
+
+    def test_the_callers_arrays_outlive_a_donated_step(self):
+        params = network(2)
+        given = pack(params)
+        step = nnlearn.jit_step(nnlearn.make_step(loss_fn, ADAMW))
+        for start in (params, given):
+            state = nnlearn.init_state(start, ADAMW, packed=True)
+            step(state, make_batch())
+            assert state.stored.buffers[0].is_deleted()
+        assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((params, given)))
+
+
+def states(tx=ADAMW, **settings):
+    """The same start, unpacked and packed."""
+    return [nnlearn.init_state(network(2), tx, 3, packed=packed, **settings) for packed in (False, True)]
+
+
+RECORD = ("grad_norm", "update_norm", "leaf_grad_norms")
+
+
+class TestSteps:
+    @pytest.mark.parametrize("microbatches", [1, 2])
+    def test_a_packed_state_takes_the_steps_of_the_tree(self, microbatches):
+        step = nnlearn.make_step(loss_fn, ADAMW, microbatches=microbatches, record=RECORD)
+        batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[make_batch(seed=seed) for seed in range(10)])
+        runs = [jax.jit(functools.partial(jax.lax.scan, step))(state, batches) for state in states()]
+        assert_close(*[state for state, _ in runs])
+        assert_close(*[info for _, info in runs])
+        assert runs[0][1].leaf_grad_norms.shape == (10, 5)
+        assert jax.tree.structure(runs[1][0].params) == jax.tree.structure(network(2))
+        assert moved(network(2), runs[1][0].params)
+
+    def test_it_compiles_once_and_donates_all_it_can(self):
+        step = nnlearn.jit_step(nnlearn.make_step(loss_fn, ADAMW, packed=True))
+        state = states()[1]
+        for seed in range(3):
+            old, (state, _) = state, step(state, make_batch(seed=seed))
+            assert all(leaf.is_deleted() for leaf in jax.tree.leaves((old.stored, old.opt_state[1][0].mu)))
+        step(states()[1], make_batch())
+        assert step._cache_size() == 1
+
+    def test_a_step_insists_on_its_kind_of_state(self):
+        plain, packed = states()
+        with pytest.raises(ValueError, match=r"made with packed=True.* not packed: .*init_state\(..., packed=True\)"):
+            nnlearn.make_step(loss_fn, ADAMW, packed=True)(plain, make_batch())
+        with pytest.raises(ValueError, match=r"made with packed=False.* are packed: .*init_state\(..., packed=False\)"):
+            nnlearn.make_step(loss_fn, ADAMW, packed=False)(packed, make_batch())
+
+    @pytest.mark.parametrize(("mapped", "microbatches"), [("vmap", 2), ("shard_map", 1), ("shard_map", 2)])
+    def test_many_devices_take_the_step_of_one(self, mapped, microbatches):
+        def quiet(params, batch, key):
+            return loss_fn(params, batch, jax.random.key(0))
+
+        plain, packed = states()
+        expected, expected_info = jax.jit(nnlearn.make_step(quiet, ADAMW, record=RECORD))(plain, make_batch())
+        step = nnlearn.make_step(quiet, ADAMW, axis_name="data", microbatches=microbatches, record=RECORD)
+        if mapped == "vmap":
+            parts = jax.tree.map(lambda leaf: leaf.reshape(4, -1, *leaf.shape[1:]), make_batch())
+            over = jax.jit(jax.vmap(step, in_axes=(None, 0), axis_name="data"))
+            got, info = jax.tree.map(lambda leaf: leaf[0], over(packed, parts))
+        else:
+            mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+            over = jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data")), out_specs=P())
+            got, info = jax.jit(over)(packed, make_batch())
+        assert_close(expected, got)
+        assert_close(expected_info._replace(aux=None), info._replace(aux=None))
+
+    def test_vmap_over_seeds_and_rates(self):
+        def train(packed, seed, rate):
+            tx = nnlearn.adamw(rate)
+            step = nnlearn.make_step(loss_fn, tx)
+            state = nnlearn.init_state(network(2), tx, jax.random.key(seed), packed=packed)
+            return jax.lax.scan(step, state, jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), make_batch()))[0]
+
+        seeds, rates = jnp.array([1, 2]), jnp.array([0.01, 0.1])
+        plain, packed = [jax.jit(jax.vmap(functools.partial(train, p)))(seeds, rates) for p in (False, True)]
+        assert is_packed(packed.stored) and packed.stored.buffers[0].shape[0] == 2
+        assert_close(plain, packed)
+        assert packed.params["layers"][0]["w"].shape == (2, WIDTH, WIDTH)
+        assert not np.allclose(packed.params["gain"][0], packed.params["gain"][1])
+
+    def test_hyperparams_are_set_in_a_packed_state(self):
+        tx = nnlearn.inject_hyperparams(nnlearn.sgd)(0.1)
+        step = nnlearn.make_step(loss_fn, tx)
+        found = []
+        for state in states(tx):
+            rates = jnp.array([0.01, 0.1])
+            opt_states = jax.vmap(lambda rate, s=state: nnlearn.set_hyperparams(s.opt_state, learning_rate=rate))(rates)
+            axes = state._replace(step=None, stored=None, opt_state=0, key=None)
+            found.append(
+                jax.jit(jax.vmap(step, in_axes=(axes, None)))(state._replace(opt_state=opt_states), make_batch())
+            )
+        assert_close(*found)
+
+    def test_gradients_with_respect_to_a_learning_rate(self):
+        batches = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), make_batch())
+
+        def final_loss(rate, packed):
+            tx = nnlearn.adam(rate)
+            state = nnlearn.init_state(network(2), tx, packed=packed)
+            return jax.lax.scan(nnlearn.make_step(loss_fn, tx), state, batches)[1].loss[-1]
+
+        slopes = [jax.jit(jax.grad(final_loss), static_argnums=1)(0.01, packed) for packed in (False, True)]
+        np.testing.assert_allclose(*slopes, rtol=1e-4)
+        assert abs(slopes[0]) > 1e-3
+
+    def test_value_fn_and_grad_reach_optax_s_extra_arguments(self):
+        plateau = nnlearn.chain(nnlearn.sgd(0.1), optax.contrib.reduce_on_plateau(patience=0, factor=0.5, rtol=0.5))
+        polyak = optax.polyak_sgd(max_learning_rate=0.1)
+        for tx in (plateau, polyak):
+            step = jax.jit(nnlearn.make_step(loss_fn, tx))
+            assert_close(*[step(step(state, make_batch())[0], make_batch()) for state in states(tx)])
+
+    def test_by_leaf_hands_a_line_search_the_leaves(self):
+        tx = nnlearn.by_leaf(optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(5)))
+        step = jax.jit(nnlearn.make_step(loss_fn, tx))
+        assert_close(*[step(state, make_batch()) for state in states(tx)])
+
+    def test_an_epoch(self):
+        def masked_loss(params, batch, key):
+            return loss_fn(params, batch.examples, key)[0] * jnp.mean(batch.where)
+
+        step = nnlearn.make_step(masked_loss, ADAMW)
+        epoch = nnlearn.make_epoch(step, make_batch(20), batch_size=8)
+        assert_close(*[epoch(state, jax.random.key(1)) for state in states()])
+
+
+@pytest.mark.parametrize(
+    ("name", "tx"),
+    {
+        "sgd": nnlearn.sgd(0.1, momentum=0.9),
+        "adam": nnlearn.adam(0.1),
+        "adamw": nnlearn.adamw(0.1),
+        "clip-adamw-schedule": nnlearn.chain(
+            nnlearn.clip_by_global_norm(1.0), nnlearn.adamw(nnlearn.cosine_decay_schedule(0.1, 100))
+        ),
+    }.items(),
+)
+def test_an_update_needs_no_more_than_a_buffer_beside_its_state(name, tx):
+    params = [jnp.ones((50, 50)) for _ in range(40)]
+    packed = pack(params)
+
+    def update(packed, opt_state, gradient):
+        updates, opt_state = tx.update(gradient, opt_state, packed)
+        return optax.apply_updates(packed, updates), opt_state
+
+    lowered = jax.jit(update, donate_argnums=(0, 1)).lower(packed, tx.init(packed), packed)
+    memory = lowered.compile().memory_analysis()
+    size = packed.buffers[0].nbytes
+    assert size == 400_000 and memory.temp_size_in_bytes <= size
+    assert memory.alias_size_in_bytes >= (2 if name == "sgd" else 3) * size
+
+
+def stateless(function):
+    """A transformation from a function on one leaf's update and parameter."""
+    return optax.stateless(lambda updates, params: jax.tree.map(function, updates, params))
+
+
+def on_tree(function):
+    """A transformation from a function on the list of all leaves' updates."""
+
+    def update(updates, params):
+        leaves, treedef = jax.tree.flatten(updates)
+        return treedef.unflatten(function(leaves))
+
+    return optax.stateless(update)
+
+
+def counted(function):
+    """A transformation from a function on a leaf's update and the number of steps made."""
+    return optax.GradientTransformation(
+        lambda params: jnp.zeros([], jnp.int32),
+        lambda updates, count, params=None: (jax.tree.map(lambda u: function(u, count), updates), count + 1),
+    )
+
+
+def flat(function):
+    """A function on a leaf's numbers in a row, for leaves of any shape."""
+    return stateless(lambda u, p: function(u.ravel()).reshape(u.shape))
+
+
+def norm(leaf):
+    return jnp.sqrt(jnp.sum(leaf**2))
+
+
+def by_path(updates, params):
+    digit = lambda path: int(jax.tree_util.keystr(path, simple=True)[-1])  # noqa: E731
+    return jax.tree.map_with_path(lambda path, leaf: leaf * digit(path), updates)
+
+
+def init_of(function):
+    """A transformation that multiplies by what its state began with."""
+    return optax.GradientTransformation(
+        lambda params: jax.tree.map(function, params),
+        lambda updates, state, params=None: (jax.tree.map(jnp.multiply, updates, state), state),
+    )
+
+
+@jax.custom_jvp
+def halved(x):
+    return x / 2
+
+
+halved.defjvp(lambda primals, tangents: (halved(*primals), tangents[0] / 2))
+
+KEY = jax.random.key(0)
+LEAF_DEPENDENT = {
+    "mean": stateless(lambda u, p: u - jnp.mean(u)),
+    "mean of the parameter": stateless(lambda u, p: u - jnp.mean(p)),
+    "variance": stateless(lambda u, p: u / (1 + jnp.var(u))),
+    "max": stateless(lambda u, p: u / jnp.max(jnp.abs(u))),
+    "min": stateless(lambda u, p: u - jnp.min(u)),
+    "norm": stateless(lambda u, p: u / norm(u)),
+    "vdot": stateless(lambda u, p: u * jnp.vdot(u, p)),
+    "product": stateless(lambda u, p: u * jnp.prod(p)),
+    "median": stateless(lambda u, p: u - jnp.median(u)),
+    "any": stateless(lambda u, p: jnp.where(jnp.any(u > 0.85), 0, u)),
+    "first": stateless(lambda u, p: u * u.ravel()[0]),
+    "last": stateless(lambda u, p: u - u.ravel()[-1]),
+    "argmax": stateless(lambda u, p: u * jnp.argmax(u)),
+    "softmax": flat(jax.nn.softmax),
+    "logsumexp": stateless(lambda u, p: u - jax.nn.logsumexp(u)),
+    "rows": stateless(lambda u, p: u - jnp.mean(u, axis=-1, keepdims=True)),
+    "vmap": flat(lambda u: jax.vmap(lambda row: row / jnp.sum(row))(u[None])),
+    "cumsum": flat(jnp.cumsum),
+    "sort": flat(jnp.sort),
+    "reverse": flat(lambda u: u[::-1]),
+    "roll": flat(lambda u: jnp.roll(u, 1)),
+    "neighbours": flat(lambda u: u - jnp.concatenate([u[1:], u[:1]])),
+    "pairs": flat(lambda u: jnp.sum(u[:, None] - u[None, :], axis=1)),
+    "scan": flat(lambda u: jax.lax.scan(lambda total, x: (total + x, total), jnp.float32(0), u)[1]),
+    "while": stateless(lambda u, p: jax.lax.while_loop(lambda u: jnp.sum(u**2) > 1, lambda u: u / 2, u)),
+    "loop": stateless(lambda u, p: jax.lax.fori_loop(0, 3, lambda _, u: u - jnp.mean(u), u)),
+    "cond on a sum": stateless(lambda u, p: jax.lax.cond(jnp.sum(u) > 0, lambda: u, lambda: -u)),
+    "jit": stateless(jax.jit(lambda u, p: u - jnp.mean(u))),
+    "constant mask": flat(lambda u: jnp.where(np.arange(u.size) % 3 == 0, u, 0)),
+    "counting mask": flat(lambda u: jnp.where(jnp.arange(u.size) < 2, u, 0)),
+    "constant weights": flat(lambda u: u * np.linspace(1, 2, u.size, dtype=np.float32)),
+    "size": stateless(lambda u, p: u / u.size),
+    "width": stateless(lambda u, p: u / u.shape[-1]),
+    "ndim": stateless(lambda u, p: u if u.ndim > 1 else 2 * u),
+    "size of the start": init_of(lambda p: jnp.full_like(p, p.size)),
+    "norm of the start": init_of(lambda p: jnp.full_like(p, norm(p))),
+    "same noise": stateless(lambda u, p: u + jax.random.normal(KEY, u.shape)),
+    "noise": on_tree(
+        lambda us: [u + jax.random.normal(k, u.shape) for u, k in zip(us, jax.random.split(KEY, len(us)), strict=True)]
+    ),
+    "position": on_tree(lambda leaves: [leaf * (1 + at) for at, leaf in enumerate(leaves)]),
+    "path": optax.stateless(by_path),
+    "number of leaves": on_tree(lambda leaves: [leaf / len(leaves) for leaf in leaves]),
+    "mean of norms": on_tree(lambda leaves: [leaf * sum(map(norm, leaves)) / len(leaves) for leaf in leaves]),
+    "sum of norms": on_tree(lambda leaves: [leaf / sum(map(norm, leaves)) for leaf in leaves]),
+    "largest norm": on_tree(lambda leaves: [leaf / jnp.max(jnp.stack([*map(norm, leaves)])) for leaf in leaves]),
+    "norm of some": on_tree(lambda leaves: [leaf / norm(leaves[0]) for leaf in leaves]),
+    "norm of all but one": on_tree(lambda leaves: [leaf / sum(jnp.sum(x**2) for x in leaves[1:]) for leaf in leaves]),
+    "means of all": on_tree(lambda leaves: [leaf * sum(map(jnp.mean, leaves)) for leaf in leaves]),
+}
+ELEMENTWISE = {
+    "cond": counted(lambda u, count: jax.lax.cond(count > 2, lambda: 2 * u, lambda: u)),
+    "switch": counted(lambda u, count: jax.lax.switch(count % 3, [lambda x: x, jnp.sin, lambda x: 0 * x], u)),
+    "jit": stateless(jax.jit(lambda u, p: jnp.tanh(u) + p)),
+    "custom_jvp": stateless(lambda u, p: halved(u)),
+    "relu": stateless(lambda u, p: jax.nn.relu(u) + jax.nn.softplus(p)),
+    "checkpoint": stateless(jax.checkpoint(lambda u, p: jnp.sin(u) * p)),
+    "select": stateless(lambda u, p: jnp.where(u * p > 0, u, 0)),
+    "clamp": stateless(lambda u, p: jnp.clip(u, -1, 1) ** 3),
+    "nan_to_num": stateless(lambda u, p: jnp.nan_to_num(u)),
+    "ravel": flat(lambda u: 2 * u),
+    "vmap": stateless(lambda u, p: jax.vmap(jnp.sin)(u)),
+    "gradient": stateless(lambda u, p: jax.grad(lambda u: jnp.sum(jnp.sin(u)))(u)),
+    "array": stateless(lambda u, p: u * jnp.float32(0.1)),
+    "all finite": on_tree(
+        lambda leaves: [jnp.where(jnp.all(jnp.stack([jnp.isfinite(x).all() for x in leaves])), x, 0) for x in leaves]
+    ),
+    "global norm": on_tree(lambda leaves: [leaf / jnp.sqrt(sum(jnp.sum(x**2) for x in leaves)) for leaf in leaves]),
+    "global max": on_tree(lambda leaves: [x / jnp.max(jnp.stack([jnp.max(y) for y in leaves])) for x in leaves]),
+    "optax norm": on_tree(lambda leaves: [leaf / optax.tree.norm(leaves, ord=2) for leaf in leaves]),
+    "first norm": on_tree(lambda leaves: [leaf / optax.tree.norm(leaves, ord=1) for leaf in leaves]),
+}
+TREES = {
+    "different": {"a1": (4,), "b2": (2, 3), "c3": (4,)},
+    "equal": {"a1": (2, 3), "b2": (2, 3)},
+    "with a scalar": {"a1": (5,), "b2": (), "c3": (1, 2), "d4": (2, 2)},
+    "one number each": {"a1": (1,), "b2": (1, 1)},
+    "two numbers each": {"a1": (2,), "b2": (2, 1), "c3": (1, 2)},
+}
+
+
+def random_tree(shapes, seed):
+    random = np.random.default_rng(seed)
+    return {name: jnp.asarray(random.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+
+
+def really_differs(tx, shapes):
+    """Whether an update of packed parameters is another one; None if it does not run on the leaves."""
+    params, grads = random_tree(shapes, 0), random_tree(shapes, 1)
+    packed, gradient = pack(params), pack(grads)
+    try:
+        plain = jax.jit(tx.update)(grads, tx.init(params), params)[0]
+    except (IndexError, TypeError, ValueError):
+        return None
+    other = unpack(jax.jit(tx.update)(gradient, tx.init(packed), packed)[0])
+    return any(not np.allclose(plain[name], other[name], rtol=1e-4, equal_nan=True) for name in shapes)
+
+
+@pytest.mark.parametrize("name", LEAF_DEPENDENT)
+def test_what_treats_leaves_as_wholes_is_refused(name):
+    for shapes in TREES.values():
+        tree = jax.tree.map(jnp.zeros, shapes, is_leaf=lambda node: isinstance(node, tuple))
+        if packing_difference(LEAF_DEPENDENT[name], tree) == "":
+            assert really_differs(LEAF_DEPENDENT[name], shapes) is False, shapes
+    assert packing_difference(LEAF_DEPENDENT[name], random_tree(TREES["different"], 0)) != ""
+    assert really_differs(LEAF_DEPENDENT[name], TREES["different"])
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_what_treats_all_numbers_alike_is_let_pass(name):
+    shapes = TREES["with a scalar" if name != "vmap" else "different"]
+    assert packing_difference(ELEMENTWISE[name], random_tree(shapes, 0)) == ""
+    assert really_differs(ELEMENTWISE[name], shapes) is False
+
+
+def elementwise_in_optax():
+    names = """sgd adam adamw adamax adamaxw nadam nadamw amsgrad lion rmsprop adagrad adadelta radam yogi adabelief
+    sign_sgd rprop adan optimistic_gradient_descent"""
+    contrib = "acprop ademamix simplified_ademamix prodigy dadapt_adamw cocob dowg momo momo_adam"
+    rates = {name: () if name in ("prodigy", "dadapt_adamw", "cocob", "dowg") else (0.1,) for name in contrib.split()}
+    return {
+        **{name: getattr(optax, name)(0.1) for name in names.split()},
+        **{name: getattr(optax.contrib, name)(*rate) for name, rate in rates.items()},
+        "nesterov": optax.sgd(0.1, 0.9, nesterov=True),
+        "schedule": optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.cosine_decay_schedule(0.1, 10))),
+        "apply_if_finite": optax.apply_if_finite(optax.adam(0.1), 3),
+        "MultiSteps": optax.MultiSteps(optax.adam(0.1), 3).gradient_transformation(),
+        "inject_hyperparams": optax.inject_hyperparams(optax.adamw)(0.1, weight_decay=0.1),
+        "schedule_free": optax.contrib.schedule_free(optax.sgd(0.1), 0.1),
+        "plateau": optax.chain(optax.adam(0.1), optax.contrib.reduce_on_plateau()),
+        "polyak": optax.polyak_sgd(),
+        "mechanize": optax.contrib.mechanize(optax.sgd(0.1)),
+        "normalize_by_update_norm": optax.normalize_by_update_norm(),
+        "keep_params_nonnegative": optax.keep_params_nonnegative(),
+        "conditionally_transform": optax.conditionally_transform(optax.adam(0.1), lambda step: step > 2),
+    }
+
+
+def by_leaf_in_optax():
+    names = "lamb lars adafactor fromage novograd noisy_sgd"
+    return {name: getattr(optax, name)(0.1) for name in names.split()} | {
+        "sm3": optax.sm3(0.1),
+        "muon": optax.contrib.muon(0.1),
+        "clip_by_block_rms": optax.clip_by_block_rms(1.0),
+        "adaptive_grad_clip": optax.adaptive_grad_clip(0.1),
+        "centralize": optax.centralize(),
+        "param_block_norm": optax.scale_by_param_block_norm(),
+        "param_block_rms": optax.scale_by_param_block_rms(),
+        "trust_ratio": optax.scale_by_trust_ratio(),
+        "add_noise": optax.add_noise(0.1, 0.5, 0),
+        "factored": optax.scale_by_factored_rms(min_dim_size_to_factor=2),
+    }
+
+
+SHAPES = {"w": (4, 3), "v": (4, 3), "b": (3,), "one": (1,)}
+
+
+@pytest.mark.parametrize("name", elementwise_in_optax())
+def test_optax_s_elementwise_optimizers_pass(name):
+    assert packing_difference(elementwise_in_optax()[name], random_tree(SHAPES | {"s": ()}, 0)) == ""
+
+
+@pytest.mark.parametrize("name", by_leaf_in_optax())
+def test_optax_s_optimizers_of_whole_leaves_do_not_pass_but_by_leaf(name):
+    tx, params = by_leaf_in_optax()[name], random_tree(SHAPES, 0)
+    assert packing_difference(tx, params) != ""
+    assert packing_difference(nnlearn.by_leaf(tx), params) == ""
+
+
+def test_flattening_a_tree_is_not_what_packing_does():
+    assert packing_difference(optax.flatten(optax.adam(0.1)), random_tree(SHAPES, 0)) != ""
+
+
+@pytest.mark.parametrize("count", [3, 20])
+def test_the_check_needs_no_values_and_looks_at_few_of_many_leaves(count):
+    shapes = [jax.ShapeDtypeStruct((4, 4), jnp.float32), jax.ShapeDtypeStruct((4,), jnp.float32)] * count
+    assert packing_difference(ADAMW, shapes) == ""
+    assert packing_difference(optax.lamb(0.1), shapes) == "the update of '0'"
+    assert packing_difference(nnlearn.lamb(0.1), shapes) == ""
+    assert "the rule says" in packing_difference(nnlearn.adamw(0.1, mask=matrices), shapes)
+    assert packing_difference(nnlearn.adamw(0.1, mask=matrices), shapes, matrices) == ""
+    assert packing_difference(nnlearn.adamw(0.1, mask=matrices(shapes)), shapes, matrices(shapes)) == ""
+    assert packing_difference(optax.adamw(0.1, mask=matrices), shapes, matrices) == "the update of '0'"
+
+
+def test_one_leaf_is_packed_as_it_is():
+    """Alone in its buffer, and already flat, a leaf is the buffer."""
+    assert packing_difference(optax.lamb(0.1), jnp.ones(4)) == ""
+    assert packing_difference(optax.lamb(0.1), {"a": jnp.ones(4), "b": jnp.ones(3)}, {"a": "a", "b": "b"}) == ""
+    assert packing_difference(optax.centralize(), jnp.ones((4, 2))) != ""
+    assert packing_difference(optax.sgd(0.1), {}) == ""
+
+
+def test_a_wrong_state_is_told_from_a_wrong_update():
+    held = optax.GradientTransformation(
+        lambda params: jax.tree.map(lambda p: jnp.full_like(p, p.size), params),
+        lambda updates, state, params=None: (updates, state),
+    )
+    assert packing_difference(held, {"a": jnp.ones(2), "b": jnp.ones(3)}) == "the state of 'a'"
+    broken = optax.stateless(lambda updates, params: 1 / 0)
+    assert "does not run on packed parameters (ZeroDivisionError" in packing_difference(broken, {"a": jnp.ones(2)})
+
+
+def test_the_check_works_where_settings_are_traced():
+    def ask(rate):
+        params = random_tree(SHAPES, 0)
+        assert packing_difference(nnlearn.adamw(rate), params) == ""
+        assert packing_difference(optax.lamb(rate), params) != ""
+        return rate
+
+    jax.jit(jax.vmap(ask))(jnp.array([0.1, 0.2]))
