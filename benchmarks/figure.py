@@ -100,7 +100,8 @@ def describe(document: dict) -> str:
     machine = document["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
     device = machine["device"] if not machine["device"].startswith("cpu") else f"{machine['cores']} cores"
-    return f"{machine['cpu']}, {device}; {versions}; {document['date'][:10]}; {document['command']}"
+    dates = document["date"] if isinstance(document["date"], str) else document["date"][0]
+    return f"{machine['cpu']}, {device}; {versions}; {dates[:10]}"
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
 """Rules about leaves, such as masks, for packed parameters."""
 
+import math
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from nnlearn.packing.layout import Layout
 from nnlearn.packing.packed import Packed, is_packed
@@ -65,7 +66,7 @@ def _answers(layout: Layout, rule) -> list:
 
 def worth_packing(params: Params) -> bool:
     """Whether training is faster with packed parameters, by measurement: many leaves, and small on average."""
-    sizes = [jnp.size(leaf) for leaf in jax.tree.leaves(params)]
+    sizes = [math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(params)]
     return len(sizes) >= MANY_LEAVES and sum(sizes) <= SMALL_LEAF * len(sizes)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from optax import with_extra_args_support
 
 from nnlearn.packing import Layout, Packed, is_packed, make_layout, pack_like, per_buffer, unpack
@@ -44,7 +45,7 @@ def packing_difference(tx: GradientTransformation, params: Params, labels: Any =
     >>> packing_difference(optax.lamb(1e-3), params)
     "the update of 'a'"
     """
-    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), params)
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf)), params)
     whole = make_layout(params, labels)
     sample, labels = params, whole.labels
     if len(whole.leaves) > FEW and not _foreign(tx):
