@@ -16,6 +16,9 @@ from nnlearn import packing_difference
 from nnlearn.packing import is_packed, pack, pack_like, unpack
 
 STEPS = 200
+# Compiled as it stands, without fusing a product and a sum in one loop and not in another, arithmetic is the same to
+# the last bit whatever shape it runs on; it also compiles faster.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def mixed_params():
@@ -34,7 +37,7 @@ def noise_like(params, steps=STEPS, seed=1):
 def both(tx, params, noise, labels=None):
     """Parameters and state after a run on leaves, and after one on buffers."""
     packed = pack(params, labels)
-    jitted = jax.jit(functools.partial(run, tx))
+    jitted = jit(functools.partial(run, tx))
     return jitted(params, noise), jitted(packed, pack_like(packed.layout, noise))
 
 
@@ -43,16 +46,13 @@ def numbers(leaf):
     return np.asarray(leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf)
 
 
-def assert_same_run(plain, packed):
-    """Equal but for rounding: XLA may fuse a product and a sum in one loop and not in another.
-
-    Where it does not, which is nearly everywhere, they are equal to the last bit.
-    """
+def assert_same_run(plain, packed, exact=True):
+    """Equal to the last bit, or but for the rounding of sums in another order."""
     packed = unpack(packed)
     assert jax.tree.structure(plain) == jax.tree.structure(packed)
     for (path, one), other in zip(jax.tree.leaves_with_path(plain), jax.tree.leaves(packed), strict=True):
         assert (one.dtype, one.shape) == (other.dtype, other.shape), path
-        rtol = 1e-2 if one.dtype == jnp.bfloat16 else 2e-6
+        rtol = 0 if exact else 1e-2 if one.dtype == jnp.bfloat16 else 1e-6
         scale = np.max(np.abs(numbers(one)), initial=0)
         name = jax.tree_util.keystr(path)
         np.testing.assert_allclose(numbers(other), numbers(one), rtol=rtol, atol=rtol * scale, err_msg=name)
@@ -67,28 +67,19 @@ def moved(params, result):
 
 
 SETTINGS = {
-    "-".join([case.name, *flags]): case.ours(**case.varied | flags) for case in CASES for flags in ({}, *case.flags)
+    "-".join([case.name, *flags]): (case.ours(**case.varied | flags), case.name not in ("lamb", "lars"))
+    for case in CASES
+    for flags in ({}, *case.flags)
 }
 
 
-@pytest.mark.parametrize("tx", SETTINGS.values(), ids=SETTINGS.keys())
-def test_every_optimizer_goes_the_way_of_the_leaves(tx):
+@pytest.mark.parametrize(("tx", "exact"), SETTINGS.values(), ids=SETTINGS.keys())
+def test_every_optimizer_goes_the_way_of_the_leaves(tx, exact):
     params = mixed_params()
     assert packing_difference(tx, params) == ""
     plain, packed = both(tx, params, noise_like(params))
     assert moved(params, plain[0])
-    assert_same_run(plain, packed)
-
-
-def test_exact_arithmetic_is_the_same_to_the_last_bit():
-    """Small integers and powers of two: no rounding, whatever XLA fuses."""
-    params = jax.tree.map(lambda leaf: jnp.round(4 * leaf), mixed_params())
-    grads = jax.tree.map(lambda leaf: jnp.round(8 * leaf), noise_like(params, 4))
-    tx = nnlearn.chain(nnlearn.clip(4.0), nnlearn.add_decayed_weights(0.5), nnlearn.sgd(0.25, momentum=0.5))
-    plain, packed = both(tx, params, grads)
-    assert moved(params, plain[0])
-    for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(unpack(packed)), strict=True):
-        np.testing.assert_array_equal(numbers(one), numbers(other))
+    assert_same_run(plain, packed, exact)
 
 
 def planted(params, steps=20):
@@ -110,7 +101,6 @@ def recipes():
         "MultiSteps-skip": n.MultiSteps(n.adam(0.03), 3, **skipping),
         "apply_if_finite": n.apply_if_finite(n.adam(0.03), 3),
         "inject_hyperparams": n.inject_hyperparams(n.adamw)(schedule, weight_decay=0.1),
-        "add_noise": n.chain(n.add_noise(0.1, 0.5, key=3), n.sgd(0.03)),
         "adaptive_grad_clip": n.chain(n.adaptive_grad_clip(0.1), n.sgd(0.03)),
         "clip_by_block_rms": n.chain(n.clip_by_block_rms(0.5), n.sgd(0.03)),
         "centralize": n.chain(n.centralize(), n.sgd(0.03)),
@@ -125,6 +115,8 @@ def recipes():
     }
 
 
+WITH_NORMS = {"clip-adamw-schedule", "adaptive_grad_clip", "clip_by_block_rms", "centralize", "trust-ratio"}
+WITH_NORMS |= {name for name in recipes() if name.startswith("by_leaf")} | {"optax-clip-adamw", "optax-schedule_free"}
 FINITE = ("MultiSteps-skip", "apply_if_finite", "optax-apply_if_finite")
 
 
@@ -132,14 +124,14 @@ FINITE = ("MultiSteps-skip", "apply_if_finite", "optax-apply_if_finite")
 def test_every_recipe_goes_the_way_of_the_leaves(name):
     tx, params = recipes()[name], mixed_params()
     if name.startswith("by_leaf"):
-        params.pop("empty")  # optax's mean of nothing is not finite
+        params = {name: params[name] for name in ("w", "b", "s")}  # optax's mean of nothing is not finite
     if name == "optax-clip-adamw":
         params.pop("half")  # optax sums squares in bfloat16, leaf by leaf or all at once
     noise = planted(params) if name in FINITE else noise_like(params, 20)
     plain, packed = both(tx, params, noise)
     assert all(np.isfinite(numbers(leaf)).all() for leaf in jax.tree.leaves(plain[0]))
     assert moved(params, plain[0])
-    assert_same_run(plain, packed)
+    assert_same_run(plain, packed, exact=name not in WITH_NORMS)
 
 
 @pytest.mark.parametrize("name", [name for name in recipes() if name != "MultiSteps-skip"])
@@ -173,20 +165,17 @@ def test_masks_with_labels(name):
     assert packing_difference(tx, params, labels) == ""
     assert packing_difference(tx, params) != ""
     plain, packed = both(tx, params, noise_like(params, 20), labels)
-    assert_same_run(plain, packed)
+    assert_same_run(plain, packed, exact=name != "lars")
     assert jax.tree.structure(packed[0]) == jax.tree.structure(pack(params, labels))
 
 
 def test_noise_is_the_same_packed_and_not():
-    tx = nnlearn.add_noise(1.0, 0.5, key=3)
-    params = mixed_params()
-    packed = pack(params)
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    noise, _ = tx.update(zeros, tx.init(params), params)
-    other, _ = tx.update(jax.tree.map(jnp.zeros_like, packed), tx.init(packed), packed)
-    for one, two in zip(jax.tree.leaves(noise), jax.tree.leaves(unpack(other)), strict=True):
-        np.testing.assert_array_equal(numbers(one), numbers(two))
-        assert one.size == 0 or np.all(numbers(one) != 0)
+    tx = nnlearn.chain(nnlearn.add_noise(1.0, 0.5, key=3), nnlearn.sgd(0.1))
+    params = {name: mixed_params()[name] for name in ("w", "b", "s")}
+    assert packing_difference(tx, params) == ""
+    plain, packed = both(tx, params, jax.tree.map(jnp.zeros_like, noise_like(params, 3)))
+    assert_same_run(plain, packed)
+    assert all(np.all(numbers(plain[0][name]) != numbers(params[name])) for name in params)
 
 
 WIDTH, DEPTH = 3, 8
@@ -302,7 +291,7 @@ class TestInitState:
             nnlearn.init_state(pack({"w": jnp.ones(1), "i": jnp.ones(1, jnp.int32)}), ADAMW)
 
     def test_the_callers_arrays_outlive_a_donated_step(self):
-        params = network(2)
+        params = network(1)
         given = pack(params)
         step = nnlearn.jit_step(nnlearn.make_step(loss_fn, ADAMW))
         for start in (params, given):
@@ -314,7 +303,7 @@ class TestInitState:
 
 def states(tx=ADAMW, **settings):
     """The same start, unpacked and packed."""
-    return [nnlearn.init_state(network(2), tx, 3, packed=packed, **settings) for packed in (False, True)]
+    return [nnlearn.init_state(network(1), tx, 3, packed=packed, **settings) for packed in (False, True)]
 
 
 RECORD = ("grad_norm", "update_norm", "leaf_grad_norms")
@@ -325,12 +314,12 @@ class TestSteps:
     def test_a_packed_state_takes_the_steps_of_the_tree(self, microbatches):
         step = nnlearn.make_step(loss_fn, ADAMW, microbatches=microbatches, record=RECORD)
         batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[make_batch(seed=seed) for seed in range(10)])
-        runs = [jax.jit(functools.partial(jax.lax.scan, step))(state, batches) for state in states()]
+        runs = [jit(functools.partial(jax.lax.scan, step))(state, batches) for state in states()]
         assert_close(*[state for state, _ in runs])
         assert_close(*[info for _, info in runs])
-        assert runs[0][1].leaf_grad_norms.shape == (10, 5)
-        assert jax.tree.structure(runs[1][0].params) == jax.tree.structure(network(2))
-        assert moved(network(2), runs[1][0].params)
+        assert runs[0][1].leaf_grad_norms.shape == (10, 3)
+        assert jax.tree.structure(runs[1][0].params) == jax.tree.structure(network(1))
+        assert moved(network(1), runs[1][0].params)
 
     def test_it_compiles_once_and_donates_all_it_can(self):
         step = nnlearn.jit_step(nnlearn.make_step(loss_fn, ADAMW, packed=True))
@@ -354,16 +343,16 @@ class TestSteps:
             return loss_fn(params, batch, jax.random.key(0))
 
         plain, packed = states()
-        expected, expected_info = jax.jit(nnlearn.make_step(quiet, ADAMW, record=RECORD))(plain, make_batch())
+        expected, expected_info = jit(nnlearn.make_step(quiet, ADAMW, record=RECORD))(plain, make_batch())
         step = nnlearn.make_step(quiet, ADAMW, axis_name="data", microbatches=microbatches, record=RECORD)
         if mapped == "vmap":
             parts = jax.tree.map(lambda leaf: leaf.reshape(4, -1, *leaf.shape[1:]), make_batch())
-            over = jax.jit(jax.vmap(step, in_axes=(None, 0), axis_name="data"))
+            over = jit(jax.vmap(step, in_axes=(None, 0), axis_name="data"))
             got, info = jax.tree.map(lambda leaf: leaf[0], over(packed, parts))
         else:
             mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
             over = jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data")), out_specs=P())
-            got, info = jax.jit(over)(packed, make_batch())
+            got, info = jit(over)(packed, make_batch())
         assert_close(expected, got)
         assert_close(expected_info._replace(aux=None), info._replace(aux=None))
 
@@ -371,11 +360,11 @@ class TestSteps:
         def train(packed, seed, rate):
             tx = nnlearn.adamw(rate)
             step = nnlearn.make_step(loss_fn, tx)
-            state = nnlearn.init_state(network(2), tx, jax.random.key(seed), packed=packed)
+            state = nnlearn.init_state(network(1), tx, jax.random.key(seed), packed=packed)
             return jax.lax.scan(step, state, jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), make_batch()))[0]
 
         seeds, rates = jnp.array([1, 2]), jnp.array([0.01, 0.1])
-        plain, packed = [jax.jit(jax.vmap(functools.partial(train, p)))(seeds, rates) for p in (False, True)]
+        plain, packed = [jit(jax.vmap(functools.partial(train, p)))(seeds, rates) for p in (False, True)]
         assert is_packed(packed.stored) and packed.stored.buffers[0].shape[0] == 2
         assert_close(plain, packed)
         assert packed.params["layers"][0]["w"].shape == (2, WIDTH, WIDTH)
@@ -384,25 +373,25 @@ class TestSteps:
     def test_hyperparams_are_set_in_a_packed_state(self):
         tx = nnlearn.inject_hyperparams(nnlearn.sgd)(0.1)
         step = nnlearn.make_step(loss_fn, tx)
-        found = []
-        for state in states(tx):
-            rates = jnp.array([0.01, 0.1])
-            opt_states = jax.vmap(lambda rate, s=state: nnlearn.set_hyperparams(s.opt_state, learning_rate=rate))(rates)
-            axes = state._replace(step=None, stored=None, opt_state=0, key=None)
-            found.append(
-                jax.jit(jax.vmap(step, in_axes=(axes, None)))(state._replace(opt_state=opt_states), make_batch())
-            )
-        assert_close(*found)
+
+        def step_at(state, rate):
+            opt_state = nnlearn.set_hyperparams(state.opt_state, learning_rate=rate)
+            return step(state._replace(opt_state=opt_state), make_batch())
+
+        over = jit(jax.vmap(step_at, in_axes=(None, 0)))
+        plain, packed = [over(state, jnp.array([0.01, 0.1])) for state in states(tx)]
+        assert_close(plain, packed)
+        assert not np.allclose(plain[0].params["gain"][0], plain[0].params["gain"][1])
 
     def test_gradients_with_respect_to_a_learning_rate(self):
         batches = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), make_batch())
 
         def final_loss(rate, packed):
             tx = nnlearn.adam(rate)
-            state = nnlearn.init_state(network(2), tx, packed=packed)
+            state = nnlearn.init_state(network(1), tx, packed=packed)
             return jax.lax.scan(nnlearn.make_step(loss_fn, tx), state, batches)[1].loss[-1]
 
-        slopes = [jax.jit(jax.grad(final_loss), static_argnums=1)(0.01, packed) for packed in (False, True)]
+        slopes = [jit(jax.grad(final_loss), static_argnums=1)(0.01, packed) for packed in (False, True)]
         np.testing.assert_allclose(*slopes, rtol=1e-4)
         assert abs(slopes[0]) > 1e-3
 
@@ -410,12 +399,12 @@ class TestSteps:
         plateau = nnlearn.chain(nnlearn.sgd(0.1), optax.contrib.reduce_on_plateau(patience=0, factor=0.5, rtol=0.5))
         polyak = optax.polyak_sgd(max_learning_rate=0.1)
         for tx in (plateau, polyak):
-            step = jax.jit(nnlearn.make_step(loss_fn, tx))
+            step = jit(nnlearn.make_step(loss_fn, tx))
             assert_close(*[step(step(state, make_batch())[0], make_batch()) for state in states(tx)])
 
     def test_by_leaf_hands_a_line_search_the_leaves(self):
         tx = nnlearn.by_leaf(optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(5)))
-        step = jax.jit(nnlearn.make_step(loss_fn, tx))
+        step = jit(nnlearn.make_step(loss_fn, tx))
         assert_close(*[step(state, make_batch()) for state in states(tx)])
 
     def test_an_epoch(self):
@@ -598,10 +587,10 @@ def really_differs(tx, shapes):
     params, grads = random_tree(shapes, 0), random_tree(shapes, 1)
     packed, gradient = pack(params), pack(grads)
     try:
-        plain = jax.jit(tx.update)(grads, tx.init(params), params)[0]
+        plain = jit(tx.update)(grads, tx.init(params), params)[0]
     except (IndexError, TypeError, ValueError):
         return None
-    other = unpack(jax.jit(tx.update)(gradient, tx.init(packed), packed)[0])
+    other = unpack(jit(tx.update)(gradient, tx.init(packed), packed)[0])
     return any(not np.allclose(plain[name], other[name], rtol=1e-4, equal_nan=True) for name in shapes)
 
 
