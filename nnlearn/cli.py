@@ -35,14 +35,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         app.cli(prog="nnlearn", args=arguments)
     except KeyboardInterrupt:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(130)  # a program may still run on XLA's threads: tearing the interpreter down under it can crash
+        return 130
     except (ImportError, ValueError) as error:
         print(f"nnlearn: {error}", file=sys.stderr)
         return 1 if isinstance(error, ImportError) else 2
     return 0
 
 
+def run() -> None:
+    """``main`` as a process of its own."""
+    status = main()
+    if status == 130:  # a program may still run on XLA's threads: tearing the interpreter down under it can crash
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()
