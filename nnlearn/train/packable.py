@@ -115,7 +115,7 @@ def _foreign(tx: GradientTransformation) -> bool:
         elif isinstance(item, types.FunctionType):
             if item.__module__ == per_buffer.__module__:  # its rule is asked about every leaf
                 continue
-            if item.__module__.split(".")[0] not in KNOWN:
+            if str(item.__globals__.get("__name__")).split(".")[0] not in KNOWN:  # __module__ may be copied
                 return True
             cells = [cell.cell_contents for cell in item.__closure__ or () if _filled(cell)]
             ahead += cells + list(item.__defaults__ or ()) + list((item.__kwdefaults__ or {}).values())
@@ -125,10 +125,12 @@ def _foreign(tx: GradientTransformation) -> bool:
             ahead += [item.func, *item.args, *item.keywords.values()]
         elif isinstance(item, list | tuple | dict):
             ahead += item.values() if isinstance(item, dict) else item
-        elif callable(item) or hasattr(item, "__dict__"):
-            if type(item).__module__.split(".")[0] not in KNOWN | {"jaxlib", "builtins", "numpy"}:
-                return True
+        elif hasattr(item, "__wrapped__"):  # such as a jitted function
+            ahead.append(item.__wrapped__)
+        elif isinstance(item, type) or not callable(item):
             ahead += vars(item).values() if type(item).__module__.split(".")[0] in {"optax", "nnlearn"} else ()
+        elif type(item).__module__.split(".")[0] not in KNOWN:
+            return True
     return False
 
 

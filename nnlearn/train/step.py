@@ -10,7 +10,7 @@ from optax import apply_updates, with_extra_args_support
 
 from nnlearn.checks import NUMERIC, as_key
 from nnlearn.data import MaskedBatch
-from nnlearn.packing import Packed, is_packed, leaf_norms, pack, unpack, worth_packing
+from nnlearn.packing import Packed, is_packed, leaf_norms, make_layout, pack, unpack, worth_packing
 from nnlearn.train.packable import packing_difference
 from nnlearn.transforms.hyperparams import is_injected
 from nnlearn.tree import compute_dtype, global_norm, path_name
@@ -122,6 +122,8 @@ def _decide_packing(packed: bool | None, params: Params, tx: GradientTransformat
         raise ValueError(f"packed must be True, False or None, got {packed!r}")
     if packed is False or (packed is None and not worth_packing(params)):
         return False
+    if packed is None and any(buffer.sharding is not None for buffer in make_layout(params, labels).buffers):
+        return False  # the check below does not know of buffers cut over devices
     difference = packing_difference(tx, params, labels)
     if packed and difference:
         raise ValueError(

@@ -22,7 +22,7 @@ lt max min mul ne neg nextafter not or population_count pow real reduce_precisio
 shift_right_arithmetic shift_right_logical sign sin sinh sqrt square sub tan tanh xor
 """
 ELEMENTWISE = frozenset(ELEMENTWISE_NAMES.split())
-ELEMENTWISE_SETTINGS = ("y", "new_dtype", "exponent_bits", "mantissa_bits")
+ELEMENTWISE_SETTINGS = ("y", "new_dtype", "exponent_bits", "mantissa_bits", "rounding_method")
 REDUCTIONS = {"reduce_sum": "add", "reduce_max": "max", "reduce_min": "min", "reduce_and": "and", "reduce_or": "or"}
 NEUTRAL = {"add": 0, "and": 1, "or": 0}
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat2": "jaxpr"}
@@ -174,7 +174,8 @@ class Interpreter:
         def combine(row):
             if name in REDUCTIONS.values():  # in any order and grouping
                 return self._gather(name, [item for expression in row for item in self._items(name, 1, expression)])
-            if name == "convert_element_type" and row[0] in self._sets and jnp.issubdtype(out.dtype, jnp.floating):
+            total = all(item[0] != "one" for item in self._sets.get(row[0], ("", (("one",),)))[1])
+            if name == "convert_element_type" and total and jnp.issubdtype(out.dtype, jnp.floating):
                 return row[0]  # a sum is the same sum in another precision
             return self._express(name, settings, *row)
 
