@@ -174,8 +174,7 @@ class Interpreter:
         def combine(row):
             if name in REDUCTIONS.values():  # in any order and grouping
                 return self._gather(name, [item for expression in row for item in self._items(name, 1, expression)])
-            total = out.size == 1 and row[0] in self._sets
-            if name == "convert_element_type" and total and jnp.issubdtype(out.dtype, jnp.floating):
+            if name == "convert_element_type" and row[0] in self._sets and jnp.issubdtype(out.dtype, jnp.floating):
                 return row[0]  # a sum is the same sum in another precision
             return self._express(name, settings, *row)
 
