@@ -5,7 +5,8 @@ from collections.abc import Callable
 import jax
 
 from nnlearn.data import MaskedBatch, batch_count, epoch_indices, example_count, take
-from nnlearn.train.step import Info, Step, TrainState
+from nnlearn.train.state import TrainState
+from nnlearn.train.step import Info, Step
 from nnlearn.types import Batch, Key
 
 Epoch = Callable[[TrainState, Key], tuple[TrainState, Info]]

@@ -1,0 +1,56 @@
+"""Functions of the user's, handed what they ask for by name: ``hparams``, ``model_state``."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+
+def asks_for(function: Callable, name: str) -> bool:
+    """Whether a function has an argument of that name.
+
+    >>> asks_for(lambda key, hparams: None, "hparams"), asks_for(lambda key, **others: None, "hparams")
+    (True, False)
+    """
+    try:
+        return name in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some built-in callables have no signature
+        return False
+
+
+def hand(function: Callable, *positional: Any, **offered: Any) -> Any:
+    """Call a function with its positional arguments, and with those of ``offered`` that it asks for.
+
+    >>> hand(lambda key, hparams: (key, hparams), 1, hparams=2, model_state=3)
+    (1, 2)
+    """
+    return function(*positional, **{name: value for name, value in offered.items() if asks_for(function, name)})
+
+
+def check_takes(function: Any, name: str, arguments: str, *optional: str) -> None:
+    """Raise ``TypeError`` unless a function can be called with so many arguments and those optional ones it asks for.
+
+    Args:
+      function: what the user gave.
+      name: what it is called, for the message.
+      arguments: the arguments by position, such as ``"params, batch, key"``.
+      *optional: names that it may ask for besides.
+
+    >>> check_takes(lambda params: 0.0, "loss_fn", "params, batch")
+    Traceback (most recent call last):
+    TypeError: loss_fn must take (params, batch), but its arguments are (params)
+    """
+    if not callable(function):
+        raise TypeError(f"{name} must be a function of ({arguments}), got {function!r}")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return
+    try:
+        asked = {extra: None for extra in optional if extra in signature.parameters}
+        signature.bind(*arguments.split(", "), **asked)
+    except TypeError as error:
+        besides = f", and may take {' and '.join(optional)}" if optional else ""
+        raise TypeError(f"{name} must take ({arguments}){besides}, but its arguments are {signature}") from error
+
+
+__all__ = ["asks_for", "check_takes", "hand"]

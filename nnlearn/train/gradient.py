@@ -1,0 +1,191 @@
+"""The gradient of a batch: whole, in microbatches one after the other, or in parts over devices.
+
+Whatever the parts, the result is that of the whole batch: each part weighs by what counts in it.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nnlearn.checks import NUMERIC, check_count
+from nnlearn.data import MaskedBatch
+from nnlearn.packing import Packed, unpack
+from nnlearn.train.calls import asks_for, check_takes, hand
+from nnlearn.tree import compute_dtype, path_name
+from nnlearn.types import Batch, Grads, Key, LossFn, Params, PyTree, Scalar
+
+
+class Outcome(NamedTuple):
+    """What a batch says about the parameters; ``value_fn`` is its loss at others."""
+
+    loss: jax.Array
+    aux: PyTree
+    model_state: PyTree
+    grads: Grads
+    value_fn: Callable[[Params], jax.Array]
+
+
+def make_gradient(
+    loss_fn: LossFn,
+    *,
+    axis_name: str | tuple[str, ...] | None,
+    microbatches: int,
+    batch_weight: Callable[[Batch], Scalar] | None,
+    value_and_grad: Callable | None,
+) -> Callable[..., Outcome]:
+    """``gradient(stored, batch, key, model_state, scale, hparams) -> Outcome``; the arguments are those of ``make_step``.
+
+    ``scale`` multiplies the loss while it is differentiated and divides the gradient after, for dynamic loss scaling;
+    None leaves both alone.
+    """
+    check_takes(loss_fn, "loss_fn", "params, batch, key", "hparams", "model_state")
+    check_count("microbatches", microbatches)
+    if value_and_grad is not None and (microbatches > 1 or axis_name is not None):
+        raise ValueError("value_and_grad takes the whole batch: it goes with neither microbatches nor axis_name")
+    carries_state = asks_for(loss_fn, "model_state")
+    whole = axis_name is None and microbatches == 1
+
+    def summed_loss(params, batch, key, model_state, scale, hparams):
+        """Loss, aux and model state of a part times its weight, summed over devices, and the weight so summed."""
+        batch, weight = (batch, 1) if whole else _weigh(batch, batch_weight)
+        result = hand(loss_fn, unpack(params), batch, key, model_state=model_state, hparams=hparams)
+        results = _parts_of(result, carries_state)
+        sums = (*results, weight)
+        if not whole:
+            sums = jax.tree.map(lambda leaf: weight * leaf, (*results, jnp.float32(1)))
+        # Summed inside of the derivative: under shard_map the gradient of replicated parameters is summed over devices
+        # by the transpose already, and the mean taken outside then changes nothing.
+        loss, aux, model_state, weight = sums if axis_name is None else jax.lax.psum(sums, axis_name)
+        return loss if scale is None else loss * scale.astype(loss.dtype), (loss, aux, model_state, weight)
+
+    def gradient(stored, batch, key, model_state, scale, hparams) -> Outcome:
+        def on_part(params, part, part_key):
+            return summed_loss(params, part, part_key, model_state, scale, hparams)
+
+        differentiate = jax.value_and_grad(on_part, has_aux=True)
+        if value_and_grad is not None:
+            own = value_and_grad(lambda params, part, part_key: hand(loss_fn, params, part, part_key, hparams=hparams))
+            (loss, aux), grads = own(stored, batch, key)
+            sums = (loss, aux, model_state, 1)
+        elif microbatches == 1:
+            (_, sums), grads = differentiate(stored, batch, key)
+        else:
+            parts = _split(batch, microbatches, key)
+            (_, sums), grads = _accumulate(differentiate, stored, parts)
+        if axis_name is not None:
+            grads = jax.lax.pmean(grads, axis_name)
+        loss, aux, new_state, weight = sums
+        if not whole:
+            loss, aux, new_state, grads = jax.tree.map(lambda total: total / weight, (loss, aux, new_state, grads))
+            grads = jax.tree.map(lambda grad, param: grad.astype(param.dtype), grads, stored)
+        if scale is not None:  # not in float16, where what the scaling has saved would be lost again
+            grads = jax.tree.map(lambda grad: grad.astype(compute_dtype(grad.dtype)) / scale, grads)
+
+        def value_fn(params):
+            if microbatches == 1:
+                _, (total, _, _, weight) = on_part(params, batch, key)
+                return total / weight
+            _, (totals, _, _, weights) = jax.lax.map(lambda part: on_part(params, *part), parts)
+            return jnp.sum(totals) / jnp.sum(weights)
+
+        return Outcome(loss, aux, _like(new_state, model_state), grads, value_fn)
+
+    return gradient
+
+
+def _parts_of(result: Any, carries_state: bool) -> tuple[jax.Array, PyTree, PyTree]:
+    """Loss, aux and model state out of what ``loss_fn`` returned."""
+    expected = "(loss, aux, model_state)" if carries_state else "a real scalar, or (loss, aux)"
+    if carries_state:
+        if not isinstance(result, tuple) or len(result) != 3:
+            kind = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
+            raise TypeError(f"loss_fn takes model_state, so it must return {expected}; got {kind}")
+        loss, aux, model_state = result
+    else:
+        loss, aux = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+        model_state = None
+    if not isinstance(loss, NUMERIC):
+        raise TypeError(f"loss_fn must return {expected}, with a real scalar loss; got {type(loss).__name__}")
+    if jnp.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+        raise TypeError(
+            f"loss_fn must return {expected}, with a real scalar loss; got "
+            f"{jnp.result_type(loss).name} of shape {jnp.shape(loss)}: take the mean over the batch"
+        )
+    return loss, aux, model_state
+
+
+def _like(new: PyTree, old: PyTree) -> PyTree:
+    """The model's new state in the dtypes of the old one: a step may not change what the next one is compiled for."""
+    if old is None:
+        return None
+    if jax.tree.structure(new) != jax.tree.structure(old):
+        raise ValueError(
+            f"loss_fn must return a model_state like the one it was given, {jax.tree.structure(old)}; got "
+            f"{jax.tree.structure(new)}"
+        )
+
+    def cast(path, leaf, before):
+        if jnp.shape(leaf) != jnp.shape(before):
+            raise ValueError(
+                f"loss_fn must return a model_state like the one it was given, but {path_name(path)!r} has shape "
+                f"{jnp.shape(leaf)}, and had {jnp.shape(before)}"
+            )
+        # integers such as counts come out of a weighted mean as floats
+        return (jnp.round(leaf) if jnp.issubdtype(before.dtype, jnp.integer) else jnp.asarray(leaf)).astype(
+            before.dtype
+        )
+
+    return jax.tree.map_with_path(cast, new, old)
+
+
+def _weigh(batch: Batch, batch_weight: Callable[[Batch], Scalar] | None) -> tuple[Batch, jax.Array]:
+    """A part of a batch and how much it counts among others: 1, or the examples of a ``MaskedBatch`` that count.
+
+    Where none do, the loss sees them all, so that its mean is not 0 / 0, and the weight of 0 takes it out again.
+    """
+    if batch_weight is not None:
+        return batch, jnp.asarray(batch_weight(batch), jnp.float32)
+    if not isinstance(batch, MaskedBatch):
+        return batch, jnp.ones([])
+    count = jnp.sum(batch.where)
+    return batch._replace(where=batch.where | (count == 0)), count.astype(jnp.float32)
+
+
+def _split(batch: Batch, parts: int, key: Key) -> tuple[Batch, Key]:
+    """Equal slices of a batch, stacked along a new leading axis, and a key for each.
+
+    A ``MaskedBatch`` that cannot be cut equally is filled up with examples that do not count.
+    """
+    if isinstance(batch, MaskedBatch) and len(batch.where) % parts:
+        missing = -len(batch.where) % parts
+        examples = jax.tree.map(
+            lambda leaf: jnp.concatenate([leaf, leaf[jnp.arange(missing) % len(leaf)]]), batch.examples
+        )
+        batch = MaskedBatch(examples, jnp.concatenate([batch.where, jnp.zeros(missing, bool)]))
+
+    def split_leaf(path, leaf):
+        if jnp.ndim(leaf) == 0 or leaf.shape[0] % parts:
+            raise ValueError(
+                f"batch leaf {path_name(path)!r} of shape {jnp.shape(leaf)} cannot be split into microbatches={parts} "
+                "equal parts: make its first axis a multiple of it, or give a MaskedBatch, which is filled up"
+            )
+        return leaf.reshape(parts, leaf.shape[0] // parts, *leaf.shape[1:])
+
+    return jax.tree.map_with_path(split_leaf, batch), jax.random.split(key, parts)
+
+
+def _accumulate(differentiate, params: Params | Packed, parts: tuple[Batch, Key]):
+    """What ``differentiate`` returns, summed over the parts of a batch, taken one after the other."""
+
+    def add(sums, part):
+        results, grads = differentiate(params, *part)
+        return jax.tree.map(lambda total, grad: total + grad.astype(total.dtype), sums, grads), results
+
+    start = jax.tree.map(lambda param: jnp.zeros_like(param, dtype=compute_dtype(param.dtype)), params)
+    grads, results = jax.lax.scan(add, start, parts)
+    return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), results), grads
+
+
+__all__ = ["Outcome", "make_gradient"]

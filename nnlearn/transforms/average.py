@@ -1,0 +1,102 @@
+"""Averages of the parameters over the steps, often better than the last ones."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from optax import apply_updates, safe_increment
+
+from nnlearn.checks import check_decay
+from nnlearn.settings import comparable
+from nnlearn.transforms.plumbing import Slot, bias_correction, require_params
+from nnlearn.tree import as_hyperparam, compute_dtype
+from nnlearn.types import GradientTransformationExtraArgs, OptState, Params, Scalar
+
+
+class AverageParamsState(NamedTuple):
+    """Steps seen, and the average so far, as it is before the correction of its start."""
+
+    count: jax.Array
+    average: Params
+    decay: jax.Array
+
+
+@comparable
+def average_params(decay: Scalar = 0.999) -> GradientTransformationExtraArgs:
+    """Keep an exponential moving average of the parameters; the last link of a chain, which changes no update.
+
+    ::
+
+        a_t = decay * a_{t-1} + (1 - decay) * p_t,   average = a_t / (1 - decay ** t)
+
+    ``averaged_params(opt_state)`` reads it: evaluate with it, train on without.
+
+    Args:
+      decay: in [0, 1); about ``1 / (1 - decay)`` steps are averaged.
+
+    Returns:
+      A transformation with ``AverageParamsState(count, average, decay)``; the average is float32 at least.
+
+    Raises:
+      ValueError: ``decay`` is outside [0, 1); in ``update``, there are no params.
+
+    Source: Polyak and Juditsky 1992, SIAM J. Control Optim. 30; the correction is Adam's, arXiv:1412.6980.
+
+    >>> import nnlearn
+    >>> tx = nnlearn.chain(nnlearn.sgd(1.0), average_params(0.5))
+    >>> params, state = jnp.array([0.0]), tx.init(jnp.array([0.0]))
+    >>> for _ in range(2):
+    ...     updates, state = tx.update(jnp.array([-3.0]), state, params)
+    ...     params = nnlearn.apply_updates(params, updates)
+    >>> params, averaged_params(state)  # (0.5 * 3 + 6) / 1.5
+    (Array([6.], dtype=float32), Array([5.], dtype=float32))
+    """
+    check_decay("decay", decay)
+    slot = Slot()
+
+    def init(params):
+        return AverageParamsState(jnp.zeros([], jnp.int32), slot.start(params), jnp.asarray(decay, jnp.float32))
+
+    def update(updates, state, params=None, **extra_args):
+        del extra_args
+        require_params(params, "average_params")
+
+        def mix(average, param):
+            wide = compute_dtype(average.dtype)
+            rate = as_hyperparam(decay, wide)
+            return (rate * average + (1 - rate) * param.astype(wide)).astype(average.dtype)
+
+        average = jax.tree.map(mix, state.average, apply_updates(params, updates))
+        return updates, AverageParamsState(safe_increment(state.count), average, jnp.asarray(decay, jnp.float32))
+
+    return GradientTransformationExtraArgs(init, update)
+
+
+def averaged_params(opt_state: OptState) -> Params:
+    """The average that ``average_params`` keeps, corrected for its start, in the tree's own form.
+
+    Raises:
+      ValueError: the state keeps none, or several.
+
+    >>> import nnlearn
+    >>> averaged_params(nnlearn.sgd(0.1).init(jnp.zeros(1)))
+    Traceback (most recent call last):
+    ValueError: opt_state keeps 0 averages of the parameters; put one average_params() at the end of the chain
+    """
+
+    def is_average(node):
+        return isinstance(node, AverageParamsState)
+
+    found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_average) if is_average(node)]
+    if len(found) != 1:
+        raise ValueError(
+            f"opt_state keeps {len(found)} averages of the parameters; put one average_params() at the end of the chain"
+        )
+    (state,) = found
+    correction = bias_correction(state.decay, jnp.maximum(state.count, 1))
+    return jax.tree.map(
+        lambda leaf: (leaf / correction.astype(compute_dtype(leaf.dtype))).astype(leaf.dtype), state.average
+    )
+
+
+__all__ = ["AverageParamsState", "average_params", "averaged_params"]
