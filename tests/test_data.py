@@ -16,7 +16,7 @@ KEY = jax.random.key(0)
 # --- epochs ---------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12, deadline=None, derandomize=True, database=None)
 @given(st.integers(1, 40), st.integers(1, 50), st.booleans(), st.integers(0, 5))
 def test_every_example_exactly_once(size, batch_size, shuffle, seed):
     indices_nb, where_nb = epoch_indices(jax.random.key(seed), size, batch_size, shuffle=shuffle)
@@ -31,7 +31,7 @@ def test_every_example_exactly_once(size, batch_size, shuffle, seed):
         assert indices_nb[where_nb].tolist() == list(range(size))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8, deadline=None, derandomize=True, database=None)
 @given(st.integers(1, 40), st.integers(1, 40))
 def test_drop_leaves_out_less_than_one_batch(size, batch_size):
     if batch_size > size:
@@ -167,7 +167,7 @@ def fractions_of_twenty(draw):
     return train / 20, validation / 20, (20 - train - validation) / 20
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(fractions_of_twenty(), st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(0, 9), st.booleans())
 def test_split_is_disjoint_complete_and_stratified(fractions, class_sizes, seed, stratified):
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(class_sizes)), class_sizes))

@@ -19,7 +19,7 @@ import nnlearn.schedules as nn
 
 LAST = 2**31 - 1
 COUNTS = np.array([*range(64), 1000, 2**24 + 1, LAST], np.int32)
-HYPOTHESIS = settings(max_examples=30, deadline=None)
+HYPOTHESIS = settings(max_examples=30, deadline=None, derandomize=True, database=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -684,7 +684,7 @@ def property_program(name):
     return jax.jit(lambda arguments, counts: getattr(nn, name)(*arguments)(counts))
 
 
-rates = st.floats(0, 10, width=32)
+rates = st.just(0.0) | st.floats(2.0**-60, 10, width=32)  # not so small that XLA flushes parts of it to zero
 lengths = st.integers(1, 100)
 counts_anywhere = st.lists(st.integers(-LAST, LAST), min_size=4, max_size=4)
 

@@ -35,7 +35,7 @@ def make_gradient(
     batch_weight: Callable[[Batch], Scalar] | None,
     value_and_grad: Callable | None,
 ) -> Callable[..., Outcome]:
-    """``gradient(stored, batch, key, model_state, scale, hparams) -> Outcome``; the arguments are those of ``make_step``.
+    """``gradient(stored, batch, key, model_state, scale, hparams) -> Outcome``; its arguments are ``make_step``'s.
 
     ``scale`` multiplies the loss while it is differentiated and divides the gradient after, for dynamic loss scaling;
     None leaves both alone.
@@ -132,10 +132,9 @@ def _like(new: PyTree, old: PyTree) -> PyTree:
                 f"loss_fn must return a model_state like the one it was given, but {path_name(path)!r} has shape "
                 f"{jnp.shape(leaf)}, and had {jnp.shape(before)}"
             )
-        # integers such as counts come out of a weighted mean as floats
-        return (jnp.round(leaf) if jnp.issubdtype(before.dtype, jnp.integer) else jnp.asarray(leaf)).astype(
-            before.dtype
-        )
+        if jnp.issubdtype(before.dtype, jnp.integer):  # a count comes out of a weighted mean as a float
+            leaf = jnp.round(leaf)
+        return jnp.asarray(leaf).astype(before.dtype)
 
     return jax.tree.map_with_path(cast, new, old)
 
@@ -160,10 +159,9 @@ def _split(batch: Batch, parts: int, key: Key) -> tuple[Batch, Key]:
     """
     if isinstance(batch, MaskedBatch) and len(batch.where) % parts:
         missing = -len(batch.where) % parts
-        examples = jax.tree.map(
-            lambda leaf: jnp.concatenate([leaf, leaf[jnp.arange(missing) % len(leaf)]]), batch.examples
-        )
-        batch = MaskedBatch(examples, jnp.concatenate([batch.where, jnp.zeros(missing, bool)]))
+        again = jnp.arange(missing) % len(batch.where)
+        filled = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[again]]), batch.examples)
+        batch = MaskedBatch(filled, jnp.concatenate([batch.where, jnp.zeros(missing, bool)]))
 
     def split_leaf(path, leaf):
         if jnp.ndim(leaf) == 0 or leaf.shape[0] % parts:

@@ -34,7 +34,7 @@ class Policy(NamedTuple):
         return cast_floating(tree, self.params)
 
     def wrap(self, loss_fn: LossFn) -> LossFn:
-        """The loss under this policy; what it asks for by name, ``hparams`` or ``model_state``, it is given as it is."""
+        """The loss under this policy; ``hparams`` and ``model_state`` are handed on as they are."""
         for name, dtype in self._asdict().items():
             check_dtype(name, dtype)
 

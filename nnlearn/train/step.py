@@ -61,8 +61,8 @@ def make_step(
 
     Args:
       loss_fn: ``loss_fn(params, batch, key) -> loss`` or ``(loss, aux)``; ``loss`` a real scalar, the mean over the
-        batch, ``aux`` a pytree of arrays. With an argument named ``model_state`` it is given the state's, as its fourth,
-        and returns ``(loss, aux, model_state)``; with one named ``hparams`` it is given those.
+        batch, ``aux`` a pytree of arrays. With an argument named ``model_state`` it is given the state's, and
+        returns ``(loss, aux, model_state)``; with one named ``hparams`` it is given those.
       tx: an optimizer, nnlearn's or optax's. It is also handed ``value``, ``grad`` and ``value_fn``, which line
         searches and plateau rules ask for.
       axis_name: the mapped axis or axes over which each device sees its own part of the batch and all hold the same
@@ -76,8 +76,8 @@ def make_step(
       record: which norms ``info`` holds, out of ``grad_norm``, ``update_norm`` and ``leaf_grad_norms``; the others are
         None. Each costs a pass over the gradient; ``update_norm`` costs several, as the update is not written out
         otherwise.
-      batch_weight: how much a part of a batch counts beside the others, a scalar function of it, where ``loss_fn`` takes
-        its mean over something else than examples, such as the tokens that are not padding.
+      batch_weight: how much a part of a batch counts beside the others, a scalar function of it, where ``loss_fn``
+        takes its mean over something else than examples, such as the tokens that are not padding.
       value_and_grad: another way to take the gradient, ``value_and_grad(loss_fn)(params, batch, key) -> ((loss, aux),
         grads)``, such as ``clipped_value_and_grad``.
       hparams: what a ``loss_fn`` that asks for ``hparams`` is given.

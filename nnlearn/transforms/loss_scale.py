@@ -38,8 +38,8 @@ def dynamic_loss_scale(
         finite gradient:     run inner;        n = n + 1;  at growth_interval  s = factor * s, n = 0
         any number infinite: update 0, hold;   s = max(s / factor, 1), n = 0
 
-    ``make_step`` looks up the scale in the optimizer's state: it differentiates ``s * loss`` and divides the gradient by
-    ``s``, so ``inner`` and ``Info`` see the gradient of the loss. In a loop of your own do the same with
+    ``make_step`` looks up the scale in the optimizer's state: it differentiates ``s * loss`` and divides the gradient
+    by ``s``, so ``inner`` and ``Info`` see the gradient of the loss. In a loop of your own do the same with
     ``current_loss_scale(opt_state)``.
 
     Args:
