@@ -1,0 +1,415 @@
+"""A whole training run as one pure function: ``state, trace = train(hparams, key)``."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nnlearn.checks import as_key, check_count
+from nnlearn.train.calls import asks_for, check_takes, hand
+from nnlearn.train.sampler import Sampler
+from nnlearn.train.state import TrainState, init_state
+from nnlearn.train.step import RECORDABLE, make_step, step_key
+from nnlearn.train.stopping import StopRule, better, pick, worst
+from nnlearn.train.trace import Trace
+from nnlearn.types import GradientTransformation, Key, LossFn, Params, PyTree, Scalar
+
+SHORTEST_STRETCH = 64  # fewer steps at once would not hide what a stretch costs
+
+
+class Best(NamedTuple):
+    """The parameters of the best check so far."""
+
+    value: jax.Array
+    step: jax.Array
+    stored: PyTree
+    model_state: PyTree
+
+
+class Run(NamedTuple):
+    """A run under way: all that the rest of it needs, as a pytree, to be saved and taken up again.
+
+    Attributes:
+      state: parameters, optimizer and random key; its ``step`` stands still once the run has stopped.
+      data_key: where the batches come from.
+      order: what the sampler keeps.
+      rules: the stopping rules' states.
+      reason: which rule has stopped the run, counted from 1; 0 while none has.
+      best: the parameters of the best check so far, or None.
+    """
+
+    state: TrainState
+    data_key: Key
+    order: PyTree
+    rules: tuple
+    reason: jax.Array
+    best: Best | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Train:
+    """A whole run; made by ``make_train``. Call it, transform it, or run it in stretches.
+
+    ``train(hparams, key)`` is ``start``, one ``advance`` over all steps, and ``finish``. All four are pure.
+
+    Attributes:
+      steps: steps of a run that nothing stops.
+      check_every: steps between two checks, where it is evaluated and may stop.
+    """
+
+    loss_fn: LossFn
+    make_tx: Any
+    batches: Sampler
+    init: Any
+    steps: int
+    check_every: int
+    evaluate: Callable | None
+    stop: Any
+    record: tuple[str, ...]
+    record_every: int
+    stretch: int
+    options: dict[str, Any]
+    packing: dict[str, Any]
+
+    def __call__(self, hparams: PyTree, key: Key | int) -> tuple[TrainState, Trace]:
+        run, trace = self.advance(hparams, self.start(hparams, key), 0, self.steps)
+        return self.finish(run), trace
+
+    def start(self, hparams: PyTree, key: Key | int) -> Run:
+        """The run before its first step."""
+        init_key, state_key, data_key = jax.random.split(as_key(key), 3)
+        params = hand(self.init, init_key, hparams=hparams) if callable(self.init) else self.init
+        model_state = None
+        if asks_for(self.loss_fn, "model_state"):
+            if not isinstance(params, tuple) or len(params) != 2:
+                raise ValueError("loss_fn takes model_state, so init must return (params, model_state)")
+            params, model_state = params
+        state = init_state(params, self._tx(hparams), state_key, model_state=model_state, **self.packing)
+        rules = self._rules(hparams)
+        best = None
+        if _kept(rules) is not None:
+            best = Best(worst(_kept(rules)[1]), jnp.zeros([], jnp.int32), state.stored, state.model_state)
+        order = self.batches.start(data_key, self.stretch)
+        none_yet = jnp.zeros([], jnp.int32)
+        return Run(state, data_key, order, tuple(rule.init() for rule in rules), none_yet, best)
+
+    def advance(self, hparams: PyTree, run: Run, first: int, last: int) -> tuple[Run, Trace]:
+        """The steps from ``first`` to ``last``, and their trace.
+
+        Args:
+          hparams: as for the whole run; they may be others than before.
+          run: the run after ``first`` steps.
+          first, last: Python ints; multiples of ``check_every``, or the end of the run.
+
+        Raises:
+          ValueError: the steps do not begin and end at checks.
+        """
+        for name, at in (("first", first), ("last", last)):
+            if at != self.steps and (not 0 <= at <= self.steps or at % self.check_every):
+                raise ValueError(
+                    f"{name} must be a multiple of check_every={self.check_every}, or the end, {self.steps}; got {at}"
+                )
+        rounds, rest = divmod(last - first, self.check_every)
+        rules = self._rules(hparams)
+        step = jax.jit(  # so that it is traced once, however often it stands in the program
+            make_step(self.loss_fn, self._tx(hparams), record=self.record, hparams=hparams, **self.options)
+        )
+        keys = (run.state.key, run.data_key)
+        # The keys stay out of the loop: what a vmapped conditional returns is one for each run, and so would be they,
+        # and all random numbers drawn from them, where runs share a key.
+        run = run._replace(state=run.state._replace(key=None), data_key=None)
+
+        def one_round(run, first, count):
+            return self._round(hparams, step, rules, keys, run, first, count)
+
+        def at_round(run, index):
+            return one_round(run, first + index * self.check_every, self.check_every)
+
+        often = rounds > 4 * math.isqrt(self.steps)  # so many checks that their states would outweigh the steps'
+        scan_rounds = _scan_in_segments if often else _scan
+        run, records = scan_rounds(at_round, run, rounds)
+        infos, metrics = records
+        infos = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), infos)
+        if rest:
+            run, (last_infos, last_metrics) = one_round(run, last - rest, rest)
+            infos = jax.tree.map(lambda *parts: jnp.concatenate(parts), infos, last_infos)
+            metrics = jax.tree.map(lambda many, one: jnp.append(many, one), metrics, last_metrics)
+        run = run._replace(state=run.state._replace(key=keys[0]), data_key=keys[1])
+        checks = [*range(first + self.check_every, last + 1, self.check_every), *([last] if rest else [])]
+        recorded = [step for step in range(first + 1, last + 1) if step % self.record_every == 0]
+        trace = Trace(
+            step=jnp.array(recorded, jnp.int32),
+            info=infos,
+            check_step=jnp.array(checks, jnp.int32),
+            metrics=metrics,
+            stop_step=run.state.step,
+            reason=run.reason,
+            best_step=None if run.best is None else run.best.step,
+            rules=tuple(rule.name for rule in rules),
+        )
+        return run, trace
+
+    def finish(self, run: Run) -> TrainState:
+        """The state at the end: the run's, or with the best check's parameters where a rule keeps them."""
+        if run.best is None:
+            return run.state
+        return run.state._replace(stored=run.best.stored, model_state=run.best.model_state)
+
+    def _tx(self, hparams: PyTree) -> GradientTransformation:
+        is_tx = hasattr(self.make_tx, "init") and hasattr(self.make_tx, "update")
+        return self.make_tx if is_tx else self.make_tx(hparams)
+
+    def _rules(self, hparams: PyTree) -> tuple[StopRule, ...]:
+        rules = self.stop(hparams) if callable(self.stop) else self.stop
+        rules = (rules,) if isinstance(rules, StopRule) else tuple(rules)
+        _kept(rules)
+        return rules
+
+    def _round(self, hparams, step, rules, keys, run: Run, first, count: int):
+        """So many steps and a check; or nothing at all, if the run has stopped."""
+
+        def go(run):
+            run, infos, loss_sum = self._steps(step, keys, run, first, count)
+            metrics = {"train_loss": loss_sum / count, **self._evaluate(hparams, run.state)}
+            return _check(run, rules, metrics), (infos, metrics)
+
+        if not rules:
+            return go(run)
+
+        def hold(run):
+            return run, jax.tree.map(_blank, jax.eval_shape(go, run)[1])
+
+        return jax.lax.cond(run.reason > 0, hold, go, run)
+
+    def _evaluate(self, hparams: PyTree, state: TrainState) -> dict[str, jax.Array]:
+        if self.evaluate is None:
+            return {}
+        offered = {"hparams": hparams, "model_state": state.model_state, "opt_state": state.opt_state}
+        metrics = hand(self.evaluate, state.params, **offered)
+        if not isinstance(metrics, dict) or any(jnp.shape(value) != () for value in metrics.values()):
+            kinds = jax.tree.map(jnp.shape, metrics) if isinstance(metrics, dict) else type(metrics).__name__
+            raise TypeError(f"evaluate must return a dict of scalars, such as {{'loss': loss}}; got {kinds}")
+        if "train_loss" in metrics:
+            raise ValueError("evaluate returns 'train_loss', the name of the training loss: give it another")
+        return {name: jnp.asarray(value) for name, value in metrics.items()}
+
+    def _steps(self, step, keys, run: Run, first, count: int):
+        """So many steps in stretches; a derivative keeps the state before each, and works the rest out again."""
+
+        def stretch(carry, first, count):
+            state, order, total = carry
+            order, rows = self.batches.rows(keys[1], order, first, count, self.stretch)
+            step_keys = jax.vmap(step_key, in_axes=(None, 0))(keys[0], first + jnp.arange(count))
+
+            def one(state, inputs):
+                row, key = inputs
+                state, info = step(state._replace(key=keys[0]), self.batches.batch(row), key=key)
+                return state._replace(key=None), info
+
+            state, infos = jax.lax.scan(one, state, (rows, step_keys))
+            total = total + jnp.sum(infos.loss).astype(jnp.float32)
+            thinned = jax.tree.map(lambda leaf: leaf[self.record_every - 1 :: self.record_every], infos)
+            return (state, order, total), thinned
+
+        carry = (run.state, run.order, jnp.zeros([], jnp.float32))
+        many, rest = divmod(count, self.stretch)
+        if many == 1 and not rest:
+            carry, infos = stretch(carry, first, count)
+        else:
+            segment = jax.checkpoint(lambda carry, at: stretch(carry, at, self.stretch), prevent_cse=False)
+            carry, infos = jax.lax.scan(segment, carry, first + self.stretch * jnp.arange(many))
+            infos = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), infos)
+            if rest:
+                carry, last = stretch(carry, first + many * self.stretch, rest)
+                infos = jax.tree.map(lambda *parts: jnp.concatenate(parts), infos, last)
+        state, order, total = carry
+        return run._replace(state=state, order=order), infos, total
+
+
+def make_train(
+    loss_fn: LossFn,
+    make_tx: Callable[[PyTree], GradientTransformation] | GradientTransformation,
+    batches: Sampler,
+    init: Callable[..., Params] | Params,
+    *,
+    steps: int | None = None,
+    epochs: int | None = None,
+    evaluate: Callable[..., dict[str, Scalar]] | None = None,
+    check_every: int | None = None,
+    stop: StopRule | Sequence[StopRule] | Callable[[PyTree], Sequence[StopRule]] = (),
+    record: Collection[str] = ("grad_norm",),
+    record_every: int = 1,
+    packed: bool | None = None,
+    labels: PyTree | Callable[[Params], PyTree] = None,
+    **step_options: Any,
+) -> Train:
+    """A training run as a pure function of its hyper-parameters and its key.
+
+    ``train(hparams, key) -> (state, trace)`` draws the parameters and the batches, makes all the steps, evaluates and
+    stops, with no Python in between: ``jax.jit`` it, ``jax.vmap`` it over hyper-parameters and keys, ``jax.grad`` what
+    comes out of it. A derivative keeps about the square root of the steps in memory. The functions below are called
+    while that is traced; each that has an argument named ``hparams`` is given the run's.
+
+    Args:
+      loss_fn: ``loss_fn(params, batch, key)``, see ``make_step``.
+      make_tx: ``make_tx(hparams) -> tx``, an optimizer of nnlearn's or optax's; or one that needs no hyper-parameters.
+      batches: ``shuffled(examples, batch_size)`` or ``generated(batch_fn)``.
+      init: ``init(key) -> params``, such as ``model.init``, or the parameters. If ``loss_fn`` takes ``model_state``, it
+        returns ``(params, model_state)``.
+      steps: the steps of a run; or give ``epochs``.
+      evaluate: ``evaluate(params) -> {"name": scalar}``, called at every check; may ask for ``model_state`` and
+        ``opt_state`` besides ``hparams``. ``evaluation`` makes one from arrays.
+      check_every: steps between two checks; an epoch where there are epochs and something to check. The end of a run is
+        always one.
+      stop: rules that stop the run at a check, such as ``patience("loss", 5)``; or a function of ``hparams`` to them. A
+        run that has stopped does no more work when alone; vmapped beside others it holds its result.
+      record: which norms the trace holds, see ``make_step``.
+      record_every: record every so many steps; must divide ``check_every``.
+      packed, labels: see ``init_state``.
+      **step_options: ``axis_name``, ``microbatches``, ``batch_weight`` or ``value_and_grad`` of ``make_step``.
+
+    Returns:
+      A ``Train``: call it, or run it in stretches with its ``start``, ``advance`` and ``finish``.
+
+    Raises:
+      TypeError: a function does not take the arguments above.
+      ValueError: a number is below 1, neither or both of ``steps`` and ``epochs`` are given, or ``record_every`` does
+        not divide ``check_every``.
+
+    >>> import nnlearn
+    >>> def loss_fn(params, batch, key):
+    ...     return jnp.mean((params - batch) ** 2)
+    >>> batches = nnlearn.shuffled(jnp.array([1.0, 2.0, 3.0, 4.0]), 2, remainder="drop")
+    >>> train = make_train(loss_fn, lambda hparams: nnlearn.sgd(hparams["rate"]), batches, jnp.zeros(()), epochs=50)
+    >>> state, trace = jax.jit(train)({"rate": 0.05}, jax.random.key(0))
+    >>> state.params.round(1), trace.loss.shape
+    (Array(2.5, dtype=float32), (100,))
+    >>> jax.jit(jax.vmap(train, in_axes=(0, None)))({"rate": jnp.array([0.0, 0.05])}, 0)[0].params.round(1)
+    Array([0. , 2.5], dtype=float32)
+    """
+    check_takes(loss_fn, "loss_fn", "params, batch, key", "hparams", "model_state")
+    if callable(init):
+        check_takes(init, "init", "key", "hparams")
+    if evaluate is not None:
+        check_takes(evaluate, "evaluate", "params", "hparams", "model_state", "opt_state")
+    if not isinstance(batches, Sampler):
+        raise TypeError(f"batches must be made by shuffled(...) or generated(...), got {type(batches).__name__}")
+    if isinstance(record, str) or set(record) - RECORDABLE:
+        raise ValueError(f"record must be a collection of names out of {sorted(RECORDABLE)}, got {record!r}")
+    total = _total_steps(steps, epochs, batches.epoch_steps)
+    record_every = check_count("record_every", record_every)
+    checked = evaluate is not None or callable(stop) or bool(stop) or check_every is not None
+    if check_every is None:
+        check_every = min(batches.epoch_steps or total, total) if checked else total
+    check_every = min(check_count("check_every", check_every), total)
+    if check_every % record_every and check_every < total:
+        raise ValueError(
+            f"record_every={record_every} must divide check_every={check_every}, so that every check lies at a record"
+        )
+    stretch = _stretch(total, check_every, record_every, batches.epoch_steps)
+    return Train(
+        loss_fn=loss_fn,
+        make_tx=make_tx,
+        batches=batches,
+        init=init,
+        steps=total,
+        check_every=check_every,
+        evaluate=evaluate,
+        stop=stop,
+        record=tuple(record),
+        record_every=record_every,
+        stretch=stretch,
+        options=step_options,
+        packing={"packed": packed, "labels": labels},
+    )
+
+
+def _total_steps(steps: int | None, epochs: int | None, epoch_steps: int | None) -> int:
+    if (steps is None) == (epochs is None):
+        raise ValueError(f"give one of steps and epochs, got steps={steps!r} and epochs={epochs!r}")
+    if steps is not None:
+        return check_count("steps", steps)
+    if epoch_steps is None:
+        raise ValueError("epochs needs batches that have them, shuffled(...); with generated(...) give steps")
+    return check_count("epochs", epochs) * epoch_steps
+
+
+def _stretch(steps: int, check_every: int, record_every: int, epoch_steps: int | None) -> int:
+    """How many steps are made at once: near the square root of all, in whole epochs or even parts of one.
+
+    It divides the steps between two checks, so that one program does for all stretches, unless the only check is the
+    last; then a shorter stretch may come at the end.
+    """
+    aim = max(math.isqrt(steps), SHORTEST_STRETCH)
+    if check_every <= aim:
+        return check_every
+    alone = check_every == steps
+    fits = [n for n in range(record_every, 4 * aim + 1, record_every) if alone or check_every % n == 0]
+
+    def cost(n):
+        misfit = abs(math.log(n / aim))
+        ragged = check_every % n != 0
+        unaligned = epoch_steps is not None and n % epoch_steps and epoch_steps % n
+        return misfit + 1.0 * ragged + 0.7 * bool(unaligned)
+
+    best = min(fits, key=cost, default=check_every)
+    return best if best >= aim / 8 or best == record_every else check_every
+
+
+def _kept(rules: Sequence[StopRule]) -> tuple[str, str] | None:
+    kept = {rule.keep for rule in rules if rule.keep is not None}
+    if len(kept) > 1:
+        raise ValueError(
+            f"stop: several rules keep the best parameters, by {sorted(kept)}; give restore_best=False to all but one"
+        )
+    return next(iter(kept), None)
+
+
+def _check(run: Run, rules: Sequence[StopRule], metrics: dict[str, jax.Array]) -> Run:
+    """What the rules make of the metrics, and the best parameters so far."""
+    reason, states = run.reason, []
+    for number, (rule, state) in enumerate(zip(rules, run.rules, strict=True), start=1):
+        state, stop = rule.update(state, metrics, run.state.step)
+        reason = jnp.where((reason == 0) & stop, number, reason)
+        states.append(state)
+    best = run.best
+    if best is not None:
+        metric, mode = _kept(rules)
+        value = pick(metrics, metric, "the rule that keeps the best parameters")
+        value = jnp.where(jnp.isnan(value), worst(mode), value)  # or nothing would ever be better
+        now = Best(value, run.state.step, run.state.stored, run.state.model_state)
+        # the first check counts whatever its value, so that a run never ends with its untrained parameters
+        gained = better(mode, value, best.value) | (best.step == 0)
+        best = jax.tree.map(lambda new, old: jnp.where(gained, new, old), now, best)
+    return run._replace(rules=tuple(states), reason=reason.astype(jnp.int32), best=best)
+
+
+def _blank(shape: jax.ShapeDtypeStruct) -> jax.Array:
+    return jnp.full(shape.shape, jnp.nan if jnp.issubdtype(shape.dtype, jnp.inexact) else 0, shape.dtype)
+
+
+def _scan(body, carry, length: int):
+    return jax.lax.scan(body, carry, jnp.arange(length))
+
+
+def _scan_in_segments(body, carry, length: int):
+    """``scan`` over ``arange(length)`` whose derivative keeps about the square root of the carries."""
+    size = math.isqrt(length)
+    many, rest = divmod(length, size)
+
+    @jax.checkpoint
+    def segment(carry, indices):
+        return jax.lax.scan(body, carry, indices)
+
+    carry, outputs = jax.lax.scan(segment, carry, jnp.arange(many * size).reshape(many, size))
+    outputs = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), outputs)
+    if rest:
+        carry, last = segment(carry, jnp.arange(many * size, length))
+        outputs = jax.tree.map(lambda *parts: jnp.concatenate(parts), outputs, last)
+    return carry, outputs
+
+
+__all__ = ["Run", "Train", "make_train"]

@@ -1,0 +1,222 @@
+"""What a run recorded, as one type: to slice, to tabulate, to save, to draw."""
+
+import dataclasses
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnlearn.train.step import Info
+from nnlearn.tree import path_name
+
+ALL_STEPS = "all steps"  # what ended a run that no rule has stopped
+FORMAT = "nnlearn trace 1"
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """The record of a run, or of many: under ``vmap`` every array has the axes of the runs in front.
+
+    Attributes:
+      step: steps made when each record was taken, shape (..., records).
+      info: ``Info``, stacked over the records.
+      check_step: steps made at each check, shape (..., checks).
+      metrics: by name, their values at the checks, shape (..., checks): ``train_loss``, the mean over the steps since
+        the check before, and what ``evaluate`` returned.
+      stop_step: steps made in all, shape (...). What lies beyond it in a run that has stopped is NaN.
+      reason: which rule has stopped the run, counted from 1; 0 if none did. ``stopped_by`` says it in words.
+      best_step: the check whose parameters the run has ended with, or None where no rule keeps them.
+      rules: the names of the rules.
+    """
+
+    step: jax.Array
+    info: Info
+    check_step: jax.Array
+    metrics: dict[str, jax.Array]
+    stop_step: jax.Array
+    reason: jax.Array
+    best_step: jax.Array | None = None
+    rules: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
+
+    @property
+    def loss(self) -> jax.Array:
+        """The loss of each recorded step's batch, shape (..., records)."""
+        return self.info.loss
+
+    @property
+    def runs(self) -> tuple[int, ...]:
+        """The shape of the runs: ``()`` for one, ``(64, 4)`` for a grid."""
+        return jnp.shape(self.stop_step)
+
+    @property
+    def stopped_by(self) -> np.ndarray | str:
+        """What ended each run: a rule's name, or ``"all steps"``."""
+        names = np.array([ALL_STEPS, *self.rules], dtype=object)[np.asarray(self.reason)]
+        return names if self.runs else str(names)
+
+    def run(self, *index: int) -> "Trace":
+        """One run out of many, or those of an index with fewer numbers than there are axes.
+
+        >>> import nnlearn
+        >>> batches = nnlearn.generated(lambda key, step: step)
+        >>> train = nnlearn.make_train(lambda p, b, k: p**2, nnlearn.sgd, batches, jnp.ones(()), steps=3)
+        >>> _, trace = jax.vmap(train, in_axes=(0, None))(jnp.array([0.1, 0.2]), 0)
+        >>> trace.runs, trace.run(1).loss
+        ((2,), Array([1.    , 0.36  , 0.1296], dtype=float32))
+        """
+        if len(index) > len(self.runs):
+            raise IndexError(f"a trace of runs {self.runs} has no run {index}")
+        return jax.tree.map(lambda leaf: leaf[index], self)
+
+    def __getitem__(self, steps: slice) -> "Trace":
+        """What was recorded at the steps from ``steps.start`` to before ``steps.stop``, as ``trace[100:200]``."""
+        if not isinstance(steps, slice) or steps.step is not None:
+            raise TypeError(f"a trace is sliced by steps, trace[100:200], got {steps!r}; for one of many runs: run(3)")
+
+        def within(step):
+            row = np.asarray(step).reshape(-1, step.shape[-1])[0] if step.size else np.zeros(step.shape[-1], int)
+            low, high = (limit for limit in (steps.start, steps.stop))
+            return ((row >= low) if low is not None else True) & ((row < high) if high is not None else True)
+
+        def cut(tree, step):
+            kept, axis = np.flatnonzero(within(step) & np.ones(step.shape[-1], bool)), len(self.runs)
+            return jax.tree.map(lambda leaf: jnp.take(leaf, kept, axis=axis), tree)
+
+        step, info = cut((self.step, self.info), self.step)
+        check_step, metrics = cut((self.check_step, self.metrics), self.check_step)
+        return dataclasses.replace(self, step=step, info=info, check_step=check_step, metrics=metrics)
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """A tidy table: one row for each run and record, with what was checked at that step, else NaN.
+
+        Columns are ``run_0``, ``run_1`` ... (the axes of the runs), ``step``, all scalars of ``info``, all metrics.
+        Rows beyond the end of a run are left out.
+        """
+        lead = len(self.runs)
+        steps = np.unique(np.concatenate([np.ravel(self.step), np.ravel(self.check_step)]))
+        shape = (*self.runs, len(steps))
+        table = {f"run_{axis}": np.broadcast_to(_along(axis, lead, size), shape) for axis, size in enumerate(self.runs)}
+        table["step"] = np.broadcast_to(steps, shape)
+
+        def spread(values, at):
+            values = np.asarray(values)
+            out = np.full(shape, np.nan, np.result_type(values.dtype, np.float32))
+            out[..., np.searchsorted(steps, np.asarray(at).reshape(-1, at.shape[-1])[0])] = values
+            return out
+
+        for path, leaf in jax.tree.leaves_with_path(self.info):
+            if np.ndim(leaf) == lead + 1 and not jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+                table[path_name(path)] = spread(leaf, self.step)
+        for name, leaf in self.metrics.items():
+            table[name] = spread(leaf, self.check_step)
+        kept = table["step"] <= np.asarray(self.stop_step)[..., None]
+        return {name: column[kept] for name, column in table.items()}
+
+    def to_pandas(self):
+        """``columns`` as a ``pandas.DataFrame``.
+
+        Raises:
+          ImportError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError('to_pandas needs pandas: pip install "nnlearn[pandas]"') from error
+        return pandas.DataFrame(self.columns())
+
+    def save(self, path: str | Path) -> None:
+        """Write the trace to one ``.npz`` file, checksums included; the file is complete or not there."""
+        leaves = jax.tree.leaves_with_path(self)
+        arrays = {f"leaf_{at}": np.asarray(leaf) for at, (_, leaf) in enumerate(leaves)}
+        header = {"format": FORMAT, "rules": self.rules, "paths": [_words(path) for path, _ in leaves]}
+        path = Path(path)
+        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
+            os.replace(draft, path)
+        except BaseException:
+            os.unlink(draft)
+            raise
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Trace":
+        """Read what ``save`` wrote; what ``loss_fn`` returned as aux comes back as nested dicts.
+
+        Raises:
+          ValueError: the file is damaged, or no trace; nothing in it can run code.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                header = json.loads(str(file["header"]))
+                if header.get("format") != FORMAT:
+                    raise ValueError(f"its format is {header.get('format')!r}, not {FORMAT!r}")
+                tree: dict[str, Any] = {}
+                for at, words in enumerate(header["paths"]):
+                    node = tree
+                    for word in words[:-1]:
+                        node = node.setdefault(word, {})
+                    node[words[-1]] = jnp.asarray(file[f"leaf_{at}"])
+            info = Info(**{name: None for name in Info._fields} | tree.pop("info", {}))
+            return cls(info=info, rules=tuple(header["rules"]), **{"metrics": {}} | tree)
+        except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile, EOFError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise ValueError(f"{str(path)!r} is no trace that can be read: {error}") from error
+
+    def plot(self, path: str | Path | None = None):
+        """Draw the loss over the steps and every metric over the checks, a line for each run.
+
+        Args:
+          path: where to save the picture; None to leave that to you.
+
+        Returns:
+          The matplotlib figure.
+
+        Raises:
+          ImportError: matplotlib is not installed.
+        """
+        from nnlearn.train.figure import draw_trace
+
+        return draw_trace(self, path)
+
+
+def _along(axis: int, lead: int, size: int) -> np.ndarray:
+    return np.arange(size).reshape((1,) * axis + (size,) + (1,) * (lead - axis))
+
+
+def _words(path: Sequence[Any]) -> list[str]:
+    return [path_name((part,)) for part in path]
+
+
+def join(parts: Sequence[Trace]) -> Trace:
+    """The traces of a run's stretches as one, in their order; how it ended is the last one's.
+
+    >>> import nnlearn
+    >>> batches = nnlearn.generated(lambda key, step: step)
+    >>> train = nnlearn.make_train(lambda p, b, k: p**2, nnlearn.sgd, batches, jnp.ones(()), steps=4, check_every=2)
+    >>> run = train.start(0.1, 0)
+    >>> run, first = train.advance(0.1, run, 0, 2)
+    >>> run, second = train.advance(0.1, run, 2, 4)
+    >>> join([first, second]).step
+    Array([1, 2, 3, 4], dtype=int32)
+    """
+    last, axis = parts[-1], len(parts[-1].runs)
+
+    def along(*leaves):
+        return jnp.concatenate(leaves, axis=axis)
+
+    timed = [(part.step, part.info, part.check_step, part.metrics) for part in parts]
+    step, info, check_step, metrics = jax.tree.map(along, *timed)
+    return dataclasses.replace(last, step=step, info=info, check_step=check_step, metrics=metrics)
+
+
+__all__ = ["Trace", "join"]
