@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nnlearn.checks import as_key, check_count
+from nnlearn.checks import as_key, check_count, known
 from nnlearn.train.calls import asks_for, check_takes, hand
 from nnlearn.train.sampler import Sampler
 from nnlearn.train.state import TrainState, init_state
@@ -96,23 +96,26 @@ class Train:
         none_yet = jnp.zeros([], jnp.int32)
         return Run(state, data_key, order, tuple(rule.init() for rule in rules), none_yet, best)
 
-    def advance(self, hparams: PyTree, run: Run, first: int, last: int) -> tuple[Run, Trace]:
-        """The steps from ``first`` to ``last``, and their trace.
+    def advance(self, hparams: PyTree, run: Run, first: int | jax.Array, count: int) -> tuple[Run, Trace]:
+        """``count`` steps from step ``first`` on, and their trace.
 
         Args:
           hparams: as for the whole run; they may be others than before.
           run: the run after ``first`` steps.
-          first, last: Python ints; multiples of ``check_every``, or the end of the run.
+          first: a multiple of ``check_every``; may be traced, but under ``vmap`` be one number for all runs.
+          count: a Python int, a multiple of ``check_every``; or whatever is left to the run's end.
 
         Raises:
           ValueError: the steps do not begin and end at checks.
         """
-        for name, at in (("first", first), ("last", last)):
-            if at != self.steps and (not 0 <= at <= self.steps or at % self.check_every):
+        rounds, rest = divmod(check_count("count", count), self.check_every)
+        if known(first):
+            last = int(first) + count
+            if int(first) % self.check_every or last > self.steps or (rest and last < self.steps):
                 raise ValueError(
-                    f"{name} must be a multiple of check_every={self.check_every}, or the end, {self.steps}; got {at}"
+                    f"first={first} and count={count} must be multiples of check_every={self.check_every}, or lead to the "
+                    f"end, {self.steps}"
                 )
-        rounds, rest = divmod(last - first, self.check_every)
         rules = self._rules(hparams)
         step = jax.jit(  # so that it is traced once, however often it stands in the program
             make_step(self.loss_fn, self._tx(hparams), record=self.record, hparams=hparams, **self.options)
@@ -134,16 +137,15 @@ class Train:
         infos, metrics = records
         infos = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), infos)
         if rest:
-            run, (last_infos, last_metrics) = one_round(run, last - rest, rest)
+            run, (last_infos, last_metrics) = one_round(run, first + rounds * self.check_every, rest)
             infos = jax.tree.map(lambda *parts: jnp.concatenate(parts), infos, last_infos)
             metrics = jax.tree.map(lambda many, one: jnp.append(many, one), metrics, last_metrics)
         run = run._replace(state=run.state._replace(key=keys[0]), data_key=keys[1])
-        checks = [*range(first + self.check_every, last + 1, self.check_every), *([last] if rest else [])]
-        recorded = [step for step in range(first + 1, last + 1) if step % self.record_every == 0]
+        checks = [*range(self.check_every, count + 1, self.check_every), *([count] if rest else [])]
         trace = Trace(
-            step=jnp.array(recorded, jnp.int32),
+            step=first + jnp.arange(self.record_every, count + 1, self.record_every, dtype=jnp.int32),
             info=infos,
-            check_step=jnp.array(checks, jnp.int32),
+            check_step=first + jnp.array(checks, jnp.int32),
             metrics=metrics,
             stop_step=run.state.step,
             reason=run.reason,

@@ -205,7 +205,7 @@ def join(parts: Sequence[Trace]) -> Trace:
     >>> train = nnlearn.make_train(lambda p, b, k: p**2, nnlearn.sgd, batches, jnp.ones(()), steps=4, check_every=2)
     >>> run = train.start(0.1, 0)
     >>> run, first = train.advance(0.1, run, 0, 2)
-    >>> run, second = train.advance(0.1, run, 2, 4)
+    >>> run, second = train.advance(0.1, run, 2, 2)
     >>> join([first, second]).step
     Array([1, 2, 3, 4], dtype=int32)
     """
