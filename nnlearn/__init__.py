@@ -95,6 +95,7 @@ from nnlearn.train import converged as converged
 from nnlearn.train import diverged as diverged
 from nnlearn.train import evaluation as evaluation
 from nnlearn.train import generated as generated
+from nnlearn.train import hyper_value_and_grad as hyper_value_and_grad
 from nnlearn.train import init_state as init_state
 from nnlearn.train import jit_step as jit_step
 from nnlearn.train import keep_best as keep_best

@@ -2,6 +2,7 @@
 
 from nnlearn.train.epoch import make_epoch as make_epoch
 from nnlearn.train.evaluation import evaluation as evaluation
+from nnlearn.train.hypergrad import hyper_value_and_grad as hyper_value_and_grad
 from nnlearn.train.packable import packing_difference as packing_difference
 from nnlearn.train.policy import Policy as Policy
 from nnlearn.train.run import Run as Run

@@ -45,7 +45,7 @@ def packing_difference(tx: GradientTransformation, params: Params, labels: Any =
     >>> packing_difference(optax.lamb(1e-3), params)
     "the update of 'a'"
     """
-    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf)), params)
+    params = jax.tree.map(_shape_of, params)
     whole = make_layout(params, labels)
     sample, labels = params, whole.labels
     if len(whole.leaves) > FEW and not _foreign(tx):
@@ -61,7 +61,10 @@ def packing_difference(tx: GradientTransformation, params: Params, labels: Any =
 
     def packed(gradients, state, tree, value):
         packs = [pack_like(layout, part) for part in (gradients, tree)]
-        return unpack(_update(tx, packs[0], _pack_state(layout, packed_state, state), packs[1], value))
+        results = _update(tx, packs[0], _pack_state(layout, packed_state, state), packs[1], value)
+        if jax.tree.structure(results[0]) != jax.tree.structure(packs[0]):  # unpacked it might look right
+            raise TypeError("its updates of packed parameters are not packed alike")
+        return unpack(results)
 
     try:
         # masks of nnlearn's own transformations are asked about every leaf here
@@ -73,7 +76,13 @@ def packing_difference(tx: GradientTransformation, params: Params, labels: Any =
         updates = [_trace(function, *arguments) for function in (plain, packed)]
         return _difference(*inits, "state") or _difference(*updates, "update")
     except Exception as error:  # anything may go wrong in a transformation that was not written for this
-        return f"it does not run on packed parameters ({type(error).__name__}: {str(error)[:200]})"
+        return f"it does not run on packed parameters ({type(error).__name__}: {[*str(error).splitlines(), ''][0][:200]})"
+
+
+def _shape_of(leaf) -> jax.ShapeDtypeStruct:
+    """What stands for a leaf in the check: where it lies decides on the shape of its buffer."""
+    sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
+    return jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf), sharding=sharding)
 
 
 def _trace(function, *arguments):

@@ -113,8 +113,8 @@ class Train:
             last = int(first) + count
             if int(first) % self.check_every or last > self.steps or (rest and last < self.steps):
                 raise ValueError(
-                    f"first={first} and count={count} must be multiples of check_every={self.check_every}, or lead to the "
-                    f"end, {self.steps}"
+                    f"first={first} and count={count} must be multiples of check_every={self.check_every}, or lead to "
+                    f"the end, {self.steps}"
                 )
         rules = self._rules(hparams)
         step = jax.jit(  # so that it is traced once, however often it stands in the program

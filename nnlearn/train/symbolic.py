@@ -6,7 +6,9 @@ are sets of what they go over, whatever the order. So two programs that do the s
 packed or not; what is not understood comes out different, never equal by mistake.
 """
 
+import dataclasses
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -33,15 +35,25 @@ class Run(NamedTuple):
     """So many numbers in a row that are all made by one expression, each from the arguments' numbers at its place.
 
     ``uniform`` says that they are all equal, whatever the arguments: a sum over them depends on how many they are.
+    ``moved`` is a shape and a transposition of it, if that has put them in another order.
     """
 
     size: int
     expression: int
     uniform: bool = False
+    moved: tuple | None = None
 
 
-Value = tuple[Run, ...] | int
-"""Runs in the order of the flattened array; or one expression that holds for every number of it."""
+@dataclasses.dataclass(frozen=True)
+class Along:
+    """Runs that lie along an axis which is not the first: what a buffer that is cut over devices holds."""
+
+    axis: int
+    runs: tuple[Run, ...]
+
+
+Value = tuple[Run, ...] | Along | int
+"""Runs in the order of the flattened array, or along one axis; or one expression that holds for every number of it."""
 
 
 def _solid(shape: Sequence[int], axes: Sequence[int]) -> tuple:
@@ -50,12 +62,25 @@ def _solid(shape: Sequence[int], axes: Sequence[int]) -> tuple:
     return tuple(shape[axis] for axis in kept), tuple(kept.index(axis) for axis in axes if axis in kept)
 
 
+def _transpose_run(run: Run, shape: Sequence[int], order: Sequence[int]) -> Run | None:
+    """The run of that shape, transposed; None if it was before, and this does not undo it."""
+    shape, order = _solid(shape, order)
+    if run.uniform or order == tuple(range(len(order))):
+        return run
+    if run.moved is None:
+        return run._replace(moved=(shape, order))
+    first, before = run.moved
+    undone = tuple(first[axis] for axis in before) == shape and [before[axis] for axis in order] == sorted(order)
+    return run._replace(moved=None) if undone else None
+
+
 class Interpreter:
     """Reads programs. Expressions are numbers, the same for the same expression in all programs that one reads."""
 
     def __init__(self):
         self._numbers: dict[tuple, int] = {}
         self._sets: dict[int, tuple[str, tuple]] = {}
+        self._widened: dict[int, tuple] = {}
         self._neutral: dict[str, set[int]] = {kind: set() for kind in REDUCTIONS.values()}
 
     def run(self, program) -> list[Value]:
@@ -66,7 +91,8 @@ class Interpreter:
         ]
         results = self._inside(program, arguments)
         # a single run is a value that holds throughout
-        return [value[0].expression if isinstance(value, tuple) and len(value) == 1 else value for value in results]
+        one = lambda value: isinstance(value, tuple) and len(value) == 1 and value[0].moved is None  # noqa: E731
+        return [value[0].expression if one(value) else value for value in results]
 
     def _express(self, *key) -> int:
         return self._numbers.setdefault(key, len(self._numbers))
@@ -108,27 +134,32 @@ class Interpreter:
             return self._call(params[CALLS[name]], values)
         if name == "cond":
             return self._branch(params["branches"], values) or self._opaque(equation, values)
-        if name == "optimization_barrier":
+        if name in ("optimization_barrier", "sharding_constraint", "reshard"):
             return values
         if name == "split":
             return self._split(values[0], params["sizes"], params["axis"], shapes[0]) or self._opaque(equation, values)
         if name in ELEMENTWISE:
-            result = self._elementwise(name, params, self._stretched(values, shapes, out.shape), out)
+            inputs = [var.aval for var in equation.invars]
+            result = self._elementwise(name, params, self._stretched(values, shapes, out.shape), inputs, out)
         elif name in REDUCTIONS:
             result = self._reduce(REDUCTIONS[name], values[0], shapes[0], params["axes"])
         elif name == "dot_general" and all(len(shape) == 1 for shape in shapes) and out.shape == ():
-            products = self._elementwise("mul", {}, values, equation.invars[0].aval)
+            products = self._elementwise("mul", {}, values, (), equation.invars[0].aval)
             result = None if products is None else self._reduce("add", products, shapes[0], (0,))
         elif name == "broadcast_in_dim":
             result = self._broadcast(values[0], shapes[0], out.shape, params["broadcast_dimensions"])
         elif name == "squeeze" or (name == "reshape" and params["dimensions"] is None):
+            result = self._reshape(values[0], shapes[0], out.shape)
+        elif name == "transpose":
+            result = self._transpose(values[0], shapes[0], params["permutation"])
+        elif name in ("concatenate", "stack"):
+            result = self._concatenate(params.get("dimension", params.get("axis")), values, shapes)
+        elif name == "slice" and out.shape == shapes[0]:
             result = values[0]
-        elif name in ("concatenate", "stack") and self._end_to_end(params, shapes):
-            sized = zip(values, shapes, strict=True)
-            result = sum((self._runs(value, math.prod(shape)) for value, shape in sized), ())
-        elif name == "slice" and len(shapes[0]) == 1 and params["strides"] in (None, (1,)):
-            start, limit = params["start_indices"][0], params["limit_indices"][0]
-            parts = self._split(values[0], (start, limit - start, shapes[0][0] - limit), 0, shapes[0])
+        elif name == "slice" and set(params["strides"] or (1,)) == {1} and out.shape[:-1] == shapes[0][:-1] and out.shape:
+            start, limit = params["start_indices"][-1], params["limit_indices"][-1]
+            sizes = (start, limit - start, shapes[0][-1] - limit)
+            parts = self._split(values[0], sizes, len(shapes[0]) - 1, shapes[0])
             result = parts and parts[1]
         if result is None:
             return self._opaque(equation, values)
@@ -136,9 +167,41 @@ class Interpreter:
             result = result[0].expression
         return [result]
 
-    def _end_to_end(self, params, shapes) -> bool:
-        axis = params.get("dimension", params.get("axis"))
-        return all(math.prod(shape[:axis]) == 1 for shape in shapes)
+    def _concatenate(self, axis, values, shapes) -> Value | None:
+        runs, single = (), True
+        for value, shape in zip(values, shapes, strict=True):
+            along = isinstance(value, Along)
+            if along and value.axis != axis:
+                return None
+            part = value.runs if along else self._runs(value, math.prod(shape))
+            runs, single = runs + part, single and (along or len(part) <= 1)
+        if len(runs) <= 1 or all(math.prod(shape[:axis]) == 1 for shape in shapes):
+            return runs
+        return Along(axis, runs) if single else None
+
+    def _reshape(self, value, shape, target) -> Value | None:
+        if not isinstance(value, Along):
+            return value
+        kept = target[: value.axis] == shape[: value.axis] and len(target) > value.axis
+        whole = all(run.size * target[value.axis] % math.prod(shape) == 0 for run in value.runs)
+        return value if kept and whole else None
+
+    def _transpose(self, value, shape, order) -> Value | None:
+        """Runs that each fill one place of an axis follow it; all others are one."""
+        if isinstance(value, int):
+            return value
+        along, runs = (value.axis, value.runs) if isinstance(value, Along) else (0, value)
+        if len(runs) == 1:
+            moved = _transpose_run(runs[0], shape, order)
+            return moved and (moved,)
+        if not shape or shape[along] != len(runs) or any(run.size != runs[0].size for run in runs):
+            return None
+        rest = [axis - (axis > along) for axis in order if axis != along]
+        runs = tuple(_transpose_run(run, shape[:along] + shape[along + 1 :], rest) for run in runs)
+        if None in runs:
+            return None
+        axis = order.index(along)
+        return runs if math.prod(shape[at] for at in order[:axis]) == 1 else Along(axis, runs)
 
     def _call(self, program, values):
         if not hasattr(program, "consts"):  # remat holds an open program
@@ -148,18 +211,24 @@ class Interpreter:
     def _runs(self, value: Value, size: int) -> tuple[Run, ...]:
         return value if isinstance(value, tuple) else (Run(size, value, True),) if size else ()
 
-    def _aligned(self, values: Sequence[Value]) -> list[tuple[int, list[int], bool]] | None:
-        """For each run: its size, every value's expression there, and whether all are uniform; None if ends differ."""
+    def _by_run(self, values: Sequence[Value], combine) -> Value | None:
+        """What ``combine(expressions, single)`` makes of the values' expressions, run by run; None if ends differ."""
+        if all(isinstance(value, int) for value in values):
+            return combine(values, True)
+        axes = {getattr(value, "axis", None) for value in values if not isinstance(value, int)}
+        values = [value.runs if isinstance(value, Along) else value for value in values]
         sizes = {tuple(run.size for run in value) for value in values if isinstance(value, tuple)}
-        if len(sizes) != 1:
+        if len(sizes) != 1 or len(axes) != 1:
             return None
-        whole = sizes.pop()
+        whole, axis, runs = sizes.pop(), axes.pop(), []
         columns = [self._runs(value, 1) * len(whole) if isinstance(value, int) else value for value in values]
-        rows = zip(*columns, strict=True)
-        return [
-            (size, [run.expression for run in row], all(run.uniform for run in row))
-            for size, row in zip(whole, rows, strict=True)
-        ]
+        for size, row in zip(whole, zip(*columns, strict=True), strict=True):
+            uniform, orders = all(run.uniform for run in row), {run.moved for run in row if not run.uniform}
+            if len(orders) > 1:
+                return None
+            expression = combine([run.expression for run in row], size == 1 or uniform)
+            runs.append(Run(size, expression, uniform, *orders))
+        return tuple(runs) if axis is None else Along(axis, tuple(runs))
 
     def _stretched(self, values, shapes, target) -> list[Value]:
         """Operands of an elementwise operation with axes of length 1 brought to the result's shape."""
@@ -168,33 +237,48 @@ class Interpreter:
             for value, shape in zip(values, shapes, strict=True)
         ]
 
-    def _elementwise(self, name, params, values, out) -> Value | None:
+    def _elementwise(self, name, params, values, inputs, out) -> Value | None:
         settings = tuple(str(params[key]) for key in ELEMENTWISE_SETTINGS if key in params)
 
-        def combine(row):
+        def combine(row, single):
             if name in REDUCTIONS.values():  # in any order and grouping
-                return self._gather(name, [item for expression in row for item in self._items(name, 1, expression)])
-            if name == "convert_element_type" and row[0] in self._sets and jnp.issubdtype(out.dtype, jnp.floating):
-                return row[0]  # a sum is the same sum in another precision
+                items = [item for expression in row for item in self._items(name, 1, expression)]
+                return self._gather(name, items, single)
+            if name == "convert_element_type" and jnp.issubdtype(out.dtype, jnp.floating):
+                return self._convert(row[0], inputs[0].dtype, out.dtype, single)
             return self._express(name, settings, *row)
 
-        if all(isinstance(value, int) for value in values):
-            return combine(values)
-        rows = self._aligned(values)
-        return None if rows is None else tuple(Run(size, combine(row), uniform) for size, row, uniform in rows)
+        return self._by_run(values, combine)
+
+    def _convert(self, expression: int, source, target, single: bool) -> int:
+        if single and any(what == "all" for what, *_ in self._sets.get(expression, ("", ()))[1]):
+            return expression  # a total is the same total in another precision; of each leaf's numbers it is a rounding
+        if self._widened.get(expression, (None, None))[1] == target:  # there and back
+            return self._widened[expression][0]
+        converted = self._express("convert", str(target), expression)
+        if source != target and jnp.promote_types(source, target) == target:
+            self._widened[converted] = (expression, source)
+        return converted
 
     def _items(self, kind: str, size: int, expression: int, uniform: bool = False) -> tuple:
-        """What a run adds to a sum, or the like: itself, or if it is one number and such a sum, what that goes over."""
-        if size != 1:
-            return (("times", size, expression),) if uniform else (("all", expression),)
+        """What a run adds to a sum, or the like, how often: itself, or what a number that is such a sum goes over."""
+        if size == 0 or expression in self._neutral[kind]:
+            return ()
+        if size != 1 and not uniform:
+            return (("all", 1, expression),)
         if self._sets.get(expression, ("",))[0] == kind:
-            return self._sets[expression][1]
-        return () if expression in self._neutral[kind] else (("one", expression),)
+            return tuple((what, size * times, inner) for what, times, inner in self._sets[expression][1])
+        return (("one", size, expression),)
 
-    def _gather(self, kind: str, items: Sequence[tuple]) -> int:
-        if len(items) == 1 and items[0][0] == "one":
-            return items[0][1]
-        items = tuple(sorted(items))
+    def _gather(self, kind: str, items: Sequence[tuple], single: bool = True) -> int:
+        counts, total = Counter(), single and any(what == "all" for what, *_ in items)
+        for what, times, expression in items:
+            exact = self._widened[expression][0] if total and expression in self._widened else expression
+            counts[what, exact] += times
+        # to a maximum or the like it is the same how often a number occurs
+        items = tuple(sorted((what, n if kind == "add" else 1, expression) for (what, expression), n in counts.items()))
+        if len(items) == 1 and items[0][:2] == ("one", 1):
+            return items[0][2]
         expression = self._express("gather", kind, items)
         self._sets[expression] = (kind, items)
         return expression
@@ -212,7 +296,10 @@ class Interpreter:
             size = math.prod(shape) // max(left, 1)
             return self._gather(kind, self._items(kind, size, value, uniform=True))
         if left == 1:
-            return self._gather(kind, [item for run in value for item in self._items(kind, *run)])
+            runs = value.runs if isinstance(value, Along) else value
+            return self._gather(kind, [item for run in runs for item in self._items(kind, *run[:3])])
+        if isinstance(value, Along):
+            return None
         each, lead = self._each(value, shape), int(len(value) > 1)
         if each is None or (lead and 0 in axes):
             return None
@@ -221,14 +308,16 @@ class Interpreter:
 
         def reduce_run(run):
             if kept == 1:
-                return Run(1, self._gather(kind, self._items(kind, *run)))
-            return Run(kept, self._express("reduce", kind, *_solid(each, axes), run.expression))
+                return Run(1, self._gather(kind, self._items(kind, *run[:3])))
+            return Run(kept, self._express("reduce", kind, *_solid(each, axes), run.expression, run.moved))
 
         return tuple(map(reduce_run, value))
 
     def _broadcast(self, value, shape, target, dimensions) -> Value | None:
         if isinstance(value, int) or math.prod(shape) == math.prod(target):
-            return value
+            return self._reshape(value, shape, target)
+        if isinstance(value, Along):
+            return None
         each, lead = self._each(value, shape), int(len(value) > 1)
         if each is None or (lead and (dimensions[0] != 0 or target[0] != shape[0])):
             return None
@@ -239,15 +328,19 @@ class Interpreter:
         return tuple(
             Run(size, run.expression, True)
             if run.size == 1
-            else Run(size, self._express("broadcast", how, run.expression), run.uniform)
+            else Run(size, self._express("broadcast", how, run.expression, run.moved), run.uniform)
             for run in value
         )
 
     def _split(self, value, sizes, axis, shape) -> list[Value] | None:
-        if math.prod(shape[:axis]) != 1:
-            return None
         if isinstance(value, int):
             return [value] * len(sizes)
+        if isinstance(value, Along) and value.axis == axis:
+            parts = self._split(value.runs, sizes, 0, (shape[axis], math.prod(shape) // max(shape[axis], 1)))
+            multiple = lambda part: isinstance(part, tuple) and len(part) > 1  # noqa: E731
+            return parts and [Along(axis, part) if multiple(part) else part for part in parts]
+        if isinstance(value, Along) or math.prod(shape[:axis]) != 1:
+            return None
         parts, runs = [], list(value)
         for size in sizes:
             part, left = [], size * math.prod(shape[axis + 1 :])
@@ -264,13 +357,10 @@ class Interpreter:
         index, *operands = values
         results = []
         for outcomes in zip(*(self._inside(branch, operands) for branch in branches), strict=True):
-            if all(isinstance(outcome, int) for outcome in outcomes):
-                results.append(self._express("cond", index, *outcomes))
-                continue
-            rows = self._aligned(outcomes)
-            if rows is None:
+            result = self._by_run(outcomes, lambda row, single: self._express("cond", index, *row))
+            if result is None:
                 return None
-            results.append(tuple(Run(size, self._express("cond", index, *row), uniform) for size, row, uniform in rows))
+            results.append(result)
         return results
 
     def _opaque(self, equation, values) -> list[Value]:
