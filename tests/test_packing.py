@@ -175,6 +175,10 @@ class TestLabels:
         packed = pack({"a": jnp.ones(1), "b": jnp.ones(2)}, {"a": 1, "b": True})
         assert [(type(buffer.label), buffer.label) for buffer in packed.layout.buffers] == [(int, 1), (bool, True)]
 
+    def test_buffers_have_different_names(self):
+        packed = pack({"a": jnp.ones(1), "b": jnp.ones(2), "c": jnp.ones(3)}, {"a": True, "b": "True", "c": "x"})
+        assert [buffer.name for buffer in packed.layout.buffers] == ["float32/True", "float32/'True'", "float32/x"]
+
     def test_labels_part_within_a_dtype_only(self):
         params = {"a": jnp.ones(1), "b": jnp.ones(2, jnp.bfloat16), "c": jnp.ones(3), "d": jnp.ones(4, jnp.bfloat16)}
         packed = pack(params, {"a": "x", "b": "x", "c": "y", "d": "x"})
@@ -215,6 +219,18 @@ class TestByPath:
             self.packed["deep/er/complx"]
         with pytest.raises(KeyError, match=r"no leaf at 0; there are 11, such as 'deep/er/complex', "):
             self.packed[0]
+
+    def test_a_path_of_two_leaves_is_ambiguous(self):
+        packed = pack({"a": {"b": jnp.ones(2)}, "a/b": jnp.zeros(2), "c": jnp.ones(3)})
+        with pytest.raises(KeyError, match="several leaves have the path 'a/b'"):
+            packed["a/b"]
+        assert "a/b" in packed and packed["c"].shape == (3,)
+
+    def test_a_buffer_of_another_shape_is_told(self):
+        sums = jax.tree.map(jnp.sum, pack(small()))
+        for read in (unpack, lambda packed: packed["w"]):
+            with pytest.raises(ValueError, match=r"buffer 'float32' holds an array of shape \(\), .*packed as \(17,\)"):
+                read(sums)
 
     def test_it_reads_leaves_inside_of_jit_and_of_buffers_with_axes_in_front(self):
         packed = pack(small())
@@ -544,7 +560,7 @@ PLACED = [
     pytest.param((4,), ("x",), AxisType.Auto, LINE, 3, id="line-auto"),
     pytest.param((4,), ("x",), AxisType.Explicit, LINE, 3, id="line-explicit"),
     pytest.param((2, 2), ("x", "y"), AxisType.Auto, TWO_AXES, 6, id="square-auto"),
-    pytest.param((2, 2), ("x", "y"), AxisType.Explicit, ONE_AXIS, 5, id="square-explicit"),
+    pytest.param((2, 2), ("x", "y"), AxisType.Explicit, TWO_AXES, 6, id="square-explicit"),
 ]
 COLLECTIVES = re.compile(r"all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter|collective-broadcast")
 
@@ -624,6 +640,15 @@ def test_layouts_of_sharded_trees_made_twice_are_equal():
     assert one == other and hash(one) == hash(other)
     assert one != make_layout(jax.device_get(params))
     assert one != make_layout(spread(make_mesh((2, 2), ("y", "x"), AxisType.Auto), TWO_AXES))
+
+
+@pytest.mark.parametrize("spec", [P("x"), P(None, ("y", "x")), P("x", "y")])
+def test_a_mesh_of_two_kinds_of_axes_is_refused_where_it_cannot_be_packed(spec):
+    mesh = jax.make_mesh((2, 2), ("x", "y"), axis_types=(AxisType.Auto, AxisType.Explicit))
+    with pytest.raises(ValueError, match=r"leaf 'bad' is sharded .*Auto and Explicit.*leave the parameters unpacked"):
+        pack(spread(mesh, {"fine": ((4,), jnp.float32, P("y")), "bad": ((4, 4), jnp.float32, spec)}))
+    fine = spread(mesh, {"fine": ((4,), jnp.float32, P("y"))})
+    assert_same(unpack(pack(fine)), fine)
 
 
 def test_a_mesh_axis_of_one_device():

@@ -5,6 +5,7 @@ import functools
 import itertools
 import math
 import weakref
+from collections import Counter
 from collections.abc import Hashable
 from typing import Any
 
@@ -86,9 +87,10 @@ class Layout:
         return isinstance(other, Layout) and hash(self) == hash(other) and self._identity == other._identity
 
     @functools.cached_property
-    def index(self) -> dict[str, int]:
-        """From a leaf's path to its position in the tree."""
-        return {leaf.path: position for position, leaf in enumerate(self.leaves)}
+    def index(self) -> dict[str, int | None]:
+        """From a leaf's path to its position in the tree; None where several leaves have the path."""
+        counts = Counter(self.paths)
+        return {path: position if counts[path] == 1 else None for position, path in enumerate(self.paths)}
 
     @functools.cached_property
     def places(self) -> tuple[tuple[int, int], ...]:
@@ -188,14 +190,19 @@ def make_layout(params: Params, labels: Any = None) -> Layout:
         front = tuple((names, parts) for _, names, parts in leaf.splits)
         key = (jax.dtypes.canonicalize_dtype(jnp.result_type(array)), type(label), label, mesh, front)
         groups.setdefault(key, []).append(position)
-    buffers = []
+    buffers, names = [], set()
+    others = {str(label) for label in given if not isinstance(label, str)}
     for (dtype, _, label, mesh, front), members in groups.items():
         members.sort(key=lambda position: leaves[position].shape)  # stable: equal shapes side by side, in tree order
         members.sort(key=lambda position: [axis for axis, _, _ in leaves[position].splits])
         parts = tuple(parts for _, parts in front)
         length = sum(leaves[position].size for position in members) // math.prod(parts)
-        name = dtype.name + ("" if label is None else f"/{label}") + "".join(f"@{names}" for names, _ in front)
-        sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec(*(names for names, _ in front), None))
+        label_name = repr(label) if isinstance(label, str) and label in others else label  # "True" beside True
+        name = dtype.name + ("" if label is None else f"/{label_name}") + "".join(f"@{axes}" for axes, _ in front)
+        while name in names:  # such as equal axes of two meshes
+            name += "'"
+        names.add(name)
+        sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec(*(axes for axes, _ in front), None))
         buffers.append(Buffer(name, dtype, label, tuple(members), (*parts, length), sharding))
     layout = Layout(treedef, tuple(leaves), tuple(buffers))
     return _KNOWN.setdefault(layout, layout)  # one object for equal layouts: comparing them is then comparing addresses

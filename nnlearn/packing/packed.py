@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
-from nnlearn.packing.layout import Layout, Leaf, make_layout
+from nnlearn.packing.layout import Buffer, Layout, Leaf, make_layout
 from nnlearn.types import MaskedNode, Params, PyTree
 
 
@@ -73,8 +73,11 @@ class Packed:
             near = difflib.get_close_matches(str(path), self.layout.paths, n=3) or self.layout.paths[:3]
             raise KeyError(f"no leaf at {path!r}; there are {len(self)}, such as {', '.join(map(repr, near))}")
         position = self.layout.index[path]
+        if position is None:
+            raise KeyError(f"several leaves have the path {path!r}, as a key holds a slash: take it from unpack(...)")
         number, offset = self.layout.places[position]
         buffer, array = self.layout.buffers[number], self.buffers[number]
+        _check_buffer(buffer, array)
         size = self.layout.leaves[position].size // math.prod(buffer.shape[:-1])
         return to_leaf(jax.lax.slice_in_dim(array, offset, offset + size, axis=-1), self.layout.leaves[position])
 
@@ -103,9 +106,11 @@ def to_flat(array: jax.Array, leaf: Leaf) -> jax.Array:
         cut.append(length // (parts or 1))
     position = dict(fronts)
     moved = [position[axis] for axis, _, _ in leaf.splits]
-    array = jnp.moveaxis(jnp.reshape(array, cut), moved, range(lead, lead + len(moved)))
+    array = _reshape(array, cut, leaf, dict(zip(moved, leaf.splits, strict=True)))
+    array = jnp.moveaxis(array, moved, range(lead, lead + len(moved)))
     kept = array.shape[: lead + len(moved)]
-    return jnp.reshape(array, (*kept, leaf.size // math.prod(kept[lead:])))
+    shape = (*kept, leaf.size // math.prod(kept[lead:]))
+    return _reshape(array, shape, leaf, dict(enumerate(leaf.splits, lead)))
 
 
 def to_leaf(flat: jax.Array, leaf: Leaf) -> jax.Array:
@@ -115,7 +120,7 @@ def to_leaf(flat: jax.Array, leaf: Leaf) -> jax.Array:
         return jnp.reshape(flat, (*flat.shape[:lead], *leaf.shape))
     parts = {axis: count for axis, _, count in leaf.splits}
     local = [length // parts.get(axis, 1) for axis, length in enumerate(leaf.shape)]
-    array = jnp.reshape(flat, (*flat.shape[:-1], *local))
+    array = _reshape(flat, (*flat.shape[:-1], *local), leaf, dict(enumerate(leaf.splits, lead)))
     # each sharded axis goes back to stand before the rest of its own
     targets, position = {}, lead
     for axis in range(len(leaf.shape)):
@@ -124,7 +129,19 @@ def to_leaf(flat: jax.Array, leaf: Leaf) -> jax.Array:
             position += 1
         position += 1
     array = jnp.moveaxis(array, range(lead, lead + len(parts)), [targets[axis] for axis, _, _ in leaf.splits])
-    return jnp.reshape(array, (*array.shape[:lead], *leaf.shape))
+    return _reshape(array, (*array.shape[:lead], *leaf.shape), leaf, {lead + split[0]: split for split in leaf.splits})
+
+
+def _reshape(array: jax.Array, shape: Sequence[int], leaf: Leaf, places: dict[int, tuple]) -> jax.Array:
+    """Reshape; explicit meshes are told which of the result's axes the leaf's splits are then, as JAX cannot see it."""
+    if len(leaf.splits) < 2 or not _is_explicit(leaf.sharding.mesh):
+        return jnp.reshape(array, shape)
+    spec = PartitionSpec(*(places[axis][1] if axis in places else None for axis in range(len(shape))))
+    return jax.lax.reshape(array, shape, out_sharding=NamedSharding(leaf.sharding.mesh, spec))
+
+
+def _is_explicit(mesh) -> bool:
+    return jax.sharding.AxisType.Explicit in mesh.axis_types
 
 
 def pack(params: Params, labels: Any = None) -> Packed:
@@ -143,7 +160,7 @@ def pack(params: Params, labels: Any = None) -> Packed:
 
     Raises:
       TypeError: a leaf is no array of numbers, or a label no string, boolean or integer.
-      ValueError: the labels do not fit the tree.
+      ValueError: the labels do not fit the tree, or a leaf is cut over an Auto axis of a mesh with Explicit ones.
 
     >>> params = {"w": jnp.ones((2, 2)), "b": jnp.zeros(2), "half": jnp.ones(3, jnp.bfloat16)}
     >>> pack(params)
@@ -170,6 +187,7 @@ def pack_like(layout: Layout, params: Params) -> Packed:
         array, leaf = jnp.asarray(arrays[position]), layout.leaves[position]
         if array.shape[max(array.ndim - len(leaf.shape), 0) :] != leaf.shape:
             raise ValueError(f"leaf {leaf.path!r} has shape {array.shape}, but {leaf.shape} was packed")
+        _check_mesh(leaf)
         return to_flat(array, leaf)
 
     def fill(buffer):
@@ -181,11 +199,24 @@ def pack_like(layout: Layout, params: Params) -> Packed:
     return Packed([fill(buffer) for buffer in layout.buffers], layout)
 
 
+def _check_mesh(leaf: Leaf) -> None:
+    """Refuse a leaf cut over an Auto axis of a mesh that has Explicit ones: JAX lets no program say how it lies."""
+    if not leaf.splits or not _is_explicit(leaf.sharding.mesh):
+        return
+    kinds = dict(zip(leaf.sharding.mesh.axis_names, leaf.sharding.mesh.axis_types, strict=True))
+    used = [name for _, names, _ in leaf.splits for name in ((names,) if isinstance(names, str) else names)]
+    if any(kinds[name] != jax.sharding.AxisType.Explicit for name in used):
+        raise ValueError(
+            f"leaf {leaf.path!r} is sharded as {leaf.sharding.spec} over a mesh of Auto and Explicit axes, and cannot "
+            "be packed: leave the parameters unpacked, or make all axes of the mesh of one kind"
+        )
+
+
 def place(array: jax.Array, sharding: NamedSharding | None) -> jax.Array:
     """The array with that sharding; nothing moves if it has it already."""
     if sharding is None or array.ndim != len(sharding.spec):
         return array
-    if any(kind == jax.sharding.AxisType.Explicit for kind in sharding.mesh.axis_types):
+    if _is_explicit(sharding.mesh):
         return jax.sharding.reshard(array, sharding)
     return jax.lax.with_sharding_constraint(array, sharding)
 
@@ -210,6 +241,14 @@ def unpack(packed: PyTree) -> PyTree:
     return jax.tree.map(lambda node: _unpack(node) if is_packed(node) else node, packed, is_leaf=is_packed)
 
 
+def _check_buffer(buffer: Buffer, array: jax.Array) -> None:
+    if jnp.shape(array)[-len(buffer.shape) :] != buffer.shape:
+        raise ValueError(
+            f"buffer {buffer.name!r} holds an array of shape {jnp.shape(array)}, but its leaves were packed as "
+            f"{buffer.shape}; only axes in front of it may be added"
+        )
+
+
 def _unpack(packed: Packed) -> Params:
     layout, leaves = packed.layout, [None] * len(packed.layout.leaves)
     for buffer, array in zip(layout.buffers, packed.buffers, strict=True):
@@ -217,6 +256,7 @@ def _unpack(packed: Packed) -> Params:
             for position in buffer.leaves:
                 leaves[position] = array
             continue
+        _check_buffer(buffer, array)
         # its transpose is a concatenation, where that of slicing is a padding and an addition for each leaf
         parts = jax.lax.split(array, layout.sizes(buffer), axis=array.ndim - 1) if len(buffer.leaves) > 1 else [array]
         for position, part in zip(buffer.leaves, parts, strict=True):
