@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 import nnlearn
 from nnlearn import packing_difference
 from nnlearn.packing import is_packed, pack, pack_like, unpack
+from nnlearn.train.packable import _foreign
 
 STEPS = 200
 # Compiled as it stands, without fusing a product and a sum in one loop and not in another, arithmetic is the same to
@@ -69,7 +70,7 @@ def moved(params, result):
 SETTINGS = {
     "-".join([case.name, *flags]): (case.ours(**case.varied | flags), case.name not in ("lamb", "lars"))
     for case in CASES
-    for flags in ({}, *case.flags)
+    for flags in ({}, *(case.flags[-1:] if case.name == "rmsprop" else ()))
 }
 
 
@@ -99,6 +100,9 @@ def recipes():
         "low-precision-moments": n.adam(0.03, mu_dtype=jnp.bfloat16, nu_dtype=jnp.float32),
         "MultiSteps": n.MultiSteps(n.adam(0.03), 3),
         "MultiSteps-skip": n.MultiSteps(n.adam(0.03), 3, **skipping),
+        "MultiSteps-bound": n.MultiSteps(
+            n.adam(0.03), 3, should_skip_update_fn=functools.partial(n.skip_large_updates, max_squared_norm=1e3)
+        ),
         "apply_if_finite": n.apply_if_finite(n.adam(0.03), 3),
         "inject_hyperparams": n.inject_hyperparams(n.adamw)(schedule, weight_decay=0.1),
         "adaptive_grad_clip": n.chain(n.adaptive_grad_clip(0.1), n.sgd(0.03)),
@@ -115,12 +119,16 @@ def recipes():
     }
 
 
-WITH_NORMS = {"clip-adamw-schedule", "adaptive_grad_clip", "clip_by_block_rms", "centralize", "trust-ratio"}
+WITH_NORMS = {"clip-adamw-schedule", "adaptive_grad_clip", "trust-ratio"}
 WITH_NORMS |= {name for name in recipes() if name.startswith("by_leaf")} | {"optax-clip-adamw", "optax-schedule_free"}
-FINITE = ("MultiSteps-skip", "apply_if_finite", "optax-apply_if_finite")
+FINITE = ("MultiSteps-skip", "apply_if_finite")
 
 
-@pytest.mark.parametrize("name", recipes())
+# those that go the way of another here run in the check only
+ALIKE = {"MultiSteps", "MultiSteps-bound", "optax-apply_if_finite", "by_leaf-lamb", "clip_by_block_rms", "centralize"}
+
+
+@pytest.mark.parametrize("name", [name for name in recipes() if name not in ALIKE])
 def test_every_recipe_goes_the_way_of_the_leaves(name):
     tx, params = recipes()[name], mixed_params()
     if name.startswith("by_leaf"):
@@ -134,7 +142,7 @@ def test_every_recipe_goes_the_way_of_the_leaves(name):
     assert_same_run(plain, packed, exact=name not in WITH_NORMS)
 
 
-@pytest.mark.parametrize("name", [name for name in recipes() if name != "MultiSteps-skip"])
+@pytest.mark.parametrize("name", recipes())
 def test_the_check_lets_every_recipe_pass(name):
     assert packing_difference(recipes()[name], mixed_params()) == ""
 
@@ -164,6 +172,8 @@ def test_masks_with_labels(name):
     (tx, labels), params = masked_recipes()[name], mixed_params()
     assert packing_difference(tx, params, labels) == ""
     assert packing_difference(tx, params) != ""
+    if name in ("decay-tree", "decay-lion", "freeze-function"):
+        return  # as those beside them
     plain, packed = both(tx, params, noise_like(params, 20), labels)
     assert_same_run(plain, packed, exact=name != "lars")
     assert jax.tree.structure(packed[0]) == jax.tree.structure(pack(params, labels))
@@ -337,7 +347,7 @@ class TestSteps:
         with pytest.raises(ValueError, match=r"made with packed=False.* are packed: .*init_state\(..., packed=False\)"):
             nnlearn.make_step(loss_fn, ADAMW, packed=False)(packed, make_batch())
 
-    @pytest.mark.parametrize(("mapped", "microbatches"), [("vmap", 2), ("shard_map", 1), ("shard_map", 2)])
+    @pytest.mark.parametrize(("mapped", "microbatches"), [("vmap", 2), ("shard_map", 1)])
     def test_many_devices_take_the_step_of_one(self, mapped, microbatches):
         def quiet(params, batch, key):
             return loss_fn(params, batch, jax.random.key(0))
@@ -420,8 +430,6 @@ class TestSteps:
     ("name", "tx"),
     {
         "sgd": nnlearn.sgd(0.1, momentum=0.9),
-        "adam": nnlearn.adam(0.1),
-        "adamw": nnlearn.adamw(0.1),
         "clip-adamw-schedule": nnlearn.chain(
             nnlearn.clip_by_global_norm(1.0), nnlearn.adamw(nnlearn.cosine_decay_schedule(0.1, 100))
         ),
@@ -472,6 +480,10 @@ def flat(function):
 
 def norm(leaf):
     return jnp.sqrt(jnp.sum(leaf**2))
+
+
+def rounded(leaf):
+    return leaf.astype(jnp.bfloat16).astype(jnp.float32)
 
 
 def by_path(updates, params):
@@ -544,6 +556,10 @@ LEAF_DEPENDENT = {
     "largest norm": on_tree(lambda leaves: [leaf / jnp.max(jnp.stack([*map(norm, leaves)])) for leaf in leaves]),
     "norm of some": on_tree(lambda leaves: [leaf / norm(leaves[0]) for leaf in leaves]),
     "norm of all but one": on_tree(lambda leaves: [leaf / sum(jnp.sum(x**2) for x in leaves[1:]) for leaf in leaves]),
+    "rounding of a sum": stateless(lambda u, p: rounded(u + p) if u.ndim > 1 else u + p),
+    "rounding beside a total": on_tree(
+        lambda us: [(rounded if u.ndim > 1 else jnp.asarray)(u + sum(map(jnp.sum, us))) for u in us]
+    ),
     "means of all": on_tree(lambda leaves: [leaf * sum(map(jnp.mean, leaves)) for leaf in leaves]),
 }
 ELEMENTWISE = {
@@ -697,6 +713,77 @@ def test_a_wrong_state_is_told_from_a_wrong_update():
     assert packing_difference(held, {"a": jnp.ones(2), "b": jnp.ones(3)}) == "the state of 'a'"
     broken = optax.stateless(lambda updates, params: 1 / 0)
     assert "does not run on packed parameters (ZeroDivisionError" in packing_difference(broken, {"a": jnp.ones(2)})
+    loose = optax.stateless(lambda updates, params: unpack(updates))
+    assert "are not packed alike" in packing_difference(loose, {"a": jnp.ones(2), "b": jnp.ones(3)})
+    wordy = optax.stateless(lambda updates, params: jnp.ones((2, 3)).at[0].set(updates))
+    assert "\n" not in packing_difference(wordy, {"a": jnp.ones(2)})
+
+
+SHARDED = {
+    "wide": ((3, 8), P(None, "x")),
+    "tall": ((8, 3), P("x")),
+    "tall too": ((8, 3), P("x")),
+    "long": ((8,), P("x")),
+    "whole": ((3,), P()),
+}
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_leaves_cut_over_devices_are_looked_at_as_they_are_packed(kind):
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(kind,))
+    params = {
+        name: jax.device_put(random_tree({name: shape}, 0)[name], jax.sharding.NamedSharding(mesh, spec))
+        for name, (shape, spec) in SHARDED.items()
+    }
+    for tx in (ADAMW, nnlearn.lamb(0.1), nnlearn.by_leaf(optax.lamb(0.1)), nnlearn.centralize()):
+        assert packing_difference(tx, params) == ""
+    flat_decay = optax.adamw(0.1, mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim < 2, params))
+    cumsum = stateless(lambda u, p: jnp.cumsum(u, axis=0))
+    for tx in (optax.adamw(0.1, mask=matrices), flat_decay, optax.lamb(0.1), optax.centralize(), cumsum):
+        assert packing_difference(tx, params) != ""
+    alone = {"square": jax.device_put(jnp.ones((4, 4)), jax.sharding.NamedSharding(mesh, P(None, "x")))}
+    assert packing_difference(cumsum, alone) != ""  # its buffer has the leaf's shape, but is its transpose
+
+
+def rate(step):
+    return 0.1 / (1 + step)
+
+
+class Keeper(optax.schedules.StatefulSchedule):
+    """A schedule that is handed the gradient."""
+
+    def init(self):
+        return 0
+
+    def update(self, state, **extra_args):
+        return state
+
+    def __call__(self, state, **extra_args):
+        return 0.1
+
+
+@pytest.mark.parametrize(
+    ("tx", "foreign"),
+    [
+        (nnlearn.adamw(rate), False),
+        (optax.adamw(jax.jit(rate)), False),
+        (nnlearn.adamw(nnlearn.join_schedules([rate, rate], [3])), False),
+        (optax.sgd(optax.join_schedules([rate, rate], [3])), False),
+        (nnlearn.inject_hyperparams(nnlearn.adamw)(rate), False),
+        (optax.inject_hyperparams(optax.adamw)(rate), False),
+        (nnlearn.MultiSteps(nnlearn.chain(nnlearn.scale_by_schedule(rate)), lambda step: 2), False),
+        (optax.adamw(rate, mask=matrices), True),
+        (optax.adamw(rate, mask=np.vectorize(matrices)), True),
+        (optax.adamw(rate, mask=jnp.frompyfunc(max, 2, 1)), True),
+        (optax.adamw(rate, mask={"a": matrices}.get), True),
+        (optax.masked(nnlearn.sgd(rate), jax.jit(matrices)), True),
+        (nnlearn.inject_hyperparams(nnlearn.adamw)(Keeper()), True),
+        (optax.inject_hyperparams(lambda rate: optax.sgd(rate))(rate), True),
+    ],
+)
+def test_functions_of_others_count_but_for_schedules(tx, foreign):
+    """A schedule sees the step alone; anything else may go by the names of leaves."""
+    assert _foreign(tx) is foreign
 
 
 def test_the_check_works_where_settings_are_traced():

@@ -8,6 +8,7 @@ of the results is made of, and the two have to agree. Nothing is run.
 
 import functools
 import types
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,6 +24,10 @@ from nnlearn.types import GradientTransformation, Params, PyTree
 
 FEW = 24  # leaves that are all looked at, always
 KNOWN = {"optax", "nnlearn", "jax"}
+PLAIN = {"builtins", "numpy", "jaxlib", "ml_dtypes", "inspect"}  # where data comes from
+NOT_FOLLOWED = {"builtins", "numpy"}  # whose callables may hold functions that nobody sees
+SCHEDULES = {"learning_rate", "weight_decay", "step_size_fn", "every_k_schedule", "_every_k_schedule"}
+SCHEDULES |= {"schedule", "schedules", "schedule_fn"}
 
 
 def packing_difference(tx: GradientTransformation, params: Params, labels: Any = None) -> str:
@@ -76,7 +81,8 @@ def packing_difference(tx: GradientTransformation, params: Params, labels: Any =
         updates = [_trace(function, *arguments) for function in (plain, packed)]
         return _difference(*inits, "state") or _difference(*updates, "update")
     except Exception as error:  # anything may go wrong in a transformation that was not written for this
-        return f"it does not run on packed parameters ({type(error).__name__}: {[*str(error).splitlines(), ''][0][:200]})"
+        reason = str(error).partition("\n")[0][:200]  # the rest is advice on another program
+        return f"it does not run on packed parameters ({type(error).__name__}: {reason})"
 
 
 def _shape_of(leaf) -> jax.ShapeDtypeStruct:
@@ -112,13 +118,17 @@ def _thin(layout: Layout, tree: PyTree) -> PyTree:
 
 
 def _foreign(tx: GradientTransformation) -> bool:
-    """Whether functions that are neither optax's nor nnlearn's, and so may go by a leaf's name, take part in ``tx``."""
+    """Whether functions that are neither optax's nor nnlearn's, and so may go by a leaf's name, take part in ``tx``.
+
+    What is not understood counts as one.
+    """
     seen, ahead = set(), [tx.init, tx.update]
     while ahead:
         item = ahead.pop()
         if id(item) in seen:
             continue
         seen.add(id(item))
+        root = (item if isinstance(item, type) else type(item)).__module__.split(".")[0]
         if isinstance(item, Made):
             ahead.append(item.function)
         elif isinstance(item, types.FunctionType):
@@ -126,21 +136,29 @@ def _foreign(tx: GradientTransformation) -> bool:
                 continue
             if str(item.__globals__.get("__name__")).split(".")[0] not in KNOWN:  # __module__ may be copied
                 return True
-            cells = [cell.cell_contents for cell in item.__closure__ or () if _filled(cell)]
-            ahead += cells + list(item.__defaults__ or ()) + list((item.__kwdefaults__ or {}).values())
+            cells = zip(item.__code__.co_freevars, item.__closure__ or (), strict=True)
+            ahead += _but_schedules({name: cell.cell_contents for name, cell in cells if _filled(cell)})
+            ahead += [*(item.__defaults__ or ()), *(item.__kwdefaults__ or {}).values()]
         elif isinstance(item, types.MethodType):
             ahead += [item.__func__, item.__self__]
         elif isinstance(item, functools.partial):
             ahead += [item.func, *item.args, *item.keywords.values()]
-        elif isinstance(item, list | tuple | dict):
+        elif isinstance(item, list | tuple | set | frozenset | dict):
             ahead += item.values() if isinstance(item, dict) else item
-        elif hasattr(item, "__wrapped__"):  # such as a jitted function
-            ahead.append(item.__wrapped__)
-        elif isinstance(item, type) or not callable(item):
-            ahead += vars(item).values() if type(item).__module__.split(".")[0] in {"optax", "nnlearn"} else ()
-        elif type(item).__module__.split(".")[0] not in KNOWN:
+        elif root not in KNOWN | PLAIN:
             return True
+        elif isinstance(item, type):
+            continue
+        elif callable(item) and root in NOT_FOLLOWED:
+            return True
+        elif callable(item) or root in {"optax", "nnlearn"}:
+            ahead += _but_schedules(getattr(item, "__dict__", {}))
     return False
+
+
+def _but_schedules(named: Mapping[str, Any]) -> list:
+    """What has these names, without what optax and nnlearn call with the step alone: it cannot tell leaves apart."""
+    return [value for name, value in named.items() if name not in SCHEDULES]
 
 
 def _filled(cell) -> bool:

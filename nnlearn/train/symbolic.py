@@ -156,7 +156,7 @@ class Interpreter:
             result = self._concatenate(params.get("dimension", params.get("axis")), values, shapes)
         elif name == "slice" and out.shape == shapes[0]:
             result = values[0]
-        elif name == "slice" and set(params["strides"] or (1,)) == {1} and out.shape[:-1] == shapes[0][:-1] and out.shape:
+        elif name == "slice" and out.shape[:-1] == shapes[0][:-1] and set(params["strides"] or (1,)) == {1}:
             start, limit = params["start_indices"][-1], params["limit_indices"][-1]
             sizes = (start, limit - start, shapes[0][-1] - limit)
             parts = self._split(values[0], sizes, len(shapes[0]) - 1, shapes[0])
