@@ -741,6 +741,8 @@ def test_leaves_cut_over_devices_are_looked_at_as_they_are_packed(kind):
     cumsum = stateless(lambda u, p: jnp.cumsum(u, axis=0))
     for tx in (optax.adamw(0.1, mask=matrices), flat_decay, optax.lamb(0.1), optax.centralize(), cumsum):
         assert packing_difference(tx, params) != ""
+    vectors = {"a": params["long"], "b": params["long"]}  # of which the buffer is a matrix
+    assert packing_difference(optax.adamw(0.1, mask=matrices), vectors) != ""
     alone = {"square": jax.device_put(jnp.ones((4, 4)), jax.sharding.NamedSharding(mesh, P(None, "x")))}
     assert packing_difference(cumsum, alone) != ""  # its buffer has the leaf's shape, but is its transpose
 
