@@ -1,0 +1,110 @@
+"""The compiled programs of a host-driven run: several steps at once, and a check."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nnlearn.train.calls import hand
+from nnlearn.train.run import Best, Run, _check, _kept
+from nnlearn.train.state import TrainState
+from nnlearn.train.step import Step
+from nnlearn.train.stopping import StopRule, worst
+from nnlearn.types import PyTree, Scalar
+
+Carry = tuple[TrainState, jax.Array]  # the state, and the sum of the losses since the last check
+
+
+class Verdict(NamedTuple):
+    """What the stopping rules carry from check to check: their states, which has stopped the run, the best so far."""
+
+    rules: tuple
+    reason: jax.Array
+    best: Best | None
+
+
+def make_block(step: Step) -> Callable[..., tuple[Carry, PyTree]]:
+    """``block(carry, batches, count=None) -> (carry, infos)``, compiled; it takes the memory of ``carry``.
+
+    Args:
+      step: a training step.
+
+    Returns:
+      A function that makes a step with each of the stacked ``batches``, or with the first ``count`` of them. One
+      program does for any count, and another for None.
+    """
+    step = jax.jit(step)  # so that it is traced once for both
+
+    def one(carry, batch):
+        state, total = carry
+        state, info = step(state, batch)
+        return (state, total + info.loss.astype(jnp.float32)), info
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def block(carry, batches, count):
+        if count is None:
+            return jax.lax.scan(one, carry, batches)
+
+        def at(index):
+            return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), batches)
+
+        size = jax.tree.leaves(batches)[0].shape[0]
+        shapes = jax.eval_shape(one, carry, at(0))[1]
+        infos = jax.tree.map(lambda shape: jnp.zeros((size, *shape.shape), shape.dtype), shapes)
+
+        def body(index, carry_and_infos):
+            carry, infos = carry_and_infos
+            carry, info = one(carry, at(index))
+            put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=index, axis=0)
+            return carry, jax.tree.map(put, infos, info)
+
+        return jax.lax.fori_loop(0, count, body, (carry, infos))
+
+    return block
+
+
+def make_check(evaluate: Callable[..., dict[str, Scalar]] | None, rules: Sequence[StopRule]) -> Callable[..., Any]:
+    """``check(verdict, carry, count) -> (metrics, verdict)``, compiled; it takes the memory of ``verdict``.
+
+    Args:
+      evaluate: see ``fit``.
+      rules: the stopping rules.
+
+    Returns:
+      A function of what the rules carry, the carry of the steps, and the number of steps since the last check.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def check(verdict, carry, count):
+        state, total = carry
+        metrics = {"train_loss": total / count, **_evaluate(evaluate, state)}
+        run = _check(Run(state, None, None, *verdict), rules, metrics)
+        return metrics, Verdict(run.rules, run.reason, run.best)
+
+    return check
+
+
+def first_verdict(rules: Sequence[StopRule], state: TrainState) -> Verdict:
+    """Before the first check."""
+    kept, best = _kept(rules), None
+    if kept is not None:
+        stored, model_state = jax.tree.map(jnp.copy, (state.stored, state.model_state))
+        best = Best(worst(kept[1]), jnp.zeros([], jnp.int32), stored, model_state)
+    return Verdict(tuple(rule.init() for rule in rules), jnp.zeros([], jnp.int32), best)
+
+
+def _evaluate(evaluate: Callable[..., dict[str, Scalar]] | None, state: TrainState) -> dict[str, jax.Array]:
+    if evaluate is None:
+        return {}
+    metrics = hand(evaluate, state.params, model_state=state.model_state, opt_state=state.opt_state)
+    if not isinstance(metrics, dict) or any(jnp.shape(value) != () for value in metrics.values()):
+        kinds = jax.tree.map(jnp.shape, metrics) if isinstance(metrics, dict) else type(metrics).__name__
+        raise TypeError(f"evaluate must return a dict of scalars, such as {{'loss': loss}}; got {kinds}")
+    if "train_loss" in metrics:
+        raise ValueError("evaluate returns 'train_loss', the name of the training loss: give it another")
+    return {name: jnp.asarray(value) for name, value in metrics.items()}
+
+
+__all__ = ["Carry", "Verdict", "first_verdict", "make_block", "make_check"]

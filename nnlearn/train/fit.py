@@ -1,0 +1,292 @@
+"""The host-driven run, for data that do not fit into a program: batches from any iterable, with the same step."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnlearn.checks import check_count
+from nnlearn.train.callbacks import Callback, Calls, Every
+from nnlearn.train.calls import check_takes
+from nnlearn.train.dispatch import Carry, first_verdict, make_block, make_check
+from nnlearn.train.history import History, check_history
+from nnlearn.train.interrupt import Interrupt
+from nnlearn.train.progress import show_progress
+from nnlearn.train.record import Recorder
+from nnlearn.train.stack import Stacker
+from nnlearn.train.state import TrainState
+from nnlearn.train.step import Step
+from nnlearn.train.stopping import StopRule
+from nnlearn.train.stream import Block, Plan, Prefetch, known_length, passes, read_blocks
+from nnlearn.train.trace import ALL_STEPS, Trace
+from nnlearn.types import Batch, Scalar
+
+UNREAD = 2  # calls whose losses are not yet read back: the device has work while the host reads
+
+
+class FitResult(NamedTuple):
+    """How a run has ended; unpacks like what a ``Train`` returns, ``state, trace = fit(...)``.
+
+    Attributes:
+      state: the last state, or with the parameters of the best check where a rule keeps those.
+      trace: what was recorded.
+    """
+
+    state: TrainState
+    trace: Trace
+
+    @property
+    def stopped_by(self) -> str:
+        """A rule's name, ``"callback"``, ``"interrupted"`` (Ctrl-C), ``"terminated"`` (SIGTERM) or ``"all steps"``."""
+        return self.trace.stopped_by
+
+
+def fit(
+    step: Step,
+    state: TrainState,
+    batches: Iterable[Batch] | Callable[[int], Iterable[Batch]],
+    *,
+    steps: int | None = None,
+    epochs: int | None = None,
+    evaluate: Callable[..., dict[str, Scalar]] | None = None,
+    check_every: int | None = None,
+    stop: StopRule | Sequence[StopRule] = (),
+    record_every: int = 1,
+    callbacks: Callback | Every | Sequence[Callback | Every] = (),
+    save: Callable[[str, TrainState, int], Any] | None = None,
+    history: str | Path | None = None,
+    progress: Any = None,
+    ragged: str = "error",
+    steps_per_dispatch: int | None = None,
+    prefetch: int = 2,
+    sharding: jax.sharding.Sharding | None = None,
+    donate: bool = False,
+) -> FitResult:
+    """Train on a stream of batches, with evaluation, early stopping, callbacks, a progress bar and files.
+
+    Several batches at a time are stacked by a thread, put on the device and trained on in one call. The parameters
+    are, to the bit, those of ``jax.lax.scan(step, state, batches)``. A NaN in the loss is recorded; ``diverged()``
+    among the rules stops at it.
+
+    The first Ctrl-C or SIGTERM ends the run after the present call, saves, and returns what there is: look at
+    ``result.stopped_by``. A second Ctrl-C raises ``KeyboardInterrupt`` at once.
+
+    Args:
+      step: what ``make_step`` returns.
+      state: from ``init_state``, or a saved one: its ``step`` goes on counting, and checks and records come where they
+        would have come. The place in the stream is up to you; what rules have counted before is forgotten.
+      batches: an iterable of batches, such as a list, a generator or a DataLoader of grain or PyTorch; or a function
+        from the epoch, counted from 0, to one. Leaves are arrays of any library. It is read in a thread, up to
+        ``prefetch * steps_per_dispatch`` batches ahead, never beyond ``steps``.
+      steps: how many steps to make now; what can be read again is read as often as that needs.
+      epochs: or how many passes over the batches; one if neither is given.
+      evaluate: ``evaluate(params) -> {"name": scalar}``, compiled, called at every check; may ask for ``model_state``
+        and ``opt_state`` by name. ``evaluation`` makes one from arrays.
+      check_every: steps between two checks; with None there is one after each epoch, if there are ``epochs`` and
+        something to check. The end of a run is always one, unless it was interrupted.
+      stop: rules that stop the run at a check, such as ``patience("loss", 5)``, which restores the best parameters too.
+      record_every: record every so many steps, in trace, history and rows.
+      callbacks: functions ``callback(event)``, called at every check and at the end, or ``every`` so many steps. One
+        that returns True ends the run. See ``Event``; ``tensorboard`` and ``wandb_offline`` make some.
+      save: ``save(name, state, step)``, called with ``"best"`` at a check that is the best so far, where a rule keeps
+        the best, and with ``"last"`` after every check and when the run ends, be it by an error in batches or
+        callbacks. It must have written or copied the state when it returns: the next step takes its memory.
+      history: a ``.csv`` or ``.jsonl`` file, written as the run goes on. A state of step 0 begins a new one and moves
+        an older one aside; a later state goes on in it, and takes out the rows of steps that are made again.
+      progress: None for a bar if there is a terminal, True or False, or a ``rich.console.Console``.
+      ragged: ``"error"`` refuses batches of other shapes than the first one's. ``"pad"`` fills smaller ones up, and
+        every batch is a ``MaskedBatch(examples, where)``.
+      steps_per_dispatch: batches that go to the device together; None for what suits their size.
+      prefetch: how many such calls the thread prepares ahead; 0 for none and no thread.
+      sharding: how a batch lies on the devices; None for the default device.
+      donate: whether ``state`` may be overwritten, which saves the memory of one copy.
+
+    Returns:
+      ``FitResult(state, trace)``.
+
+    Raises:
+      TypeError: ``batches`` is no iterable, a leaf is no array, or a function does not take the arguments above.
+      ValueError: an argument is impossible; a batch is not like the first; there are no batches, or fewer than
+        ``steps``. Whatever is raised while training, what was recorded is in ``history`` and the last state saved.
+
+    >>> import nnlearn
+    >>> tx = nnlearn.sgd(0.25)
+    >>> step = nnlearn.make_step(lambda params, batch, key: jnp.mean((params - batch) ** 2), tx)
+    >>> batches = [np.array([1.0, 2.0]), np.array([3.0, 2.0])]
+    >>> state, trace = fit(step, nnlearn.init_state(jnp.zeros(()), tx), batches, epochs=10)
+    >>> int(state.step), state.params.round(1), trace.loss.shape
+    (20, Array(2.2, dtype=float32), (20,))
+    """
+    check_takes(step, "step", "state, batch")
+    if evaluate is not None:
+        check_takes(evaluate, "evaluate", "params", "model_state", "opt_state")
+    if save is not None:
+        check_takes(save, "save", "name, state, step")
+    if history is not None:
+        check_history(history)
+    rules = (stop,) if isinstance(stop, StopRule) else tuple(stop)
+    calls = Calls(callbacks)
+    plan = _plan(int(state.step), batches, steps, epochs, check_every, calls.periods, bool(evaluate or rules))
+    if check_count("record_every", record_every) and prefetch != 0:
+        check_count("prefetch", prefetch)
+    size = plan.block_size if steps_per_dispatch is None else check_count("steps_per_dispatch", steps_per_dispatch)
+    stacker = Stacker(size, ragged, sharding)
+    epochs_left = passes(batches, epochs, steps)
+    total = _total(plan, epochs)
+    if not donate:
+        state = jax.tree.map(jnp.copy, state)
+    with contextlib.ExitStack() as stack:
+        interrupt = stack.enter_context(Interrupt())
+        bar = stack.enter_context(show_progress(progress, plan.first, total))
+        writers = [calls.write] if calls else []
+
+        def begin(columns):
+            if history is not None:
+                writers.insert(0, stack.enter_context(History(history, columns, plan.first)).write)
+
+        running = _Running(step, state, evaluate, rules, calls, save, plan)
+        running.recorder = Recorder(record_every, running.metrics, begin=begin, writers=writers, watch=bar.update)
+        ahead = Prefetch(read_blocks(epochs_left, plan, stacker, lambda: ahead.stopped), prefetch)
+        stack.enter_context(ahead)
+        try:
+            return running.train(ahead, interrupt, check_every)
+        except BaseException as error:
+            running.rescue(error)
+            raise
+
+
+class _Running:
+    """A run under way: what lies on the device, and what was made of it so far."""
+
+    def __init__(self, step, state, evaluate, rules, calls: Calls, save, plan: Plan):
+        self.rules, self.calls, self.save, self.plan = rules, calls, save, plan
+        self.block, self.check = make_block(step), make_check(evaluate, rules)
+        # An accelerator asks the host at every turn of a loop whether there is another, unless the number is compiled
+        # in. A CPU does not care, and is spared a second program for incomplete blocks.
+        self.compile_full = jax.default_backend() != "cpu"
+        self.carry: Carry = (state, jnp.zeros([], jnp.float32))
+        self.verdict = first_verdict(rules, state)
+        self.at = self.checked_at = plan.first
+        self.saved_at: int | None = None
+        self.ended_by = ""
+        self.told = False  # whether the callbacks know of the end
+        self.recorder: Recorder
+        # What is wrong with evaluate or the rules is said now, not at the first check.
+        self.metrics = list(self.check.eval_shape(self.verdict, self.carry, np.float32(1))[0])
+
+    @property
+    def state(self) -> TrainState:
+        return self.carry[0]
+
+    def train(self, ahead: Prefetch, interrupt: Interrupt, check_every: int | None) -> FitResult:
+        """Steps and checks until something ends the run."""
+        while not (self.ended_by or self.told):
+            item = ahead.get(lambda: interrupt.reason is not None)
+            if interrupt.reason is not None:
+                self.ended_by = interrupt.reason
+            elif item is None:
+                self.ended_by = ALL_STEPS
+            elif isinstance(item, Block):
+                self.make_steps(item)
+                last = self.at == self.plan.last
+                self.look(last or (check_every is not None and self.at % check_every == 0), last)
+            elif item.last or self.plan.epoch_ends:
+                self.look(self.at > self.checked_at, item.last)
+        return self.finish()
+
+    def make_steps(self, block: Block) -> None:
+        """The steps of a block; does not wait for them."""
+        count = None if block.full and self.compile_full else np.int32(block.count)
+        self.carry, infos = self.block(self.carry, block.batches, count)
+        self.recorder.add(self.at, block.count, infos)
+        self.at += block.count
+        self.recorder.read(leave=UNREAD)
+
+    def look(self, checks: bool, last: bool) -> None:
+        """Check, save and call back, where it is time to."""
+        if checks:
+            self.make_check()
+        final = checks and (last or bool(self.ended_by))
+        if final or self.calls.due(self.at, checks):
+            self.call_back(checks, final)
+
+    def make_check(self) -> None:
+        """Evaluate, ask the rules, save."""
+        count = np.float32(self.at - self.checked_at)
+        metrics, self.verdict = self.check(self.verdict, self.carry, count)
+        self.carry = (self.state, jnp.zeros([], jnp.float32))
+        self.checked_at = self.at
+        self.recorder.add_check(self.at, metrics)
+        if self.rules and int(self.verdict.reason):
+            self.ended_by = self.rules[int(self.verdict.reason) - 1].name
+        if self.save is not None:
+            if self.verdict.best is not None and int(self.verdict.best.step) == self.at:
+                self.save("best", self.state, self.at)
+            self.save_last()
+
+    def save_last(self) -> None:
+        if self.save is not None and self.saved_at != self.at:
+            self.saved_at = self.at  # before the call: what fails is not tried again on the way out
+            self.save("last", self.state, self.at)
+
+    def call_back(self, checks: bool, final: bool) -> None:
+        self.recorder.read()
+        metrics = self.recorder.latest if checks or final else {}
+        wants_end = self.calls.at(self.at, self.state, metrics, checked=checks, final=final)
+        self.told = final
+        if wants_end and not final:
+            self.ended_by = "callback"
+
+    def finish(self) -> FitResult:
+        """The last check, the last callbacks, the last save; then the result."""
+        interrupted = self.ended_by in ("interrupted", "terminated")
+        checks = not interrupted and self.at > self.checked_at
+        if checks:
+            self.make_check()
+        self.save_last()
+        if not self.told:
+            self.call_back(checks, final=True)
+        self.recorder.read()
+        state, best = self.state, self.verdict.best
+        best_step = None if best is None else best.step
+        if best is not None and int(best.step):  # 0 before the first check
+            state = state._replace(stored=best.stored, model_state=best.model_state)
+        names = [rule.name for rule in self.rules]
+        trace = self.recorder.trace(self.at, int(self.verdict.reason), best_step, names, self.ended_by or ALL_STEPS)
+        return FitResult(state, trace)
+
+    def rescue(self, error: BaseException) -> None:
+        """Write and save what there is, on the way out with an error; nothing here may hide that."""
+        with contextlib.suppress(Exception):
+            self.recorder.read()
+        gone = any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(self.state))
+        if isinstance(error, Exception) and self.at > self.plan.first and not gone:
+            try:
+                self.save_last()
+            except Exception as another:
+                error.add_note(f"the last state could not be saved either: {another!r}")
+
+
+def _plan(first, batches, steps, epochs, check_every, periods, checks: bool) -> Plan:
+    if steps is not None and epochs is not None:
+        raise ValueError(f"give one of steps and epochs, got steps={steps!r} and epochs={epochs!r}")
+    last = None if steps is None else first + check_count("steps", steps)
+    if epochs is not None:
+        check_count("epochs", epochs)
+    if check_every is not None:
+        periods = (check_count("check_every", check_every), *periods)
+    at_epochs = check_every is None and epochs is not None and checks
+    return Plan(first, last, periods, at_epochs, known_length(batches))
+
+
+def _total(plan: Plan, epochs: int | None) -> int | None:
+    if plan.last is not None:
+        return plan.last - plan.first
+    return None if plan.epoch_steps is None else plan.epoch_steps * (epochs or 1)
+
+
+__all__ = ["FitResult", "fit"]

@@ -1,0 +1,114 @@
+"""What a run recorded, row by row, in a file that can be read while the run goes on."""
+
+import csv
+import json
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, float]
+FORMATS = (".csv", ".jsonl")
+
+
+class History:
+    """Writes rows to a ``.csv`` file or a file of JSON lines, complete after every ``write``.
+
+    A run from its first step on begins a new file, and an older one of that name is moved aside (``run.1.csv``). A run
+    that is taken up again goes on in its file, where the rows of steps that it makes again are taken out.
+
+    Args:
+      path: a file name that ends with ``.csv`` or ``.jsonl``.
+      columns: the names of all columns of a table; a row may lack some.
+      first: steps made before; 0 begins a new file.
+
+    Raises:
+      ValueError: the name ends otherwise, or the file that is to be gone on with has other columns.
+
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = Path(folder.name) / "run.csv"
+    >>> with History(path, ["step", "loss"], 0) as history:
+    ...     history.write([{"step": 1, "loss": 0.5}, {"step": 2, "loss": math.nan}])
+    >>> path.read_text().split()
+    ['step,loss', '1,0.5', '2,nan']
+    >>> folder.cleanup()
+    """
+
+    def __init__(self, path: str | Path, columns: Sequence[str], first: int = 0):
+        self.path, self.columns = check_history(path), list(columns)
+        self.is_table = self.path.suffix == ".csv"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        goes_on = first > 0 and self.path.exists() and self.path.stat().st_size > 0
+        if goes_on:
+            self._cut(first)
+        elif self.path.exists():
+            move_aside(self.path)
+        self._file = open(self.path, "a", newline="", encoding="utf-8")  # noqa: SIM115
+        if self.is_table and not goes_on:
+            csv.writer(self._file, lineterminator="\n").writerow(self.columns)
+            self._file.flush()
+
+    def __enter__(self) -> "History":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._file.close()
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Add rows to the file. In JSON lines, too, what is not finite is written ``NaN`` and ``Infinity``."""
+        if self.is_table:
+            csv.DictWriter(self._file, self.columns, restval="", lineterminator="\n").writerows(rows)
+        else:
+            self._file.writelines(json.dumps(row) + "\n" for row in rows)
+        self._file.flush()
+
+    def _cut(self, first: int) -> None:
+        """Leave out the rows after step ``first``; a line that was not written to its end is one of them."""
+        kept, step_of = [], self._step_of()
+        with open(self.path, newline="", encoding="utf-8") as file:
+            if self.is_table:
+                kept.append(header := file.readline())
+                if next(csv.reader([header]), []) != self.columns:
+                    raise ValueError(
+                        f"history {str(self.path)!r} has the columns {header.strip()}, but this run has "
+                        f"{','.join(self.columns)}: give it another file"
+                    )
+            kept += [line for line in file if line.endswith("\n") and step_of(line) <= first]
+        handle, draft = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name, suffix=".part")
+        with os.fdopen(handle, "w", newline="", encoding="utf-8") as file:
+            file.writelines(kept)
+        os.replace(draft, self.path)
+
+    def _step_of(self) -> Any:
+        def step_of(line: str) -> float:
+            try:
+                return float(line.split(",")[0] if self.is_table else json.loads(line)["step"])
+            except (ValueError, KeyError, TypeError):
+                return math.inf
+
+        return step_of
+
+
+def check_history(path: str | Path) -> Path:
+    """``path`` as a ``Path``, if its name says a format.
+
+    >>> check_history("run.txt")
+    Traceback (most recent call last):
+    ValueError: history must be a file name that ends with .csv or .jsonl, got 'run.txt'
+    """
+    if Path(path).suffix not in FORMATS:
+        raise ValueError(f"history must be a file name that ends with .csv or .jsonl, got {str(path)!r}")
+    return Path(path)
+
+
+def move_aside(path: Path) -> Path:
+    """Rename a file to the first free one of ``run.1.csv``, ``run.2.csv`` ... and return that."""
+    number = 1
+    while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    return path.rename(aside)
+
+
+__all__ = ["History", "Row", "check_history", "move_aside"]

@@ -1,0 +1,71 @@
+"""Callbacks that hand what a run records to the tools that people watch runs with; imported when they are made."""
+
+from pathlib import Path
+from typing import Any
+
+from nnlearn.train.callbacks import Callback, Event
+
+
+def tensorboard(folder: str | Path) -> Callback:
+    """A callback for ``fit`` that writes every row for TensorBoard, by the step.
+
+    Args:
+      folder: where; one for each run.
+
+    Raises:
+      ImportError: tensorboardX is not installed.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ImportError('tensorboard needs tensorboardX: pip install "nnlearn[tensorboard]"') from error
+    writer = None
+
+    def callback(event: Event) -> None:
+        nonlocal writer
+        if writer is None:
+            writer = SummaryWriter(str(folder))
+        for row in event.rows:
+            for name, value in row.items():
+                if name != "step":
+                    writer.add_scalar(name, value, row["step"])
+        writer.flush()
+        if event.final:
+            writer.close()
+            writer = None  # another run that is given this callback begins a file of its own in the folder
+
+    return callback
+
+
+def wandb_offline(project: str, folder: str | Path | None = None, **settings: Any) -> Callback:
+    """A callback for ``fit`` that logs every row to Weights & Biases on this machine only, to be synchronised later.
+
+    Args:
+      project: its name there.
+      folder: where the files go; None for the working folder.
+      **settings: of ``wandb.init``, such as ``name`` and ``config``.
+
+    Raises:
+      ImportError: wandb is not installed.
+    """
+    try:
+        import wandb
+    except ImportError as error:
+        raise ImportError('wandb_offline needs wandb: pip install "nnlearn[wandb]"') from error
+    run = None
+
+    def callback(event: Event) -> None:
+        nonlocal run
+        if run is None:
+            folder_name = None if folder is None else str(folder)
+            run = wandb.init(project=project, dir=folder_name, mode="offline", **settings)
+        for row in event.rows:
+            run.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
+        if event.final:
+            run.finish()
+            run = None
+
+    return callback
+
+
+__all__ = ["tensorboard", "wandb_offline"]

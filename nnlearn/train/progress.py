@@ -1,0 +1,96 @@
+"""A line in the terminal that says how far a run is; rich is imported when one is shown."""
+
+import math
+import sys
+import time
+from typing import Any
+
+REFRESH_SECONDS = 0.1
+
+
+class Silence:
+    """No line at all."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error) -> None:
+        pass
+
+    def update(self, step: int, loss: float, rate: float) -> None:
+        """Nothing."""
+
+
+class Bar(Silence):
+    """Steps, loss, learning rate, speed and the time that is left.
+
+    Args:
+      console: rich's.
+      first: steps made before.
+      total: steps to be made, or None where nobody knows.
+    """
+
+    def __init__(self, console: Any, first: int, total: int | None):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        text = TextColumn("{task.fields[text]}")
+        columns = (BarColumn(bar_width=None), MofNCompleteColumn(), text, TimeRemainingColumn(compact=True))
+        self._progress = Progress(*columns, console=console, expand=True)
+        self._task = self._progress.add_task("", total=total, text="")
+        self._first, self._shown, self._latest = first, 0.0, None
+        self._start: tuple[int, float] | None = None  # after the first steps, which compile the program
+
+    def __enter__(self) -> "Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self._latest is not None:
+            self._show()
+        self._progress.stop()
+
+    def update(self, step: int, loss: float, rate: float) -> None:
+        """Say where the run is; shown a few times a second at most."""
+        now = time.monotonic()
+        self._latest = (step, loss, rate, now)
+        if self._start is None:
+            self._start = (step, now)
+        if now - self._shown >= REFRESH_SECONDS:
+            self._shown = now
+            self._show()
+
+    def _show(self) -> None:
+        step, loss, rate, now = self._latest
+        parts = [f"loss {loss:.4g}"]
+        if not math.isnan(rate):
+            parts.append(f"lr {rate:.3g}")
+        first, start = self._start
+        if step > first and now > start:
+            parts.append(f"{(step - first) / (now - start):.4g} steps/s")
+        self._progress.update(self._task, completed=step - self._first, text="  ".join(parts))
+
+
+def show_progress(progress: Any, first: int, total: int | None) -> Silence:
+    """A bar for ``fit``'s argument ``progress``.
+
+    Args:
+      progress: None for a bar on a terminal or in a notebook, True or False, or a ``rich.console.Console``.
+      first, total: see ``Bar``.
+
+    >>> type(show_progress(False, 0, 10)).__name__
+    'Silence'
+    """
+    if progress is False or (progress is None and not _is_watched()):
+        return Silence()
+    from rich.console import Console
+
+    if progress is not None and progress is not True and not isinstance(progress, Console):
+        raise TypeError(f"progress must be None, True, False or a rich.console.Console, got {progress!r}")
+    return Bar(progress if isinstance(progress, Console) else Console(stderr=True), first, total)
+
+
+def _is_watched() -> bool:
+    return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
+
+
+__all__ = ["Bar", "Silence", "show_progress"]
