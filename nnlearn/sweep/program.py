@@ -1,0 +1,222 @@
+"""One compiled program for a batch of runs, as wide as memory allows."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import jaxpr_as_fun
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+
+from nnlearn.train import Info, Train
+from nnlearn.train.trace import Trace
+from nnlearn.types import Key
+
+CPU_WIDTH = 32  # small networks: 8 to 256 at once take the same time each, and one alone twice as long
+DEVICE_WIDTH = 1024  # a width for each accelerator at which it is busy with the smallest networks
+MEMORY_SHARE = {"cpu": 0.5, "other": 0.85}  # of what is free; a computer's memory is shared with other programs
+ATTEMPTS = 4  # the second fits unless memory is far from linear in the width
+
+Member = Callable[[dict, Key], Trace]
+
+
+class Shape(NamedTuple):
+    """How many seeds and settings one batch holds."""
+
+    seeds: int
+    settings: int
+
+
+class Program(NamedTuple):
+    """A compiled batch of runs.
+
+    Attributes:
+      run: ``run(varied, keys) -> trace``; ``varied`` holds arrays of shape (settings,), ``keys`` is of
+        shape (seeds,), and the runs of the trace are (settings, seeds).
+      shape: of a batch.
+      bytes: of memory that one batch takes on one device, from the compiled program; 0 if it does not say.
+      limit: the bytes that it had to fit.
+      compile_seconds: to compile, all attempts together.
+    """
+
+    run: Callable[[dict, Key], Trace]
+    shape: Shape
+    bytes: int
+    limit: int
+    compile_seconds: float
+
+
+def trace_member(train: Train, setting: dict, varied: Sequence[str], full: bool) -> tuple[Member, Trace]:
+    """One run as a function of its varied hyper-parameters and its key, traced here once and for all.
+
+    What comes back replays the trace, so that no ``vmap`` and no second width calls the user's functions again.
+
+    Args:
+      setting: any one of the settings; what is not in ``varied`` is the same for all.
+      full: whether to return all records; otherwise those at the checks.
+
+    Returns:
+      The function, and a trace of ``jax.ShapeDtypeStruct``.
+    """
+
+    def member(values, key):
+        _, trace = train({**setting, **values}, key)
+        return trace if full else _at_checks(train, trace)
+
+    example = {name: jnp.asarray(setting[name]) for name in varied}
+    jaxpr, shapes = jax.make_jaxpr(member, return_shape=True)(example, jax.random.key(0))
+    replay, structure = jaxpr_as_fun(jaxpr), jax.tree.structure(shapes)
+
+    def replayed(values, key):
+        return jax.tree.unflatten(structure, replay(*jax.tree.leaves((values, key))))
+
+    return replayed, shapes
+
+
+def compile_batch(
+    member: Member,
+    example: dict,
+    counts: Shape,
+    *,
+    width: int,
+    devices: Sequence[Any],
+    limit: int,
+) -> Program:
+    """Compile a batch of about ``width`` runs, or of fewer if the program takes more than ``limit`` bytes.
+
+    Args:
+      example: by name, a scalar array of each varied hyper-parameter.
+      counts: seeds and settings of the whole sweep.
+      devices: those to spread a batch over.
+
+    Raises:
+      ValueError: one run for each device takes more than ``limit``.
+    """
+    tried: list[tuple[int, int]] = []  # (runs, bytes)
+    began = time.perf_counter()
+    for _ in range(ATTEMPTS):
+        shape = batch_shape(width, counts, len(devices))
+        compiled = _compile(member, example, shape, devices)
+        runs, needed = shape.seeds * shape.settings, program_bytes(compiled)
+        if needed <= limit:
+            return Program(compiled, shape, needed, limit, time.perf_counter() - began)
+        tried.append((runs, needed))
+        smaller = _fitting_width(tried, limit)
+        if runs <= len(devices) or batch_shape(smaller, counts, len(devices)) == shape:
+            break
+        width = smaller
+    runs, needed = tried[-1]
+    raise ValueError(
+        f"{runs} runs at once take {needed:,} bytes on each device, and memory_limit is {limit:,}; "
+        "give a larger one, record less, or check less often"
+    )
+
+
+def batch_shape(width: int, counts: Shape, devices: int) -> Shape:
+    """Settings side by side first, because they share their batches, then seeds; all batches about alike.
+
+    >>> batch_shape(32, Shape(seeds=4, settings=40), devices=1)
+    Shape(seeds=1, settings=20)
+    >>> batch_shape(32, Shape(seeds=100, settings=3), devices=1)
+    Shape(seeds=10, settings=3)
+    """
+    width = max(width, devices)
+    settings = _even(counts.settings, width)
+    seeds = _even(counts.seeds, max(1, width // settings))
+    if devices > 1:
+        if _split_settings(counts, devices):
+            settings = -(-settings // devices) * devices
+        else:
+            seeds = -(-seeds // devices) * devices
+    return Shape(seeds, settings)
+
+
+def program_bytes(compiled: Any) -> int:
+    """Arguments, results and scratch memory of a compiled program, in bytes; 0 if it does not say."""
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return 0
+    names = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
+    return sum(getattr(memory, name) for name in names)
+
+
+def free_bytes(device: Any) -> int:
+    """The memory that a program on ``device`` may take: a share of what is free now."""
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(MEMORY_SHARE["other"] * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
+    return int(MEMORY_SHARE["cpu"] * _available_ram())
+
+
+def _available_ram() -> int:
+    try:
+        with open("/proc/meminfo") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 4 << 30  # where nothing says, what any computer has
+
+
+def _at_checks(train: Train, trace: Trace) -> Trace:
+    """The records that lie at a check; the rest is the bulk of a trace, and a sweep holds many."""
+    checks = {*range(train.check_every, train.steps + 1, train.check_every), train.steps}
+    recorded = range(train.record_every, train.steps + 1, train.record_every)
+    kept = np.array([at for at, step in enumerate(recorded) if step in checks], int)
+    step, info = jax.tree.map(lambda leaf: leaf[kept], (trace.step, trace.info))
+    return Trace(
+        step=step,
+        info=Info(*info),
+        check_step=trace.check_step,
+        metrics=trace.metrics,
+        stop_step=trace.stop_step,
+        reason=trace.reason,
+        best_step=trace.best_step,
+        rules=trace.rules,
+    )
+
+
+def _compile(member: Member, example: dict, shape: Shape, devices: Sequence[Any]) -> Any:
+    def batch(values, keys):
+        over_settings = jax.vmap(member, in_axes=(0, None))  # the key has no axis here, so neither have the batches
+        return jax.vmap(over_settings, in_axes=(None, 0), out_axes=1)(values, keys)
+
+    by_settings = _split_settings(shape, len(devices))
+    values_spec, keys_spec = (P("run"), P()) if by_settings else (P(), P("run"))
+    # shard_map, because runs have nothing to tell one another: every device runs a program of its own.
+    mesh = Mesh(np.array(devices), ("run",), axis_types=(AxisType.Auto,))
+    outputs = P("run") if by_settings else P(None, "run")
+    spread = jax.shard_map(batch, mesh=mesh, in_specs=(values_spec, keys_spec), out_specs=outputs, check_vma=False)
+    place = [jax.NamedSharding(mesh, spec) for spec in (values_spec, keys_spec)]
+    program = jax.jit(spread, in_shardings=tuple(place))
+    values = {name: jax.ShapeDtypeStruct((shape.settings,), leaf.dtype) for name, leaf in example.items()}
+    keys = jax.ShapeDtypeStruct((shape.seeds,), jax.random.key(0).dtype)
+    return program.lower(values, keys).compile()
+
+
+def _split_settings(counts: Shape, devices: int) -> bool:
+    return counts.settings >= min(devices, counts.seeds)
+
+
+def _even(count: int, most: int) -> int:
+    """The size of the parts if ``count`` is cut into as few as possible of at most ``most``."""
+    return -(-count // -(-count // max(1, most)))
+
+
+def _fitting_width(tried: list[tuple[int, int]], limit: int) -> int:
+    """Where the line through the last two measured points, or through one and the origin, meets the limit."""
+    runs, needed = tried[-1]
+    other_runs, other = tried[-2] if len(tried) > 1 and tried[-2][0] != runs else (0, 0)
+    slope = max((needed - other) / (runs - other_runs), 1e-9)
+    return max(1, min(int(runs - (needed - limit) / slope), runs - 1))
+
+
+__all__ = ["Program", "Shape", "batch_shape", "compile_batch", "free_bytes", "program_bytes", "trace_member"]

@@ -1,0 +1,262 @@
+"""Sweeps: many runs in one program, each the same as alone; halving and populations; files, limits, errors."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nnlearn
+from nnlearn.sweep import Results, SweepInterrupted, choice, list_settings, log_uniform, sweep, uniform
+from nnlearn.sweep.program import Shape, batch_shape
+from nnlearn.train.trace import Trace
+
+EXAMPLES = jnp.asarray(np.random.default_rng(0).normal(size=(24, 3)).astype(np.float32))
+SPACE = {"rate": choice(0.01, 0.03, 0.1, 0.3, 0.5), "momentum": 0.5, "noise": choice(0.0, 0.2)}
+ONE = {"devices": jax.devices()[:1]}
+
+
+class Counted:
+    """A small problem whose ``loss_fn`` counts how often Python calls it."""
+
+    def __init__(self, steps=30, check_every=10, **options):
+        self.calls = 0
+        self.train = nnlearn.make_train(
+            self.loss_fn,
+            lambda hparams: nnlearn.sgd(hparams["rate"], hparams["momentum"]),
+            nnlearn.generated(lambda key, step: jnp.roll(EXAMPLES, -8 * step, axis=0)[:8]),  # compiles in no time
+            lambda key: {"w": jax.random.uniform(key, (3, 4))},
+            steps=steps,
+            check_every=check_every,
+            evaluate=lambda params: {"loss": jnp.mean((EXAMPLES @ params["w"] - 1.0) ** 2)},
+            **options,
+        )
+
+    def loss_fn(self, params, batch, key, hparams):
+        self.calls += 1
+        noise = hparams["noise"] * jax.random.uniform(key, (8, 4))
+        return jnp.mean((batch @ params["w"] - 1.0 + noise) ** 2)
+
+
+def assert_same(left, right):
+    """Equal to the last bit, NaN and all."""
+    left, right = left.columns(), right.columns()
+    assert list(left) == list(right)
+    for name in left:
+        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+def test_axes_cover_their_range():
+    space = {"a": uniform(-2, 2), "b": log_uniform(1e-6, 1.0), "c": choice(1, 2, 4), "d": "kept"}
+    for method in ("random", "quasi"):
+        settings = list_settings(space, 256, method, seed=1)
+        assert settings == list_settings(space, 256, method, seed=1)
+        assert settings != list_settings(space, 256, method, seed=2)
+        a, b, c = (np.array([setting[name] for setting in settings]) for name in "abc")
+        assert -2 <= a.min() < -1.9 and 1.9 < a.max() <= 2
+        np.testing.assert_allclose(np.mean(b < 1e-3), 0.5, atol=0.08)
+        assert set(c.tolist()) == {1, 2, 4} and isinstance(settings[0]["c"], int)
+        assert {setting["d"] for setting in settings} == {"kept"}
+
+
+def test_quasi_random_draws_are_more_even_than_random_ones():
+    def unevenness(method):
+        numbers = np.sort([setting["a"] for setting in list_settings({"a": uniform(0, 1)}, 64, method)])
+        return np.max(np.abs(numbers - (np.arange(64) + 0.5) / 64))
+
+    assert unevenness("quasi") < 1 / 64 < unevenness("random")
+
+
+def test_a_grid_is_every_combination():
+    settings = list_settings(SPACE)
+    assert len(settings) == 10 and len({tuple(setting.values()) for setting in settings}) == 10
+    assert settings[1] == {"rate": 0.01, "momentum": 0.5, "noise": 0.2}
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: uniform(2.0, 1.0), "uniform needs low < high, got low=2.0, high=1.0"),
+        (lambda: log_uniform(0.0, 1.0), "log_uniform needs 0 < low"),
+        (lambda: uniform(0.0, float("inf")), "uniform: high must be in"),
+        (lambda: choice(), "at least one number"),
+        (lambda: choice(1, 1.0), "twice"),
+        (lambda: list_settings({"rate": 0.1}), "no settings to try: of \\['rate'\\] none is"),
+        (lambda: list_settings({"rate": uniform(0, 1)}), "'rate' is uniform\\(0.0, 1.0\\), which has no list"),
+        (lambda: list_settings({"rate": uniform(0, 1)}, method="random"), "needs samples"),
+        (lambda: list_settings({"rate": choice(1, 2)}, 3), "leave samples out"),
+        (lambda: list_settings({"rate": choice(1, 2)}, method="sobol"), "method must be one of"),
+        (
+            lambda: sweep(Counted().train, SPACE, metric="accuracy"),
+            "no metric 'accuracy' to judge by; there are loss, train_loss",
+        ),
+        (lambda: sweep(Counted().train, SPACE, [1, 1], metric="loss"), "all different"),
+        (lambda: sweep(Counted().train, SPACE, metric="loss", mode="least"), "mode must be"),
+        (lambda: sweep(Counted().train, SPACE, metric="loss", memory_limit=9), "memory_limit is 9"),
+        (lambda: sweep(Counted().train, SPACE, metric="loss", static={"width": 3}), "static: 'width' must be a list"),
+    ],
+)
+def test_errors_name_the_fault(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_what_is_no_train_is_refused():
+    with pytest.raises(TypeError, match=r"made by make_train"):
+        sweep(lambda hparams, key: None, SPACE, metric="loss")
+
+
+def test_one_trace_serves_all_runs_and_each_is_as_it_is_alone():
+    problem = Counted()
+    results = sweep(problem.train, SPACE, seeds=[3, 5, 7], metric="loss", width=4, full=True, **ONE)
+    assert problem.calls == 1
+    assert results.done.all() and results.plan.batches == 9 and results.plan.width == 4
+    table = results.columns()
+    assert len(table["seed"]) == 30
+    for index, seed in ((0, 3), (7, 5), (9, 7)):
+        setting = results.settings[index]
+        state, trace = jax.jit(problem.train)(setting, seed)
+        mine = results.run(index, results.seeds.index(seed))
+        np.testing.assert_allclose(mine.loss, trace.loss, rtol=1e-5)
+        np.testing.assert_allclose(mine.metrics["loss"], trace.metrics["loss"], rtol=1e-5)
+        row = (table["rate"] == setting["rate"]) & (table["noise"] == setting["noise"]) & (table["seed"] == seed)
+        np.testing.assert_allclose(table["loss"][row], trace.metrics["loss"][-1:], rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"width": 8}, {"width": 3}, {"width": 1, "workers": 3, **ONE}])
+def test_widths_devices_and_workers_change_nothing(options):
+    expected = sweep(Counted().train, SPACE, 3, metric="loss", width=100, workers=1, **ONE).columns()
+    results = sweep(Counted().train, SPACE, 3, metric="loss", **options)
+    assert results.plan.devices == len(options.get("devices", jax.devices()))
+    table = results.columns()
+    for name, column in expected.items():
+        if column.dtype.kind == "f":
+            np.testing.assert_allclose(table[name], column, rtol=1e-5)
+        else:
+            np.testing.assert_array_equal(table[name], column)
+
+
+def test_many_seeds_of_few_settings_are_spread_over_the_devices_too():
+    space = SPACE | {"rate": 0.1}
+    results = sweep(Counted().train, space, 9, metric="loss")
+    alone = sweep(Counted().train, space, 9, metric="loss", **ONE)
+    np.testing.assert_allclose(results.values("loss"), alone.values("loss"), rtol=1e-5)
+    assert batch_shape(32, Shape(seeds=9, settings=2), 4) == (12, 2)
+
+
+def test_a_run_that_diverges_leaves_its_neighbours_alone():
+    space = {"rate": choice(0.01, 0.03, 0.1, 0.3), "momentum": 0.5, "noise": 0.0}
+    bad = space | {"rate": choice(0.01, 0.03, 1e30, 0.3)}
+    calm = sweep(Counted().train, space, 2, metric="loss", full=True, **ONE)
+    wild = sweep(Counted().train, bad, 2, metric="loss", full=True, **ONE)
+    lost = wild.values("loss")[0, 2]
+    assert not np.isfinite(lost).any()
+    for index in (0, 1, 3):
+        for seed in (0, 1):
+            jax.tree.map(np.testing.assert_array_equal, calm.run(index, seed), wild.run(index, seed))
+    assert wild.best().failed == 0 and wild.ranking()[-1].failed == 2
+    assert wild.best().setting == {"rate": 0.3, "momentum": 0.5, "noise": 0.0}
+
+
+def test_the_best_is_a_mean_over_seeds_with_its_error():
+    results = sweep(Counted().train, SPACE, 4, metric="loss", **ONE)
+    best, values = results.best(), results.values("loss")[0]
+    at = int(np.argmin(values.mean(axis=1)))
+    assert best.setting == results.settings[at] and best.seeds == 4
+    np.testing.assert_allclose(best.mean, values[at].mean())
+    np.testing.assert_allclose(best.standard_error, values[at].std(ddof=1) / 2)
+
+
+def test_stopped_runs_count_with_what_they_ended_with():
+    problem = Counted(stop=[nnlearn.patience("loss", 1), nnlearn.diverged(1e3)], steps=60)
+    space = {"rate": choice(0.1, 0.9, 50.0), "momentum": 0.9, "noise": 0.0}
+    results = sweep(problem.train, space, 2, metric="loss", **ONE)
+    assert problem.calls == 1
+    table = results.columns()
+    assert set(table["stopped_by"][table["rate"] == 50.0]) == {"diverged(train_loss)"} or np.all(
+        table["stop_step"][table["rate"] == 50.0] < 60
+    )
+    for index in range(2):
+        state, trace = problem.train(results.settings[index], 1)
+        expected = jnp.mean((EXAMPLES @ state.params["w"] - 1.0) ** 2)
+        np.testing.assert_allclose(results.values("loss")[0, index, 1], expected, rtol=1e-4)
+
+
+def test_static_choices_are_programs_of_their_own():
+    made = []
+
+    def train_of(choice):
+        made.append(Counted(steps=choice["steps"]))
+        return made[-1].train
+
+    results = sweep(train_of, SPACE, 2, metric="loss", static={"steps": [10, 30]}, **ONE)
+    assert [problem.calls for problem in made] == [1, 1]
+    table = results.columns()
+    assert len(table["loss"]) == 40 and results.best().static == {"steps": 30}
+    np.testing.assert_array_equal(table["stop_step"], table["steps"])
+
+
+def test_a_width_that_needs_too_much_memory_is_narrowed_once():
+    problem = Counted(steps=200, check_every=1)
+    wide = sweep(problem.train, SPACE, 4, metric="loss", width=40, workers=1, full=True, **ONE)
+    limit = int(wide.plan.bytes * 0.6)
+    narrow = sweep(problem.train, SPACE, 4, metric="loss", width=40, workers=1, full=True, memory_limit=limit, **ONE)
+    assert problem.calls == 2  # one for each sweep, whatever was compiled
+    assert 0.3 * limit < narrow.plan.bytes <= limit and narrow.plan.width < wide.plan.width
+    np.testing.assert_allclose(narrow.values("loss"), wide.values("loss"), rtol=1e-5)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, full):
+    options = {"metric": "loss", "width": 5, "full": full, "workers": 1, **ONE}
+    whole = sweep(Counted().train, SPACE, 3, **options)
+
+    def interrupt(finished, total):
+        assert total == 30
+        if finished >= 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(SweepInterrupted) as caught:
+        sweep(Counted().train, SPACE, 3, folder=tmp_path, progress=interrupt, **options)
+    partial = caught.value.results
+    finished = int(partial.done.sum())
+    assert 10 <= finished < 30 and len(partial.columns()["loss"]) == finished
+    assert partial.best().seeds >= 1
+    assert_same(Results.load(tmp_path), partial)
+    resumed = sweep(Counted().train, SPACE, 3, folder=tmp_path, **options)
+    assert resumed.plan.batches == 6 - finished // 5
+    assert_same(resumed, whole)
+    again = Counted()
+    assert_same(sweep(again.train, SPACE, 3, folder=tmp_path, **options), whole)
+    assert again.calls == 0
+
+
+def test_a_folder_of_another_sweep_is_refused(tmp_path):
+    sweep(Counted().train, SPACE, 1, metric="loss", folder=tmp_path, **ONE)
+    with pytest.raises(ValueError, match="holds another sweep, which differs in seeds"):
+        sweep(Counted().train, SPACE, 2, metric="loss", folder=tmp_path, **ONE)
+    header = json.loads((tmp_path / "sweep.json").read_text())
+    (tmp_path / "sweep.json").write_text(json.dumps(header | {"seeds": [1]}))
+    with pytest.raises(ValueError, match="fingerprint"):
+        Results.load(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="no sweep's"):
+        sweep(Counted().train, SPACE, 1, metric="loss", folder=tmp_path / "other", **ONE)
+
+
+def test_results_are_saved_tabulated_and_drawn(tmp_path):
+    space = {"rate": log_uniform(1e-3, 1e3), "momentum": uniform(0.0, 0.9), "noise": 0.0}
+    results = sweep(Counted().train, space, 2, metric="loss", samples=8, method="quasi", **ONE)
+    results.save(tmp_path / "saved")
+    loaded = Results.load(tmp_path / "saved")
+    assert_same(loaded, results)
+    assert loaded.best() == results.best() and loaded.logarithmic == ("rate",)
+    frame = pytest.importorskip("pandas") and results.to_pandas()
+    assert len(frame) == 16 and {"rate", "momentum", "seed", "loss", "best_loss", "stopped_by"} <= set(frame)
+    pytest.importorskip("matplotlib")
+    figure = results.plot(tmp_path / "sweep.png")
+    assert (tmp_path / "sweep.png").stat().st_size > 1000
+    assert [axes.get_xscale() for axes in figure.axes] == ["log", "linear"]
+    assert isinstance(results.run(0), Trace) and results.run(0).columns()["loss"].shape == (3,)
