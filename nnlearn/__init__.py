@@ -91,6 +91,7 @@ from nnlearn.train import StopRule as StopRule
 from nnlearn.train import Trace as Trace
 from nnlearn.train import Train as Train
 from nnlearn.train import TrainState as TrainState
+from nnlearn.train import clipped_value_and_grad as clipped_value_and_grad
 from nnlearn.train import converged as converged
 from nnlearn.train import diverged as diverged
 from nnlearn.train import evaluation as evaluation
@@ -102,8 +103,12 @@ from nnlearn.train import keep_best as keep_best
 from nnlearn.train import make_epoch as make_epoch
 from nnlearn.train import make_step as make_step
 from nnlearn.train import make_train as make_train
+from nnlearn.train import noise_scale_from_batches as noise_scale_from_batches
+from nnlearn.train import noise_scale_from_examples as noise_scale_from_examples
 from nnlearn.train import packing_difference as packing_difference
 from nnlearn.train import patience as patience
+from nnlearn.train import per_example_grads as per_example_grads
+from nnlearn.train import per_example_norms as per_example_norms
 from nnlearn.train import reached as reached
 from nnlearn.train import shuffled as shuffled
 from nnlearn.transforms import MasterParamsState as MasterParamsState

@@ -3,7 +3,13 @@
 from nnlearn.train.epoch import make_epoch as make_epoch
 from nnlearn.train.evaluation import evaluation as evaluation
 from nnlearn.train.hypergrad import hyper_value_and_grad as hyper_value_and_grad
+from nnlearn.train.noise_scale import NoiseScale as NoiseScale
+from nnlearn.train.noise_scale import noise_scale_from_batches as noise_scale_from_batches
+from nnlearn.train.noise_scale import noise_scale_from_examples as noise_scale_from_examples
 from nnlearn.train.packable import packing_difference as packing_difference
+from nnlearn.train.per_example import clipped_value_and_grad as clipped_value_and_grad
+from nnlearn.train.per_example import per_example_grads as per_example_grads
+from nnlearn.train.per_example import per_example_norms as per_example_norms
 from nnlearn.train.policy import Policy as Policy
 from nnlearn.train.run import Run as Run
 from nnlearn.train.run import Train as Train

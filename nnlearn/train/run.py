@@ -211,6 +211,7 @@ class Train:
                 state, info = step(state._replace(key=keys[0]), self.batches.batch(row), key=key)
                 return state._replace(key=None), info
 
+            one = jax.checkpoint(one, policy=_is_product, prevent_cse=False)
             state, infos = jax.lax.scan(one, state, (rows, step_keys))
             total = total + jnp.sum(infos.loss).astype(jnp.float32)
             thinned = jax.tree.map(lambda leaf: leaf[self.record_every - 1 :: self.record_every], infos)
@@ -359,6 +360,11 @@ def _stretch(steps: int, check_every: int, record_every: int, epoch_steps: int |
 
     best = min(fits, key=cost, default=check_every)
     return best if best >= aim / 8 or best == record_every else check_every
+
+
+def _is_product(primitive, *_, **__) -> bool:
+    """What a derivative keeps of a step: products are dear to work out again, and all else costs more to store."""
+    return primitive.name in ("dot_general", "conv_general_dilated")
 
 
 def _kept(rules: Sequence[StopRule]) -> tuple[str, str] | None:

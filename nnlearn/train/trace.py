@@ -5,6 +5,7 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from nnlearn.tree import path_name
 
 ALL_STEPS = "all steps"  # what ended a run that no rule has stopped
 FORMAT = "nnlearn trace 1"
+BAD_ARCHIVE = (zipfile.BadZipFile, zlib.error, RuntimeError)  # a flipped bit may also say that it is encrypted
 
 
 @jax.tree_util.register_dataclass
@@ -167,7 +169,7 @@ class Trace:
                     node[words[-1]] = jnp.asarray(file[f"leaf_{at}"])
             info = Info(**{name: None for name in Info._fields} | tree.pop("info", {}))
             return cls(info=info, rules=tuple(header["rules"]), **{"metrics": {}} | tree)
-        except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        except (OSError, KeyError, TypeError, ValueError, EOFError, NotImplementedError, *BAD_ARCHIVE) as error:
             if isinstance(error, FileNotFoundError):
                 raise
             raise ValueError(f"{str(path)!r} is no trace that can be read: {error}") from error
