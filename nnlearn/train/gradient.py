@@ -13,17 +13,21 @@ from nnlearn.checks import NUMERIC, check_count
 from nnlearn.data import MaskedBatch
 from nnlearn.packing import Packed, unpack
 from nnlearn.train.calls import asks_for, check_takes, hand
-from nnlearn.tree import compute_dtype, path_name
+from nnlearn.tree import compute_dtype, global_norm, path_name, safe_divide
 from nnlearn.types import Batch, Grads, Key, LossFn, Params, PyTree, Scalar
 
 
 class Outcome(NamedTuple):
-    """What a batch says about the parameters; ``value_fn`` is its loss at others."""
+    """What a batch says about the parameters; ``value_fn`` is its loss at others.
+
+    ``part_squares`` are the squared norms of the gradients of the microbatches, None where there is only one.
+    """
 
     loss: jax.Array
     aux: PyTree
     model_state: PyTree
     grads: Grads
+    part_squares: jax.Array | None
     value_fn: Callable[[Params], jax.Array]
 
 
@@ -64,7 +68,7 @@ def make_gradient(
         def on_part(params, part, part_key):
             return summed_loss(params, part, part_key, model_state, scale, hparams)
 
-        differentiate = jax.value_and_grad(on_part, has_aux=True)
+        differentiate, part_squares = jax.value_and_grad(on_part, has_aux=True), None
         if value_and_grad is not None:
             own = value_and_grad(lambda params, part, part_key: hand(loss_fn, params, part, part_key, hparams=hparams))
             (loss, aux), grads = own(stored, batch, key)
@@ -73,7 +77,7 @@ def make_gradient(
             (_, sums), grads = differentiate(stored, batch, key)
         else:
             parts = _split(batch, microbatches, key)
-            (_, sums), grads = _accumulate(differentiate, stored, parts)
+            sums, grads, part_squares = _accumulate(differentiate, stored, parts)
         if axis_name is not None:
             grads = jax.lax.pmean(grads, axis_name)
         loss, aux, new_state, weight = sums
@@ -82,6 +86,7 @@ def make_gradient(
             grads = jax.tree.map(lambda grad, param: grad.astype(param.dtype), grads, stored)
         if scale is not None:  # not in float16, where what the scaling has saved would be lost again
             grads = jax.tree.map(lambda grad: grad.astype(compute_dtype(grad.dtype)) / scale, grads)
+            part_squares = None if part_squares is None else part_squares / jnp.square(scale)
 
         def value_fn(params):
             if microbatches == 1:
@@ -90,7 +95,7 @@ def make_gradient(
             _, (totals, _, _, weights) = jax.lax.map(lambda part: on_part(params, *part), parts)
             return jnp.sum(totals) / jnp.sum(weights)
 
-        return Outcome(loss, aux, _like(new_state, model_state), grads, value_fn)
+        return Outcome(loss, aux, _like(new_state, model_state), grads, part_squares, value_fn)
 
     return gradient
 
@@ -175,15 +180,17 @@ def _split(batch: Batch, parts: int, key: Key) -> tuple[Batch, Key]:
 
 
 def _accumulate(differentiate, params: Params | Packed, parts: tuple[Batch, Key]):
-    """What ``differentiate`` returns, summed over the parts of a batch, taken one after the other."""
+    """Results and gradients, summed over the parts of a batch one after the other, and the parts' squared norms."""
 
     def add(sums, part):
-        results, grads = differentiate(params, *part)
-        return jax.tree.map(lambda total, grad: total + grad.astype(total.dtype), sums, grads), results
+        (_, results), grads = differentiate(params, *part)
+        weight = results[-1]
+        square = jnp.square(safe_divide(global_norm(grads), weight))
+        return jax.tree.map(lambda total, grad: total + grad.astype(total.dtype), sums, grads), (results, square)
 
     start = jax.tree.map(lambda param: jnp.zeros_like(param, dtype=compute_dtype(param.dtype)), params)
-    grads, results = jax.lax.scan(add, start, parts)
-    return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), results), grads
+    grads, (results, squares) = jax.lax.scan(add, start, parts)
+    return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), results), grads, squares
 
 
 __all__ = ["Outcome", "make_gradient"]

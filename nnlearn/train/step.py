@@ -7,16 +7,19 @@ import jax
 import jax.numpy as jnp
 from optax import apply_updates, with_extra_args_support
 
+from nnlearn.data import MaskedBatch
 from nnlearn.packing import is_packed, leaf_norms
-from nnlearn.train.calls import asks_for
+from nnlearn.train.calls import asks_for, hand
 from nnlearn.train.gradient import make_gradient
+from nnlearn.train.noise_scale import NoiseScale, noise_scale_from_batches, noise_scale_from_examples
+from nnlearn.train.per_example import per_example_norms
 from nnlearn.train.state import TrainState
 from nnlearn.transforms.hyperparams import is_injected
 from nnlearn.transforms.loss_scale import current_loss_scale
 from nnlearn.tree import global_norm
 from nnlearn.types import Batch, GradientTransformation, Key, LossFn, OptState, PyTree, Scalar
 
-RECORDABLE = {"grad_norm", "update_norm", "leaf_grad_norms"}
+RECORDABLE = {"grad_norm", "update_norm", "leaf_grad_norms", "noise_scale"}
 Step = Callable[[TrainState, Batch], tuple[TrainState, "Info"]]
 
 
@@ -32,6 +35,7 @@ class Info(NamedTuple):
         in the state's order, and NaN if it holds none.
       aux: what ``loss_fn`` returned beside the loss, or None.
       leaf_grad_norms: Euclidean norm of each leaf's gradient, shape (leaves,), in the tree's order.
+      noise_scale: how much the gradients of examples scatter, see ``noise_scale_from_examples``.
     """
 
     loss: jax.Array
@@ -40,6 +44,7 @@ class Info(NamedTuple):
     learning_rate: jax.Array
     aux: PyTree
     leaf_grad_norms: jax.Array | None = None
+    noise_scale: NoiseScale | None = None
 
 
 def make_step(
@@ -73,9 +78,10 @@ def make_step(
         batch's, for a ``MaskedBatch`` with any mask and of any length.
       packed: True or False insist on a state with packed parameters, or without, see ``init_state``; None takes either.
         ``loss_fn`` sees the tree, whichever it is.
-      record: which norms ``info`` holds, out of ``grad_norm``, ``update_norm`` and ``leaf_grad_norms``; the others are
-        None. Each costs a pass over the gradient; ``update_norm`` costs several, as the update is not written out
-        otherwise.
+      record: what ``info`` holds, out of ``grad_norm``, ``update_norm``, ``leaf_grad_norms`` and ``noise_scale``; the
+        others are None. A norm costs a pass over the gradient; ``update_norm`` costs several, as the update is not
+        written out otherwise. The noise scale comes from the microbatches where there are some, and else from the norms
+        of all examples' gradients, which may cost as much as the gradient again.
       batch_weight: how much a part of a batch counts beside the others, a scalar function of it, where ``loss_fn``
         takes its mean over something else than examples, such as the tokens that are not padding.
       value_and_grad: another way to take the gradient, ``value_and_grad(loss_fn)(params, batch, key) -> ((loss, aux),
@@ -110,6 +116,18 @@ def make_step(
     )
     tx = with_extra_args_support(tx)
 
+    def noise_of(state, batch, key, seen):
+        def loss_alone(params, batch, key):
+            result = hand(loss_fn, params, batch, key, model_state=state.model_state, hparams=hparams)
+            return result[0] if isinstance(result, tuple) else result
+
+        whole = global_norm(seen.grads)
+        if seen.part_squares is not None:
+            size = _examples_in(batch)
+            return noise_scale_from_batches(jnp.sqrt(seen.part_squares), whole, size / microbatches, size)
+        where = batch.where if isinstance(batch, MaskedBatch) else None
+        return noise_scale_from_examples(per_example_norms(loss_alone, state.stored, batch, key), whole, where)
+
     def step(state: TrainState, batch: Batch, *, key: Key | None = None) -> tuple[TrainState, Info]:
         if packed is not None and packed != is_packed(state.stored):
             raise ValueError(
@@ -133,10 +151,15 @@ def make_step(
             recorded_learning_rate(opt_state),
             seen.aux,
             leaf_norms(seen.grads) if "leaf_grad_norms" in record else None,
+            noise_of(state, batch, key, seen) if "noise_scale" in record else None,
         )
         return TrainState(state.step + 1, stored, opt_state, state.key, seen.model_state), info
 
     return step
+
+
+def _examples_in(batch: Batch) -> Scalar:
+    return jnp.sum(batch.where) if isinstance(batch, MaskedBatch) else jax.tree.leaves(batch)[0].shape[0]
 
 
 def step_key(key: Key, step: Scalar) -> Key:

@@ -1,0 +1,241 @@
+"""What a step may have about it: exact accumulation, mixed precision, loss scaling, averages, model state, noise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import nnlearn
+from nnlearn.data import Examples, MaskedBatch
+from nnlearn.models import mlp
+
+MODEL = mlp((6, 16, 4))
+
+
+def make_batch(size, valid=None, seed=0):
+    random = np.random.default_rng(seed)
+    inputs = random.normal(size=(size, 6)).astype(np.float32)
+    examples = Examples(jnp.asarray(inputs), jnp.asarray(np.argmax(inputs[:, :4], axis=1)))
+    return MaskedBatch(examples, jnp.asarray(random.permutation(size) < (valid or size)))
+
+
+def loss_fn(params, batch, key):
+    (inputs, targets), where = batch
+    return nnlearn.cross_entropy(MODEL.apply(params, inputs, key), targets, where=where)
+
+
+def trained(step, tx, batches, params=None, **options):
+    state = nnlearn.init_state(MODEL.init(jax.random.key(0)) if params is None else params, tx, **options)
+    step = jax.jit(step)
+    for batch in batches:
+        state, info = step(state, batch)
+    return state, info
+
+
+def close(left, right, **tolerances):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, **{"rtol": 1e-6, "atol": 1e-6} | tolerances), left, right
+    )
+
+
+@pytest.mark.parametrize(("size", "valid"), [(16, 16), (16, 11), (13, 13), (13, 6), (16, 1)])
+def test_accumulation_is_the_whole_batch_with_unequal_masks_and_ragged_batches(size, valid):
+    tx = nnlearn.sgd(0.2, momentum=0.9)
+    batches = [make_batch(size, valid, seed) for seed in range(4)]
+    expected, whole = trained(nnlearn.make_step(loss_fn, tx), tx, batches)
+    for parts in (1, 2, 4, 8):
+        state, info = trained(nnlearn.make_step(loss_fn, tx, microbatches=parts), tx, batches)
+        close(state.params, expected.params)
+        np.testing.assert_allclose(info.loss, whole.loss, rtol=1e-6)
+
+
+def test_parts_may_weigh_by_tokens():
+    """A mean over tokens that are not padding: parts weigh by their tokens, not by their examples."""
+    tokens, length = 8, 5
+    random = np.random.default_rng(0)
+    inputs = jnp.asarray(random.normal(size=(tokens, length, 6)), jnp.float32)
+    counts = jnp.asarray([5, 1, 2, 5, 4, 1, 1, 3])
+    batch = {"x": inputs, "real": jnp.arange(length)[None, :] < counts[:, None]}
+
+    def token_loss(params, batch, key):
+        return jnp.mean(jnp.sum(MODEL.apply(params, batch["x"]) ** 2, axis=-1), where=batch["real"])
+
+    tx = nnlearn.sgd(0.1)
+    expected, _ = trained(nnlearn.make_step(token_loss, tx), tx, [batch])
+    weigh = lambda batch: jnp.sum(batch["real"])  # noqa: E731
+    state, _ = trained(nnlearn.make_step(token_loss, tx, microbatches=4, batch_weight=weigh), tx, [batch])
+    close(state.params, expected.params)
+    wrong, _ = trained(nnlearn.make_step(token_loss, tx, microbatches=4), tx, [batch])
+    assert not np.allclose(wrong.params["output"]["kernel"], expected.params["output"]["kernel"], atol=1e-4)
+
+
+@pytest.mark.parametrize("microbatches", [1, 4])
+def test_the_model_s_state_is_carried_and_is_the_whole_batch_s(microbatches):
+    """Running statistics, and a count that stays an integer."""
+
+    def loss(params, batch, key, model_state):
+        mean = jnp.mean(batch.examples.inputs, axis=0)
+        new = {"mean": 0.9 * model_state["mean"] + 0.1 * mean, "count": model_state["count"] + 1}
+        return loss_fn(params, batch, key), {"norm": jnp.linalg.norm(mean)}, new
+
+    tx = nnlearn.sgd(0.1)
+    start = {"mean": jnp.zeros(6), "count": jnp.zeros([], jnp.int32)}
+    batches = [make_batch(16, seed=seed) for seed in range(3)]
+    state, info = trained(nnlearn.make_step(loss, tx, microbatches=microbatches), tx, batches, model_state=start)
+    expected = np.zeros(6)
+    for batch in batches:
+        expected = 0.9 * expected + 0.1 * np.mean(batch.examples.inputs, axis=0)
+    np.testing.assert_allclose(state.model_state["mean"], expected, rtol=1e-5, atol=1e-7)
+    assert state.model_state["count"].dtype == jnp.int32 and int(state.model_state["count"]) == 3
+    assert info.aux["norm"] > 0
+    with pytest.raises(ValueError, match=r"init_state\(..., model_state=...\)"):
+        nnlearn.make_step(loss, tx)(nnlearn.init_state(MODEL.init(jax.random.key(0)), tx), batches[0])
+    with pytest.raises(TypeError, match=r"must return \(loss, aux, model_state\)"):
+        bad = nnlearn.make_step(lambda params, batch, key, model_state: 0.0, tx)
+        bad(nnlearn.init_state(MODEL.init(jax.random.key(0)), tx, model_state=start), batches[0])
+    with pytest.raises(ValueError, match=r"'mean' has shape \(7,\)"):
+        other = lambda p, b, k, model_state: (loss_fn(p, b, k), None, model_state | {"mean": jnp.zeros(7)})  # noqa: E731
+        nnlearn.make_step(other, tx)(
+            nnlearn.init_state(MODEL.init(jax.random.key(0)), tx, model_state=start), batches[0]
+        )
+
+
+@pytest.mark.parametrize("compute", [jnp.bfloat16, jnp.float16])
+def test_a_policy_computes_low_and_keeps_high(compute):
+    seen = []
+
+    def loss(params, batch, key, hparams):
+        seen.append((params["output"]["kernel"].dtype, batch.examples.inputs.dtype, batch.examples.targets.dtype))
+        return loss_fn(params, batch, key) * hparams
+
+    policy = nnlearn.Policy(compute=compute)
+    tx = nnlearn.dynamic_loss_scale(nnlearn.adam(0.01))
+    step = nnlearn.make_step(policy.wrap(loss), tx, hparams=1.0)
+    batches = [make_batch(32, seed=seed) for seed in range(60)]
+    state, info = trained(step, tx, batches)
+    assert seen[0][:2] == (compute, compute) and jnp.issubdtype(seen[0][2], jnp.integer)
+    assert state.params["output"]["kernel"].dtype == info.loss.dtype == jnp.float32
+    plain, exact = trained(nnlearn.make_step(loss_fn, nnlearn.adam(0.01)), nnlearn.adam(0.01), batches)
+    np.testing.assert_allclose(info.loss, exact.loss, rtol=0.02)
+    np.testing.assert_allclose(info.grad_norm, exact.grad_norm, rtol=0.05)
+    assert policy.cast_params(state.params)["output"]["kernel"].dtype == jnp.float32
+    with pytest.raises(TypeError, match="compute"):
+        nnlearn.Policy(compute=jnp.int8).wrap(loss_fn)
+
+
+def test_a_scaled_loss_saves_gradients_that_float16_would_lose():
+    """The gradient 1e-8 underflows in float16; scaled by 2 ** 15 it does not."""
+
+    def loss(params, batch, key):
+        for factor in batch:
+            params = jax.lax.reduce_precision(params.astype(jnp.float16) * factor, 5, 10)  # rounds though XLA may not
+        return jnp.sum(params)
+
+    params, factors = jnp.ones(4), jnp.full(2, 1e-4, jnp.float16)
+    plain = nnlearn.make_step(loss, nnlearn.sgd(1.0))
+    scaled_tx = nnlearn.dynamic_loss_scale(nnlearn.sgd(1.0))
+    scaled = nnlearn.make_step(loss, scaled_tx)
+    assert trained(plain, nnlearn.sgd(1.0), [factors], params)[1].grad_norm == 0
+    _, info = trained(scaled, scaled_tx, [factors], params)
+    np.testing.assert_allclose(info.grad_norm, 2e-8, rtol=0.2)
+    np.testing.assert_allclose(info.loss, 4e-8, rtol=0.6)  # the loss is not scaled
+
+
+def test_an_overflow_is_skipped_and_the_scale_comes_back():
+    """Against the rule written out: halve and hold on an overflow, double after three good steps."""
+    tx = nnlearn.dynamic_loss_scale(nnlearn.sgd(0.5), initial_scale=8.0, growth_interval=3)
+    params, state = jnp.array([1.0]), tx.init(jnp.array([1.0]))
+    gradients = [1.0, 1.0, 1.0, np.inf, 1.0, np.nan, 1.0, 1.0, 1.0, 1.0]
+    scale, good, skipped, value = 8.0, 0, 0, 1.0
+    for gradient in gradients:
+        updates, state = jax.jit(tx.update)(jnp.array([gradient]), state, params)
+        params = optax.apply_updates(params, updates)
+        if np.isfinite(gradient):
+            good, value = good + 1, value - 0.5
+            if good == 3:
+                scale, good = 2 * scale, 0
+        else:
+            scale, good, skipped = scale / 2, 0, skipped + 1
+        assert (float(state.loss_scale), int(state.good_steps), int(state.skipped)) == (scale, good, skipped)
+        assert float(params[0]) == value
+    assert nnlearn.current_loss_scale(nnlearn.chain(nnlearn.clip(1.0), tx).init(params)) == 8.0
+    assert nnlearn.current_loss_scale(nnlearn.sgd(0.1).init(params)) is None
+    with pytest.raises(ValueError, match="factor"):
+        nnlearn.dynamic_loss_scale(nnlearn.sgd(0.1), factor=1.0)
+
+
+def test_the_scale_changes_no_number_where_nothing_overflows():
+    tx, batches = nnlearn.adam(0.01), [make_batch(16, seed=seed) for seed in range(5)]
+    expected, _ = trained(nnlearn.make_step(loss_fn, tx), tx, batches)
+    scaled_tx = nnlearn.dynamic_loss_scale(tx, growth_interval=2)
+    for options in ({}, {"microbatches": 4}):
+        state, _ = trained(nnlearn.make_step(loss_fn, scaled_tx, **options), scaled_tx, batches)
+        close(state.params, expected.params, atol=2e-6)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_average_is_the_weighted_mean_of_all_parameters(packed):
+    decay, tx = 0.8, nnlearn.chain(nnlearn.adam(0.05), nnlearn.average_params(0.8))
+    step = jax.jit(nnlearn.make_step(loss_fn, tx))
+    state = nnlearn.init_state(MODEL.init(jax.random.key(0)), tx, packed=packed)
+    seen = []
+    for seed in range(6):
+        state, _ = step(state, make_batch(16, seed=seed))
+        seen.append(np.asarray(state.params["output"]["kernel"], np.float64))
+    weights = decay ** np.arange(len(seen))[::-1]
+    expected = sum(weight * kernel for weight, kernel in zip(weights, seen, strict=True)) / weights.sum()
+    average = nnlearn.packing.unpack(nnlearn.averaged_params(state.opt_state))
+    np.testing.assert_allclose(average["output"]["kernel"], expected, rtol=1e-5)
+    reference = optax.ema(decay, debias=True)
+    memory = reference.init(jnp.zeros_like(seen[0]))
+    for kernel in seen:
+        value, memory = reference.update(jnp.asarray(kernel, jnp.float32), memory)
+    np.testing.assert_allclose(average["output"]["kernel"], value, rtol=1e-5)
+    with pytest.raises(ValueError, match="0 averages"):
+        nnlearn.averaged_params(nnlearn.adam(0.1).init(jnp.zeros(1)))
+
+
+@pytest.mark.parametrize("microbatches", [1, 8])
+def test_the_noise_scale_is_recorded_and_is_the_planted_one(microbatches):
+    """Examples x ~ N(1, 4) in 10 dimensions and the loss |p - x|^2 / 2 at p = 0: noise 40, signal 10."""
+    tx = nnlearn.sgd(0.0)
+
+    def loss(params, batch, key):
+        return 0.5 * jnp.mean(jnp.sum((params[None, :] - batch) ** 2, axis=-1))
+
+    step = jax.jit(nnlearn.make_step(loss, tx, record=("noise_scale",), microbatches=microbatches))
+    state = nnlearn.init_state(jnp.zeros(10), tx)
+    noise, signal = [], []
+    for seed in range(200):
+        batch = 1 + 2 * jax.random.normal(jax.random.key(seed), (64, 10))
+        _, info = step(state, batch)
+        noise.append(float(info.noise_scale.noise))
+        signal.append(float(info.noise_scale.signal))
+    for values, truth in ((noise, 40.0), (signal, 10.0)):
+        assert abs(np.mean(values) - truth) < 4 * np.std(values) / np.sqrt(len(values))
+    assert info.grad_norm is None
+
+
+def test_the_gradient_may_be_taken_another_way():
+    tx, batch = nnlearn.sgd(0.1), make_batch(16, 12)
+
+    def clipped(loss_fn):
+        return nnlearn.clipped_value_and_grad(loss_fn, clip_norm=0.1)
+
+    state, info = trained(nnlearn.make_step(loss_fn, tx, value_and_grad=clipped), tx, [batch])
+    assert 0 < info.grad_norm <= 0.1 + 1e-6  # the mean of twelve vectors no longer than 0.1
+    norms = nnlearn.per_example_norms(loss_fn, MODEL.init(jax.random.key(0)), batch, jax.random.key(0))
+    assert (np.asarray(norms)[~np.asarray(batch.where)] == 0).all() and float(norms.max()) > 0.1
+    with pytest.raises(ValueError, match="value_and_grad takes the whole batch"):
+        nnlearn.make_step(loss_fn, tx, value_and_grad=clipped, microbatches=2)
+
+
+def test_a_step_of_its_own_hyper_parameters():
+    def loss(params, batch, key, hparams):
+        return hparams["weight"] * loss_fn(params, batch, key)
+
+    tx, batch = nnlearn.sgd(1.0), make_batch(16)
+    one, _ = trained(nnlearn.make_step(loss, tx, hparams={"weight": 0.5}), tx, [batch])
+    two, _ = trained(nnlearn.make_step(loss_fn, nnlearn.sgd(0.5)), tx, [batch])
+    close(one.params, two.params)
