@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 import nnlearn
-from nnlearn.sweep import Results, SweepInterrupted, choice, list_settings, log_uniform, sweep, uniform
+from nnlearn.sweep import (
+    Results,
+    SweepInterrupted,
+    choice,
+    list_settings,
+    log_uniform,
+    successive_halving,
+    sweep,
+    train_population,
+    uniform,
+)
 from nnlearn.sweep.program import Shape, batch_shape
 from nnlearn.train.trace import Trace
 
@@ -264,3 +274,126 @@ def test_results_are_saved_tabulated_and_drawn(tmp_path):
     assert (tmp_path / "sweep.png").stat().st_size > 1000
     assert [axes.get_xscale() for axes in figure.axes] == ["log", "linear"]
     assert isinstance(results.run(0), Trace) and results.run(0).columns()["loss"].shape == (3,)
+
+
+def bowl_train(steps=27, check_every=1, stop=()):
+    """Descent on w**2 / 2 with a rate of one's own: the loss after t steps is (1 - rate) ** (2 t) / 2."""
+    return nnlearn.make_train(
+        lambda params, batch, key: params**2 / 2,
+        lambda hparams: nnlearn.sgd(hparams["rate"]),
+        nnlearn.generated(lambda key, step: step),
+        jnp.ones(()),
+        steps=steps,
+        check_every=check_every,
+        evaluate=lambda params: {"loss": params**2 / 2},
+        stop=stop,
+    )
+
+
+@pytest.mark.parametrize("stop", [(), (nnlearn.diverged(1e6),)])
+def test_halving_finds_what_running_all_to_the_end_finds(stop):
+    train = bowl_train(check_every=3, stop=stop)
+    rates = np.random.default_rng(0).permutation([0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.9, 3.0, *[0.03] * 18])
+    settings = [{"rate": float(rate)} for rate in rates]
+    halving = successive_halving(train, settings, metric="loss")
+    finals = jax.jit(jax.vmap(lambda rate: train({"rate": rate}, 0)[1].metrics["loss"][-1]))(jnp.asarray(rates))
+    assert halving.best == {"rate": 0.7} == settings[int(jnp.nanargmin(finals))]
+    assert [tuple(rung) for rung in halving.rungs] == [(27, 3), (9, 9), (3, 27)]
+    assert halving.steps == 27 * 3 + 9 * 6 + 3 * 18 < 27 * 27
+    state, _ = train(halving.best, 0)
+    np.testing.assert_allclose(halving.state.params, state.params, rtol=1e-5)
+    table = halving.columns()
+    assert len(table["rate"]) == 39 and table["kept"].sum() == 9 + 3 + 1
+    assert not table["kept"][table["rate"] == 3.0].any()
+
+
+def test_halving_ranks_nan_last_and_refuses_what_does_not_fit():
+    train = bowl_train()
+    settings = [{"rate": rate} for rate in (float("nan"), 0.1, 0.2)]
+    assert successive_halving(train, settings, metric="loss", rungs=[(3, 2), (1, 27)]).best == {"rate": 0.2}
+    for arguments, message in (
+        ({"metric": "accuracy"}, "no metric 'accuracy'"),
+        ({"metric": "loss", "rungs": 9}, "allow 2"),
+        ({"metric": "loss", "rungs": [(3, 9), (4, 27)]}, "fewer members"),
+        ({"metric": "loss", "eta": 1}, "eta must be at least 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            successive_halving(train, settings, **arguments)
+    with pytest.raises(ValueError, match="at least two settings"):
+        successive_halving(train, settings[:1], metric="loss")
+
+
+def test_halving_members_share_their_batches_and_equal_their_lone_runs():
+    problem = Counted(steps=40, check_every=10)
+    settings = list_settings(SPACE)
+    halving = successive_halving(problem.train, settings, 3, metric="loss", eta=2)
+    for member, score in zip(halving.members[-1], halving.scores[-1], strict=True):
+        _, trace = jax.jit(problem.train)(settings[member], 3)
+        np.testing.assert_allclose(score, trace.metrics["loss"][-1], rtol=1e-5)
+
+
+def toy_train():
+    """The quadratic of the paper: each member descends a surrogate that its hyper-parameters make of the true bowl."""
+
+    def surrogate(params, batch, key, hparams):
+        return hparams["h0"] * params[0] ** 2 + hparams["h1"] * params[1] ** 2 - 1.2
+
+    return nnlearn.make_train(
+        surrogate,
+        nnlearn.sgd(0.02),
+        nnlearn.generated(lambda key, step: step),
+        jnp.array([0.9, 0.9]),
+        steps=200,
+        check_every=4,
+        evaluate=lambda params: {"value": 1.2 - jnp.sum(params**2)},
+    )
+
+
+def test_a_population_improves_on_members_that_learn_alone():
+    start = [{"h0": 1.0, "h1": 0.0}, {"h0": 0.0, "h1": 1.0}]
+    space = {"h0": uniform(0.0, 1.0), "h1": uniform(0.0, 1.0)}
+    options = {"ready_every": 4, "metric": "value", "mode": "max", "start": start}
+    alone = train_population(toy_train(), space, 2, replaced=0, **options)
+    np.testing.assert_allclose(alone.scores[-1], 1.2 - 0.81, atol=1e-3)  # what one coordinate alone can reach
+    assert np.all(alone.parents == [0, 1])
+    together = train_population(toy_train(), space, 2, replaced=0.5, **options)
+    assert together.best_score > 1.15
+    _, trace = toy_train()(start[1], 0)
+    np.testing.assert_allclose(alone.scores[:, 1], trace.metrics["value"], rtol=1e-5)
+
+
+def test_a_population_records_who_learned_what_from_whom():
+    space = {"rate": log_uniform(1e-3, 1.0), "kind": choice(1, 2, 4), "held": 7}
+    population = train_population(bowl_train(40, 2), space, 10, 1, ready_every=4, metric="loss", replaced=0.3)
+    rates, parents = population.hparams["rate"], population.parents
+    assert rates.shape == parents.shape == population.scores.shape == (10, 10) and population.fixed == {"held": 7}
+    assert np.all((rates >= 1e-3) & (rates <= 1.0)) and set(np.unique(population.hparams["kind"])) <= {1, 2, 4}
+    moved = parents != np.arange(10)
+    assert not moved[0].any() and np.all(moved[1:].sum(axis=1) <= 3) and moved.sum() > 9
+    for generation in range(1, 10):
+        before = np.argsort(population.scores[generation - 1], kind="stable")
+        assert set(parents[generation][moved[generation]]) <= set(before[:3])
+        assert set(np.flatnonzero(moved[generation])) <= set(before[-3:])
+        kept = ~moved[generation]
+        np.testing.assert_array_equal(rates[generation][kept], rates[generation - 1][kept])
+    # the recorded schedule alone explains the best member's loss
+    weight = np.prod((1 - population.schedule()["rate"]) ** 4)
+    np.testing.assert_allclose(population.best_score, weight**2 / 2, rtol=1e-3)
+    np.testing.assert_allclose(population.state.params, weight, rtol=1e-3)
+    assert len(population.columns()["loss"]) == 100
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"ready_every": 3}, "ready_every=3 must be a multiple of check_every=2"),
+        ({"replaced": 0.7}, "replaced must be in"),
+        ({"metric": "accuracy"}, "no metric 'accuracy'"),
+        ({"start": [{"rate": 0.1}]}, "each of the 4 members"),
+        ({"start": [{"rat": 0.1}] * 4}, "every axis"),
+    ],
+)
+def test_a_population_that_cannot_be_is_refused(arguments, message):
+    arguments = {"ready_every": 4, "metric": "loss"} | arguments
+    with pytest.raises(ValueError, match=message):
+        train_population(bowl_train(40, 2), {"rate": uniform(0.1, 0.2)}, 4, **arguments)

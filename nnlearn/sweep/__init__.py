@@ -1,5 +1,11 @@
 """Many runs in one program: grids, random search, successive halving, populations."""
 
+from nnlearn.sweep.halving import Halving as Halving
+from nnlearn.sweep.halving import Rung as Rung
+from nnlearn.sweep.halving import plan_rungs as plan_rungs
+from nnlearn.sweep.halving import successive_halving as successive_halving
+from nnlearn.sweep.population import Population as Population
+from nnlearn.sweep.population import train_population as train_population
 from nnlearn.sweep.results import Plan as Plan
 from nnlearn.sweep.results import Results as Results
 from nnlearn.sweep.results import Score as Score

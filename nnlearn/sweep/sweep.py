@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.checks import check_count
+from nnlearn.sweep.members import check_metric, check_mode
 from nnlearn.sweep.program import (
     CPU_WIDTH,
     DEVICE_WIDTH,
@@ -102,8 +103,7 @@ def sweep(
     >>> results.best().setting, results.columns()["rate"].shape
     ({'rate': 0.1}, (12,))
     """
-    if mode not in ("min", "max"):
-        raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
+    check_mode(mode)
     began = time.perf_counter()
     axes, settings = axes_of(space), list_settings(space, samples, method, seed=seed)
     statics = _combinations(static)
@@ -177,9 +177,7 @@ class _Runs:
         settings, varied = self.sweep.settings, self.sweep.varied
         member, shapes = trace_member(train, settings[0], varied, self.sweep.full)
         self.trace_seconds += time.perf_counter() - began
-        if self.sweep.metric not in shapes.metrics:
-            there_are = ", ".join(sorted(shapes.metrics))
-            raise ValueError(f"there is no metric {self.sweep.metric!r} to judge by; there are {there_are}")
+        check_metric(shapes.metrics, self.sweep.metric)
         columns = {name: np.asarray(jnp.asarray([setting[name] for setting in settings])) for name in varied}
         example = {name: column[0] for name, column in columns.items()}
         width = means.width_for(int(done.size - done.sum()))
