@@ -1,5 +1,6 @@
 """The compiled programs of a host-driven run: several steps at once, and a check."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -26,14 +27,14 @@ class Verdict(NamedTuple):
 
 
 def make_block(step: Step) -> Callable[..., tuple[Carry, PyTree]]:
-    """``block(carry, batches, count=None) -> (carry, infos)``, compiled; it takes the memory of ``carry``.
+    """``block(carry, batches, count, size) -> (carry, infos)``, compiled; it takes the memory of ``carry``.
 
     Args:
       step: a training step.
 
     Returns:
-      A function that makes a step with each of the stacked ``batches``, or with the first ``count`` of them. One
-      program does for any count, and another for None.
+      A function that makes a step with each of the first ``count`` of ``size`` stacked batches, with one program for
+      any count; or with all of them, for None.
     """
     step = jax.jit(step)  # so that it is traced once for both
 
@@ -42,15 +43,14 @@ def make_block(step: Step) -> Callable[..., tuple[Carry, PyTree]]:
         state, info = step(state, batch)
         return (state, total + info.loss.astype(jnp.float32)), info
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def block(carry, batches, count):
+    @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
+    def block(carry, batches, count, size):
         if count is None:
-            return jax.lax.scan(one, carry, batches)
+            return jax.lax.scan(one, carry, batches, length=size)
 
         def at(index):
             return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), batches)
 
-        size = jax.tree.leaves(batches)[0].shape[0]
         shapes = jax.eval_shape(one, carry, at(0))[1]
         infos = jax.tree.map(lambda shape: jnp.zeros((size, *shape.shape), shape.dtype), shapes)
 
@@ -86,6 +86,25 @@ def make_check(evaluate: Callable[..., dict[str, Scalar]] | None, rules: Sequenc
     return check
 
 
+def kept_on(function: Any, made_of: tuple, make: Callable[[], Any]) -> Any:
+    """``make()``, or what it has made before for this function and the same others.
+
+    It is kept on the function, and so lives as long: a run that is taken up again does not compile anew.
+
+    >>> def step(state, batch): ...
+    >>> kept_on(step, (), object) is kept_on(step, (), object)
+    True
+    """
+    key = (function, *made_of)
+    kept = getattr(function, "_nnlearn_program", None)
+    if kept is not None and kept[0] == key:  # a wrapper made by functools.wraps has its function's
+        return kept[1]
+    program = make()
+    with contextlib.suppress(AttributeError, TypeError):
+        function._nnlearn_program = (key, program)
+    return program
+
+
 def first_verdict(rules: Sequence[StopRule], state: TrainState) -> Verdict:
     """Before the first check."""
     kept, best = _kept(rules), None
@@ -107,4 +126,4 @@ def _evaluate(evaluate: Callable[..., dict[str, Scalar]] | None, state: TrainSta
     return {name: jnp.asarray(value) for name, value in metrics.items()}
 
 
-__all__ = ["Carry", "Verdict", "first_verdict", "make_block", "make_check"]
+__all__ = ["Carry", "Verdict", "first_verdict", "kept_on", "make_block", "make_check"]

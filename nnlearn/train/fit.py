@@ -12,7 +12,7 @@ import numpy as np
 from nnlearn.checks import check_count
 from nnlearn.train.callbacks import Callback, Calls, Every
 from nnlearn.train.calls import check_takes
-from nnlearn.train.dispatch import Carry, first_verdict, make_block, make_check
+from nnlearn.train.dispatch import Carry, first_verdict, kept_on, make_block, make_check
 from nnlearn.train.history import History, check_history
 from nnlearn.train.interrupt import Interrupt
 from nnlearn.train.progress import show_progress
@@ -164,7 +164,8 @@ class _Running:
 
     def __init__(self, step, state, evaluate, rules, calls: Calls, save, plan: Plan):
         self.rules, self.calls, self.save, self.plan = rules, calls, save, plan
-        self.block, self.check = make_block(step), make_check(evaluate, rules)
+        self.block = kept_on(step, (), lambda: make_block(step))
+        self.check = kept_on(evaluate, (rules,), lambda: make_check(evaluate, rules))
         # An accelerator asks the host at every turn of a loop whether there is another, unless the number is compiled
         # in. A CPU does not care, and is spared a second program for incomplete blocks.
         self.compile_full = jax.default_backend() != "cpu"
@@ -200,8 +201,8 @@ class _Running:
 
     def make_steps(self, block: Block) -> None:
         """The steps of a block; does not wait for them."""
-        count = None if block.full and self.compile_full else np.int32(block.count)
-        self.carry, infos = self.block(self.carry, block.batches, count)
+        count = None if self.compile_full and block.count == block.size else np.int32(block.count)
+        self.carry, infos = self.block(self.carry, block.batches, count, block.size)
         self.recorder.add(self.at, block.count, infos)
         self.at += block.count
         self.recorder.read(leave=UNREAD)

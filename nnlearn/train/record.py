@@ -45,6 +45,7 @@ class Recorder:
         self.every, self.metrics = every, list(metrics)
         self.latest: dict[str, float] = {}  # what the last check found, as far as it was read
         self._begin, self._writers, self._watch = begin, writers, watch
+        self._far = jax.default_backend() != "cpu"
         self._waiting: deque[_Entry] = deque()
         self._steps: list[np.ndarray] = []
         self._infos: list[PyTree] = []
@@ -57,8 +58,9 @@ class Recorder:
             leaves = jax.tree.leaves_with_path(infos)
             self._columns = [(at, path_name(path)) for at, (path, leaf) in enumerate(leaves) if _is_column(leaf)]
             self._begin(["step", *(name for _, name in self._columns), *self.metrics])
-        for leaf in jax.tree.leaves(infos):
-            leaf.copy_to_host_async()
+        if self._far:
+            for leaf in jax.tree.leaves(infos):
+                leaf.copy_to_host_async()
         self._waiting.append(_Entry(first, count, infos, {}))
 
     def add_check(self, step: int, metrics: dict[str, jax.Array]) -> None:

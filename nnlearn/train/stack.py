@@ -12,6 +12,7 @@ from nnlearn.types import Batch, PyTree
 
 RAGGED = ("error", "pad")
 ALIGNMENT = 64  # bytes; an array that begins at a multiple of it is handed to a CPU device without being copied again
+SMALL_BYTES = 1 << 20
 ARRAYS = "arrays: NumPy's, JAX's, PyTorch tensors, or numbers"
 
 
@@ -30,7 +31,7 @@ class Stacker:
     >>> stacker.add([1.0, 2.0], 1)
     >>> stacker.add([3.0, 4.0], 2)
     >>> stacker.take()
-    [Array([1., 3.], dtype=float32), Array([2., 4.], dtype=float32)]
+    [array([1., 3.], dtype=float32), array([2., 4.], dtype=float32)]
     """
 
     def __init__(self, size: Any, ragged: str = "error", sharding: jax.sharding.Sharding | None = None):
@@ -83,7 +84,7 @@ class Stacker:
         self.count += 1
 
     def take(self) -> PyTree:
-        """The stack on the device, a batch whose leaves have a leading axis of ``size``; the next one begins.
+        """The stack for the device, a batch whose leaves have a leading axis of ``size``; the next one begins.
 
         Of an incomplete stack the rest of the buffer is undefined.
         """
@@ -93,6 +94,9 @@ class Stacker:
         if self.pad:
             stack = MaskedBatch(stack, self.where)
         self.count = 0
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(stack))
+        if self.sharding is None and size < SMALL_BYTES and jax.default_backend() == "cpu":
+            return stack  # handed to the device by the call itself, which takes less time than a call for it
         return jax.device_put(stack, self.sharding)
 
     def _begin(self, batch: Batch, step: int) -> None:

@@ -22,11 +22,11 @@ WAKE_SECONDS = 0.1  # how often a caller who waits for data looks whether it was
 
 
 class Block(NamedTuple):
-    """Batches of ``count`` steps, stacked on the device; ``full`` if that is the whole stack."""
+    """A stack with room for ``size`` batches, and ``count`` in it."""
 
     batches: PyTree
     count: int
-    full: bool
+    size: int
 
 
 class EpochEnd(NamedTuple):
@@ -155,7 +155,7 @@ def read_blocks(
 
 def _block(stacker: Stacker) -> Block:
     count = stacker.count
-    return Block(stacker.take(), count, count == stacker.size)
+    return Block(stacker.take(), count, stacker.size)
 
 
 class Prefetch:
