@@ -86,8 +86,8 @@ def fit(
       epochs: or how many passes over the batches; one if neither is given.
       evaluate: ``evaluate(params) -> {"name": scalar}``, compiled, called at every check; may ask for ``model_state``
         and ``opt_state`` by name. ``evaluation`` makes one from arrays.
-      check_every: steps between two checks; with None there is one after each epoch, if there are ``epochs`` and
-        something to check. The end of a run is always one, unless it was interrupted.
+      check_every: steps between two checks; with None there is one after each epoch, if there is something to
+        evaluate, to call or to save. The end of a run is always one, unless it was interrupted.
       stop: rules that stop the run at a check, such as ``patience("loss", 5)``, which restores the best parameters too.
       record_every: record every so many steps, in trace, history and rows.
       callbacks: functions ``callback(event)``, called at every check and at the end, or ``every`` so many steps. One
@@ -130,7 +130,12 @@ def fit(
         check_history(history)
     rules = (stop,) if isinstance(stop, StopRule) else tuple(stop)
     calls = Calls(callbacks)
-    plan = _plan(int(state.step), batches, steps, epochs, check_every, calls.periods, bool(evaluate or rules))
+    if jnp.shape(state.step):
+        raise ValueError(
+            f"fit makes one run, but state holds {jnp.shape(state.step)} of them: vmap what make_train returns"
+        )
+    something = bool(evaluate or rules or calls or save)
+    plan = _plan(int(state.step), batches, steps, epochs, check_every, calls.periods, something)
     if check_count("record_every", record_every) and prefetch != 0:
         check_count("prefetch", prefetch)
     size = plan.block_size if steps_per_dispatch is None else check_count("steps_per_dispatch", steps_per_dispatch)
@@ -280,8 +285,7 @@ def _plan(first, batches, steps, epochs, check_every, periods, checks: bool) -> 
         check_count("epochs", epochs)
     if check_every is not None:
         periods = (check_count("check_every", check_every), *periods)
-    at_epochs = check_every is None and epochs is not None and checks
-    return Plan(first, last, periods, at_epochs, known_length(batches))
+    return Plan(first, last, periods, check_every is None and checks, known_length(batches))
 
 
 def _total(plan: Plan, epochs: int | None) -> int | None:
