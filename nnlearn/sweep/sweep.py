@@ -122,7 +122,7 @@ def sweep(
         traces=(None,) * len(statics),
     )
     devices = list(jax.devices() if devices is None else devices)
-    workers = _default_workers(devices) if workers is None else check_count("workers", workers)
+    workers = default_workers(devices) if workers is None else check_count("workers", workers)
     means = _Means(width, memory_limit, devices, workers)
     keep = None if folder is None else Store(folder, results.header())
     runs = _Runs(results, keep, progress)
@@ -264,7 +264,8 @@ def _padded(first: int, size: int, count: int) -> np.ndarray:
     return np.minimum(first + np.arange(size), count - 1)
 
 
-def _default_workers(devices: Sequence[Any]) -> int:
+def default_workers(devices: Sequence[Any]) -> int:
+    """Threads that keep the devices busy: one, but on a CPU that is one device, as many as it has cores."""
     if len(devices) > 1 or devices[0].platform != "cpu":
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -296,4 +297,4 @@ def _make_trains(train: Any, static: dict | None, statics: tuple[dict, ...]) -> 
     return made
 
 
-__all__ = ["SweepInterrupted", "sweep"]
+__all__ = ["SweepInterrupted", "default_workers", "sweep"]
