@@ -3,7 +3,7 @@
     python benchmarks/hypergrad.py            # 100 to 6,400 steps
     python benchmarks/hypergrad.py --quick    # 100 and 400, writes nothing
 
-The run trains 64-32-10 on digits, batch 32, with AdamW; the objective is the validation loss at its end. Forward mode is
+The run trains 64-32-10 on digits, batch 32, with AdamW; the objective is its last validation loss. Forward mode is
 measured with respect to one, two and four numbers, reverse mode with respect to four (their number does not matter
 there). Memory is what the compiled program asks for in temporary buffers. The run and its derivatives take turns.
 """

@@ -85,6 +85,7 @@ from nnlearn.schedules import warmup_constant_schedule as warmup_constant_schedu
 from nnlearn.schedules import warmup_cosine_decay_schedule as warmup_cosine_decay_schedule
 from nnlearn.schedules import warmup_exponential_decay_schedule as warmup_exponential_decay_schedule
 from nnlearn.schedules import warmup_stable_decay_schedule as warmup_stable_decay_schedule
+from nnlearn.train import FitResult as FitResult
 from nnlearn.train import Info as Info
 from nnlearn.train import Policy as Policy
 from nnlearn.train import StopRule as StopRule
@@ -95,6 +96,7 @@ from nnlearn.train import clipped_value_and_grad as clipped_value_and_grad
 from nnlearn.train import converged as converged
 from nnlearn.train import diverged as diverged
 from nnlearn.train import evaluation as evaluation
+from nnlearn.train import fit as fit
 from nnlearn.train import generated as generated
 from nnlearn.train import hyper_value_and_grad as hyper_value_and_grad
 from nnlearn.train import init_state as init_state
