@@ -316,7 +316,7 @@ def masked_loss(params, batch, key):
 def test_padding_makes_masked_batches():
     batches = batches_of(6)
     batches[3] = Examples(batches[3].inputs[:2], batches[3].targets[:2])
-    batches[5] = Examples(batches[5].inputs[:1], batches[5].targets[:1])
+    batches[5] = Examples(batches[5].inputs[:2], batches[5].targets[:2])
     step = nnlearn.make_step(masked_loss, TX)
     state, trace = fit(step, start(), batches, ragged="pad", steps_per_dispatch=4)
     plain, losses, plain_step = start(), [], jax.jit(STEP)
@@ -359,6 +359,23 @@ def test_arrays_of_other_libraries():
     )
     nothing = nnlearn.make_step(lambda params, batch, key: params**2, tx)
     assert int(fit(nothing, nnlearn.init_state(jnp.ones(()), tx), [None] * 5).state.step) == 5
+
+
+def test_double_precision_reaches_the_thread():
+    tx = nnlearn.sgd(0.1)
+    step = nnlearn.make_step(lambda params, batch, key: jnp.sum((params - batch) ** 2), tx)
+    with jax.enable_x64(True):
+        state, trace = fit(step, nnlearn.init_state(jnp.zeros((), jnp.float64), tx), [np.float64(1 / 3)] * 3)
+        assert trace.loss.dtype == jnp.float64 and trace.loss[0] == np.float64(1 / 3) ** 2
+
+
+def test_a_rule_may_begin_with_an_array_of_its_own():
+    own = jnp.zeros((), jnp.int32)
+    update = lambda count, metrics, step: (count + 1, count + 1 >= 3)  # noqa: E731
+    rule = nnlearn.StopRule("three", lambda: own, update)
+    for _ in range(2):
+        result = fit(STEP, start(), batches_of(20), check_every=5, stop=[rule, rule])
+        assert result.stopped_by == "three" and int(result.state.step) == 15
 
 
 def test_a_sharded_batch_on_several_devices():

@@ -111,7 +111,9 @@ def first_verdict(rules: Sequence[StopRule], state: TrainState) -> Verdict:
     if kept is not None:
         stored, model_state = jax.tree.map(jnp.copy, (state.stored, state.model_state))
         best = Best(worst(kept[1]), jnp.zeros([], jnp.int32), stored, model_state)
-    return Verdict(tuple(rule.init() for rule in rules), jnp.zeros([], jnp.int32), best)
+    # copies, as the check takes their memory: a rule may begin with an array that it keeps
+    states = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tuple(rule.init() for rule in rules))
+    return Verdict(states, jnp.zeros([], jnp.int32), best)
 
 
 def _evaluate(evaluate: Callable[..., dict[str, Scalar]] | None, state: TrainState) -> dict[str, jax.Array]:

@@ -17,7 +17,7 @@ from nnlearn.types import Batch, PyTree
 
 MOST_STEPS = 32  # steps of a block where none are asked for: what a call costs is spread over so many
 BLOCK_BYTES = 8 << 20  # and no more memory than this, as steps on larger batches outweigh a call by themselves
-JOIN_SECONDS = 5.0  # how long the end of a run waits for a batch that is being read
+JOIN_SECONDS = 1.0  # how long the end of a run waits for a batch that is being read
 WAKE_SECONDS = 0.1  # how often a caller who waits for data looks whether it was interrupted
 
 
