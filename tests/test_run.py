@@ -340,7 +340,7 @@ def test_four_devices_make_the_run_of_one():
     assert inputs.shape == (SIZE, FEATURES)
     expected, trace = jax.jit(run_of(whole))(0.05)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
-    sharded = jax.shard_map(run_of(quarter, axis_name="data"), mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+    sharded = jax.shard_map(run_of(quarter, axis_name="data"), mesh=mesh, in_specs=P(), out_specs=P())
     state, got = jax.jit(sharded)(0.05)
     close(state.params, expected.params)
     close(got.metrics, trace.metrics)

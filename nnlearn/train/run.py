@@ -14,10 +14,9 @@ from nnlearn.train.sampler import Sampler
 from nnlearn.train.state import TrainState, init_state
 from nnlearn.train.step import RECORDABLE, make_step, step_key
 from nnlearn.train.stopping import StopRule, better, pick, worst
+from nnlearn.train.stretches import blank, is_product, scan_in_segments, scan_plainly, stretch_length
 from nnlearn.train.trace import Trace
 from nnlearn.types import GradientTransformation, Key, LossFn, Params, PyTree, Scalar
-
-SHORTEST_STRETCH = 64  # fewer steps at once would not hide what a stretch costs
 
 
 class Best(NamedTuple):
@@ -132,7 +131,7 @@ class Train:
             return one_round(run, first + index * self.check_every, self.check_every)
 
         often = rounds > 4 * math.isqrt(self.steps)  # so many checks that their states would outweigh the steps'
-        scan_rounds = _scan_in_segments if often else _scan
+        scan_rounds = scan_in_segments if often else scan_plainly
         run, records = scan_rounds(at_round, run, rounds)
         infos, metrics = records
         infos = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), infos)
@@ -182,7 +181,7 @@ class Train:
             return go(run)
 
         def hold(run):
-            return run, jax.tree.map(_blank, jax.eval_shape(go, run)[1])
+            return run, jax.tree.map(blank, jax.eval_shape(go, run)[1])
 
         return jax.lax.cond(run.reason > 0, hold, go, run)
 
@@ -211,7 +210,7 @@ class Train:
                 state, info = step(state._replace(key=keys[0]), self.batches.batch(row), key=key)
                 return state._replace(key=None), info
 
-            one = jax.checkpoint(one, policy=_is_product, prevent_cse=False)
+            one = jax.checkpoint(one, policy=is_product, prevent_cse=False)
             state, infos = jax.lax.scan(one, state, (rows, step_keys))
             total = total + jnp.sum(infos.loss).astype(jnp.float32)
             thinned = jax.tree.map(lambda leaf: leaf[self.record_every - 1 :: self.record_every], infos)
@@ -312,7 +311,7 @@ def make_train(
         raise ValueError(
             f"record_every={record_every} must divide check_every={check_every}, so that every check lies at a record"
         )
-    stretch = _stretch(total, check_every, record_every, batches.epoch_steps)
+    stretch = stretch_length(total, check_every, record_every, batches.epoch_steps)
     return Train(
         loss_fn=loss_fn,
         make_tx=make_tx,
@@ -338,33 +337,6 @@ def _total_steps(steps: int | None, epochs: int | None, epoch_steps: int | None)
     if epoch_steps is None:
         raise ValueError("epochs needs batches that have them, shuffled(...); with generated(...) give steps")
     return check_count("epochs", epochs) * epoch_steps
-
-
-def _stretch(steps: int, check_every: int, record_every: int, epoch_steps: int | None) -> int:
-    """How many steps are made at once: near the square root of all, in whole epochs or even parts of one.
-
-    It divides the steps between two checks, so that one program does for all stretches, unless the only check is the
-    last; then a shorter stretch may come at the end.
-    """
-    aim = max(math.isqrt(steps), SHORTEST_STRETCH)
-    if check_every <= aim:
-        return check_every
-    alone = check_every == steps
-    fits = [n for n in range(record_every, 4 * aim + 1, record_every) if alone or check_every % n == 0]
-
-    def cost(n):
-        misfit = abs(math.log(n / aim))
-        ragged = check_every % n != 0
-        unaligned = epoch_steps is not None and n % epoch_steps and epoch_steps % n
-        return misfit + 1.0 * ragged + 0.7 * bool(unaligned)
-
-    best = min(fits, key=cost, default=check_every)
-    return best if best >= aim / 8 or best == record_every else check_every
-
-
-def _is_product(primitive, *_, **__) -> bool:
-    """What a derivative keeps of a step: products are dear to work out again, and all else costs more to store."""
-    return primitive.name in ("dot_general", "conv_general_dilated")
 
 
 def _kept(rules: Sequence[StopRule]) -> tuple[str, str] | None:
@@ -393,31 +365,6 @@ def _check(run: Run, rules: Sequence[StopRule], metrics: dict[str, jax.Array]) -
         gained = better(mode, value, best.value) | (best.step == 0)
         best = jax.tree.map(lambda new, old: jnp.where(gained, new, old), now, best)
     return run._replace(rules=tuple(states), reason=reason.astype(jnp.int32), best=best)
-
-
-def _blank(shape: jax.ShapeDtypeStruct) -> jax.Array:
-    return jnp.full(shape.shape, jnp.nan if jnp.issubdtype(shape.dtype, jnp.inexact) else 0, shape.dtype)
-
-
-def _scan(body, carry, length: int):
-    return jax.lax.scan(body, carry, jnp.arange(length))
-
-
-def _scan_in_segments(body, carry, length: int):
-    """``scan`` over ``arange(length)`` whose derivative keeps about the square root of the carries."""
-    size = math.isqrt(length)
-    many, rest = divmod(length, size)
-
-    @jax.checkpoint
-    def segment(carry, indices):
-        return jax.lax.scan(body, carry, indices)
-
-    carry, outputs = jax.lax.scan(segment, carry, jnp.arange(many * size).reshape(many, size))
-    outputs = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), outputs)
-    if rest:
-        carry, last = segment(carry, jnp.arange(many * size, length))
-        outputs = jax.tree.map(lambda *parts: jnp.concatenate(parts), outputs, last)
-    return carry, outputs
 
 
 __all__ = ["Run", "Train", "make_train"]

@@ -1,0 +1,93 @@
+"""How the loops of a compiled run are cut, so that a derivative of it needs little memory.
+
+A derivative keeps the state before each stretch of steps, and works out again what it needs of one stretch at a time.
+With stretches near the square root of all steps, both come to about that many.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nnlearn.types import PyTree
+
+SHORTEST = 64  # steps; fewer at once would not hide what a stretch costs
+
+
+def stretch_length(steps: int, check_every: int, record_every: int, epoch_steps: int | None) -> int:
+    """How many steps are made at once: near the square root of all, in whole epochs or even parts of one.
+
+    It divides the steps between two checks, so that one program does for all stretches, unless the only check is the
+    last; then a shorter stretch may come at the end.
+
+    >>> stretch_length(1000, 1000, 1, 39), stretch_length(1000, 50, 1, None), stretch_length(6400, 6400, 1, None)
+    (50, 50, 80)
+    """
+    aim = max(math.isqrt(steps), SHORTEST)
+    if check_every <= aim:
+        return check_every
+    alone = check_every == steps
+    fits = [n for n in range(record_every, 4 * aim + 1, record_every) if alone or check_every % n == 0]
+
+    def cost(n):
+        misfit = abs(math.log(n / aim))
+        ragged = check_every % n != 0
+        unaligned = epoch_steps is not None and n % epoch_steps and epoch_steps % n
+        return misfit + 1.0 * ragged + 0.7 * bool(unaligned)
+
+    best = min(fits, key=cost, default=check_every)
+    return best if best >= aim / 8 or best == record_every else check_every
+
+
+def is_product(primitive, *_, **__) -> bool:
+    """What a derivative keeps of a step: products are dear to work out again, and all else costs more to store.
+
+    >>> from jax.extend.core.primitives import add_p, dot_general_p
+    >>> is_product(dot_general_p), is_product(add_p)
+    (True, False)
+    """
+    return primitive.name in ("dot_general", "conv_general_dilated")
+
+
+def blank(shape: jax.ShapeDtypeStruct) -> jax.Array:
+    """What stands for numbers that were never made: NaN, or 0 where there is none.
+
+    >>> blank(jax.ShapeDtypeStruct((2,), jnp.float32))
+    Array([nan, nan], dtype=float32)
+    """
+    return jnp.full(shape.shape, jnp.nan if jnp.issubdtype(shape.dtype, jnp.inexact) else 0, shape.dtype)
+
+
+def scan_plainly(body: Callable, carry: PyTree, length: int) -> tuple[PyTree, Any]:
+    """``scan`` over ``arange(length)``.
+
+    >>> scan_plainly(lambda total, index: (total + index, None), 0, 4)[0]
+    Array(6, dtype=int32)
+    """
+    return jax.lax.scan(body, carry, jnp.arange(length))
+
+
+def scan_in_segments(body: Callable, carry: PyTree, length: int) -> tuple[PyTree, Any]:
+    """``scan`` over ``arange(length)`` whose derivative keeps about the square root of the carries.
+
+    >>> scan_in_segments(lambda total, index: (total + index, None), 0, 5)[0]
+    Array(10, dtype=int32)
+    """
+    size = math.isqrt(length)
+    many, rest = divmod(length, size)
+
+    @jax.checkpoint
+    def segment(carry, indices):
+        return jax.lax.scan(body, carry, indices)
+
+    carry, outputs = jax.lax.scan(segment, carry, jnp.arange(many * size).reshape(many, size))
+    outputs = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), outputs)
+    if rest:
+        carry, last = segment(carry, jnp.arange(many * size, length))
+        outputs = jax.tree.map(lambda *parts: jnp.concatenate(parts), outputs, last)
+    return carry, outputs
+
+
+__all__ = ["blank", "is_product", "scan_in_segments", "scan_plainly", "stretch_length"]
