@@ -1,5 +1,6 @@
 """One compiled program for a batch of runs, as wide as memory allows."""
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from jax.extend.core import jaxpr_as_fun
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from nnlearn.train import Info, Train
+from nnlearn.train import Train
 from nnlearn.train.trace import Trace
 from nnlearn.types import Key
 
@@ -172,16 +173,7 @@ def _at_checks(train: Train, trace: Trace) -> Trace:
     recorded = range(train.record_every, train.steps + 1, train.record_every)
     kept = np.array([at for at, step in enumerate(recorded) if step in checks], int)
     step, info = jax.tree.map(lambda leaf: leaf[kept], (trace.step, trace.info))
-    return Trace(
-        step=step,
-        info=Info(*info),
-        check_step=trace.check_step,
-        metrics=trace.metrics,
-        stop_step=trace.stop_step,
-        reason=trace.reason,
-        best_step=trace.best_step,
-        rules=trace.rules,
-    )
+    return dataclasses.replace(trace, step=step, info=info)
 
 
 def _compile(member: Member, example: dict, shape: Shape, devices: Sequence[Any]) -> Any:
