@@ -14,7 +14,7 @@ from nnlearn.train.sampler import Sampler
 from nnlearn.train.state import TrainState, init_state
 from nnlearn.train.step import RECORDABLE, make_step, step_key
 from nnlearn.train.stopping import StopRule, better, pick, worst
-from nnlearn.train.stretches import blank, is_product, scan_in_segments, scan_plainly, stretch_length
+from nnlearn.train.stretches import blank, is_product, scan_in_segments, stretch_length
 from nnlearn.train.trace import Trace
 from nnlearn.types import GradientTransformation, Key, LossFn, Params, PyTree, Scalar
 
@@ -130,10 +130,11 @@ class Train:
         def at_round(run, index):
             return one_round(run, first + index * self.check_every, self.check_every)
 
-        often = rounds > 4 * math.isqrt(self.steps)  # so many checks that their states would outweigh the steps'
-        scan_rounds = scan_in_segments if often else scan_plainly
-        run, records = scan_rounds(at_round, run, rounds)
-        infos, metrics = records
+        if self.stretch < self.check_every:  # then a derivative keeps the states between stretches
+            run, (infos, metrics) = jax.lax.scan(at_round, run, jnp.arange(rounds))
+        else:
+            at_once = max(1, math.isqrt(self.steps) // self.check_every)
+            run, (infos, metrics) = scan_in_segments(at_round, run, rounds, at_once)
         infos = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), infos)
         if rest:
             run, (last_infos, last_metrics) = one_round(run, first + rounds * self.check_every, rest)

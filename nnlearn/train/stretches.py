@@ -60,29 +60,21 @@ def blank(shape: jax.ShapeDtypeStruct) -> jax.Array:
     return jnp.full(shape.shape, jnp.nan if jnp.issubdtype(shape.dtype, jnp.inexact) else 0, shape.dtype)
 
 
-def scan_plainly(body: Callable, carry: PyTree, length: int) -> tuple[PyTree, Any]:
-    """``scan`` over ``arange(length)``.
+def scan_in_segments(body: Callable, carry: PyTree, length: int, size: int) -> tuple[PyTree, Any]:
+    """``scan`` over ``arange(length)`` whose derivative keeps the carry before every ``size`` turns.
 
-    >>> scan_plainly(lambda total, index: (total + index, None), 0, 4)[0]
-    Array(6, dtype=int32)
-    """
-    return jax.lax.scan(body, carry, jnp.arange(length))
-
-
-def scan_in_segments(body: Callable, carry: PyTree, length: int) -> tuple[PyTree, Any]:
-    """``scan`` over ``arange(length)`` whose derivative keeps about the square root of the carries.
-
-    >>> scan_in_segments(lambda total, index: (total + index, None), 0, 5)[0]
+    >>> scan_in_segments(lambda total, index: (total + index, None), 0, 5, 2)[0]
     Array(10, dtype=int32)
     """
-    size = math.isqrt(length)
     many, rest = divmod(length, size)
+    if many <= 1:
+        return jax.lax.scan(body, carry, jnp.arange(length))
 
-    @jax.checkpoint
     def segment(carry, indices):
         return jax.lax.scan(body, carry, indices)
 
-    carry, outputs = jax.lax.scan(segment, carry, jnp.arange(many * size).reshape(many, size))
+    kept = jax.checkpoint(segment, prevent_cse=False)
+    carry, outputs = jax.lax.scan(kept, carry, jnp.arange(many * size).reshape(many, size))
     outputs = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), outputs)
     if rest:
         carry, last = segment(carry, jnp.arange(many * size, length))
@@ -90,4 +82,4 @@ def scan_in_segments(body: Callable, carry: PyTree, length: int) -> tuple[PyTree
     return carry, outputs
 
 
-__all__ = ["blank", "is_product", "scan_in_segments", "scan_plainly", "stretch_length"]
+__all__ = ["blank", "is_product", "scan_in_segments", "stretch_length"]
