@@ -174,7 +174,7 @@ class _Running:
         # An accelerator asks the host at every turn of a loop whether there is another, unless the number is compiled
         # in. A CPU does not care, and is spared a second program for incomplete blocks.
         self.compile_full = jax.default_backend() != "cpu"
-        self.carry: Carry = (state, jnp.zeros([], jnp.float32))
+        self.carry: Carry = (state, jax.device_put(np.float32(0)))
         self.verdict = first_verdict(rules, state)
         self.at = self.checked_at = plan.first
         self.saved_at: int | None = None
@@ -224,7 +224,7 @@ class _Running:
         """Evaluate, ask the rules, save."""
         count = np.float32(self.at - self.checked_at)
         metrics, self.verdict = self.check(self.verdict, self.carry, count)
-        self.carry = (self.state, jnp.zeros([], jnp.float32))
+        self.carry = (self.state, jax.device_put(np.float32(0)))
         self.checked_at = self.at
         self.recorder.add_check(self.at, metrics)
         if self.rules and int(self.verdict.reason):

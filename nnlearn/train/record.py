@@ -122,21 +122,22 @@ class Recorder:
         if reason == 0 and ended_by != ALL_STEPS:
             rules = (*rules, ended_by)
             reason = len(rules)
-        infos = Info(jnp.zeros(0), None, None, jnp.zeros(0), None)
-        if self._infos:
-            infos = jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)), *self._infos)
+        # NumPy puts the pieces together: it need not compile for that
+        nothing = Info(np.zeros(0, np.float32), None, None, np.zeros(0, np.float32), None)
+        infos = jax.tree.map(lambda *parts: np.concatenate(parts), *self._infos) if self._infos else nothing
         checks = [metrics for _, metrics in self._checks]
         names = checks[0] if checks else ()
-        return Trace(
-            step=jnp.asarray(np.concatenate([np.zeros(0, np.int32), *self._steps])),
+        trace = Trace(
+            step=np.concatenate([np.zeros(0, np.int32), *self._steps]),
             info=infos,
-            check_step=jnp.asarray([at for at, _ in self._checks], jnp.int32),
-            metrics={name: jnp.asarray([metrics[name] for metrics in checks]) for name in names},
-            stop_step=jnp.asarray(step, jnp.int32),
-            reason=jnp.asarray(reason, jnp.int32),
+            check_step=np.array([at for at, _ in self._checks], np.int32),
+            metrics={name: np.stack([metrics[name] for metrics in checks]) for name in names},
+            stop_step=np.array(step, np.int32),
+            reason=np.array(reason, np.int32),
             best_step=best_step,
             rules=tuple(rules),
         )
+        return jax.device_put(trace)
 
 
 def _is_column(leaf: Any) -> bool:
