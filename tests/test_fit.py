@@ -610,7 +610,7 @@ def signalled(tmp_path, *signals, hang=False):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     for number in signals:
-        time.sleep(0.3)
+        time.sleep(1.0)  # the first block has been asked for
         os.kill(process.pid, number)
     out, errors = process.communicate(timeout=60)
     return out.split("\n"), errors, process.returncode

@@ -1,7 +1,7 @@
 """The compiled programs of a host-driven run: several steps at once, and a check."""
 
-import contextlib
 import functools
+import types
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -100,7 +100,7 @@ def kept_on(function: Any, made_of: tuple, make: Callable[[], Any]) -> Any:
     if kept is not None and kept[0] == key:  # a wrapper made by functools.wraps has its function's
         return kept[1]
     program = make()
-    with contextlib.suppress(AttributeError, TypeError):
+    if isinstance(function, types.FunctionType):  # other callables may mind a new attribute
         function._nnlearn_program = (key, program)
     return program
 

@@ -3,46 +3,25 @@
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from nnlearn.checks import check_count
 from nnlearn.train.callbacks import Callback, Calls, Every
 from nnlearn.train.calls import check_takes
-from nnlearn.train.dispatch import Carry, first_verdict, kept_on, make_block, make_check
 from nnlearn.train.history import History, check_history
 from nnlearn.train.interrupt import Interrupt
 from nnlearn.train.progress import show_progress
 from nnlearn.train.record import Recorder
+from nnlearn.train.running import FitResult, Running
 from nnlearn.train.stack import Stacker
 from nnlearn.train.state import TrainState
 from nnlearn.train.step import Step
 from nnlearn.train.stopping import StopRule
-from nnlearn.train.stream import Block, Plan, Prefetch, known_length, passes, read_blocks
-from nnlearn.train.trace import ALL_STEPS, Trace
+from nnlearn.train.stream import Plan, Prefetch, known_length, passes, read_blocks
 from nnlearn.types import Batch, Scalar
-
-UNREAD = 2  # calls whose losses are not yet read back: the device has work while the host reads
-
-
-class FitResult(NamedTuple):
-    """How a run has ended; unpacks like what a ``Train`` returns, ``state, trace = fit(...)``.
-
-    Attributes:
-      state: the last state, or with the parameters of the best check where a rule keeps those.
-      trace: what was recorded.
-    """
-
-    state: TrainState
-    trace: Trace
-
-    @property
-    def stopped_by(self) -> str:
-        """A rule's name, ``"callback"``, ``"interrupted"`` (Ctrl-C), ``"terminated"`` (SIGTERM) or ``"all steps"``."""
-        return self.trace.stopped_by
 
 
 def fit(
@@ -114,6 +93,7 @@ def fit(
         ``steps``. Whatever is raised while training, what was recorded is in ``history`` and the last state saved.
 
     >>> import nnlearn
+    >>> import numpy as np
     >>> tx = nnlearn.sgd(0.25)
     >>> step = nnlearn.make_step(lambda params, batch, key: jnp.mean((params - batch) ** 2), tx)
     >>> batches = [np.array([1.0, 2.0]), np.array([3.0, 2.0])]
@@ -153,7 +133,7 @@ def fit(
             if history is not None:
                 writers.insert(0, stack.enter_context(History(history, columns, plan.first)).write)
 
-        running = _Running(step, state, evaluate, rules, calls, save, plan)
+        running = Running(step, state, evaluate, rules, calls, save, plan)
         running.recorder = Recorder(record_every, running.metrics, begin=begin, writers=writers, watch=bar.update)
         ahead = Prefetch(read_blocks(epochs_left, plan, stacker, lambda: ahead.stopped), prefetch)
         stack.enter_context(ahead)
@@ -162,119 +142,6 @@ def fit(
         except BaseException as error:
             running.rescue(error)
             raise
-
-
-class _Running:
-    """A run under way: what lies on the device, and what was made of it so far."""
-
-    def __init__(self, step, state, evaluate, rules, calls: Calls, save, plan: Plan):
-        self.rules, self.calls, self.save, self.plan = rules, calls, save, plan
-        self.block = kept_on(step, (), lambda: make_block(step))
-        self.check = kept_on(evaluate, (rules,), lambda: make_check(evaluate, rules))
-        # An accelerator asks the host at every turn of a loop whether there is another, unless the number is compiled
-        # in. A CPU does not care, and is spared a second program for incomplete blocks.
-        self.compile_full = jax.default_backend() != "cpu"
-        self.carry: Carry = (state, jax.device_put(np.float32(0)))
-        self.verdict = first_verdict(rules, state)
-        self.at = self.checked_at = plan.first
-        self.saved_at: int | None = None
-        self.ended_by = ""
-        self.told = False  # whether the callbacks know of the end
-        self.recorder: Recorder
-        # What is wrong with evaluate or the rules is said now, not at the first check.
-        self.metrics = list(self.check.eval_shape(self.verdict, self.carry, np.float32(1))[0])
-
-    @property
-    def state(self) -> TrainState:
-        return self.carry[0]
-
-    def train(self, ahead: Prefetch, interrupt: Interrupt, check_every: int | None) -> FitResult:
-        """Steps and checks until something ends the run."""
-        while not (self.ended_by or self.told):
-            item = ahead.get(lambda: interrupt.reason is not None)
-            if interrupt.reason is not None:
-                self.ended_by = interrupt.reason
-            elif item is None:
-                self.ended_by = ALL_STEPS
-            elif isinstance(item, Block):
-                self.make_steps(item)
-                last = self.at == self.plan.last
-                self.look(last or (check_every is not None and self.at % check_every == 0), last)
-            elif item.last or self.plan.epoch_ends:
-                self.look(self.at > self.checked_at, item.last)
-        return self.finish()
-
-    def make_steps(self, block: Block) -> None:
-        """The steps of a block; does not wait for them."""
-        count = None if self.compile_full and block.count == block.size else np.int32(block.count)
-        self.carry, infos = self.block(self.carry, block.batches, count, block.size)
-        self.recorder.add(self.at, block.count, infos)
-        self.at += block.count
-        self.recorder.read(leave=UNREAD)
-
-    def look(self, checks: bool, last: bool) -> None:
-        """Check, save and call back, where it is time to."""
-        if checks:
-            self.make_check()
-        final = checks and (last or bool(self.ended_by))
-        if final or self.calls.due(self.at, checks):
-            self.call_back(checks, final)
-
-    def make_check(self) -> None:
-        """Evaluate, ask the rules, save."""
-        count = np.float32(self.at - self.checked_at)
-        metrics, self.verdict = self.check(self.verdict, self.carry, count)
-        self.carry = (self.state, jax.device_put(np.float32(0)))
-        self.checked_at = self.at
-        self.recorder.add_check(self.at, metrics)
-        if self.rules and int(self.verdict.reason):
-            self.ended_by = self.rules[int(self.verdict.reason) - 1].name
-        if self.save is not None:
-            if self.verdict.best is not None and int(self.verdict.best.step) == self.at:
-                self.save("best", self.state, self.at)
-            self.save_last()
-
-    def save_last(self) -> None:
-        if self.save is not None and self.saved_at != self.at:
-            self.saved_at = self.at  # before the call: what fails is not tried again on the way out
-            self.save("last", self.state, self.at)
-
-    def call_back(self, checks: bool, final: bool) -> None:
-        self.recorder.read()
-        metrics = self.recorder.latest if checks or final else {}
-        wants_end = self.calls.at(self.at, self.state, metrics, checked=checks, final=final)
-        self.told = final
-        if wants_end and not final:
-            self.ended_by = "callback"
-
-    def finish(self) -> FitResult:
-        """The last check, the last callbacks, the last save; then the result."""
-        interrupted = self.ended_by in ("interrupted", "terminated")
-        checks = not interrupted and self.at > self.checked_at
-        if checks:
-            self.make_check()
-        self.save_last()
-        if not self.told:
-            self.call_back(checks, final=True)
-        self.recorder.read()
-        state, best = self.state, self.verdict.best
-        best_step = None if best is None else best.step
-        if best is not None and int(best.step):  # 0 before the first check
-            state = state._replace(stored=best.stored, model_state=best.model_state)
-        names = [rule.name for rule in self.rules]
-        trace = self.recorder.trace(self.at, int(self.verdict.reason), best_step, names, self.ended_by or ALL_STEPS)
-        return FitResult(state, trace)
-
-    def rescue(self, error: BaseException) -> None:
-        """Write and save what there is, on the way out with an error; nothing here may hide that."""
-        with contextlib.suppress(Exception):
-            self.recorder.read()
-        gone = any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(self.state))
-        if isinstance(error, Exception) and self.at > self.plan.first and not gone:
-            try:
-                self.save_last()
-            except Exception as another:
-                error.add_note(f"the last state could not be saved either: {another!r}")
 
 
 def _plan(first, batches, steps, epochs, check_every, periods, checks: bool) -> Plan:
