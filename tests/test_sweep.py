@@ -107,7 +107,10 @@ def test_a_grid_is_every_combination():
         ),
         (lambda: sweep(Counted().train, SPACE, [1, 1], metric="loss"), "all different"),
         (lambda: sweep(Counted().train, SPACE, metric="loss", mode="least"), "mode must be"),
-        (lambda: sweep(Counted().train, SPACE, metric="loss", memory_limit=9), "memory_limit is 9"),
+        (
+            lambda: sweep(Counted().train, SPACE, metric="loss", memory_limit=9, workers=2, **ONE),
+            "one batch may take 4; give a larger",
+        ),
         (lambda: sweep(Counted().train, SPACE, metric="loss", static={"width": 3}), "static: 'width' must be a list"),
     ],
 )
@@ -209,18 +212,23 @@ def test_stopped_runs_count_with_what_they_ended_with():
         np.testing.assert_allclose(results.values("loss")[0, index, 1], expected, rtol=1e-4)
 
 
-def test_static_choices_are_programs_of_their_own():
+def test_static_choices_are_programs_of_their_own(tmp_path):
     made = []
 
     def train_of(choice):
-        made.append(Counted(steps=choice["steps"]))
+        made.append(Counted(steps=sum(choice["steps"])))
         return made[-1].train
 
-    results = sweep(train_of, SPACE, 2, metric="loss", static={"steps": [10, 30]}, **ONE)
+    static = {"steps": [(10,), (10, 20)], "kind": ["plain"]}
+    results = sweep(train_of, SPACE, 2, metric="loss", static=static, devices=jax.devices()[2:3])
     assert [problem.calls for problem in made] == [1, 1]
     table = results.columns()
-    assert len(table["loss"]) == 40 and results.best().static == {"steps": 30}
-    np.testing.assert_array_equal(table["stop_step"], table["steps"])
+    assert len(table["loss"]) == 40 and results.best().static == {"steps": (10, 20), "kind": "plain"}
+    np.testing.assert_array_equal(table["stop_step"], np.where(table["steps"] == "[10]", 10, 30))
+    results.save(tmp_path)
+    assert_same(Results.load(tmp_path), results)
+    pytest.importorskip("matplotlib")
+    assert len(results.plot().axes) == 4
 
 
 def test_a_width_that_needs_too_much_memory_is_narrowed_once():

@@ -37,8 +37,7 @@ def draw_results(results, path: str | Path | None = None):
         axes.set(xlabel=name)
     for axes in panels[len(names) :]:
         axes.set_visible(False)
-    top = np.quantile(values[finite], 0.9)
-    if values[finite].min() > 0 and top / values[finite].min() > 30:
+    if values[finite].min() > 0 and values[finite].max() / values[finite].min() > 30:
         panels[0].set_yscale("log")
     for axes in panels[::across]:
         axes.set_ylabel(results.metric)

@@ -112,8 +112,8 @@ def compile_batch(
         width = smaller
     runs, needed = tried[-1]
     raise ValueError(
-        f"{runs} runs at once take {needed:,} bytes on each device, and memory_limit is {limit:,}; "
-        "give a larger one, record less, or check less often"
+        f"{runs} runs at once take {needed:,} bytes on each device, and one batch may take {limit:,}; give a larger "
+        "memory_limit or fewer workers, record less, or check less often"
     )
 
 

@@ -1,6 +1,7 @@
 """What a sweep found: a tidy table, the best setting with its standard error, pictures, files."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -104,8 +105,9 @@ class Results:
     def columns(self) -> dict[str, np.ndarray]:
         """A tidy table with one row for each finished run.
 
-        Columns are the static choices, the hyper-parameters that vary, ``seed``, every metric at the end of the run,
-        ``best_<metric>`` (the best value of the sweep's metric at any check), ``stop_step`` and ``stopped_by``.
+        Columns are the static choices (as text where they are no scalars), the hyper-parameters that vary, ``seed``,
+        every metric at the end of the run, ``best_<metric>`` (the best value of the sweep's metric at any check),
+        ``stop_step`` and ``stopped_by``.
         """
         shape = (len(self.statics), len(self.settings), len(self.seeds))
         table = {}
@@ -275,7 +277,8 @@ def _score(setting: Setting, static: dict, values: np.ndarray) -> Score:
 
 
 def _spread(values: Any, axis: int, shape: tuple[int, ...]) -> np.ndarray:
-    column = np.asarray(values)
+    plain = all(np.ndim(value) == 0 and not callable(value) for value in values)
+    column = np.asarray(values if plain else [json.dumps(store.jsonable(value)) for value in values])
     return np.broadcast_to(column.reshape([-1 if at == axis else 1 for at in range(len(shape))]), shape)
 
 

@@ -92,10 +92,10 @@ def fingerprint(header: dict[str, Any]) -> str:
 
 
 def jsonable(value: Any) -> Any:
-    """Numbers, strings and nestings of them as they are; arrays by their type and a hash, anything else by its type.
+    """Numbers, strings and nestings of them as they are; arrays by their type and a hash, anything else by its name.
 
     >>> jsonable({"rate": np.float32(0.5), "act": (1, "relu"), "tx": print})
-    {'rate': 0.5, 'act': [1, 'relu'], 'tx': '<builtin_function_or_method>'}
+    {'rate': 0.5, 'act': [1, 'relu'], 'tx': '<print>'}
     """
     if isinstance(value, dict):
         return {str(name): jsonable(part) for name, part in value.items()}
@@ -108,7 +108,7 @@ def jsonable(value: Any) -> Any:
         if array.ndim == 0 and array.dtype.kind in "biuf":
             return array.item()
         return f"<{array.dtype}{list(array.shape)} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}>"
-    return f"<{type(value).__name__}>"
+    return f"<{getattr(value, '__qualname__', type(value).__name__)}>"
 
 
 def _refuse_another(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
