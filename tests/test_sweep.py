@@ -1,5 +1,6 @@
 """Sweeps: many runs in one program, each the same as alone; halving and populations; files, limits, errors."""
 
+import itertools
 import json
 
 import jax
@@ -157,6 +158,15 @@ def test_widths_devices_and_workers_change_nothing(at_once, options):
             np.testing.assert_allclose(table[name], column, rtol=1e-5)
         else:
             np.testing.assert_array_equal(table[name], column)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_no_batch_is_wider_than_asked_and_each_device_has_as_much(devices):
+    for settings, seeds, width in itertools.product((1, 2, 3, 10, 41), (1, 3, 5, 17), (1, 4, 7, 20, 100)):
+        counts = Shape(seeds, settings)
+        shape = batch_shape(width, counts, devices)
+        assert min(shape) >= 1 and shape.seeds * shape.settings <= max(width, devices)
+        assert shape.settings % devices == 0 or shape.seeds % devices == 0
 
 
 def test_many_seeds_of_few_settings_are_spread_over_the_devices_too():

@@ -106,10 +106,9 @@ def compile_batch(
         if needed <= limit:
             return Program(compiled, shape, needed, limit, time.perf_counter() - began)
         tried.append((runs, needed))
-        smaller = _fitting_width(tried, limit)
-        if runs <= len(devices) or batch_shape(smaller, counts, len(devices)) == shape:
+        if runs <= len(devices):
             break
-        width = smaller
+        width = _fitting_width(tried, limit) // len(devices) * len(devices)
     runs, needed = tried[-1]
     raise ValueError(
         f"{runs} runs at once take {needed:,} bytes on each device, and one batch may take {limit:,}; give a larger "
@@ -120,20 +119,19 @@ def compile_batch(
 def batch_shape(width: int, counts: Shape, devices: int) -> Shape:
     """Settings side by side first, because they share their batches, then seeds; all batches about alike.
 
+    At most ``width`` runs, but never fewer than one for each device.
+
     >>> batch_shape(32, Shape(seeds=4, settings=40), devices=1)
     Shape(seeds=1, settings=20)
     >>> batch_shape(32, Shape(seeds=100, settings=3), devices=1)
     Shape(seeds=10, settings=3)
     """
-    width = max(width, devices)
-    settings = _even(counts.settings, width)
-    seeds = _even(counts.seeds, max(1, width // settings))
-    if devices > 1:
-        if _split_settings(counts, devices):
-            settings = -(-settings // devices) * devices
-        else:
-            seeds = -(-seeds // devices) * devices
-    return Shape(seeds, settings)
+    each = max(1, width // devices)
+    if _split_settings(counts, devices):
+        settings = devices * _even(-(-counts.settings // devices), each)
+        return Shape(_even(counts.seeds, max(1, width // settings)), settings)
+    settings = _even(counts.settings, each)
+    return Shape(devices * _even(-(-counts.seeds // devices), max(1, each // settings)), settings)
 
 
 def program_bytes(compiled: Any) -> int:
