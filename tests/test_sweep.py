@@ -169,12 +169,11 @@ def test_no_batch_is_wider_than_asked_and_each_device_has_as_much(devices):
         assert shape.settings % devices == 0 or shape.seeds % devices == 0
 
 
-def test_many_seeds_of_few_settings_are_spread_over_the_devices_too():
-    space = SPACE | {"rate": 0.1}
-    results = sweep(Counted().train, space, 9, metric="loss")
-    alone = sweep(Counted().train, space, 9, metric="loss", **ONE)
-    np.testing.assert_allclose(results.values("loss"), alone.values("loss"), rtol=1e-5)
-    assert batch_shape(32, Shape(seeds=9, settings=2), 4) == (12, 2)
+def test_many_seeds_of_few_settings_are_spread_over_the_devices_too(at_once):
+    results = sweep(Counted().train, SPACE | {"rate": 0.1}, 9, metric="loss")
+    assert results.plan.width == 24 and results.done.all()
+    assert [setting["rate"] for setting in at_once.settings[4:6]] == [0.1, 0.1]
+    np.testing.assert_allclose(results.values("loss")[0, :, :3], at_once.values("loss")[0, 4:6], rtol=1e-5)
 
 
 def test_a_run_that_diverges_leaves_its_neighbours_alone():

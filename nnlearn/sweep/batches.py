@@ -31,10 +31,12 @@ class Means(NamedTuple):
     workers: int
 
     def width_for(self, runs: int) -> int:
+        """How many of so many runs to put in a batch, at most."""
         if self.width is not None:
             return check_count("width", self.width)
         widest = CPU_WIDTH if self.devices[0].platform == "cpu" else DEVICE_WIDTH
-        return min(widest * len(self.devices), -(-runs // self.workers))
+        widest *= len(self.devices)
+        return widest if self.workers == 1 else min(widest, -(-runs // self.workers))
 
     def limit(self) -> int:
         """Bytes for each batch on each device."""

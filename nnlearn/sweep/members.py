@@ -112,7 +112,7 @@ def _axes(train: Train) -> Run:
     """Where the members' axis is: what depends on the key alone has none, or every batch would be there many times."""
     state = TrainState(step=0, stored=0, opt_state=0, key=None, model_state=0)
     order = None if _shares_order(train) else 0
-    return Run(state=state, data_key=None, order=order, rules=0, reason=0, best=0)
+    return Run(state=state, data_key=None, order=order, verdict=0)
 
 
 __all__ = [
