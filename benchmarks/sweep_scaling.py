@@ -21,8 +21,8 @@ import numpy as np
 from harness import Report, argument_parser, output_path, show
 from sweep_speed import make_problem
 
-from nnlearn.sweep.batches import default_workers
-from nnlearn.sweep.program import Program, Shape, compile_batch, trace_member
+from nnlearn.sweeps.batches import default_workers
+from nnlearn.sweeps.program import Program, Shape, compile_batch, trace_member
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 QUICK_WIDTHS = (1, 4, 16)

@@ -22,7 +22,7 @@ from harness import Report, argument_parser, show
 import nnlearn
 from nnlearn.datasets import load
 from nnlearn.models import mlp
-from nnlearn.sweep import choice, sweep
+from nnlearn.sweeps import choice, sweep
 
 RATES, SEEDS, STEPS, BATCH = 64, 4, 1000, 32
 QUICK = (8, 2, 100)

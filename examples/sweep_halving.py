@@ -16,7 +16,7 @@ import nnlearn
 from nnlearn.datasets import load
 from nnlearn.losses import cross_entropy
 from nnlearn.models import mlp
-from nnlearn.sweep import choice, list_settings, log_uniform, successive_halving, sweep
+from nnlearn.sweeps import choice, list_settings, log_uniform, successive_halving, sweep
 
 MODEL = mlp((64, 32, 10))
 DIGITS = load("digits")

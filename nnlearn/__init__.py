@@ -16,6 +16,7 @@ from nnlearn import models as models
 from nnlearn import optimizers as optimizers
 from nnlearn import packing as packing
 from nnlearn import schedules as schedules
+from nnlearn import sweeps as sweeps
 from nnlearn import train as train
 from nnlearn import transforms as transforms
 from nnlearn.losses import absolute_error as absolute_error
@@ -85,6 +86,7 @@ from nnlearn.schedules import warmup_constant_schedule as warmup_constant_schedu
 from nnlearn.schedules import warmup_cosine_decay_schedule as warmup_cosine_decay_schedule
 from nnlearn.schedules import warmup_exponential_decay_schedule as warmup_exponential_decay_schedule
 from nnlearn.schedules import warmup_stable_decay_schedule as warmup_stable_decay_schedule
+from nnlearn.sweeps import sweep as sweep
 from nnlearn.train import FitResult as FitResult
 from nnlearn.train import Info as Info
 from nnlearn.train import Policy as Policy

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
-RUN_HERE = {"bowl", "custom_transformation", "digits", "linear_regression", "xor"}
+RUN_HERE = {"bowl", "compare_optimizers", "custom_transformation", "digits", "learn_schedule", "linear_regression"}
+RUN_HERE |= {"sweep_halving", "xor"}
 
 
 def load_example(name):
@@ -125,3 +126,19 @@ def test_a_transformation_of_ones_own_is_the_equation_and_may_be_vmapped():
     expected = np.stack([np.array([[-0.8, 0.6]]), momentum[None] / np.linalg.norm(momentum)])
     np.testing.assert_allclose(together["w"], expected, rtol=1e-5)
     np.testing.assert_allclose(together["b"], [[0.0], [1.0]], atol=1e-6)  # no gradient, no step
+
+
+def test_optimizers_are_compared_at_their_best_rates(capsys):
+    module, best, printed = run("compare_optimizers", capsys)
+    promised = promised_lines(module)
+    assert [line.split(":")[0].split()[0] for line in printed] == [line.split()[0] for line in promised]
+    for rate, accuracies in best.values():
+        assert accuracies.shape == (10,) and accuracies.mean() > 0.96 and 1e-4 < rate < 1
+
+
+def test_a_learned_schedule_beats_the_best_constant_rate(capsys):
+    module, (rates, losses, (constant, learned)), printed = run("learn_schedule", capsys)
+    assert [line.split(":")[0][:13] for line in printed] == [line.split(":")[0][:13] for line in promised_lines(module)]
+    assert rates.shape == (8,) and losses[-1] < 0.8 * losses[0]
+    assert learned < 0.85 * constant  # on data and seeds that the schedule was not learned from
+    assert rates[-1] < 0.3 * rates.max() and rates[0] < rates.max()

@@ -11,7 +11,7 @@ LEVELS = {
     0: ["types"],
     1: ["checks", "settings", "tree", "packing", "schedules", "losses", "models", "data", "datasets"],
     2: ["transforms", "train"],
-    3: ["optimizers", "compare"],
+    3: ["optimizers", "compare", "sweeps"],
     4: ["cli"],
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}
@@ -73,6 +73,17 @@ def test_heavy_libraries_are_imported_lazily():
     import subprocess
     import sys
 
-    heavy = ("matplotlib", "sklearn", "flax", "torch", "rich", "tyro", "plotly")
+    heavy = (
+        "matplotlib",
+        "sklearn",
+        "flax",
+        "torch",
+        "rich",
+        "tyro",
+        "plotly",
+        "pandas",
+        "scipy.stats",
+        "tensorboardX",
+    )
     code = f"import sys, nnlearn; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import nnlearn
-from nnlearn.sweep import (
+from nnlearn.sweeps import (
     Results,
     SweepInterrupted,
     choice,
@@ -20,7 +20,7 @@ from nnlearn.sweep import (
     train_population,
     uniform,
 )
-from nnlearn.sweep.program import Shape, batch_shape, trace_member
+from nnlearn.sweeps.program import Shape, batch_shape, trace_member
 from nnlearn.train.trace import Trace
 
 EXAMPLES = jnp.asarray(np.random.default_rng(0).normal(size=(24, 3)).astype(np.float32))

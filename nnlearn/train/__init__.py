@@ -2,8 +2,6 @@
 
 from nnlearn.train.epoch import make_epoch as make_epoch
 from nnlearn.train.evaluation import evaluation as evaluation
-from nnlearn.train.fit import FitResult as FitResult
-from nnlearn.train.fit import fit as fit
 from nnlearn.train.hypergrad import hyper_value_and_grad as hyper_value_and_grad
 from nnlearn.train.noise_scale import NoiseScale as NoiseScale
 from nnlearn.train.noise_scale import noise_scale_from_batches as noise_scale_from_batches
@@ -30,4 +28,10 @@ from nnlearn.train.stopping import diverged as diverged
 from nnlearn.train.stopping import keep_best as keep_best
 from nnlearn.train.stopping import patience as patience
 from nnlearn.train.stopping import reached as reached
+from nnlearn.train.stream_run import Event as Event
+from nnlearn.train.stream_run import FitResult as FitResult
+from nnlearn.train.stream_run import every as every
+from nnlearn.train.stream_run import fit as fit
+from nnlearn.train.stream_run import tensorboard as tensorboard
+from nnlearn.train.stream_run import wandb_offline as wandb_offline
 from nnlearn.train.trace import Trace as Trace

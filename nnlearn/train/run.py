@@ -13,19 +13,11 @@ from nnlearn.train.calls import asks_for, check_takes, hand
 from nnlearn.train.sampler import Sampler
 from nnlearn.train.state import TrainState, init_state
 from nnlearn.train.step import RECORDABLE, make_step, step_key
-from nnlearn.train.stopping import StopRule, better, pick, worst
+from nnlearn.train.stopping import StopRule
 from nnlearn.train.stretches import blank, is_product, scan_in_segments, stretch_length
 from nnlearn.train.trace import Trace
+from nnlearn.train.verdict import Verdict, best_state, first_verdict, judge, kept_metric, measure
 from nnlearn.types import GradientTransformation, Key, LossFn, Params, PyTree, Scalar
-
-
-class Best(NamedTuple):
-    """The parameters of the best check so far."""
-
-    value: jax.Array
-    step: jax.Array
-    stored: PyTree
-    model_state: PyTree
 
 
 class Run(NamedTuple):
@@ -35,17 +27,13 @@ class Run(NamedTuple):
       state: parameters, optimizer and random key; its ``step`` stands still once the run has stopped.
       data_key: where the batches come from.
       order: what the sampler keeps.
-      rules: the stopping rules' states.
-      reason: which rule has stopped the run, counted from 1; 0 while none has.
-      best: the parameters of the best check so far, or None.
+      verdict: what the stopping rules carry: their states, which has stopped the run, the best check so far.
     """
 
     state: TrainState
     data_key: Key
     order: PyTree
-    rules: tuple
-    reason: jax.Array
-    best: Best | None
+    verdict: Verdict
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,13 +75,8 @@ class Train:
                 raise ValueError("loss_fn takes model_state, so init must return (params, model_state)")
             params, model_state = params
         state = init_state(params, self._tx(hparams), state_key, model_state=model_state, **self.packing)
-        rules = self._rules(hparams)
-        best = None
-        if _kept(rules) is not None:
-            best = Best(worst(_kept(rules)[1]), jnp.zeros([], jnp.int32), state.stored, state.model_state)
         order = self.batches.start(data_key, self.stretch)
-        none_yet = jnp.zeros([], jnp.int32)
-        return Run(state, data_key, order, tuple(rule.init() for rule in rules), none_yet, best)
+        return Run(state, data_key, order, first_verdict(self._rules(hparams), state))
 
     def advance(self, hparams: PyTree, run: Run, first: int | jax.Array, count: int) -> tuple[Run, Trace]:
         """``count`` steps from step ``first`` on, and their trace.
@@ -148,17 +131,15 @@ class Train:
             check_step=first + jnp.array(checks, jnp.int32),
             metrics=metrics,
             stop_step=run.state.step,
-            reason=run.reason,
-            best_step=None if run.best is None else run.best.step,
+            reason=run.verdict.reason,
+            best_step=None if run.verdict.best is None else run.verdict.best.step,
             rules=tuple(rule.name for rule in rules),
         )
         return run, trace
 
     def finish(self, run: Run) -> TrainState:
         """The state at the end: the run's, or with the best check's parameters where a rule keeps them."""
-        if run.best is None:
-            return run.state
-        return run.state._replace(stored=run.best.stored, model_state=run.best.model_state)
+        return best_state(run.verdict, run.state)
 
     def _tx(self, hparams: PyTree) -> GradientTransformation:
         is_tx = hasattr(self.make_tx, "init") and hasattr(self.make_tx, "update")
@@ -167,7 +148,7 @@ class Train:
     def _rules(self, hparams: PyTree) -> tuple[StopRule, ...]:
         rules = self.stop(hparams) if callable(self.stop) else self.stop
         rules = (rules,) if isinstance(rules, StopRule) else tuple(rules)
-        _kept(rules)
+        kept_metric(rules)
         return rules
 
     def _round(self, hparams, step, rules, keys, run: Run, first, count: int):
@@ -175,8 +156,8 @@ class Train:
 
         def go(run):
             run, infos, loss_sum = self._steps(step, keys, run, first, count)
-            metrics = {"train_loss": loss_sum / count, **self._evaluate(hparams, run.state)}
-            return _check(run, rules, metrics), (infos, metrics)
+            metrics = {"train_loss": loss_sum / count, **measure(self.evaluate, run.state, hparams=hparams)}
+            return run._replace(verdict=judge(run.verdict, rules, run.state, metrics)), (infos, metrics)
 
         if not rules:
             return go(run)
@@ -184,19 +165,7 @@ class Train:
         def hold(run):
             return run, jax.tree.map(blank, jax.eval_shape(go, run)[1])
 
-        return jax.lax.cond(run.reason > 0, hold, go, run)
-
-    def _evaluate(self, hparams: PyTree, state: TrainState) -> dict[str, jax.Array]:
-        if self.evaluate is None:
-            return {}
-        offered = {"hparams": hparams, "model_state": state.model_state, "opt_state": state.opt_state}
-        metrics = hand(self.evaluate, state.params, **offered)
-        if not isinstance(metrics, dict) or any(jnp.shape(value) != () for value in metrics.values()):
-            kinds = jax.tree.map(jnp.shape, metrics) if isinstance(metrics, dict) else type(metrics).__name__
-            raise TypeError(f"evaluate must return a dict of scalars, such as {{'loss': loss}}; got {kinds}")
-        if "train_loss" in metrics:
-            raise ValueError("evaluate returns 'train_loss', the name of the training loss: give it another")
-        return {name: jnp.asarray(value) for name, value in metrics.items()}
+        return jax.lax.cond(run.verdict.reason > 0, hold, go, run)
 
     def _steps(self, step, keys, run: Run, first, count: int):
         """So many steps in stretches; a derivative keeps the state before each, and works the rest out again."""
@@ -338,34 +307,6 @@ def _total_steps(steps: int | None, epochs: int | None, epoch_steps: int | None)
     if epoch_steps is None:
         raise ValueError("epochs needs batches that have them, shuffled(...); with generated(...) give steps")
     return check_count("epochs", epochs) * epoch_steps
-
-
-def _kept(rules: Sequence[StopRule]) -> tuple[str, str] | None:
-    kept = {rule.keep for rule in rules if rule.keep is not None}
-    if len(kept) > 1:
-        raise ValueError(
-            f"stop: several rules keep the best parameters, by {sorted(kept)}; give restore_best=False to all but one"
-        )
-    return next(iter(kept), None)
-
-
-def _check(run: Run, rules: Sequence[StopRule], metrics: dict[str, jax.Array]) -> Run:
-    """What the rules make of the metrics, and the best parameters so far."""
-    reason, states = run.reason, []
-    for number, (rule, state) in enumerate(zip(rules, run.rules, strict=True), start=1):
-        state, stop = rule.update(state, metrics, run.state.step)
-        reason = jnp.where((reason == 0) & stop, number, reason)
-        states.append(state)
-    best = run.best
-    if best is not None:
-        metric, mode = _kept(rules)
-        value = pick(metrics, metric, "the rule that keeps the best parameters")
-        value = jnp.where(jnp.isnan(value), worst(mode), value)  # or nothing would ever be better
-        now = Best(value, run.state.step, run.state.stored, run.state.model_state)
-        # the first check counts whatever its value, so that a run never ends with its untrained parameters
-        gained = better(mode, value, best.value) | (best.step == 0)
-        best = jax.tree.map(lambda new, old: jnp.where(gained, new, old), now, best)
-    return run._replace(rules=tuple(states), reason=reason.astype(jnp.int32), best=best)
 
 
 __all__ = ["Run", "Train", "make_train"]

@@ -111,7 +111,8 @@ class Trace:
         def spread(values, at):
             values = np.asarray(values)
             out = np.full(shape, np.nan, np.result_type(values.dtype, np.float32))
-            out[..., np.searchsorted(steps, np.asarray(at).reshape(-1, at.shape[-1])[0])] = values
+            if values.size:
+                out[..., np.searchsorted(steps, np.asarray(at).reshape(-1, at.shape[-1])[0])] = values
             return out
 
         for path, leaf in jax.tree.leaves_with_path(self.info):

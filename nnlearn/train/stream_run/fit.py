@@ -9,18 +9,18 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.checks import check_count
-from nnlearn.train.callbacks import Callback, Calls, Every
 from nnlearn.train.calls import check_takes
-from nnlearn.train.history import History, check_history
-from nnlearn.train.interrupt import Interrupt
-from nnlearn.train.progress import show_progress
-from nnlearn.train.record import Recorder
-from nnlearn.train.running import FitResult, Running
-from nnlearn.train.stack import Stacker
 from nnlearn.train.state import TrainState
 from nnlearn.train.step import Step
 from nnlearn.train.stopping import StopRule
-from nnlearn.train.stream import Plan, Prefetch, known_length, passes, read_blocks
+from nnlearn.train.stream_run.callbacks import Callback, Calls, Every
+from nnlearn.train.stream_run.history import History, check_history
+from nnlearn.train.stream_run.interrupt import Interrupt
+from nnlearn.train.stream_run.progress import show_progress
+from nnlearn.train.stream_run.record import Recorder
+from nnlearn.train.stream_run.running import FitResult, Running
+from nnlearn.train.stream_run.stack import Stacker
+from nnlearn.train.stream_run.stream import Plan, Prefetch, known_length, passes, read_blocks
 from nnlearn.types import Batch, Scalar
 
 

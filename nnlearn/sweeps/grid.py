@@ -11,11 +11,11 @@ import jax
 import numpy as np
 
 from nnlearn.checks import check_count
-from nnlearn.sweep.batches import Means, Runs, default_workers
-from nnlearn.sweep.members import check_mode
-from nnlearn.sweep.results import Results
-from nnlearn.sweep.space import Interval, Method, Setting, axes_of, list_settings
-from nnlearn.sweep.store import Store
+from nnlearn.sweeps.batches import Means, Runs, default_workers
+from nnlearn.sweeps.members import check_mode
+from nnlearn.sweeps.results import Results
+from nnlearn.sweeps.space import Interval, Method, Setting, axes_of, list_settings
+from nnlearn.sweeps.store import Store
 from nnlearn.train import Train
 
 
@@ -80,7 +80,7 @@ def sweep(
       SweepInterrupted: on a ``KeyboardInterrupt``, with the finished runs as ``results``.
 
     >>> import jax.numpy as jnp, nnlearn
-    >>> from nnlearn.sweep.space import choice
+    >>> from nnlearn.sweeps.space import choice
     >>> batches = nnlearn.generated(lambda key, step: jax.random.normal(key))
     >>> def loss_fn(params, batch, key):
     ...     return (params - 3.0) ** 2 + 0.1 * params * batch

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnlearn.sweep.space import Setting
+from nnlearn.sweeps.space import Setting
 from nnlearn.train import Run, Train, TrainState
 from nnlearn.train.trace import Trace
 from nnlearn.types import Key

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from nnlearn.train.sampler import Sampler
-from nnlearn.train.stack import Stacker
+from nnlearn.train.stream_run.stack import Stacker
 from nnlearn.types import Batch, PyTree
 
 MOST_STEPS = 32  # steps of a block where none are asked for: what a call costs is spread over so many

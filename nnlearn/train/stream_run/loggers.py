@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from nnlearn.train.callbacks import Callback, Event
+from nnlearn.train.stream_run.callbacks import Callback, Event
 
 
 def tensorboard(folder: str | Path) -> Callback:
@@ -14,6 +14,8 @@ def tensorboard(folder: str | Path) -> Callback:
 
     Raises:
       ImportError: tensorboardX is not installed.
+
+    >>> fit(step, state, batches, callbacks=tensorboard("runs/first"))  # doctest: +SKIP
     """
     try:
         from tensorboardX import SummaryWriter
@@ -47,6 +49,8 @@ def wandb_offline(project: str, folder: str | Path | None = None, **settings: An
 
     Raises:
       ImportError: wandb is not installed.
+
+    >>> fit(step, state, batches, callbacks=wandb_offline(project="digits"))  # doctest: +SKIP
     """
     try:
         import wandb

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnlearn.train.history import Row
 from nnlearn.train.step import Info
+from nnlearn.train.stream_run.history import Row
 from nnlearn.train.trace import ALL_STEPS, Trace
 from nnlearn.tree import path_name
 from nnlearn.types import PyTree

@@ -4,15 +4,17 @@ import contextlib
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from nnlearn.train.callbacks import Calls
-from nnlearn.train.dispatch import Carry, first_verdict, kept_on, make_block, make_check
-from nnlearn.train.interrupt import Interrupt
-from nnlearn.train.record import Recorder
 from nnlearn.train.state import TrainState
-from nnlearn.train.stream import Block, Plan, Prefetch
+from nnlearn.train.stream_run.callbacks import Calls
+from nnlearn.train.stream_run.dispatch import Carry, kept_on, make_block, make_check
+from nnlearn.train.stream_run.interrupt import Interrupt
+from nnlearn.train.stream_run.record import Recorder
+from nnlearn.train.stream_run.stream import Block, Plan, Prefetch
 from nnlearn.train.trace import ALL_STEPS, Trace
+from nnlearn.train.verdict import first_verdict
 
 UNREAD = 2  # calls whose losses are not yet read back: the device has work while the host reads
 
@@ -55,7 +57,8 @@ class Running:
         # in. A CPU does not care, and is spared a second program for incomplete blocks.
         self.compile_full = jax.default_backend() != "cpu"
         self.carry: Carry = (state, jax.device_put(np.float32(0)))
-        self.verdict = first_verdict(rules, state)
+        # a copy, as the check takes its memory, and the next step takes the state's
+        self.verdict = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), first_verdict(rules, state))
         self.at = self.checked_at = plan.first
         self.saved_at: int | None = None
         self.ended_by = ""

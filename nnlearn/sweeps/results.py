@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnlearn.sweep import store
-from nnlearn.sweep.space import Setting
+from nnlearn.sweeps import store
+from nnlearn.sweeps.space import Setting
 from nnlearn.train.trace import Trace
 
 HEADER = ("settings", "varied", "logarithmic", "statics", "seeds", "steps", "full", "metric", "mode")
@@ -197,7 +197,7 @@ class Results:
         Raises:
           ImportError: matplotlib is not installed.
         """
-        from nnlearn.sweep.figure import draw_results
+        from nnlearn.sweeps.figure import draw_results
 
         return draw_results(self, path)
 

@@ -3,27 +3,18 @@
 import functools
 import types
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from nnlearn.train.calls import hand
-from nnlearn.train.run import Best, Run, _check, _kept
 from nnlearn.train.state import TrainState
 from nnlearn.train.step import Step
-from nnlearn.train.stopping import StopRule, worst
+from nnlearn.train.stopping import StopRule
+from nnlearn.train.verdict import judge, measure
 from nnlearn.types import PyTree, Scalar
 
 Carry = tuple[TrainState, jax.Array]  # the state, and the sum of the losses since the last check
-
-
-class Verdict(NamedTuple):
-    """What the stopping rules carry from check to check: their states, which has stopped the run, the best so far."""
-
-    rules: tuple
-    reason: jax.Array
-    best: Best | None
 
 
 def make_block(step: Step) -> Callable[..., tuple[Carry, PyTree]]:
@@ -79,9 +70,8 @@ def make_check(evaluate: Callable[..., dict[str, Scalar]] | None, rules: Sequenc
     @functools.partial(jax.jit, donate_argnums=0)
     def check(verdict, carry, count):
         state, total = carry
-        metrics = {"train_loss": total / count, **_evaluate(evaluate, state)}
-        run = _check(Run(state, None, None, *verdict), rules, metrics)
-        return metrics, Verdict(run.rules, run.reason, run.best)
+        metrics = {"train_loss": total / count, **measure(evaluate, state)}
+        return metrics, judge(verdict, rules, state, metrics)
 
     return check
 
@@ -105,27 +95,4 @@ def kept_on(function: Any, made_of: tuple, make: Callable[[], Any]) -> Any:
     return program
 
 
-def first_verdict(rules: Sequence[StopRule], state: TrainState) -> Verdict:
-    """Before the first check."""
-    kept, best = _kept(rules), None
-    if kept is not None:
-        stored, model_state = jax.tree.map(jnp.copy, (state.stored, state.model_state))
-        best = Best(worst(kept[1]), jnp.zeros([], jnp.int32), stored, model_state)
-    # copies, as the check takes their memory: a rule may begin with an array that it keeps
-    states = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tuple(rule.init() for rule in rules))
-    return Verdict(states, jnp.zeros([], jnp.int32), best)
-
-
-def _evaluate(evaluate: Callable[..., dict[str, Scalar]] | None, state: TrainState) -> dict[str, jax.Array]:
-    if evaluate is None:
-        return {}
-    metrics = hand(evaluate, state.params, model_state=state.model_state, opt_state=state.opt_state)
-    if not isinstance(metrics, dict) or any(jnp.shape(value) != () for value in metrics.values()):
-        kinds = jax.tree.map(jnp.shape, metrics) if isinstance(metrics, dict) else type(metrics).__name__
-        raise TypeError(f"evaluate must return a dict of scalars, such as {{'loss': loss}}; got {kinds}")
-    if "train_loss" in metrics:
-        raise ValueError("evaluate returns 'train_loss', the name of the training loss: give it another")
-    return {name: jnp.asarray(value) for name, value in metrics.items()}
-
-
-__all__ = ["Carry", "Verdict", "first_verdict", "kept_on", "make_block", "make_check"]
+__all__ = ["Carry", "kept_on", "make_block", "make_check"]

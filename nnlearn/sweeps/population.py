@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.checks import as_key, check_count, check_number
-from nnlearn.sweep.members import advance_runs, check_mode, goodness, last_scores, start_runs, take_runs
-from nnlearn.sweep.space import Axis, Choice, Setting, axes_of, list_settings
+from nnlearn.sweeps.members import advance_runs, check_mode, goodness, last_scores, start_runs, take_runs
+from nnlearn.sweeps.space import Axis, Choice, Setting, axes_of, list_settings
 from nnlearn.train import Train, TrainState
 from nnlearn.types import Key
 
@@ -115,7 +115,7 @@ def train_population(
     Source: Jaderberg et al. 2017, "Population Based Training of Neural Networks".
 
     >>> import nnlearn
-    >>> from nnlearn.sweep.space import log_uniform
+    >>> from nnlearn.sweeps.space import log_uniform
     >>> batches = nnlearn.generated(lambda key, step: step)
     >>> train = nnlearn.make_train(
     ...     lambda p, b, k: p**2, lambda h: nnlearn.sgd(h["rate"]), batches, jnp.ones(()), steps=20, check_every=5

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.checks import check_count
-from nnlearn.sweep.members import check_metric
-from nnlearn.sweep.program import CPU_WIDTH, DEVICE_WIDTH, Program, Shape, compile_batch, free_bytes, trace_member
-from nnlearn.sweep.results import Plan, Results, fill
-from nnlearn.sweep.store import Store, read_batches
+from nnlearn.sweeps.members import check_metric
+from nnlearn.sweeps.program import CPU_WIDTH, DEVICE_WIDTH, Program, Shape, compile_batch, free_bytes, trace_member
+from nnlearn.sweeps.results import Plan, Results, fill
+from nnlearn.sweeps.store import Store, read_batches
 from nnlearn.train import Train
 from nnlearn.train.trace import Trace
 

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from nnlearn.checks import check_count
 from nnlearn.train.calls import check_takes
-from nnlearn.train.history import Row
 from nnlearn.train.state import TrainState
+from nnlearn.train.stream_run.history import Row
 
 
 class Event(NamedTuple):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.checks import as_key, check_count
-from nnlearn.sweep.members import (
+from nnlearn.sweeps.members import (
     advance_runs,
     check_mode,
     goodness,
@@ -20,7 +20,7 @@ from nnlearn.sweep.members import (
     start_runs,
     take_runs,
 )
-from nnlearn.sweep.space import Setting
+from nnlearn.sweeps.space import Setting
 from nnlearn.train import Train, TrainState
 from nnlearn.types import Key
 

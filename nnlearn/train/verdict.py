@@ -1,0 +1,109 @@
+"""What a check makes of a run: its metrics, whether a rule stops it, and the best parameters so far."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nnlearn.train.calls import hand
+from nnlearn.train.state import TrainState
+from nnlearn.train.stopping import Metrics, StopRule, better, pick, worst
+from nnlearn.types import PyTree
+
+
+class Best(NamedTuple):
+    """The parameters of the best check so far."""
+
+    value: jax.Array
+    step: jax.Array
+    stored: PyTree
+    model_state: PyTree
+
+
+class Verdict(NamedTuple):
+    """What the stopping rules carry from check to check.
+
+    Attributes:
+      rules: the rules' states.
+      reason: which rule has stopped the run, counted from 1; 0 while none has.
+      best: the best check so far, or None where no rule keeps one.
+    """
+
+    rules: tuple
+    reason: jax.Array
+    best: Best | None
+
+
+def kept_metric(rules: Sequence[StopRule]) -> tuple[str, str] | None:
+    """The metric, and its mode, by which a rule keeps the best parameters; None where none does.
+
+    >>> from nnlearn.train.stopping import keep_best
+    >>> kept_metric([keep_best("loss")])
+    ('loss', 'min')
+    """
+    kept = {rule.keep for rule in rules if rule.keep is not None}
+    if len(kept) > 1:
+        raise ValueError(
+            f"stop: several rules keep the best parameters, by {sorted(kept)}; give restore_best=False to all but one"
+        )
+    return next(iter(kept), None)
+
+
+def first_verdict(rules: Sequence[StopRule], state: TrainState) -> Verdict:
+    """The verdict before the first check."""
+    kept, best = kept_metric(rules), None
+    if kept is not None:
+        best = Best(worst(kept[1]), jnp.zeros([], jnp.int32), state.stored, state.model_state)
+    return Verdict(tuple(rule.init() for rule in rules), jnp.zeros([], jnp.int32), best)
+
+
+def judge(verdict: Verdict, rules: Sequence[StopRule], state: TrainState, metrics: Metrics) -> Verdict:
+    """The verdict after a check with these metrics."""
+    reason, states = verdict.reason, []
+    for number, (rule, memory) in enumerate(zip(rules, verdict.rules, strict=True), start=1):
+        memory, stop = rule.update(memory, metrics, state.step)
+        reason = jnp.where((reason == 0) & stop, number, reason)
+        states.append(memory)
+    best = verdict.best
+    if best is not None:
+        metric, mode = kept_metric(rules)
+        value = pick(metrics, metric, "the rule that keeps the best parameters")
+        value = jnp.where(jnp.isnan(value), worst(mode), value)  # or nothing would ever be better
+        now = Best(value, state.step, state.stored, state.model_state)
+        # the first check counts whatever its value, so that a run never ends with its untrained parameters
+        gained = better(mode, value, best.value) | (best.step == 0)
+        best = jax.tree.map(lambda new, old: jnp.where(gained, new, old), now, best)
+    return Verdict(tuple(states), reason.astype(jnp.int32), best)
+
+
+def best_state(verdict: Verdict, state: TrainState) -> TrainState:
+    """The state that a run ends with: its last, or with the best check's parameters where a rule keeps them."""
+    if verdict.best is None:
+        return state
+    return state._replace(stored=verdict.best.stored, model_state=verdict.best.model_state)
+
+
+def measure(evaluate: Callable[..., dict[str, Any]] | None, state: TrainState, **offered: Any) -> Metrics:
+    """What ``evaluate`` says of a state, as arrays.
+
+    Raises:
+      TypeError: it returns no dict of scalars.
+      ValueError: it calls one of them ``train_loss``.
+
+    >>> import nnlearn
+    >>> measure(lambda params: {"size": params}, nnlearn.init_state(jnp.ones(()), nnlearn.sgd(0.1)))
+    {'size': Array(1., dtype=float32)}
+    """
+    if evaluate is None:
+        return {}
+    metrics = hand(evaluate, state.params, model_state=state.model_state, opt_state=state.opt_state, **offered)
+    if not isinstance(metrics, dict) or any(jnp.shape(value) != () for value in metrics.values()):
+        kinds = jax.tree.map(jnp.shape, metrics) if isinstance(metrics, dict) else type(metrics).__name__
+        raise TypeError(f"evaluate must return a dict of scalars, such as {{'loss': loss}}; got {kinds}")
+    if "train_loss" in metrics:
+        raise ValueError("evaluate returns 'train_loss', the name of the training loss: give it another")
+    return {name: jnp.asarray(value) for name, value in metrics.items()}
+
+
+__all__ = ["Best", "Verdict", "best_state", "first_verdict", "judge", "kept_metric", "measure"]
