@@ -14,7 +14,7 @@ from nnlearn.train.sampler import Sampler
 from nnlearn.train.state import TrainState, init_state
 from nnlearn.train.step import RECORDABLE, make_step, step_key
 from nnlearn.train.stopping import StopRule
-from nnlearn.train.stretches import blank, is_product, scan_in_segments, stretch_length
+from nnlearn.train.stretches import blank, lean_scan, scan_in_segments, stretch_length
 from nnlearn.train.trace import Trace
 from nnlearn.train.verdict import Verdict, best_state, first_verdict, judge, kept_metric, measure
 from nnlearn.types import GradientTransformation, Key, LossFn, Params, PyTree, Scalar
@@ -180,8 +180,7 @@ class Train:
                 state, info = step(state._replace(key=keys[0]), self.batches.batch(row), key=key)
                 return state._replace(key=None), info
 
-            one = jax.checkpoint(one, policy=is_product, prevent_cse=False)
-            state, infos = jax.lax.scan(one, state, (rows, step_keys))
+            state, infos = lean_scan(one, state, (rows, step_keys))
             total = total + jnp.sum(infos.loss).astype(jnp.float32)
             thinned = jax.tree.map(lambda leaf: leaf[self.record_every - 1 :: self.record_every], infos)
             return (state, order, total), thinned

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Literal
 
 from nnlearn.types import PyTree
 
@@ -82,4 +83,69 @@ def scan_in_segments(body: Callable, carry: PyTree, length: int, size: int) -> t
     return carry, outputs
 
 
-__all__ = ["blank", "is_product", "scan_in_segments", "stretch_length"]
+def lean_scan(body: Callable, carry: PyTree, xs: PyTree) -> tuple[PyTree, Any]:
+    """``scan`` that carries only what changes, and whose derivative keeps only the products of a turn.
+
+    XLA writes a constant in the carry, such as a learning rate that is only recorded, again at every turn; and a
+    program with more than a few operations that wait for nothing it runs on several threads, which costs more than it
+    gains where arrays are small.
+
+    >>> lean_scan(lambda carry, x: ((carry[0] + x, 3.0), -x), (jnp.zeros(()), 1.0), jnp.ones(2))
+    ((Array(2., dtype=float32), 3.0), Array([-1., -1.], dtype=float32))
+    """
+    first = jax.tree.map(lambda leaf: leaf[0], xs)
+    leaves, treedef = jax.tree.flatten(carry)
+    constant = constant_leaves(body, carry, first)
+
+    def join(carried, constants):
+        carried, constants = iter(carried), iter(constants)
+        return treedef.unflatten([next(constants if fixed else carried) for fixed in constant])
+
+    def part(tree, fixed):
+        return [leaf for leaf, flag in zip(jax.tree.leaves(tree), constant, strict=True) if flag == fixed]
+
+    def turn(carried, x):
+        carry, output = body(join(carried, part(leaves, True)), x)
+        return part(carry, False), output
+
+    turn = jax.checkpoint(turn, policy=is_product, prevent_cse=False)
+    carried, outputs = jax.lax.scan(turn, part(leaves, False), xs)
+    constants = part(body(carry, first)[0], True) if any(constant) else []  # the compiler drops the rest of this turn
+    return join(carried, constants), outputs
+
+
+def constant_leaves(function: Callable, carry: PyTree, *inputs: Any) -> list[bool]:
+    """Which leaves of a carry a loop need not carry: never read, and set to what depends on no turn.
+
+    Args:
+      function: ``function(carry, *inputs) -> (carry, outputs)``, the body of a loop.
+      carry, inputs: what it is called with.
+
+    A learning rate that is only recorded is one. XLA would write it again at every turn.
+
+    >>> constant_leaves(lambda carry, x: ((carry[0] + x, 3.0), None), (1.0, 2.0), 1.0)
+    [False, True]
+    """
+    program = jax.make_jaxpr(function)(carry, *inputs).jaxpr
+    leaves = len(jax.tree.leaves(carry))
+    used, varied = _reads(program, [True] * len(program.invars))
+    return [not used[at] and not varied[at] for at in range(leaves)]
+
+
+def _reads(program: Any, varied: list[bool]) -> tuple[list[bool], list[bool]]:
+    """Which arguments of a program anything is worked out from or returned, and which results depend on ``varied``."""
+    changing = {var for var, flag in zip(program.invars, varied, strict=True) if flag}
+    used: set = set()
+    for equation in program.eqns:
+        flags = [not isinstance(var, Literal) and var in changing for var in equation.invars]
+        reads, results = [True] * len(flags), [any(flags)] * len(equation.outvars)
+        if equation.primitive.name in ("jit", "pjit"):
+            reads, results = _reads(equation.params["jaxpr"].jaxpr, flags)
+        used |= {var for var, read in zip(equation.invars, reads, strict=True) if read and not isinstance(var, Literal)}
+        changing |= {var for var, flag in zip(equation.outvars, results, strict=True) if flag}
+    returned = {var for var in program.outvars if not isinstance(var, Literal)}
+    read = [var in used or var in returned for var in program.invars]
+    return read, [not isinstance(var, Literal) and var in changing for var in program.outvars]
+
+
+__all__ = ["blank", "constant_leaves", "is_product", "lean_scan", "scan_in_segments", "stretch_length"]
