@@ -4,6 +4,7 @@ A class that does not exist has a logit of -inf. It costs nothing while no label
 +inf; neither makes a NaN, in the loss or in its gradient.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -83,9 +84,19 @@ def exclude(logits: jax.Array, include: jax.Array | None) -> jax.Array:
     return logits if include is None else jnp.where(include, logits, -jnp.inf)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def pick(values: jax.Array, labels: jax.Array, axis: int) -> jax.Array:
     """The value at each label along ``axis``, which goes; labels must be valid."""
     return jnp.squeeze(jnp.take_along_axis(values, jnp.expand_dims(labels, axis), axis), axis)
+
+
+@pick.defjvp
+def _pick_jvp(axis, primals, tangents):
+    # By comparison: its transpose is elementwise and goes into what follows, where that of a gather is a scatter.
+    (values, labels), (change, _) = primals, tangents
+    classes = jax.lax.broadcasted_iota(labels.dtype, values.shape, axis % values.ndim)
+    picked = jnp.where(classes == jnp.expand_dims(labels, axis), change, 0)
+    return pick(values, labels, axis), jnp.sum(picked, axis)
 
 
 def split_labels(labels: jax.Array, classes: int, dtype) -> tuple[jax.Array, jax.Array]:
