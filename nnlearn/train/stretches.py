@@ -86,16 +86,34 @@ def scan_in_segments(body: Callable, carry: PyTree, length: int, size: int) -> t
 def lean_scan(body: Callable, carry: PyTree, xs: PyTree) -> tuple[PyTree, Any]:
     """``scan`` that carries only what changes, and whose derivative keeps only the products of a turn.
 
+    >>> lean_scan(lambda carry, x: ((carry[0] + x, 3.0), -x), (jnp.zeros(()), 1.0), jnp.ones(2))
+    ((Array(2., dtype=float32), 3.0), Array([-1., -1.], dtype=float32))
+    """
+    turn, carried, restore = without_constants(body, carry, jax.tree.map(lambda leaf: leaf[0], xs))
+    carried, outputs = jax.lax.scan(jax.checkpoint(turn, policy=is_product, prevent_cse=False), carried, xs)
+    return restore(carried), outputs
+
+
+def without_constants(body: Callable, carry: PyTree, x: PyTree) -> tuple[Callable, list, Callable[[list], PyTree]]:
+    """The body of a loop on a carry without the leaves that are constant.
+
     XLA writes a constant in the carry, such as a learning rate that is only recorded, again at every turn; and a
     program with more than a few operations that wait for nothing it runs on several threads, which costs more than it
     gains where arrays are small.
 
-    >>> lean_scan(lambda carry, x: ((carry[0] + x, 3.0), -x), (jnp.zeros(()), 1.0), jnp.ones(2))
-    ((Array(2., dtype=float32), 3.0), Array([-1., -1.], dtype=float32))
+    Args:
+      body: ``body(carry, x) -> (carry, output)``.
+      carry, x: what it is called with first.
+
+    Returns:
+      ``turn(carried, x) -> (carried, output)``, the first ``carried``, and ``restore(carried) -> carry``.
+
+    >>> turn, carried, restore = without_constants(lambda carry, x: ((carry[0] + x, 3.0), None), (0.0, 1.0), 1.0)
+    >>> carried, restore(turn(carried, 1.0)[0])
+    ([0.0], (1.0, 3.0))
     """
-    first = jax.tree.map(lambda leaf: leaf[0], xs)
     leaves, treedef = jax.tree.flatten(carry)
-    constant = constant_leaves(body, carry, first)
+    constant = constant_leaves(body, carry, x)
 
     def join(carried, constants):
         carried, constants = iter(carried), iter(constants)
@@ -108,10 +126,11 @@ def lean_scan(body: Callable, carry: PyTree, xs: PyTree) -> tuple[PyTree, Any]:
         carry, output = body(join(carried, part(leaves, True)), x)
         return part(carry, False), output
 
-    turn = jax.checkpoint(turn, policy=is_product, prevent_cse=False)
-    carried, outputs = jax.lax.scan(turn, part(leaves, False), xs)
-    constants = part(body(carry, first)[0], True) if any(constant) else []  # the compiler drops the rest of this turn
-    return join(carried, constants), outputs
+    def restore(carried):
+        # one turn more, of which the compiler drops all but the constants
+        return join(carried, part(body(carry, x)[0], True) if any(constant) else [])
+
+    return turn, part(leaves, False), restore
 
 
 def constant_leaves(function: Callable, carry: PyTree, *inputs: Any) -> list[bool]:
@@ -148,4 +167,12 @@ def _reads(program: Any, varied: list[bool]) -> tuple[list[bool], list[bool]]:
     return read, [not isinstance(var, Literal) and var in changing for var in program.outvars]
 
 
-__all__ = ["blank", "constant_leaves", "is_product", "lean_scan", "scan_in_segments", "stretch_length"]
+__all__ = [
+    "blank",
+    "constant_leaves",
+    "is_product",
+    "lean_scan",
+    "scan_in_segments",
+    "stretch_length",
+    "without_constants",
+]

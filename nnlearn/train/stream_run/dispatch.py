@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from nnlearn.train.state import TrainState
 from nnlearn.train.step import Step
 from nnlearn.train.stopping import StopRule
+from nnlearn.train.stretches import without_constants
 from nnlearn.train.verdict import judge, measure
 from nnlearn.types import PyTree, Scalar
 
@@ -36,22 +37,25 @@ def make_block(step: Step) -> Callable[..., tuple[Carry, PyTree]]:
 
     @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
     def block(carry, batches, count, size):
-        if count is None:
-            return jax.lax.scan(one, carry, batches, length=size)
-
         def at(index):
             return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), batches)
+
+        turn, carried, restore = without_constants(one, carry, at(0))
+        if count is None:
+            carried, infos = jax.lax.scan(turn, carried, batches, length=size)
+            return restore(carried), infos
 
         shapes = jax.eval_shape(one, carry, at(0))[1]
         infos = jax.tree.map(lambda shape: jnp.zeros((size, *shape.shape), shape.dtype), shapes)
 
         def body(index, carry_and_infos):
-            carry, infos = carry_and_infos
-            carry, info = one(carry, at(index))
+            carried, infos = carry_and_infos
+            carried, info = turn(carried, at(index))
             put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=index, axis=0)
-            return carry, jax.tree.map(put, infos, info)
+            return carried, jax.tree.map(put, infos, info)
 
-        return jax.lax.fori_loop(0, count, body, (carry, infos))
+        carried, infos = jax.lax.fori_loop(0, count, body, (carried, infos))
+        return restore(carried), infos
 
     return block
 
