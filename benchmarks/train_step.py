@@ -6,7 +6,7 @@
 
 All rivals train the same pure model from the same parameters on the same batch with clip + AdamW + schedule, each step
 one jitted program that donates its state, and must arrive at the same loss. ``gradient only`` is the floor: loss and
-gradient, without an optimizer. nnlearn's step returns the norms of gradient and update and the learning rate as well,
+gradient, without an optimizer. nnlearn's step returns the norm of the gradient and the learning rate as well,
 which the others' do not. The perceptron has a version in flax's nnx too, in the functional form that its guide on
 performance recommends.
 """

@@ -101,7 +101,7 @@ def _decide_packing(packed: bool | None, params: Params, tx: GradientTransformat
     if packed is False or (packed is None and not worth_packing(params)):
         return False
     if packed is None and any(buffer.sharding is not None for buffer in make_layout(params, labels).buffers):
-        return False  # the check below does not know of buffers cut over devices
+        return False  # it was not measured to pay there
     difference = packing_difference(tx, params, labels)
     if packed and difference:
         raise ValueError(
