@@ -77,7 +77,7 @@ def learn(log_rates, keys):
 def main():
     """Returns the points, the validation losses of the outer loop, and the test losses before and after."""
     keys = jax.random.split(jax.random.key(0), 4)
-    flat = jnp.log(CONSTANTS)[:, None] * jnp.ones(POINTS)
+    flat = jnp.outer(jnp.log(CONSTANTS), jnp.ones(POINTS))
     constants = jax.jit(jax.vmap(lambda points: final_loss(points, keys, DIGITS.validation)))(flat)
     start = flat[jnp.argmin(constants)]
     log_rates, values = jax.jit(learn)(start, keys)
