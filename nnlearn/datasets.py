@@ -1,6 +1,5 @@
 """Small real data sets that come inside Python packages: nothing is downloaded, nothing is bundled."""
 
-import importlib
 from collections.abc import Callable
 from types import ModuleType
 from typing import Literal, NamedTuple
@@ -8,6 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from nnlearn.data import Examples, Split, Statistics, split, standardize
+from nnlearn.extras import import_extra
 
 FRACTIONS = (0.7, 0.15, 0.15)
 
@@ -74,11 +74,8 @@ def load(name: str, *, seed: int = 0) -> DataBundle:
 
 
 def _package(module: str, dataset: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0].replace("sklearn", "scikit-learn")
-        raise ImportError(f'the data set {dataset!r} needs {package}: pip install "nnlearn[data]"') from error
+    package = "scikit-learn" if module.startswith("sklearn") else None
+    return import_extra(module, f"the data set {dataset!r}", "data", package)
 
 
 def _split(inputs: np.ndarray, targets: np.ndarray, seed: int, stratify: np.ndarray | None) -> Split:

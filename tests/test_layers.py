@@ -9,7 +9,19 @@ import nnlearn
 ROOT = Path(nnlearn.__file__).parent
 LEVELS = {
     0: ["types"],
-    1: ["checks", "settings", "tree", "packing", "schedules", "losses", "models", "data", "datasets"],
+    1: [
+        "checks",
+        "extras",
+        "files",
+        "settings",
+        "tree",
+        "packing",
+        "schedules",
+        "losses",
+        "models",
+        "data",
+        "datasets",
+    ],
     2: ["transforms", "train"],
     3: ["optimizers", "compare", "sweeps"],
     4: ["cli"],

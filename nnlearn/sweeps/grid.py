@@ -12,11 +12,11 @@ import numpy as np
 
 from nnlearn.checks import check_count
 from nnlearn.sweeps.batches import Means, Runs, default_workers
-from nnlearn.sweeps.members import check_mode
 from nnlearn.sweeps.results import Results
 from nnlearn.sweeps.space import Interval, Method, Setting, axes_of, list_settings
 from nnlearn.sweeps.store import Store
 from nnlearn.train import Train
+from nnlearn.train.stopping import check_mode
 
 
 class SweepInterrupted(KeyboardInterrupt):

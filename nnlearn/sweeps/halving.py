@@ -13,7 +13,6 @@ import numpy as np
 from nnlearn.checks import as_key, check_count
 from nnlearn.sweeps.members import (
     advance_runs,
-    check_mode,
     goodness,
     last_scores,
     stack_settings,
@@ -22,6 +21,7 @@ from nnlearn.sweeps.members import (
 )
 from nnlearn.sweeps.space import Setting
 from nnlearn.train import Train, TrainState
+from nnlearn.train.stopping import check_mode
 from nnlearn.types import Key
 
 

@@ -38,12 +38,6 @@ def stack_settings(settings: Sequence[Setting]) -> tuple[dict[str, jax.Array], S
     return columns, fixed
 
 
-def check_mode(mode: str) -> None:
-    """Raise ``ValueError`` unless small or large is better."""
-    if mode not in ("min", "max"):
-        raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
-
-
 def check_metric(metrics: dict[str, Any], metric: str) -> None:
     """Raise ``ValueError`` unless there is such a metric."""
     if metric not in metrics:
@@ -118,7 +112,6 @@ def _axes(train: Train) -> Run:
 __all__ = [
     "advance_runs",
     "check_metric",
-    "check_mode",
     "goodness",
     "last_scores",
     "stack_settings",

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.checks import as_key, check_count, check_number
-from nnlearn.sweeps.members import advance_runs, check_mode, goodness, last_scores, start_runs, take_runs
+from nnlearn.sweeps.members import advance_runs, goodness, last_scores, start_runs, take_runs
 from nnlearn.sweeps.space import Axis, Choice, Setting, axes_of, list_settings
 from nnlearn.train import Train, TrainState
+from nnlearn.train.stopping import check_mode
 from nnlearn.types import Key
 
 EXPLORE_STREAM = 0x9B7  # an arbitrary constant: it sets what the population draws apart from what the runs draw

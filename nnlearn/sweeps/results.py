@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nnlearn.extras import import_extra
 from nnlearn.sweeps import store
 from nnlearn.sweeps.space import Setting
 from nnlearn.train.trace import Trace
@@ -136,11 +137,7 @@ class Results:
         Raises:
           ImportError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError('to_pandas needs pandas: pip install "nnlearn[pandas]"') from error
-        return pandas.DataFrame(self.columns())
+        return import_extra("pandas", "to_pandas", "pandas").DataFrame(self.columns())
 
     def ranking(self) -> list[Score]:
         """All settings that have run, the best first: by how many seeds failed, then by the mean of the metric.

@@ -5,9 +5,7 @@ Each file is complete or not there, so that a sweep may be killed at any moment 
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from nnlearn.files import replacing
 from nnlearn.train.trace import Trace
 
 FORMAT = "nnlearn sweep 1"
@@ -43,10 +42,8 @@ class Store:
             return
         if any(self.folder.iterdir()):
             raise ValueError(f"{str(folder)!r} holds files that are no sweep's: give a new or an empty folder")
-        handle, draft = tempfile.mkstemp(dir=self.folder, prefix=HEADER, suffix=".part")
-        with os.fdopen(handle, "w") as file:
+        with replacing(self.folder / HEADER) as file:
             json.dump(header, file, indent=1)
-        os.replace(draft, self.folder / HEADER)
 
     def write(self, static: int, setting: int, seed: int, batch: Trace) -> Trace:
         """Keep a batch whose first run has these places, and return it as it will be read."""

@@ -5,6 +5,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from nnlearn.extras import import_extra
+
 
 def require_matplotlib():
     """``matplotlib.figure.Figure``.
@@ -12,11 +14,7 @@ def require_matplotlib():
     Raises:
       ImportError: it is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('drawing needs matplotlib: pip install "nnlearn[plot]"') from error
-    return Figure
+    return import_extra("matplotlib.figure", "drawing", "plot").Figure
 
 
 def draw_trace(trace, path: str | Path | None = None):

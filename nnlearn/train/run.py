@@ -12,9 +12,9 @@ from nnlearn.checks import as_key, check_count, known
 from nnlearn.train.calls import asks_for, check_takes, hand
 from nnlearn.train.sampler import Sampler
 from nnlearn.train.state import TrainState, init_state
-from nnlearn.train.step import RECORDABLE, make_step, step_key
+from nnlearn.train.step import check_record, make_step, step_key
 from nnlearn.train.stopping import StopRule
-from nnlearn.train.stretches import blank, lean_scan, scan_in_segments, stretch_length
+from nnlearn.train.stretches import blank, end_to_end, followed_by, lean_scan, scan_in_segments, stretch_length
 from nnlearn.train.trace import Trace
 from nnlearn.train.verdict import Verdict, best_state, first_verdict, judge, kept_metric, measure
 from nnlearn.types import GradientTransformation, Key, LossFn, Params, PyTree, Scalar
@@ -118,10 +118,10 @@ class Train:
         else:
             at_once = max(1, math.isqrt(self.steps) // self.check_every)
             run, (infos, metrics) = scan_in_segments(at_round, run, rounds, at_once)
-        infos = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), infos)
+        infos = end_to_end(infos)
         if rest:
             run, (last_infos, last_metrics) = one_round(run, first + rounds * self.check_every, rest)
-            infos = jax.tree.map(lambda *parts: jnp.concatenate(parts), infos, last_infos)
+            infos = followed_by(infos, last_infos)
             metrics = jax.tree.map(lambda many, one: jnp.append(many, one), metrics, last_metrics)
         run = run._replace(state=run.state._replace(key=keys[0]), data_key=keys[1])
         checks = [*range(self.check_every, count + 1, self.check_every), *([count] if rest else [])]
@@ -192,10 +192,10 @@ class Train:
         else:
             segment = jax.checkpoint(lambda carry, at: stretch(carry, at, self.stretch), prevent_cse=False)
             carry, infos = jax.lax.scan(segment, carry, first + self.stretch * jnp.arange(many))
-            infos = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), infos)
+            infos = end_to_end(infos)
             if rest:
                 carry, last = stretch(carry, first + many * self.stretch, rest)
-                infos = jax.tree.map(lambda *parts: jnp.concatenate(parts), infos, last)
+                infos = followed_by(infos, last)
         state, order, total = carry
         return run._replace(state=state, order=order), infos, total
 
@@ -268,8 +268,7 @@ def make_train(
         check_takes(evaluate, "evaluate", "params", "hparams", "model_state", "opt_state")
     if not isinstance(batches, Sampler):
         raise TypeError(f"batches must be made by shuffled(...) or generated(...), got {type(batches).__name__}")
-    if isinstance(record, str) or set(record) - RECORDABLE:
-        raise ValueError(f"record must be a collection of names out of {sorted(RECORDABLE)}, got {record!r}")
+    check_record(record)
     total = _total_steps(steps, epochs, batches.epoch_steps)
     record_every = check_count("record_every", record_every)
     checked = evaluate is not None or callable(stop) or bool(stop) or check_every is not None

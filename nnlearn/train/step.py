@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from optax import apply_updates, with_extra_args_support
 
-from nnlearn.data import MaskedBatch
+from nnlearn.data import MaskedBatch, example_count
 from nnlearn.packing import is_packed, leaf_norms
 from nnlearn.train.calls import asks_for, hand
 from nnlearn.train.gradient import make_gradient
@@ -105,8 +105,7 @@ def make_step(
     >>> state.params, info.loss, info.grad_norm
     (Array(1.3, dtype=float32), Array(4., dtype=float32), Array(8., dtype=float32))
     """
-    if isinstance(record, str) or set(record) - RECORDABLE:
-        raise ValueError(f"record must be a collection of names out of {sorted(RECORDABLE)}, got {record!r}")
+    check_record(record)
     gradient = make_gradient(
         loss_fn,
         axis_name=axis_name,
@@ -123,7 +122,7 @@ def make_step(
 
         whole = global_norm(seen.grads)
         if seen.part_squares is not None:
-            size = _examples_in(batch)
+            size = jnp.sum(batch.where) if isinstance(batch, MaskedBatch) else example_count(batch)
             return noise_scale_from_batches(jnp.sqrt(seen.part_squares), whole, size / microbatches, size)
         where = batch.where if isinstance(batch, MaskedBatch) else None
         return noise_scale_from_examples(per_example_norms(loss_alone, state.stored, batch, key), whole, where)
@@ -158,8 +157,15 @@ def make_step(
     return step
 
 
-def _examples_in(batch: Batch) -> Scalar:
-    return jnp.sum(batch.where) if isinstance(batch, MaskedBatch) else jax.tree.leaves(batch)[0].shape[0]
+def check_record(record: Collection[str]) -> None:
+    """Raise ``ValueError`` unless ``record`` names what ``Info`` may hold.
+
+    >>> check_record(["norm"])
+    Traceback (most recent call last):
+    ValueError: record must be a collection of names out of [...], got ['norm']
+    """
+    if isinstance(record, str) or set(record) - RECORDABLE:
+        raise ValueError(f"record must be a collection of names out of {sorted(RECORDABLE)}, got {record!r}")
 
 
 def step_key(key: Key, step: Scalar) -> Key:
@@ -206,4 +212,4 @@ def recorded_learning_rate(state: OptState) -> jax.Array:
     return jnp.asarray(rates[0]) if len(rates) == 1 else jnp.concatenate([jnp.atleast_1d(rate) for rate in rates])
 
 
-__all__ = ["Info", "jit_step", "make_step", "recorded_learning_rate", "step_key"]
+__all__ = ["Info", "check_record", "jit_step", "make_step", "recorded_learning_rate", "step_key"]

@@ -46,7 +46,13 @@ def pick(metrics: Metrics, name: str, rule: str) -> jax.Array:
     return jnp.asarray(metrics[name], jnp.float32)
 
 
-def _check_mode(mode: Any) -> None:
+def check_mode(mode: Any) -> None:
+    """Raise ``ValueError`` unless small (``"min"``) or large (``"max"``) is better.
+
+    >>> check_mode("least")
+    Traceback (most recent call last):
+    ValueError: mode must be 'min' or 'max', got 'least'
+    """
     if mode not in MODES:
         raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
 
@@ -88,7 +94,7 @@ def patience(
     >>> stops
     [False, False, False, True]
     """
-    _check_mode(mode)
+    check_mode(mode)
     check_number("checks", checks, low=1)
     check_nonnegative("min_delta", min_delta)
 
@@ -139,7 +145,7 @@ def reached(metric: str, target: Scalar, *, mode: Literal["min", "max"] = "min")
     >>> bool(reached("accuracy", 0.9, mode="max").update((), {"accuracy": 0.95}, 0)[1])
     True
     """
-    _check_mode(mode)
+    check_mode(mode)
     check_number("target", target)
 
     def update(state, metrics, step):
@@ -178,10 +184,21 @@ def keep_best(metric: str, mode: Literal["min", "max"] = "min") -> StopRule:
     >>> keep_best("accuracy", "max").keep
     ('accuracy', 'max')
     """
-    _check_mode(mode)
+    check_mode(mode)
     return StopRule(
         f"keep_best({metric})", lambda: (), lambda state, metrics, step: (state, jnp.array(False)), (metric, mode)
     )
 
 
-__all__ = ["StopRule", "better", "converged", "diverged", "keep_best", "patience", "pick", "reached", "worst"]
+__all__ = [
+    "StopRule",
+    "better",
+    "check_mode",
+    "converged",
+    "diverged",
+    "keep_best",
+    "patience",
+    "pick",
+    "reached",
+    "worst",
+]

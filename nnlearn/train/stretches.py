@@ -61,6 +61,24 @@ def blank(shape: jax.ShapeDtypeStruct) -> jax.Array:
     return jnp.full(shape.shape, jnp.nan if jnp.issubdtype(shape.dtype, jnp.inexact) else 0, shape.dtype)
 
 
+def end_to_end(outputs: PyTree) -> PyTree:
+    """What a loop over segments gave, (segments, turns, ...), as that of all turns, (segments * turns, ...).
+
+    >>> end_to_end(jnp.ones((2, 3, 4))).shape
+    (6, 4)
+    """
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), outputs)
+
+
+def followed_by(outputs: PyTree, last: PyTree) -> PyTree:
+    """The outputs of some turns and of those after them, as one.
+
+    >>> followed_by(jnp.ones((2, 4)), jnp.ones((1, 4))).shape
+    (3, 4)
+    """
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), outputs, last)
+
+
 def scan_in_segments(body: Callable, carry: PyTree, length: int, size: int) -> tuple[PyTree, Any]:
     """``scan`` over ``arange(length)`` whose derivative keeps the carry before every ``size`` turns.
 
@@ -76,10 +94,10 @@ def scan_in_segments(body: Callable, carry: PyTree, length: int, size: int) -> t
 
     kept = jax.checkpoint(segment, prevent_cse=False)
     carry, outputs = jax.lax.scan(kept, carry, jnp.arange(many * size).reshape(many, size))
-    outputs = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), outputs)
+    outputs = end_to_end(outputs)
     if rest:
         carry, last = segment(carry, jnp.arange(many * size, length))
-        outputs = jax.tree.map(lambda *parts: jnp.concatenate(parts), outputs, last)
+        outputs = followed_by(outputs, last)
     return carry, outputs
 
 
@@ -170,6 +188,8 @@ def _reads(program: Any, varied: list[bool]) -> tuple[list[bool], list[bool]]:
 __all__ = [
     "blank",
     "constant_leaves",
+    "end_to_end",
+    "followed_by",
     "is_product",
     "lean_scan",
     "scan_in_segments",

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -14,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nnlearn.extras import import_extra
+from nnlearn.files import replacing
 from nnlearn.train.step import Info
 from nnlearn.tree import path_name
 
@@ -83,14 +83,13 @@ class Trace:
         if not isinstance(steps, slice) or steps.step is not None:
             raise TypeError(f"a trace is sliced by steps, trace[100:200], got {steps!r}; for one of many runs: run(3)")
 
-        def within(step):
-            row = np.asarray(step).reshape(-1, step.shape[-1])[0] if step.size else np.zeros(step.shape[-1], int)
-            low, high = (limit for limit in (steps.start, steps.stop))
-            return ((row >= low) if low is not None else True) & ((row < high) if high is not None else True)
+        first = -np.inf if steps.start is None else steps.start
+        end = np.inf if steps.stop is None else steps.stop
 
         def cut(tree, step):
-            kept, axis = np.flatnonzero(within(step) & np.ones(step.shape[-1], bool)), len(self.runs)
-            return jax.tree.map(lambda leaf: jnp.take(leaf, kept, axis=axis), tree)
+            row = np.asarray(step)[(0,) * len(self.runs)]  # the steps are the same in all runs
+            kept = np.flatnonzero((first <= row) & (row < end))
+            return jax.tree.map(lambda leaf: jnp.take(leaf, kept, axis=len(self.runs)), tree)
 
         step, info = cut((self.step, self.info), self.step)
         check_step, metrics = cut((self.check_step, self.metrics), self.check_step)
@@ -129,26 +128,15 @@ class Trace:
         Raises:
           ImportError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError('to_pandas needs pandas: pip install "nnlearn[pandas]"') from error
-        return pandas.DataFrame(self.columns())
+        return import_extra("pandas", "to_pandas", "pandas").DataFrame(self.columns())
 
     def save(self, path: str | Path) -> None:
         """Write the trace to one ``.npz`` file, checksums included; the file is complete or not there."""
         leaves = jax.tree.leaves_with_path(self)
         arrays = {f"leaf_{at}": np.asarray(leaf) for at, (_, leaf) in enumerate(leaves)}
         header = {"format": FORMAT, "rules": self.rules, "paths": [_words(path) for path, _ in leaves]}
-        path = Path(path)
-        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
-            os.replace(draft, path)
-        except BaseException:
-            os.unlink(draft)
-            raise
+        with replacing(path, "wb") as file:
+            np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> "Trace":

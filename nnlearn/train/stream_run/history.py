@@ -3,11 +3,11 @@
 import csv
 import json
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from nnlearn.files import replacing
 
 Row = dict[str, float]
 FORMATS = (".csv", ".jsonl")
@@ -27,6 +27,7 @@ class History:
     Raises:
       ValueError: the name ends otherwise, or the file that is to be gone on with has other columns.
 
+    >>> import tempfile
     >>> folder = tempfile.TemporaryDirectory()
     >>> path = Path(folder.name) / "run.csv"
     >>> with History(path, ["step", "loss"], 0) as history:
@@ -76,10 +77,8 @@ class History:
                         f"{','.join(self.columns)}: give it another file"
                     )
             kept += [line for line in file if line.endswith("\n") and step_of(line) <= first]
-        handle, draft = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name, suffix=".part")
-        with os.fdopen(handle, "w", newline="", encoding="utf-8") as file:
+        with replacing(self.path, newline="", encoding="utf-8") as file:
             file.writelines(kept)
-        os.replace(draft, self.path)
 
     def _step_of(self) -> Any:
         def step_of(line: str) -> float:

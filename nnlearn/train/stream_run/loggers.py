@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from nnlearn.extras import import_extra
 from nnlearn.train.stream_run.callbacks import Callback, Event
 
 
@@ -17,16 +18,13 @@ def tensorboard(folder: str | Path) -> Callback:
 
     >>> fit(step, state, batches, callbacks=tensorboard("runs/first"))  # doctest: +SKIP
     """
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise ImportError('tensorboard needs tensorboardX: pip install "nnlearn[tensorboard]"') from error
+    tensorboard_x = import_extra("tensorboardX", "tensorboard", "tensorboard")
     writer = None
 
     def callback(event: Event) -> None:
         nonlocal writer
         if writer is None:
-            writer = SummaryWriter(str(folder))
+            writer = tensorboard_x.SummaryWriter(str(folder))
         for row in event.rows:
             for name, value in row.items():
                 if name != "step":
@@ -52,10 +50,7 @@ def wandb_offline(project: str, folder: str | Path | None = None, **settings: An
 
     >>> fit(step, state, batches, callbacks=wandb_offline(project="digits"))  # doctest: +SKIP
     """
-    try:
-        import wandb
-    except ImportError as error:
-        raise ImportError('wandb_offline needs wandb: pip install "nnlearn[wandb]"') from error
+    wandb = import_extra("wandb", "wandb_offline", "wandb")
     run = None
 
     def callback(event: Event) -> None:

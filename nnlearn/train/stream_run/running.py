@@ -14,7 +14,7 @@ from nnlearn.train.stream_run.interrupt import Interrupt
 from nnlearn.train.stream_run.record import Recorder
 from nnlearn.train.stream_run.stream import Block, Plan, Prefetch
 from nnlearn.train.trace import ALL_STEPS, Trace
-from nnlearn.train.verdict import first_verdict
+from nnlearn.train.verdict import best_state, first_verdict
 
 UNREAD = 2  # calls whose losses are not yet read back: the device has work while the host reads
 
@@ -140,10 +140,9 @@ class Running:
         if not self.told:
             self.call_back(checks, final=True)
         self.recorder.read()
-        state, best = self.state, self.verdict.best
-        best_step = None if best is None else best.step
-        if best is not None and int(best.step):  # 0 before the first check
-            state = state._replace(stored=best.stored, model_state=best.model_state)
+        best_step = None if self.verdict.best is None else self.verdict.best.step
+        unchecked = best_step is not None and not int(best_step)  # a run that was interrupted before its first check
+        state = self.state if unchecked else best_state(self.verdict, self.state)
         names = [rule.name for rule in self.rules]
         trace = self.recorder.trace(self.at, int(self.verdict.reason), best_step, names, self.ended_by or ALL_STEPS)
         return FitResult(state, trace)

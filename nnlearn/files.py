@@ -1,0 +1,33 @@
+"""Files that are complete or not there at all."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path, mode: str = "w", **settings: Any) -> Iterator[Any]:
+    """A file to write that takes the place of ``path`` when it is complete; after an error nothing has changed.
+
+    Args:
+      path: what is replaced, or made.
+      mode, **settings: as for ``open``.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with replacing(Path(folder) / "a.txt") as file:
+    ...         _ = file.write("whole")
+    ...     os.listdir(folder), (Path(folder) / "a.txt").read_text()
+    (['a.txt'], 'whole')
+    """
+    path = Path(path)
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, mode, **settings) as file:
+            yield file
+        os.replace(draft, path)
+    except BaseException:
+        os.unlink(draft)
+        raise
