@@ -161,5 +161,6 @@ from nnlearn.types import GradientTransformation as GradientTransformation
 from nnlearn.types import GradientTransformationExtraArgs as GradientTransformationExtraArgs
 from nnlearn.types import MaskedNode as MaskedNode
 from nnlearn.types import Model as Model
+from nnlearn.types import StatefulModel as StatefulModel
 
 __version__ = "0.1.0"

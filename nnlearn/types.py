@@ -53,6 +53,18 @@ class Model(NamedTuple):
     apply: Callable[..., jax.Array]
 
 
+class StatefulModel(NamedTuple):
+    """A network that carries more than parameters from step to step, such as the running statistics of BatchNorm.
+
+    ``init(key) -> (params, model_state)`` makes both; ``apply(params, model_state, inputs, key=None) -> (outputs,
+    model_state)`` runs the network. With a key it trains: dropout is active, and normalisation goes by the batch and
+    updates the state. Without one it runs as at test time and returns the state that it was given.
+    """
+
+    init: Callable[[Key], tuple[Params, PyTree]]
+    apply: Callable[..., tuple[jax.Array, PyTree]]
+
+
 __all__ = [
     "ArrayLike",
     "Batch",
@@ -72,5 +84,6 @@ __all__ = [
     "Scalar",
     "ScalarOrSchedule",
     "Schedule",
+    "StatefulModel",
     "Updates",
 ]

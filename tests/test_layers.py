@@ -23,7 +23,7 @@ LEVELS = {
         "datasets",
     ],
     2: ["transforms", "train"],
-    3: ["optimizers", "compare", "sweeps"],
+    3: ["optimizers", "compare", "sweeps", "tasks"],
     4: ["cli"],
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}

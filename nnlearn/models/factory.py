@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from nnlearn.settings import Made
 from nnlearn.tree import path_name
-from nnlearn.types import Model, Params
+from nnlearn.types import Model, Params, StatefulModel
 
-Factory = TypeVar("Factory", bound=Callable[..., Model])
+Factory = TypeVar("Factory", bound=Callable[..., Model | StatefulModel])
 
 
 def model_factory(factory: Factory) -> Factory:
@@ -33,7 +33,7 @@ def model_factory(factory: Factory) -> Factory:
     def make(*args, **kwargs):
         model = factory(*args, **kwargs)
         arguments = dict(signature.bind(*args, **kwargs).arguments)
-        return Model(Made(model.init, make, arguments, "init"), Made(model.apply, make, arguments, "apply"))
+        return type(model)(Made(model.init, make, arguments, "init"), Made(model.apply, make, arguments, "apply"))
 
     return make
 
