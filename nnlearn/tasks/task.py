@@ -1,4 +1,4 @@
-"""A task: data, a model, a loss and a number to reach, so that any optimizer, sweep or diagnosis can run on any of them."""
+"""A task: data, a model, a loss and a number to reach; any optimizer, sweep or diagnosis can run on any of them."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
