@@ -1,0 +1,266 @@
+"""Losses that pull embeddings of one thing together and push those of others away, from a batch of embeddings.
+
+All compare every example with every other, so they need memory for ``batch**2`` numbers. An example that ``where``
+leaves out is nobody's partner and nobody's rival. Embeddings are scaled to length 1; one of zeros stays as it is.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from nnlearn.checks import check_number
+from nnlearn.losses.arguments import as_boolean, as_floating, as_real, check_same_shape, widen
+from nnlearn.losses.binary import sigmoid_binary_cross_entropy
+from nnlearn.losses.cosine import _unit
+from nnlearn.losses.softmax import exclude, normalize
+from nnlearn.tree import as_hyperparam, safe_divide
+from nnlearn.types import ArrayLike, Scalar
+
+
+def _check_embeddings(name: str, embeddings: ArrayLike) -> jax.Array:
+    array = as_floating(name, embeddings)
+    if array.ndim != 2:
+        raise ValueError(f"{name} must have shape [batch, dim], got {array.shape}; pass {name}.reshape(batch, dim)")
+    return array
+
+
+def _check_temperature(temperature: Scalar) -> None:
+    check_number("temperature", temperature, low=0.0, high=math.inf, low_open=True, high_open=True)
+
+
+def _keep(where: ArrayLike | None, batch: int) -> jax.Array:
+    """Which examples count, shape ``[batch]``."""
+    if where is None:
+        return jnp.ones(batch, bool)
+    mask = as_boolean(where)
+    if mask.shape != (batch,):
+        raise ValueError(f"where must have shape ({batch},), one entry per example, got {mask.shape}")
+    return mask
+
+
+def _directions(vectors: jax.Array, keep: jax.Array | None = None, epsilon: float = 0.0) -> jax.Array:
+    """The vectors at length 1, and 0 for those of zeros or not kept."""
+    if keep is not None:
+        vectors = jnp.where(keep[:, None], vectors, 0)
+    return _unit(vectors, epsilon, (vectors.ndim - 1,))
+
+
+def _products(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Inner products of all pairs, ``[a, dim]`` and ``[b, dim]`` to ``[a, b]``.
+
+    At full precision: accelerators multiply with 8 or 11 bits unless told otherwise, and a temperature of 0.01 makes an
+    error of 0.001 one of 0.1.
+    """
+    return jnp.matmul(first, second.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def _prepare_pairs(queries, keys, where) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Directions of queries and keys, both ``[batch, dim]``, and which examples count."""
+    queries, keys = _check_embeddings("queries", queries), _check_embeddings("keys", keys)
+    check_same_shape(("queries", "keys"), queries, keys)
+    queries, keys = widen(queries, keys)
+    keep = _keep(where, queries.shape[0])
+    return _directions(queries, keep), _directions(keys, keep), keep
+
+
+def _prepare_labelled(embeddings, labels, where, epsilon=False) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Cosine similarities of all pairs, which pairs have one label, and which have two; all ``[batch, batch]``."""
+    vectors, labels = _check_embeddings("embeddings", embeddings), as_real("labels", labels)
+    batch = vectors.shape[0]
+    if labels.shape != (batch,):
+        raise ValueError(f"labels must have shape ({batch},), one per embedding, got {labels.shape}")
+    (vectors,) = widen(vectors)
+    keep = _keep(where, batch)
+    units = _directions(vectors, keep, float(jnp.finfo(vectors.dtype).eps) if epsilon else 0.0)
+    both = keep[:, None] & keep[None, :]
+    same = labels[:, None] == labels[None, :]
+    return _products(units, units), both & same & ~jnp.eye(batch, dtype=bool), both & ~same
+
+
+def _mean(values: jax.Array, keep: jax.Array) -> jax.Array:
+    """The mean of what is kept, 0 of nothing."""
+    return safe_divide(jnp.sum(jnp.where(keep, values, 0)), jnp.sum(keep).astype(values.dtype))
+
+
+def _choice_loss(logits: jax.Array, include: jax.Array, right: jax.Array) -> jax.Array:
+    """``logsumexp`` of a row over the columns to include, less its right logit, of shape ``[batch]``."""
+    rows = normalize(exclude(logits, include), (1,))
+    return jnp.squeeze(rows.log_total, 1) - (right - jnp.squeeze(rows.largest, 1))
+
+
+def info_nce_loss(
+    queries: ArrayLike,
+    keys: ArrayLike,
+    *,
+    temperature: Scalar = 0.07,
+    negatives: ArrayLike | None = None,
+    symmetric: bool = False,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """Cross-entropy of finding each query's own key among those of the batch, by cosine similarity.
+
+    The mean over ``i`` of ``-log(exp(q_i . k_i / T) / sum_j exp(q_i . k_j / T))``, all vectors at length 1.
+
+    Args:
+      queries: ``q``, floating, shape ``[batch, dim]``.
+      keys: ``k``, floating, of the same shape; key ``i`` belongs to query ``i``.
+      temperature: ``T``, finite and > 0; may be trained.
+      negatives: keys that belong to no query, shape ``[negatives, dim]``. With them a query chooses between its own key
+        and these, as from a memory bank, and no more among the keys of the batch.
+      symmetric: whether to find the queries from the keys as well, and to average both losses, as CLIP does.
+      where: booleans, shape ``[batch]``; an example that is False is left out as query and as key, whatever it holds.
+
+    Returns:
+      A scalar in nats, float32 (float64 if an argument is); 0 when no example is kept.
+
+    Raises:
+      ValueError: the shapes do not fit, ``temperature`` is out of range, or ``symmetric`` is asked for with
+        ``negatives``.
+      TypeError: an argument is not floating, or ``where`` not boolean.
+
+    Source: van den Oord, Li & Vinyals, *Representation learning with contrastive predictive coding*, 2018; symmetric:
+    Radford et al., *Learning transferable visual models from natural language supervision*, 2021; negatives: He et al.,
+    *Momentum contrast for unsupervised visual representation learning*, 2020.
+
+    >>> queries, keys = jnp.eye(3), jnp.eye(3)
+    >>> info_nce_loss(queries, keys, temperature=0.5)
+    Array(0.2395, dtype=float32)
+    >>> info_nce_loss(queries, keys[::-1], temperature=0.5).round(2)
+    Array(1.57, dtype=float32)
+    """
+    _check_temperature(temperature)
+    if symmetric and negatives is not None:
+        raise ValueError("symmetric needs the keys of the batch as negatives; leave one of symmetric, negatives out")
+    if negatives is not None:
+        negatives = _check_embeddings("negatives", negatives)
+        queries, keys, negatives = widen(as_floating("queries", queries), as_floating("keys", keys), negatives)
+    queries, keys, keep = _prepare_pairs(queries, keys, where)
+    inverse = 1 / as_hyperparam(temperature, queries.dtype)
+    if negatives is None:
+        logits = _products(queries, keys) * inverse
+        right = jnp.diagonal(logits)
+        loss = _choice_loss(logits, keep[None, :], right)
+        if symmetric:
+            loss = 0.5 * (loss + _choice_loss(logits.T, keep[None, :], right))
+    else:
+        if negatives.shape[1] != queries.shape[1]:
+            raise ValueError(f"negatives must have shape [negatives, {queries.shape[1]}], got {negatives.shape}")
+        right = jnp.sum(queries * keys, 1) * inverse
+        logits = jnp.concatenate([right[:, None], _products(queries, _directions(negatives)) * inverse], 1)
+        loss = _choice_loss(logits, jnp.ones((1, 1), bool), right)
+    return _mean(loss, keep)
+
+
+def ntxent(
+    embeddings: ArrayLike, labels: ArrayLike, temperature: Scalar = 0.07, *, where: ArrayLike | None = None
+) -> jax.Array:
+    """Normalised temperature-scaled cross-entropy: each pair of one label against all examples of other labels.
+
+    The mean of ``-log(exp(s_ij / T) / (exp(s_ij / T) + sum_k exp(s_ik / T)))`` over all pairs ``i != j`` of one label,
+    with ``k`` over the examples of other labels and ``s`` the cosine similarity.
+
+    Args:
+      embeddings: floating, shape ``[batch, dim]``.
+      labels: real, shape ``[batch]``; examples with one label are positive pairs.
+      temperature: ``T``, finite and > 0; may be trained.
+      where: booleans, shape ``[batch]``; an example that is False is left out of all pairs, whatever it holds.
+
+    Returns:
+      A scalar in nats, float32 (float64 if the embeddings are); 0 when no two examples share a label.
+
+    Raises:
+      ValueError: the shapes do not fit, or ``temperature`` is out of range.
+      TypeError: the embeddings are not floating, the labels complex, or ``where`` not boolean.
+
+    Source: Chen et al., *A simple framework for contrastive learning of visual representations*, 2020.
+
+    >>> embeddings = jnp.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
+    >>> ntxent(embeddings, jnp.array([0, 0, 1, 1]), temperature=0.5)
+    Array(0.2899, dtype=float32)
+    """
+    _check_temperature(temperature)
+    # Short vectors count less, by optax's measure.
+    similarity, positive, negative = _prepare_labelled(embeddings, labels, where, epsilon=True)
+    logits = similarity / as_hyperparam(temperature, similarity.dtype)
+    rows = normalize(exclude(logits, negative), (1,))
+    gaps = rows.largest - logits + rows.log_total
+    costs = jnp.where(positive & jnp.any(negative, 1, keepdims=True), jax.nn.softplus(gaps), 0)
+    return safe_divide(jnp.sum(costs), jnp.sum(positive).astype(costs.dtype))
+
+
+def supervised_contrastive_loss(
+    embeddings: ArrayLike, labels: ArrayLike, *, temperature: Scalar = 0.07, where: ArrayLike | None = None
+) -> jax.Array:
+    """Cross-entropy of finding an example's likes, those of its label, among all others.
+
+    The mean over examples ``i`` that have a like of ``-mean_j log(exp(s_ij / T) / sum_{a != i} exp(s_ia / T))``, with
+    ``j`` over the likes of ``i`` and ``s`` the cosine similarity.
+
+    Args:
+      embeddings: floating, shape ``[batch, dim]``.
+      labels: real, shape ``[batch]``.
+      temperature: ``T``, finite and > 0; may be trained.
+      where: booleans, shape ``[batch]``; an example that is False is left out of all pairs, whatever it holds.
+
+    Returns:
+      A scalar in nats, float32 (float64 if the embeddings are); 0 when no two examples share a label.
+
+    Raises:
+      ValueError: the shapes do not fit, or ``temperature`` is out of range.
+      TypeError: the embeddings are not floating, the labels complex, or ``where`` not boolean.
+
+    Source: Khosla et al., *Supervised contrastive learning*, 2020, equation 2.
+
+    >>> embeddings = jnp.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
+    >>> supervised_contrastive_loss(embeddings, jnp.array([0, 0, 1, 1]), temperature=0.5)
+    Array(0.2899, dtype=float32)
+    """
+    _check_temperature(temperature)
+    similarity, positive, negative = _prepare_labelled(embeddings, labels, where)
+    logits = similarity / as_hyperparam(temperature, similarity.dtype)
+    rows = normalize(exclude(logits, positive | negative), (1,))
+    costs = jnp.where(positive, rows.log_total + (rows.largest - logits), 0)
+    likes = jnp.sum(positive, 1)
+    return _mean(safe_divide(jnp.sum(costs, 1), likes.astype(costs.dtype)), likes > 0)
+
+
+def sigmoid_pair_loss(
+    queries: ArrayLike,
+    keys: ArrayLike,
+    *,
+    logit_scale: Scalar = 10.0,
+    logit_bias: Scalar = -10.0,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """Binary cross-entropy of telling, for every query and every key, whether they belong together.
+
+    ``1 / batch sum_i sum_j log(1 + exp(-z_ij (t q_i . k_j + b)))`` with ``z_ij`` 1 where ``i = j`` and else -1, all
+    vectors at length 1.
+
+    Args:
+      queries: ``q``, floating, shape ``[batch, dim]``.
+      keys: ``k``, floating, of the same shape; key ``i`` belongs to query ``i``.
+      logit_scale: ``t``, finite and > 0, the inverse of a temperature; usually trained by its logarithm.
+      logit_bias: ``b``, finite; starts at -10 because nearly all pairs are negative, and is usually trained.
+      where: booleans, shape ``[batch]``; an example that is False is left out as query and as key, whatever it holds.
+
+    Returns:
+      A scalar in nats, the sum over all pairs by the number of examples kept, float32 (float64 if an argument is); 0
+      when no example is kept.
+
+    Raises:
+      ValueError: the shapes do not fit, or a number is out of range.
+      TypeError: an argument is not floating, or ``where`` not boolean.
+
+    Source: Zhai et al., *Sigmoid loss for language image pre-training*, 2023.
+
+    >>> sigmoid_pair_loss(jnp.eye(2), jnp.eye(2), logit_scale=10.0, logit_bias=-5.0)
+    Array(0.0134, dtype=float32)
+    """
+    check_number("logit_scale", logit_scale, low=0.0, high=math.inf, low_open=True, high_open=True)
+    check_number("logit_bias", logit_bias, low=-math.inf, high=math.inf, low_open=True, high_open=True)
+    queries, keys, keep = _prepare_pairs(queries, keys, where)
+    scale, bias = as_hyperparam(logit_scale, queries.dtype), as_hyperparam(logit_bias, queries.dtype)
+    costs = sigmoid_binary_cross_entropy(_products(queries, keys) * scale + bias, jnp.eye(keep.shape[0]))
+    return _mean(jnp.sum(jnp.where(keep[None, :], costs, 0), 1), keep)

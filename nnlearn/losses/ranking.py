@@ -1,0 +1,214 @@
+"""Losses on the order of the items of a list, from a score of each item, along the last axis.
+
+The losses of lists are reduced to one number by ``reduce_fn``, as in optax; the mean is over the lists from which
+something can be learned, and 0 if there are none.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from nnlearn.checks import check_number
+from nnlearn.losses.arguments import as_floating, as_real, as_weights, check_same_shape, mask_over, weighted_mean, widen
+from nnlearn.losses.softmax import exclude, mass_loss, normalize
+from nnlearn.tree import as_hyperparam, safe_divide
+from nnlearn.types import ArrayLike, Scalar
+
+ReduceFn = Callable[..., ArrayLike] | None
+
+
+def _prepare(name, scores, labels, where, weights) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
+    """Scores, labels, mask and weights, all ``[..., items]``; what the mask leaves out is 0."""
+    scores, labels = as_floating(name, scores), as_real("labels", labels)
+    if scores.ndim == 0:
+        raise ValueError(f"{name} must have an axis of items, shape [..., items], got a scalar")
+    check_same_shape((name, "labels"), scores, labels)
+    scores, labels = widen(scores, labels)
+    mask = mask_over(where, scores.shape, (scores.ndim - 1,))
+    mask = None if mask is None else jnp.broadcast_to(mask, scores.shape)
+    if weights is not None:
+        weights = as_real("weights", weights).astype(scores.dtype)
+        check_same_shape((name, "weights"), scores, weights)
+    if mask is not None:
+        scores, labels = jnp.where(mask, scores, 0), jnp.where(mask, labels, 0)
+        weights = None if weights is None else jnp.where(mask, weights, 0)
+    if weights is not None:
+        as_weights("weights", weights)
+    return scores, labels, mask, weights
+
+
+def _reduce(losses: jax.Array, counted: jax.Array | None, reduce_fn: ReduceFn) -> jax.Array:
+    if reduce_fn is None:
+        return losses
+    if reduce_fn is jnp.mean:  # the mean of nothing is 0
+        return weighted_mean(losses, None, counted)
+    return reduce_fn(losses, where=counted)
+
+
+def ranking_softmax_loss(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduce_fn: ReduceFn = jnp.mean,
+) -> jax.Array:
+    """Cross-entropy from the relevance of a list's items to the softmax of their scores, ``-sum_i y_i log p_i``.
+
+    Args:
+      logits: scores, floating, shape ``[..., items]``.
+      labels: ``y``, relevance, real and >= 0, of the same shape.
+      where: booleans of the logits' shape (which items there are) or of that without the items (which lists count);
+        what is False has no part, whatever it holds.
+      weights: each item's label is multiplied by its weight, real and >= 0, of the logits' shape.
+      reduce_fn: from the losses of all lists and, as ``where=``, which of them have an item, to the result:
+        ``jnp.mean`` or ``jnp.sum``; None for the losses themselves.
+
+    Returns:
+      A scalar in nats, or shape ``[...]`` for None, float32 (float64 if an argument is). The mean of no lists is 0.
+
+    Raises:
+      ValueError: the shapes do not fit, or a weight is negative.
+      TypeError: the logits are not floating, labels or weights complex, or ``where`` not boolean.
+
+    Source: Cao et al., *Learning to rank: from pairwise approach to listwise approach*, 2007.
+
+    >>> ranking_softmax_loss(jnp.array([2.0, 1.0, 3.0]), jnp.array([1.0, 0.0, 0.0])).round(3)
+    Array(1.408, dtype=float32)
+    """
+    logits, labels, mask, weights = _prepare("logits", logits, labels, where, weights)
+    axes = (logits.ndim - 1,)
+    losses = mass_loss(normalize(exclude(logits, mask), axes), labels if weights is None else labels * weights, axes)
+    return _reduce(losses, None if mask is None else jnp.any(mask, -1), reduce_fn)
+
+
+def pairwise_logistic_loss(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduce_fn: ReduceFn = jnp.mean,
+) -> jax.Array:
+    """For every two items of a list of which one is more relevant, the cross-entropy of saying which (RankNet).
+
+    A list's loss is the mean of ``log(1 + exp(s_j - s_i))`` over all its pairs with ``y_i > y_j``; it needs memory for
+    ``items**2`` numbers.
+
+    Args:
+      scores: ``s``, floating, shape ``[..., items]``.
+      labels: ``y``, relevance, real, of the same shape; only their order counts.
+      where: booleans of the scores' shape (which items there are) or of that without the items (which lists count);
+        what is False has no part, whatever it holds.
+      weights: a pair has the weight of its more relevant item, real and >= 0, of the scores' shape.
+      reduce_fn: from the losses of all lists and, as ``where=``, which of them have a pair, to the result: ``jnp.mean``
+        or ``jnp.sum``; None for the losses themselves.
+
+    Returns:
+      A scalar in nats, or shape ``[...]`` for None, float32 (float64 if an argument is); a list without pairs has 0,
+      and so has the mean of no lists.
+
+    Raises:
+      ValueError: the shapes do not fit, or a weight is negative.
+      TypeError: the scores are not floating, labels or weights complex, or ``where`` not boolean.
+
+    Source: Burges et al., *Learning to rank using gradient descent*, 2005.
+
+    >>> pairwise_logistic_loss(jnp.array([2.0, 1.0, 3.0]), jnp.array([1, 0, 0])).round(3)
+    Array(0.813, dtype=float32)
+    """
+    scores, labels, mask, weights = _prepare("scores", scores, labels, where, weights)
+    pairs = labels[..., :, None] > labels[..., None, :]
+    if mask is not None:
+        pairs = pairs & mask[..., :, None] & mask[..., None, :]
+    weight = jnp.where(pairs, 1 if weights is None else weights[..., :, None], 0).astype(scores.dtype)
+    gaps = jnp.where(pairs, scores[..., None, :] - scores[..., :, None], 0)
+    costs = weight * jax.nn.softplus(gaps)
+    losses = safe_divide(jnp.sum(costs, (-2, -1)), jnp.sum(weight, (-2, -1)))
+    return _reduce(losses, jnp.any(pairs, (-2, -1)), reduce_fn)
+
+
+def list_mle_loss(
+    scores: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None, reduce_fn: ReduceFn = jnp.mean
+) -> jax.Array:
+    """Negative log-likelihood of the right order, drawing items one by one by a softmax over those that are left.
+
+    ``sum_i (log sum_{j >= i} exp(s_j) - s_i)``, the items numbered by falling relevance. Items of one relevance keep
+    their order in the list.
+
+    Args:
+      scores: ``s``, floating, shape ``[..., items]``.
+      labels: relevance, real, of the same shape; only their order counts.
+      where: booleans of the scores' shape (which items there are) or of that without the items (which lists count);
+        what is False has no part, whatever it holds.
+      reduce_fn: from the losses of all lists and, as ``where=``, which of them have an item, to the result:
+        ``jnp.mean`` or ``jnp.sum``; None for the losses themselves.
+
+    Returns:
+      A scalar in nats, or shape ``[...]`` for None, float32 (float64 if an argument is). The mean of no lists is 0.
+
+    Raises:
+      ValueError: the shapes do not fit.
+      TypeError: the scores are not floating, the labels complex, or ``where`` not boolean.
+
+    Source: Xia et al., *Listwise approach to learning to rank: theory and algorithm*, 2008.
+
+    >>> list_mle_loss(jnp.array([2.0, 1.0, 3.0]), jnp.array([2, 0, 1])).round(3)
+    Array(1.535, dtype=float32)
+    """
+    scores, labels, mask, _ = _prepare("scores", scores, labels, where, None)
+    keys = -labels
+    if mask is not None:
+        # Last in order, where they change no sum: far below the rest, but finite, as differences of infinities are NaN.
+        keys = jnp.where(mask, keys, jnp.inf)
+        scores = jnp.where(mask, scores, 0.1 * float(jnp.finfo(scores.dtype).min))
+    order = jnp.argsort(keys, -1, stable=True)
+    scores = scores - jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True, initial=-jnp.inf))
+    scores = jnp.take_along_axis(scores, order, -1)
+    costs = jax.lax.cumlogsumexp(scores, scores.ndim - 1, reverse=True) - scores
+    if mask is not None:
+        costs = jnp.where(jnp.take_along_axis(mask, order, -1), costs, 0)
+    return _reduce(jnp.sum(costs, -1), None if mask is None else jnp.any(mask, -1), reduce_fn)
+
+
+def margin_ranking_loss(
+    first: ArrayLike,
+    second: ArrayLike,
+    targets: ArrayLike,
+    *,
+    margin: Scalar = 0.0,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """How far one score falls short of another plus a margin, ``max(0, margin - t (first - second))``.
+
+    Args:
+      first: scores, floating, of any shape ``[...]``.
+      second: scores, floating, of the same shape.
+      targets: ``t``, 1 where ``first`` should be the larger, -1 where ``second``; real, of the same shape or a scalar.
+      margin: finite, in units of the scores.
+      where: booleans of the scores' shape; what is False costs 0 and gets no gradient, whatever it holds.
+
+    Returns:
+      One loss per element, shape ``[...]``, float32 (float64 if an argument is).
+
+    Raises:
+      ValueError: the shapes do not fit, or ``margin`` is not finite.
+      TypeError: the scores are not floating, the targets complex, or ``where`` not boolean.
+
+    Source: Herbrich, Graepel & Obermayer, *Large margin rank boundaries for ordinal regression*, 2000.
+
+    >>> margin_ranking_loss(jnp.array([2.0, 2.0]), jnp.array([1.5, 0.0]), 1, margin=1.0)
+    Array([0.5, 0. ], dtype=float32)
+    """
+    check_number("margin", margin, low=-math.inf, high=math.inf, low_open=True, high_open=True)
+    first, second, targets = as_floating("first", first), as_floating("second", second), as_real("targets", targets)
+    check_same_shape(("first", "second"), first, second)
+    check_same_shape(("first", "targets"), first, targets, scalar=True)
+    first, second, targets = widen(first, second, jnp.broadcast_to(targets, first.shape))
+    mask = mask_over(where, first.shape, ())
+    if mask is not None:
+        first, second, targets = (jnp.where(mask, array, 0) for array in (first, second, targets))
+    loss = jnp.maximum(as_hyperparam(margin, first.dtype) - targets * (first - second), 0)
+    return loss if mask is None else jnp.where(mask, loss, 0)

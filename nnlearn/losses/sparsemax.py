@@ -1,0 +1,161 @@
+"""Sparsemax, the distribution nearest to the scores, which gives most classes exactly 0, and its losses.
+
+With ``p`` the projection of the scores and ``t`` its threshold, the loss of a label ``y`` is
+``|p - onehot(y)|**2 / 2 + max(t - s_y, 0)``. The form in print subtracts numbers of the scores' size; this one adds
+what is >= 0, so it is exactly 0 where the prediction is right, and right digit by digit beside.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from nnlearn.losses.arguments import as_floating, mask_over, normalize_axes, prepare_pair, widen
+from nnlearn.losses.softmax import as_labels, check_label_shape, exclude, pick, split_labels
+from nnlearn.types import ArrayLike
+
+
+def _shift(scores: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """Scores less the largest of their row, which changes nothing, and the threshold that cuts the shifted ones.
+
+    The threshold is the largest of ``(sum of the k largest - 1) / k`` over all ``k``: searching for the ``k`` at which
+    it stops to grow, as in print, goes wrong by rounding in long rows.
+    """
+    largest = jnp.max(scores, axis, keepdims=True, initial=-jnp.inf)
+    shifted = scores - jnp.where(largest == -jnp.inf, 0, largest)
+    # What lies 1 below the largest gets nothing, so it may be raised to there: sums stay small, and -inf out of them.
+    sums = jnp.cumsum(-jnp.sort(-jnp.clip(shifted, -1, 0), axis), axis)
+    counts = 1 + jax.lax.broadcasted_iota(scores.dtype, scores.shape, axis)
+    return shifted, jnp.max((sums - 1) / counts, axis, keepdims=True, initial=-jnp.inf)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _project(scores: jax.Array, axis: int) -> jax.Array:
+    shifted, threshold = _shift(scores, axis)
+    return jnp.maximum(shifted - threshold, 0)
+
+
+@_project.defjvp
+def _project_jvp(axis, primals, tangents):
+    # Within the support all scores but their mean pass, and nothing does outside.
+    projected = _project(*primals, axis)
+    support = projected > 0
+    kept = jnp.where(support, tangents[0], 0)
+    count = jnp.maximum(jnp.sum(support, axis, keepdims=True), 1).astype(kept.dtype)
+    return projected, jnp.where(support, kept - jnp.sum(kept, axis, keepdims=True) / count, 0)
+
+
+def sparsemax(logits: ArrayLike, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
+    """The probabilities nearest to the logits, ``argmin_p |p - x|**2`` over ``p >= 0`` with ``sum_k p_k = 1``.
+
+    Like softmax it does not change when a constant is added to the logits; unlike softmax it gives a class whose logit
+    lies 1 or more below the largest exactly 0.
+
+    Args:
+      logits: ``x``, floating, shape ``[..., classes]``; -inf for a class that does not exist.
+      axis: the axis of the classes.
+      where: booleans of the logits' shape (which classes exist) or of that without ``axis`` (which rows count).
+
+    Returns:
+      Probabilities of the logits' shape, float32 (float64 if the logits are); 0 where ``where`` is False and in a row
+      without classes.
+
+    Raises:
+      ValueError: the shapes do not fit, or ``axis`` is out of bounds.
+      TypeError: the logits are not floating, or ``where`` not boolean.
+
+    Source: Martins & Astudillo, *From softmax to sparsemax*, 2016.
+
+    >>> sparsemax(jnp.array([1.0, 0.6, -2.0]))
+    Array([0.7, 0.3, 0. ], dtype=float32)
+    """
+    (logits,) = widen(as_floating("logits", logits))
+    (axis,) = axes = normalize_axes(axis, logits.ndim)
+    return _project(exclude(logits, mask_over(where, logits.shape, axes)), axis)
+
+
+@jax.custom_jvp
+def _label_loss(scores: jax.Array, labels: jax.Array) -> jax.Array:
+    shifted, threshold = _shift(scores, scores.ndim - 1)
+    is_label = _is_label(scores, labels)
+    others = jnp.where(is_label, 0, jnp.maximum(shifted - threshold, 0))
+    short = jnp.maximum(jnp.squeeze(threshold, -1) - pick(shifted, labels, -1), 0)
+    return 0.5 * (jnp.sum(jnp.square(others), -1) + jnp.square(jnp.sum(others, -1))) + short
+
+
+@_label_loss.defjvp
+def _label_loss_jvp(primals, tangents):
+    scores, labels = primals
+    error = _project(scores, scores.ndim - 1) - _is_label(scores, labels)
+    return _label_loss(scores, labels), jnp.sum(error * tangents[0], -1)
+
+
+def _is_label(scores: jax.Array, labels: jax.Array) -> jax.Array:
+    return jax.lax.broadcasted_iota(labels.dtype, scores.shape, scores.ndim - 1) == jnp.expand_dims(labels, -1)
+
+
+def multiclass_sparsemax_loss(scores: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
+    """The loss whose gradient is sparsemax less the label, and which is 0 where the label leads by 1 or more.
+
+    ``max_p (p . s + (1 - |p|**2) / 2) - s_y``, the maximum over all distributions ``p``.
+
+    Args:
+      scores: ``s``, floating, shape ``[..., classes]``; -inf where a class does not exist (a label on it costs +inf).
+      labels: ``y``, integers in [0, classes), shape ``[...]``; one outside makes its loss and gradient NaN, unless
+        ``where`` leaves it out.
+      where: booleans of the scores' shape (which classes exist) or of the labels' (which examples count; the others
+        cost 0 and get no gradient, whatever they hold).
+
+    Returns:
+      One loss per example, shape ``[...]``, float32 (float64 if the scores are).
+
+    Raises:
+      ValueError: the shapes do not fit.
+      TypeError: the scores are not floating, the labels not integer, or ``where`` not boolean.
+
+    Source: Martins & Astudillo, *From softmax to sparsemax*, 2016, section 3.
+
+    >>> multiclass_sparsemax_loss(jnp.array([[1.0, 0.6, -2.0], [3.0, 0.0, 0.0]]), jnp.array([0, 0]))
+    Array([0.09, 0. ], dtype=float32)
+    """
+    scores, labels = as_floating("scores", scores), as_labels(labels)
+    check_label_shape(labels, scores.shape[:-1], scores.shape, "scores")
+    (scores,) = widen(scores)
+    include = mask_over(where, scores.shape, normalize_axes(-1, scores.ndim))
+    labels, valid = split_labels(labels, scores.shape[-1], scores.dtype)
+    loss = valid * _label_loss(exclude(scores, include), labels)
+    return loss if include is None else jnp.where(jnp.any(include, -1), loss, 0)
+
+
+def sparsemax_loss(logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
+    """Sparsemax for yes or no, from one logit: 0 from a margin of 1 on, a parabola within, a line on the wrong side.
+
+    ``(p - y)**2 + |x - clip(x, -1, 1)| |[x > 0] - y|`` with ``p = clip((1 + x) / 2, 0, 1)``. Its derivative is
+    ``p - y``.
+
+    Args:
+      logits: ``x``, floating, of any shape ``[...]``.
+      labels: ``y``, 0 or 1 or a probability, real, of the same shape or a scalar.
+      where: booleans of the logits' shape; what is False costs 0 and gets no gradient, whatever it holds.
+
+    Returns:
+      One loss per element, shape ``[...]``, float32 (float64 if an argument is).
+
+    Raises:
+      ValueError: the shapes differ.
+      TypeError: the logits are not floating, the labels complex, or ``where`` not boolean.
+
+    Source: Blondel, Martins & Niculae, *Learning with Fenchel-Young losses*, 2020, section 4.4.
+
+    >>> sparsemax_loss(jnp.array([0.0, 1.5, -3.0]), jnp.array([1, 1, 1]))
+    Array([0.25, 0. , 3. ], dtype=float32)
+    """
+    logits, labels = prepare_pair(logits, labels, ("logits", "labels"))
+    mask = mask_over(where, logits.shape, ())
+    if mask is not None:
+        logits, labels = jnp.where(mask, logits, 0), jnp.where(mask, labels, 0.5)
+    inside = jnp.clip(logits, -1, 1)
+    against = jnp.where(logits > 0, 1 - labels, -labels)
+    # An infinite logit that is right costs nothing, where 0 * inf would be NaN.
+    outside = jnp.where((against == 0) & jnp.isinf(logits), 0, logits - inside)
+    return 0.25 * jnp.square(inside - (2 * labels - 1)) + outside * against

@@ -1,0 +1,184 @@
+"""Losses on triplets of embeddings: an anchor shall be nearer to its like than to another, by a margin."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from nnlearn.checks import check_nonnegative, check_number
+from nnlearn.losses.arguments import (
+    as_boolean,
+    as_floating,
+    as_real,
+    check_same_shape,
+    mask_over,
+    normalize_axes,
+    weighted_mean,
+    widen,
+)
+from nnlearn.tree import as_hyperparam
+from nnlearn.types import ArrayLike, Scalar
+
+Axes = tuple[int, ...]
+
+
+def _power(size: jax.Array, degree: Scalar) -> jax.Array:
+    """``size**degree``, by a multiplication for the usual 2."""
+    return jnp.square(size) if isinstance(degree, int | float) and degree == 2 else jnp.power(size, degree)
+
+
+def _distance(first: jax.Array, second: jax.Array, degree: Scalar, eps: Scalar, axes: Axes) -> jax.Array:
+    """``(sum |a - b|**degree + eps)**(1 / degree)``; its derivative where that is 0 is taken as 0."""
+    difference = first - second
+    # Divided by its largest component, or a power of it leaves float32. The whole is as good with any divisor, so
+    # derivatives may take it for a constant.
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(difference), axes, keepdims=True, initial=0))
+    largest = jnp.maximum(largest, jax.lax.stop_gradient(jnp.power(jnp.asarray(eps, first.dtype), 1 / degree)))
+    divisor = jnp.where(largest == 0, 1, jnp.clip(largest, 1e-37, 1e37))
+    powers = jnp.sum(_power(jnp.abs(difference / divisor), degree), axes)
+    divisor = jnp.squeeze(divisor, axes)
+    total = powers + eps * jnp.minimum(_power(1 / divisor, degree), jnp.finfo(powers.dtype).max)
+    nothing = total == 0
+    return jnp.where(nothing, 0, divisor * jnp.power(jnp.where(nothing, 1, total), 1 / degree))
+
+
+def triplet_margin_loss(
+    anchors: ArrayLike,
+    positives: ArrayLike,
+    negatives: ArrayLike,
+    axis: int = -1,
+    norm_degree: Scalar = 2,
+    margin: Scalar = 1.0,
+    eps: Scalar = 1e-6,
+    *,
+    swap: bool = False,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """How far the distance to the positive falls short of a margin below that to the negative.
+
+    ``max(0, d(a, p) - d(a, n) + margin)`` with ``d(x, y) = (sum |x - y|**norm_degree + eps)**(1 / norm_degree)``.
+
+    Args:
+      anchors: ``a``, floating, shape ``[..., dim]``.
+      positives: ``p``, likes of the anchors, floating, of the same shape.
+      negatives: ``n``, examples unlike the anchors, floating, of the same shape.
+      axis: the axis along which the vectors lie.
+      norm_degree: of the distance, finite and >= 1; 2 is Euclidean.
+      margin: finite and >= 0, in units of the distance.
+      eps: finite and >= 0; keeps the derivative small where two vectors nearly agree.
+      swap: whether to take the distance from positive to negative instead, where that is the smaller one.
+      where: booleans of the result's shape (which triplets count) or of the anchors' (which components count).
+
+    Returns:
+      One loss per triplet, shape ``[...]``, float32 (float64 if an argument is); 0 for what ``where`` leaves out.
+
+    Raises:
+      ValueError: the shapes do not fit, or a number is out of range.
+      TypeError: an argument is not floating, or ``where`` not boolean.
+
+    Source: Balntas et al., *Learning local feature descriptors with triplets and shallow convolutional neural
+    networks*, 2016.
+
+    >>> anchors, positives = jnp.array([[0.0, 0.0]]), jnp.array([[3.0, 4.0]])
+    >>> triplet_margin_loss(anchors, positives, jnp.array([[0.0, 5.5]]))
+    Array([0.5], dtype=float32)
+    """
+    check_number("norm_degree", norm_degree, low=1.0, high=math.inf, high_open=True)
+    check_nonnegative("margin", margin)
+    check_nonnegative("eps", eps)
+    anchors, positives = as_floating("anchors", anchors), as_floating("positives", positives)
+    negatives = as_floating("negatives", negatives)
+    check_same_shape(("anchors", "positives"), anchors, positives)
+    check_same_shape(("anchors", "negatives"), anchors, negatives)
+    arrays = widen(anchors, positives, negatives)
+    axes = normalize_axes(axis, anchors.ndim)
+    mask = mask_over(where, anchors.shape, axes)
+    if mask is not None:
+        arrays = tuple(jnp.where(mask, array, 0) for array in arrays)
+    loss = _triplet_loss(*arrays, axes, norm_degree, margin, eps, swap)
+    return loss if mask is None else jnp.where(jnp.any(mask, axes), loss, 0)
+
+
+def _triplet_loss(anchors, positives, negatives, axes, norm_degree, margin, eps, swap) -> jax.Array:
+    degree, margin, eps = (as_hyperparam(number, anchors.dtype) for number in (norm_degree, margin, eps))
+    near, far = _distance(anchors, positives, degree, eps, axes), _distance(anchors, negatives, degree, eps, axes)
+    if swap:
+        far = jnp.minimum(far, _distance(positives, negatives, degree, eps, axes))
+    return jnp.maximum(near - far + margin, 0)
+
+
+def batch_hard_triplet_loss(
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    *,
+    margin: Scalar | None = 1.0,
+    eps: Scalar = 1e-6,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """Triplet loss of every example with its farthest like and its nearest unlike of the batch.
+
+    The mean over anchors ``a`` of ``max(0, max_p d(a, p) - min_n d(a, n) + margin)``, with ``p`` over the others of the
+    anchor's label, ``n`` over those of other labels, and ``d(x, y) = sqrt(|x - y|**2 + eps)``.
+
+    Args:
+      embeddings: floating, shape ``[batch, dim]``.
+      labels: real, shape ``[batch]``.
+      margin: finite and >= 0, in units of the distance; None for the soft margin, ``log(1 + exp(d(a, p) - d(a, n)))``,
+        which goes on to pull when the margin is reached.
+      eps: finite and >= 0; keeps the derivative small where two vectors nearly agree.
+      where: booleans, shape ``[batch]``; an example that is False is left out of all triplets, whatever it holds.
+
+    Returns:
+      A scalar, the mean over the anchors that have a like and an unlike, float32 (float64 if the embeddings are); 0
+      when none has.
+
+    Raises:
+      ValueError: the shapes do not fit, or a number is out of range.
+      TypeError: the embeddings are not floating, the labels complex, or ``where`` not boolean.
+
+    Source: Hermans, Beyer & Leibe, *In defense of the triplet loss for person re-identification*, 2017.
+
+    >>> embeddings, labels = jnp.array([[0.0], [1.0], [3.0], [3.5]]), jnp.array([0, 0, 1, 1])
+    >>> batch_hard_triplet_loss(embeddings, labels, margin=2.0, eps=0.0)
+    Array(0.375, dtype=float32)
+    """
+    embeddings, labels = as_floating("embeddings", embeddings), as_real("labels", labels)
+    if margin is not None:
+        check_nonnegative("margin", margin)
+    check_nonnegative("eps", eps)
+    if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
+        raise ValueError(
+            f"embeddings must have shape [batch, dim] and labels [batch], got {embeddings.shape} and {labels.shape}"
+        )
+    (embeddings,) = widen(embeddings)
+    keep = jnp.ones(labels.shape, bool) if where is None else as_boolean(where)
+    if keep.shape != labels.shape:
+        raise ValueError(f"where must have shape {labels.shape}, one entry per example, got {keep.shape}")
+    embeddings = jnp.where(keep[:, None], embeddings, 0)
+    like, unlike, counts = _hardest(jax.lax.stop_gradient(embeddings), labels, keep)
+    eps = as_hyperparam(eps, embeddings.dtype)
+    far, near = (_distance(embeddings, embeddings[chosen], 2, eps, (1,)) for chosen in (like, unlike))
+    gap = far - near
+    loss = jax.nn.softplus(gap) if margin is None else jnp.maximum(gap + as_hyperparam(margin, gap.dtype), 0)
+    return weighted_mean(loss, None, counts)
+
+
+def _hardest(embeddings: jax.Array, labels: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Indices of each example's farthest like and nearest unlike, and whether it has both.
+
+    The distances serve only to choose, so they come from a product of matrices, which needs no array of
+    ``batch**2 * dim`` numbers but loses digits; those of the chosen are worked out anew.
+    """
+    count = jnp.maximum(jnp.sum(keep), 1).astype(embeddings.dtype)
+    centred = embeddings - jnp.sum(embeddings, 0, keepdims=True) / count
+    largest = jnp.max(jnp.abs(centred), initial=0)
+    centred = centred / jnp.where(largest == 0, 1, largest)
+    squares = jnp.sum(jnp.square(centred), 1)
+    products = jnp.matmul(centred, centred.T, precision=jax.lax.Precision.HIGHEST)
+    distances = squares[:, None] + squares[None, :] - 2 * products
+    both = keep[:, None] & keep[None, :]
+    same = labels[:, None] == labels[None, :]
+    likes, unlikes = both & same & ~jnp.eye(labels.shape[0], dtype=bool), both & ~same
+    farthest = jnp.argmax(jnp.where(likes, distances, -jnp.inf), 1)
+    nearest = jnp.argmin(jnp.where(unlikes, distances, jnp.inf), 1)
+    return farthest, nearest, jnp.any(likes, 1) & jnp.any(unlikes, 1)
