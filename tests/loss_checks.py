@@ -1,0 +1,116 @@
+"""What every loss is held to: a plain reference in float64, masks that hide anything, float32 at least, traced numbers.
+
+A case is ``(function, reference, arrays, options)``. ``function(*arrays, **options)`` is the loss, ``reference`` the
+same in NumPy. The leading axis of every array is that of the examples, and ``where`` masks it.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+GARBAGE = [np.nan, np.inf, -np.inf, 3e38]
+
+
+def total(function, *arrays, **options):
+    """The losses' sum, weighted so that no two count alike, and the losses."""
+    loss = jnp.asarray(function(*arrays, **options))
+    return jnp.sum(loss * (1 + jnp.arange(loss.size, dtype=loss.dtype).reshape(loss.shape))), loss
+
+
+def floating(arrays):
+    return tuple(place for place, array in enumerate(arrays) if np.issubdtype(np.asarray(array).dtype, np.floating))
+
+
+def slope(function, x, step=1e-6):
+    """The gradient of a function of one float64 array to a number, by central differences."""
+    x = np.asarray(x, np.float64)
+    grad = np.zeros(x.shape)
+    for index in np.ndindex(x.shape):
+        move = np.zeros(x.shape)
+        move[index] = step
+        grad[index] = (function(x + move) - function(x - move)) / (2 * step)
+    return grad
+
+
+def check_reference(function, reference, arrays, options, differentiate=None):
+    """Values and gradients with respect to all floating arrays equal those of the reference."""
+    places = floating(arrays) if differentiate is None else differentiate
+    with jax.enable_x64(True):
+        run = jax.jit(jax.grad(functools.partial(total, function, **options), places, has_aux=True))
+        grads, value = run(*(jnp.asarray(array) for array in arrays))
+        assert value.dtype == np.float64
+    exact = np.asarray(reference(*arrays, **options))
+    np.testing.assert_allclose(value, exact, rtol=1e-11, atol=1e-13)
+    weight = 1 + np.arange(exact.size).reshape(exact.shape)
+    for place, grad in zip(places, grads, strict=True):
+
+        def moved(x, place=place):
+            return np.sum(weight * reference(*arrays[:place], x, *arrays[place + 1 :], **options))
+
+        np.testing.assert_allclose(grad, slope(moved, arrays[place]), rtol=1e-6, atol=1e-7)
+        assert np.abs(grad).max() > 1e-5
+
+
+def check_masks_and_dtypes(function, arrays, options):
+    """What is masked has no part, a mask that keeps nothing gives 0, and bfloat16 is computed in float32."""
+    arrays = [np.asarray(array, np.float32) if place in floating(arrays) else np.asarray(array)
+              for place, array in enumerate(arrays)]  # fmt: skip
+    places, batch = floating(arrays), len(arrays[0])
+    keep = np.arange(batch) % 3 != 1
+    spoiled = [array.copy() for array in arrays]
+    for array in spoiled:
+        gone = np.resize(GARBAGE if array.dtype == np.float32 else [-1, 99], batch)[~keep]
+        array[~keep] = gone.reshape((-1,) + (1,) * (array.ndim - 1)).astype(array.dtype)
+
+    def everything(spoiled, kept, narrow, mask):
+        run = jax.grad(functools.partial(total, function, **options), places, has_aux=True)
+        widened = [array.astype(jnp.float32) if place in places else array for place, array in enumerate(narrow)]
+        return (
+            run(*spoiled, where=mask),
+            run(*spoiled, where=mask & False),
+            function(*kept, **options),
+            function(*narrow, **options),
+            function(*widened, **options),
+        )
+
+    narrow = [jnp.asarray(array, jnp.bfloat16) if place in places else jnp.asarray(array)
+              for place, array in enumerate(arrays)]  # fmt: skip
+    (grads, value), (zeros, nothing), alone, low, wide = jax.jit(everything)(
+        spoiled, [array[keep] for array in arrays], narrow, keep
+    )
+    np.testing.assert_allclose(value if value.ndim == 0 else value[keep], alone, rtol=1e-5, atol=1e-6)
+    assert value.ndim == 0 or not np.any(value[~keep])
+    for grad, zero in zip(grads, zeros, strict=True):
+        assert np.isfinite(grad).all() and not np.any(grad[~keep]) and np.any(grad[keep])
+        assert not np.any(zero)
+    assert not np.any(nothing)
+    assert low.dtype == jnp.float32
+    np.testing.assert_allclose(low, wide, rtol=1e-6, atol=1e-7)
+
+
+def check_number(function, values):
+    """A numeric argument may be mapped over and differentiated, and gives what a Python number gives."""
+    with jax.enable_x64(True):
+        low, middle, high = values
+        mapped, slopes = jax.jit(jax.vmap(lambda v: (function(v), jax.jacfwd(function)(v))))(
+            np.array([low, middle - 1e-6, middle, middle + 1e-6, high])
+        )
+        np.testing.assert_allclose(mapped[-1], jax.jit(lambda: function(high))(), rtol=1e-10)
+        assert np.isfinite(mapped).all() and np.any(mapped[0] != mapped[-1])
+        np.testing.assert_allclose(slopes[2], (mapped[3] - mapped[1]) / 2e-6, rtol=1e-5, atol=1e-8)
+
+
+def check_torch(ours, theirs, first, *rest):
+    """Value and gradient of two functions of the first array that return a number, the second one of torch tensors."""
+    import torch
+
+    with jax.enable_x64(True):
+        value, grad = jax.jit(jax.value_and_grad(ours))(first, *rest)
+    tensor = torch.tensor(first, requires_grad=True)
+    their_value = theirs(tensor, *(torch.tensor(array) for array in rest))
+    their_value.backward()
+    np.testing.assert_allclose(value, their_value.item(), rtol=1e-10)
+    np.testing.assert_allclose(grad, tensor.grad.numpy(), rtol=1e-8, atol=1e-11)
+    assert np.abs(grad).max() > 1e-4
