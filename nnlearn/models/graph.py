@@ -278,14 +278,12 @@ def _filled(graphs: Graphs) -> Graphs:
             raise TypeError(f"{name} must hold integers, got {ends.dtype.name} of shape {ends.shape}")
         if ends.shape != senders.shape or ends.shape[:-1] != nodes.shape[:-2] or ends.ndim != nodes.ndim - 1:
             raise ValueError(
-                f"senders and receivers must have one shape (..., edges), with the leading axes of nodes {nodes.shape}, "
-                f"got {senders.shape} and {receivers.shape}"
+                f"senders and receivers must have one shape (..., edges), with the leading axes of the nodes' "
+                f"{nodes.shape}, got {senders.shape} and {receivers.shape}"
             )
     edges = None if graphs.edges is None else _floating(graphs.edges)
     if edges is not None and edges.shape[:-1] != senders.shape:
-        raise ValueError(
-            f"edges must have shape {(*senders.shape, 'edge_features')}, got {edges.shape}".replace("'", "")
-        )
+        raise ValueError(f"edges must have one row for each of the senders {senders.shape}, got {edges.shape}")
     node_where = _mask("node_where", graphs.node_where, nodes.shape[:-1])
     edge_where = _mask("edge_where", graphs.edge_where, senders.shape)
     return Graphs(nodes, senders, receivers, node_where, edge_where, edges)

@@ -1,0 +1,265 @@
+"""Sound as a model sees it: log-mel spectrograms, and the masking of them that keeps a model from learning by heart."""
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnlearn.checks import check_count, check_nonnegative, check_number
+from nnlearn.models.layers import _along_last, _floating
+from nnlearn.tree import as_hyperparam, compute_dtype, safe_divide, safe_rsqrt
+from nnlearn.types import Key, Scalar
+
+
+def mel_filters(
+    mels: int,
+    bins: int,
+    *,
+    sample_rate: float,
+    low: float = 0.0,
+    high: float | None = None,
+    scale: Literal["htk", "slaney"] = "htk",
+) -> np.ndarray:
+    """Triangles that gather the bins of a spectrum into bands as wide as the ear hears them.
+
+    The corners are equally spaced in mel: ``2595 log10(1 + f / 700)`` (``"htk"``), or ``3 f / 200`` below 1 kHz and
+    ``15 + 27 log(f / 1000) / log(6.4)`` above (``"slaney"``). Each triangle has height 1 (``"htk"``), or area 1 over
+    hertz (``"slaney"``).
+
+    Args:
+      mels: bands.
+      bins: of the spectrum, from 0 to half the sample rate.
+      sample_rate: in hertz.
+      low, high: the lowest and highest frequency, in hertz; by default up to half the sample rate.
+      scale: of frequency.
+
+    Returns:
+      A NumPy float64 array of shape (bins, mels).
+
+    Raises:
+      ValueError: the frequencies are not 0 <= low < high <= sample_rate / 2, the scale is unknown, or a band lies
+        between two bins and would always be empty.
+
+    Source: Davis and Mermelstein 1980, IEEE Trans. ASSP 28; Young et al., *The HTK Book*; Slaney 1998, *Auditory
+    Toolbox*.
+
+    >>> mel_filters(2, 5, sample_rate=8000).round(2).tolist()
+    [[0.0, 0.0], [0.68, 0.32], [0.0, 0.91], [0.0, 0.45], [0.0, 0.0]]
+    """
+    high = sample_rate / 2 if high is None else high
+    if not 0 <= low < high <= sample_rate / 2:
+        raise ValueError(
+            f"low={low!r} and high={high!r} must be 0 <= low < high <= sample_rate / 2 = {sample_rate / 2}"
+        )
+    if scale not in ("htk", "slaney"):
+        raise ValueError(f"scale must be one of htk, slaney; got {scale!r}")
+    to_mel, to_hertz = (_htk_mel, _htk_hertz) if scale == "htk" else (_slaney_mel, _slaney_hertz)
+    corners = to_hertz(np.linspace(to_mel(low), to_mel(high), check_count("mels", mels) + 2))
+    frequencies = np.linspace(0.0, sample_rate / 2, check_count("bins", bins))[:, None]
+    left, centre, right = corners[:-2], corners[1:-1], corners[2:]
+    filters = np.maximum(
+        0.0, np.minimum((frequencies - left) / (centre - left), (right - frequencies) / (right - centre))
+    )
+    if not np.all(filters.sum(0) > 0):
+        raise ValueError(
+            f"mels={mels} bands are too many for {bins} bins, some lie between two; use fewer, or a longer window"
+        )
+    return filters if scale == "htk" else filters * (2 / (right - left))
+
+
+def frame_count(samples: int | jax.Array, *, window: int, hop: int) -> int | jax.Array:
+    """How many whole windows fit into so many samples, at least 0; for the lengths of padded clips.
+
+    >>> frame_count(1000, window=200, hop=80), frame_count(jnp.array([199, 200, 280]), window=200, hop=80)
+    (11, Array([0, 1, 2], dtype=int32))
+    """
+    if isinstance(samples, int):
+        return max(0, (samples - window) // hop + 1)
+    return jnp.maximum(0, (jnp.asarray(samples) - window) // hop + 1)
+
+
+def log_mel_spectrogram(
+    audio: jax.Array,
+    *,
+    sample_rate: float = 8000,
+    window: int = 200,
+    hop: int = 80,
+    mels: int = 40,
+    fft_size: int | None = None,
+    low: float = 0.0,
+    high: float | None = None,
+    scale: Literal["htk", "slaney"] = "htk",
+    floor: Scalar = 1e-6,
+) -> jax.Array:
+    """The logarithm of the power in each mel band of each window.
+
+    With a Hann window ``w_n = 0.5 - 0.5 cos(2 pi n / window)`` and the filters ``F`` of ``mel_filters``::
+
+        y[t, m] = log(floor + sum_k F[k, m] |sum_n w_n audio[t * hop + n] exp(-2 pi i k n / fft_size)|^2)
+
+    Args:
+      audio: samples, shape (..., samples). There is no padding: only whole windows count, see ``frame_count``.
+      sample_rate: in hertz.
+      window, hop: samples of a window, and from one to the next: 25 and 10 ms at 8 kHz.
+      mels: bands.
+      fft_size: length of the Fourier transform, >= window; by default the next power of two.
+      low, high, scale: see ``mel_filters``.
+      floor: power that stands for silence, > 0.
+
+    Returns:
+      Shape (..., frames, mels), float32 at least.
+
+    Raises:
+      ValueError: the audio is shorter than a window, or a number is out of its range.
+
+    Source: Davis and Mermelstein 1980, IEEE Trans. ASSP 28.
+
+    >>> tone = jnp.sin(2 * jnp.pi * 1000 * jnp.arange(8000) / 8000)
+    >>> frames = log_mel_spectrogram(tone)
+    >>> frames.shape, int(frames[0].argmax())  # the band around 1 kHz
+    ((98, 40), 18)
+    """
+    window, hop = check_count("window", window), check_count("hop", hop)
+    check_number("floor", floor, low=0.0, low_open=True)
+    fft_size = 1 << (window - 1).bit_length() if fft_size is None else check_count("fft_size", fft_size)
+    if fft_size < window:
+        raise ValueError(f"fft_size must be >= window={window}, got {fft_size}")
+    audio = _floating(audio)
+    audio = audio.astype(compute_dtype(audio.dtype))
+    frames = frame_count(audio.shape[-1], window=window, hop=hop) if audio.ndim else 0
+    if not frames:
+        raise ValueError(f"audio must hold at least window={window} samples in its last axis, got shape {audio.shape}")
+    filters = mel_filters(mels, fft_size // 2 + 1, sample_rate=sample_rate, low=low, high=high, scale=scale)
+    hann = jnp.asarray(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window), audio.dtype)
+    framed = audio[..., np.arange(frames)[:, None] * hop + np.arange(window)]
+    spectrum = jnp.fft.rfft(framed * _along_last(hann, framed), fft_size)
+    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+    # Full precision: a few bits lost in a quiet band beside a loud one are heard in the logarithm.
+    energy = jnp.matmul(power, jnp.asarray(filters, audio.dtype), precision=jax.lax.Precision.HIGHEST)
+    return jnp.log(energy + as_hyperparam(floor, energy.dtype))
+
+
+def normalize_utterance(features: jax.Array, where: jax.Array | None = None, eps: Scalar = 1e-5) -> jax.Array:
+    """Each band of each utterance shifted to mean 0 and scaled to variance 1 over time.
+
+    Args:
+      features: shape (..., frames, mels).
+      where: booleans of shape (..., frames), which frames are there; the others become 0 whatever they hold.
+      eps: added to the variance, >= 0.
+
+    Returns:
+      An array like ``features``.
+
+    Raises:
+      ValueError: ``where`` has another shape, or ``eps`` is negative.
+      TypeError: ``where`` is not boolean.
+
+    >>> normalize_utterance(jnp.array([[1.0], [3.0], [jnp.nan]]), jnp.array([True, True, False]), eps=0.0).tolist()
+    [[-1.0], [1.0], [0.0]]
+    """
+    check_nonnegative("eps", eps)
+    x = _floating(features)
+    wide = x.astype(compute_dtype(x.dtype))
+    there = frames_where(where, x)
+    wide = jnp.where(there, wide, 0)
+    count = jnp.sum(there, axis=-2, keepdims=True).astype(wide.dtype)
+    centred = jnp.where(there, wide - safe_divide(jnp.sum(wide, -2, keepdims=True), count), 0)
+    variance = safe_divide(jnp.sum(jnp.square(centred), -2, keepdims=True), count)
+    return (centred * safe_rsqrt(variance + as_hyperparam(eps, wide.dtype))).astype(x.dtype)
+
+
+def spec_augment(
+    key: Key,
+    features: jax.Array,
+    where: jax.Array | None = None,
+    *,
+    time_masks: int = 2,
+    time_width: Scalar = 20,
+    time_fraction: Scalar = 1.0,
+    mel_masks: int = 2,
+    mel_width: Scalar = 8,
+) -> jax.Array:
+    """Sets random stretches of time and random runs of bands to 0, other ones for each utterance.
+
+    A mask over time is ``t0 <= t < t0 + w`` with the width ``w`` uniform in ``{0, ..., time_width}`` but at most
+    ``time_fraction`` of the frames that are there, and ``t0`` uniform where it fits; over bands likewise. 0 is the mean
+    where features are normalised.
+
+    Args:
+      key: the random key.
+      features: shape (..., frames, mels).
+      where: booleans of shape (..., frames), which frames are there; they must come first.
+      time_masks, mel_masks: how many of each; 0 for none.
+      time_width, mel_width: the largest width of one, in frames and in bands, >= 0; may be traced.
+      time_fraction: the largest share of an utterance that one mask over time covers, in [0, 1]; may be traced.
+
+    Returns:
+      An array like ``features``.
+
+    Raises:
+      ValueError: a number is out of its range, or ``where`` has another shape.
+
+    Source: Park et al. 2019, SpecAugment, arXiv:1904.08779, without the time warp.
+
+    >>> masked = spec_augment(jax.random.key(0), jnp.ones((4, 100, 40)))
+    >>> masked.shape, bool((masked == 0).any()), float(masked.max())
+    ((4, 100, 40), True, 1.0)
+    """
+    check_nonnegative("time_width", time_width)
+    check_nonnegative("mel_width", mel_width)
+    check_number("time_fraction", time_fraction, low=0.0, high=1.0)
+    x = _floating(features)
+    there = frames_where(where, x)[..., 0]
+    frames = jnp.sum(there, axis=-1)
+    widest = jnp.minimum(as_hyperparam(time_width, jnp.float32), as_hyperparam(time_fraction, jnp.float32) * frames)
+    bands = jnp.full(frames.shape, x.shape[-1])
+    time_key, mel_key = jax.random.split(key)
+    kept_time = _kept(time_key, time_masks, x.shape[-2], frames, widest)
+    kept_mel = _kept(mel_key, mel_masks, x.shape[-1], bands, jnp.broadcast_to(jnp.asarray(mel_width), bands.shape))
+    return jnp.where(kept_time[..., :, None] & kept_mel[..., None, :], x, 0)
+
+
+def _kept(key: Key, masks: int, length: int, count: jax.Array, widest: jax.Array) -> jax.Array:
+    """Which of ``length`` places no mask covers, shape (*count.shape, length)."""
+    width_key, start_key = jax.random.split(key)
+    shape = (masks, *count.shape)
+    count = jnp.broadcast_to(count, shape)
+    # Drawn as fractions, so that every bound may be traced.
+    width = jnp.floor(jax.random.uniform(width_key, shape) * (jnp.broadcast_to(widest, shape) + 1)).astype(jnp.int32)
+    width = jnp.minimum(width, count)
+    start = jnp.floor(jax.random.uniform(start_key, shape) * (count - width + 1)).astype(jnp.int32)
+    place = _along_last(jnp.arange(length), jnp.zeros((*shape, 1)))
+    covered = (place >= start[..., None]) & (place < (start + width)[..., None])
+    return ~jnp.any(covered, axis=0)
+
+
+def frames_where(where: jax.Array | None, features: jax.Array) -> jax.Array:
+    """A mask of frames, checked, with an axis of length 1 for the bands: shape (..., frames, 1)."""
+    if where is None:
+        return jnp.ones((*features.shape[:-1], 1), bool)
+    where = jnp.asarray(where)
+    if where.dtype != bool:
+        raise TypeError(f"where must be boolean, got {where.dtype.name} of shape {where.shape}; pass where != 0")
+    if where.shape != features.shape[:-1]:
+        raise ValueError(f"where must have the shape of features without the last axis, {features.shape[:-1]}, got "
+                         f"{where.shape}")  # fmt: skip
+    return where[..., None]
+
+
+def _htk_mel(hertz):
+    return 2595 * np.log10(1 + np.asarray(hertz) / 700)
+
+
+def _htk_hertz(mel):
+    return 700 * (10 ** (mel / 2595) - 1)
+
+
+def _slaney_mel(hertz):
+    hertz = np.asarray(hertz, np.float64)
+    return np.where(hertz < 1000, 3 * hertz / 200, 15 + 27 * np.log(np.maximum(hertz, 1000) / 1000) / math.log(6.4))
+
+
+def _slaney_hertz(mel):
+    return np.where(mel < 15, 200 * mel / 3, 1000 * np.exp((np.maximum(mel, 15) - 15) * math.log(6.4) / 27))

@@ -1,0 +1,175 @@
+"""From sound to characters: strided convolutions make few frames of many, and recurrent layers read those."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nnlearn.checks import check_count
+from nnlearn.models.convolution import conv
+from nnlearn.models.factory import check_features, model_factory
+from nnlearn.models.layers import _floating, dense, layer_norm
+from nnlearn.models.layers import dropout as dropout_layer
+from nnlearn.models.named import activation_function
+from nnlearn.models.recurrent import gru
+from nnlearn.models.spectrogram import frame_count, log_mel_spectrogram, normalize_utterance
+from nnlearn.types import DTypeLike, Model, Scalar
+
+
+class Utterances(NamedTuple):
+    """Sounds padded to one length.
+
+    Attributes:
+      features: shape (batch, frames, features); or samples, shape (batch, samples), for a model with a front end.
+      lengths: integers of shape (batch,), how many of the frames or samples are there; they come first.
+    """
+
+    features: jax.Array
+    lengths: jax.Array
+
+
+@model_factory
+def speech_encoder(
+    features: int,
+    classes: int,
+    *,
+    hidden: int = 192,
+    layers: int = 2,
+    kernel_sizes: Sequence[int] = (9, 5),
+    strides: Sequence[int] = (3, 1),
+    activation: str | Callable[[jax.Array], jax.Array] = "gelu",
+    dropout: Scalar = 0.1,
+    front_end: Callable[[Utterances], Utterances] | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> Model:
+    """A recogniser for connectionist temporal classification: convolutions over time, then recurrent layers.
+
+    ::
+
+        x = dropout(activation(norm(conv(x))))       for each of kernel_sizes
+        x = x + dropout(norm(bidirectional_gru(x)))  for each of layers; without x + in the first
+        logits = dense(x)
+
+    Args:
+      features: of a frame, such as mel bands.
+      classes: characters and the blank.
+      hidden: channels of the convolutions, and of the recurrent layers' state in each direction.
+      layers: recurrent layers.
+      kernel_sizes, strides: of each convolution. The frames become fewer by all strides; each character needs one that
+        is left, and one more between two that are equal.
+      activation: a function of one array or its name; see ``activation_function``.
+      dropout: the fraction of the activations dropped in training, in [0, 1); may be traced.
+      front_end: makes features of samples inside of the model, such as ``log_mel_front_end``; None where the inputs are
+        features.
+      dtype: the dtype of the parameters.
+
+    Returns:
+      A model of ``Utterances`` to ``(logits, paddings)`` as ``ctc_loss`` takes them: shapes (batch, frames', classes)
+      and (batch, frames'), where 1 marks a frame that is not there and ``frames'`` is ``frames`` divided by each stride
+      in turn, rounded up. What frames that are not there hold makes no difference, nor how many there are. The params
+      are ``{"convolutions": (layer, ...), "recurrent": (layer, ...), "output": layer}``.
+
+    Raises:
+      ValueError: a size is below 1, there are not as many strides as kernel sizes, or a name is unknown; in ``apply``,
+        an array has another shape.
+      TypeError: in ``apply``, the inputs are no ``Utterances``, or the lengths no integers.
+
+    Source: Graves, Fernandez, Gomez and Schmidhuber 2006, ICML; Amodei et al. 2016, Deep Speech 2, arXiv:1512.02595.
+
+    >>> model = speech_encoder(40, 29, hidden=16)
+    >>> params = model.init(jax.random.key(0))
+    >>> logits, paddings = model.apply(params, Utterances(jnp.ones((2, 90, 40)), jnp.array([90, 60])))
+    >>> logits.shape, paddings.sum(axis=1).tolist()
+    ((2, 30, 29), [0.0, 10.0])
+    """
+    layers, hidden = check_count("layers", layers), check_count("hidden", hidden)
+    kernel_sizes, strides = tuple(kernel_sizes), tuple(strides)
+    if not kernel_sizes or len(kernel_sizes) != len(strides):
+        raise ValueError(f"kernel_sizes {kernel_sizes} and strides {strides} must be as many, and at least one")
+    function, drop = activation_function(activation), dropout_layer(dropout)
+    convolutions = [
+        _convolution(hidden if index else features, hidden, size, stride, dtype)
+        for index, (size, stride) in enumerate(zip(kernel_sizes, strides, strict=True))
+    ]
+    recurrent = [gru(2 * hidden if i else hidden, hidden, bidirectional=True, dtype=dtype) for i in range(layers)]
+    norm, wide_norm = layer_norm(hidden, dtype=dtype), layer_norm(2 * hidden, dtype=dtype)
+    output = dense(2 * hidden, classes, dtype=dtype)
+    name = f"speech_encoder({features}, {classes})"
+
+    def init(key):
+        convolution_key, recurrent_key, output_key = jax.random.split(key, 3)
+
+        def with_norm(parts, norm, key):
+            keys = jax.random.split(key, len(parts))
+            return tuple({**part.init(k), "norm": norm.init(k)} for part, k in zip(parts, keys, strict=True))
+
+        return {
+            "convolutions": with_norm(convolutions, norm, convolution_key),
+            "recurrent": with_norm(recurrent, wide_norm, recurrent_key),
+            "output": output.init(output_key),
+        }
+
+    def apply(params, inputs, key=None):
+        if not isinstance(inputs, Utterances):
+            raise TypeError(f"{name} takes Utterances(features, lengths), got {type(inputs).__name__}")
+        x, lengths = inputs if front_end is None else front_end(inputs)
+        x, where = _floating(x), _where(name, x, lengths)
+        check_features(name, features, x)
+        count = len(convolutions) + layers
+        keys = iter([None] * count if key is None else jax.random.split(key, count))
+        for layer, part, stride in zip(convolutions, params["convolutions"], strides, strict=True):
+            x = layer.apply(part, jnp.where(where[..., None], x, 0))
+            x = drop.apply({}, function(norm.apply(part["norm"], x)), next(keys))
+            lengths = -(-jnp.asarray(lengths) // stride)
+            where = _where(name, x, lengths)
+        for index, (layer, part) in enumerate(zip(recurrent, params["recurrent"], strict=True)):
+            y = drop.apply({}, wide_norm.apply(part["norm"], layer.apply(part, (x, where))), next(keys))
+            x = x + y if index else y
+        return output.apply(params["output"], x), (~where).astype(x.dtype)
+
+    return Model(init, apply)
+
+
+def log_mel_front_end(*, normalize: bool = True, **options) -> Callable[[Utterances], Utterances]:
+    """A front end that makes log-mel features of samples, ``front_end(utterances) -> utterances``.
+
+    Args:
+      normalize: each band of each utterance to mean 0 and variance 1, see ``normalize_utterance``.
+      **options: of ``log_mel_spectrogram``.
+
+    >>> front_end = log_mel_front_end(window=200, hop=80)
+    >>> features, lengths = front_end(Utterances(jnp.ones((2, 8000)), jnp.array([8000, 4000])))
+    >>> features.shape, lengths.tolist()
+    ((2, 98, 40), [98, 48])
+    """
+    sizes = {"window": 200, "hop": 80} | {name: options[name] for name in ("window", "hop") if name in options}
+
+    def front_end(utterances: Utterances) -> Utterances:
+        audio, samples = utterances
+        audio = jnp.where(_where("log_mel_front_end", audio[..., None], samples), audio, 0)
+        features, lengths = log_mel_spectrogram(audio, **options), frame_count(jnp.asarray(samples), **sizes)
+        where = _where("log_mel_front_end", features, lengths)
+        features = normalize_utterance(features, where) if normalize else jnp.where(where[..., None], features, 0)
+        return Utterances(features, lengths)
+
+    return front_end
+
+
+def _convolution(inputs: int, outputs: int, size: int, stride: int, dtype: DTypeLike) -> Model:
+    # Padded alike on the left whatever the length, so that padding behind a short utterance shifts nothing. XLA's own
+    # operation, as a product of patches takes three times as long at one dimension and these sizes.
+    padding = [((size - 1) // 2, size // 2)]
+    options = {"dimensions": 1, "method": "convolution", "kernel_init": "he", "dtype": dtype}
+    return conv(inputs, outputs, size, stride=stride, padding=padding, **options)
+
+
+def _where(name: str, x: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Which frames are there, shape (batch, frames)."""
+    lengths = jnp.asarray(lengths)
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise TypeError(f"{name} takes integer lengths, got {lengths.dtype.name} of shape {lengths.shape}")
+    if jnp.ndim(x) != 3 or lengths.shape != x.shape[:1]:
+        raise ValueError(f"{name} takes features (batch, time, features) and lengths (batch,), got {jnp.shape(x)} and "
+                         f"{lengths.shape}")  # fmt: skip
+    return jnp.arange(x.shape[1])[None, :] < lengths[:, None]
