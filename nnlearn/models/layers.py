@@ -1,4 +1,4 @@
-"""The layers: each factory returns a ``Model``, and ``sequential`` joins them."""
+"""The layers: each factory returns a ``Model``, and ``sequential`` joins them, with or without state."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from nnlearn.checks import check_count, check_dtype, check_nonnegative, check_nu
 from nnlearn.models.factory import check_features, model_factory, parameter
 from nnlearn.models.named import Initializer, activation_function, initializer
 from nnlearn.tree import abs_sq, as_hyperparam, compute_dtype, real_dtype, safe_divide, safe_rsqrt
-from nnlearn.types import DTypeLike, Model, Scalar
+from nnlearn.types import DTypeLike, Model, Scalar, StatefulModel
 
 
 def _floating(inputs) -> jax.Array:
@@ -224,7 +224,7 @@ def activation(name_or_fn: str | Callable[[jax.Array], jax.Array]) -> Model:
 
 
 @model_factory
-def sequential(*models: Model | Callable[[jax.Array], jax.Array]) -> Model:
+def sequential(*models: Model | StatefulModel | Callable[[jax.Array], jax.Array]) -> Model | StatefulModel:
     """Models one after another; each gets its own random key.
 
     Args:
@@ -232,7 +232,8 @@ def sequential(*models: Model | Callable[[jax.Array], jax.Array]) -> Model:
 
     Returns:
       A model whose params are a tuple, one entry per layer: paths read ``0/kernel``, ``2/kernel``. A function's entry
-      is empty.
+      is empty. With a ``StatefulModel`` among them, one too, whose state is a tuple likewise; what else its ``apply``
+      is given by name, such as ``where``, is handed on to those that have a state.
 
     Raises:
       ValueError: there are no models; in ``apply``, the params are those of another number of layers.
@@ -243,17 +244,30 @@ def sequential(*models: Model | Callable[[jax.Array], jax.Array]) -> Model:
     """
     if not models:
         raise ValueError("sequential needs at least one model")
-    layers = [model if isinstance(model, Model) else activation(model) for model in models]
+    layers = [model if isinstance(model, Model | StatefulModel) else activation(model) for model in models]
+    stateful = [isinstance(layer, StatefulModel) for layer in layers]
 
     def init(key):
-        return tuple(layer.init(part) for layer, part in zip(layers, jax.random.split(key, len(layers)), strict=True))
+        made = [layer.init(part) for layer, part in zip(layers, jax.random.split(key, len(layers)), strict=True)]
+        params = tuple(one[0] if has_state else one for one, has_state in zip(made, stateful, strict=True))
+        states = tuple(one[1] if has_state else {} for one, has_state in zip(made, stateful, strict=True))
+        return (params, states) if any(stateful) else params
 
-    def apply(params, x, key=None):
+    def apply_stateful(params, model_state, x, key=None, **options):
         if len(params) != len(layers):
             raise ValueError(f"sequential has {len(layers)} layers, got the params of {len(params)}")
+        if len(model_state) != len(layers):
+            raise ValueError(f"sequential has {len(layers)} layers, got the state of {len(model_state)}")
         keys = [None] * len(layers) if key is None else jax.random.split(key, len(layers))
-        for layer, part, layer_key in zip(layers, params, keys, strict=True):
-            x = layer.apply(part, x, layer_key)
-        return x
+        states = list(model_state)
+        for index, layer in enumerate(layers):
+            if stateful[index]:
+                x, states[index] = layer.apply(params[index], states[index], x, keys[index], **options)
+            else:
+                x = layer.apply(params[index], x, keys[index])
+        return x, tuple(states)
 
-    return Model(init, apply)
+    def apply(params, x, key=None):
+        return apply_stateful(params, ({},) * len(layers), x, key)[0]
+
+    return StatefulModel(init, apply_stateful) if any(stateful) else Model(init, apply)

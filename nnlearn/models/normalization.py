@@ -1,0 +1,191 @@
+"""Normalisation over the batch, with running statistics as explicit state, and over groups of channels."""
+
+import jax
+import jax.numpy as jnp
+
+from nnlearn.checks import check_count, check_dtype, check_nonnegative, check_number
+from nnlearn.losses.arguments import as_boolean, lead_over
+from nnlearn.models.factory import check_features, model_factory, parameter
+from nnlearn.models.layers import _along_last, _floating, _unit_variance
+from nnlearn.tree import as_hyperparam, compute_dtype, safe_divide, safe_rsqrt
+from nnlearn.types import ArrayLike, DTypeLike, Model, Scalar, StatefulModel
+
+
+@model_factory
+def batch_norm(
+    features: int,
+    *,
+    momentum: Scalar = 0.9,
+    eps: Scalar = 1e-5,
+    axis_name: str | tuple[str, ...] | None = None,
+    bias: bool = True,
+    dtype: DTypeLike = jnp.float32,
+) -> StatefulModel:
+    """Shifts every feature to mean 0 and scales it to variance 1, over all axes but the last.
+
+    In training, with ``mean`` and ``var`` of the batch (``var`` the mean squared deviation)::
+
+        y = scale * (x - mean) / sqrt(var + eps) + bias
+        running_mean = momentum * running_mean + (1 - momentum) * mean
+        running_var  = momentum * running_var  + (1 - momentum) * var
+
+    and without a key ``y`` is worked out from the running ones. As in flax ``momentum`` weighs the old average, where
+    PyTorch's weighs the new value (0.9 here is 0.1 there), and the running variance is that of the batch, where
+    PyTorch's is multiplied by ``n / (n - 1)``.
+
+    Args:
+      features: length of the last axis of ``x``, shape (..., features).
+      momentum: the weight of the old running statistics, in [0, 1].
+      eps: added to the variance, >= 0; at 0 a feature that does not vary gives ``bias``.
+      axis_name: a mapped axis or axes over which the examples are spread: their statistics are taken together.
+      bias: whether to add a bias.
+      dtype: the dtype of the parameters.
+
+    Returns:
+      A model with params ``{"scale": (features,), "bias": (features,)}``, ones and zeros at first, and state
+      ``{"mean": (features,), "var": (features,)}``, zeros and ones at first, float32 at least. It calculates in float32
+      at least and returns the dtype of ``x``. Its ``apply(params, model_state, x, key=None, where=None)`` takes
+      ``where``, booleans of the shape of ``x`` without its last axis, or of the first axes of it: what is False
+      counts in no statistic and gets no gradient, whatever it holds. Without any that counts the state stays.
+
+    Raises:
+      ValueError: ``features`` is below 1, ``eps`` negative or ``momentum`` outside [0, 1]; in ``apply``, shapes do not
+        fit, or there is no batch to train on.
+
+    Source: Ioffe and Szegedy 2015, arXiv:1502.03167.
+
+    >>> model = batch_norm(1, eps=0.0)
+    >>> params, state = model.init(jax.random.key(0))
+    >>> outputs, state = model.apply(params, state, jnp.array([[1.0], [5.0]]), jax.random.key(1))
+    >>> outputs.ravel(), state["mean"], state["var"]
+    (Array([-1.,  1.], dtype=float32), Array([0.3], dtype=float32), Array([1.3], dtype=float32))
+    """
+    features = check_count("features", features)
+    check_number("momentum", momentum, low=0.0, high=1.0)
+    check_nonnegative("eps", eps)
+    layer, dtype = f"batch_norm({features})", check_dtype("dtype", dtype)
+
+    def init(key):
+        wide = compute_dtype(dtype)
+        params = {"scale": jnp.ones((features,), dtype)} | ({"bias": jnp.zeros((features,), dtype)} if bias else {})
+        return params, {"mean": jnp.zeros((features,), wide), "var": jnp.ones((features,), wide)}
+
+    def apply(params, model_state, inputs, key=None, where: ArrayLike | None = None):
+        inputs = _floating(inputs)
+        check_features(layer, features, inputs)
+        running = {
+            name: parameter(f"{layer}, for its state,", model_state, name, (features,)) for name in ("mean", "var")
+        }
+        x = inputs.astype(compute_dtype(inputs.dtype))
+        mask = None if where is None else lead_over("where", as_boolean(where), x.shape[:-1])[..., None]
+        if mask is not None:
+            x = jnp.where(mask, x, 0)
+        if key is None:
+            mean, var = (running[name].astype(x.dtype) for name in ("mean", "var"))
+        else:
+            if inputs.ndim == 1 and axis_name is None:
+                raise ValueError(
+                    f"{layer} trains on a batch, got one example of shape {inputs.shape}; give axis_name if the "
+                    "examples lie along a mapped axis"
+                )
+            mean, var, count = _statistics(x, mask, axis_name)
+            weight = jnp.where(count > 0, 1 - as_hyperparam(momentum, x.dtype), 0)
+            model_state = {
+                name: (old + weight.astype(old.dtype) * (new.astype(old.dtype) - old))
+                for (name, old), new in zip(running.items(), (mean, var), strict=True)
+            }
+        y = (x - _along_last(mean, x)) * _along_last(safe_rsqrt(var + as_hyperparam(eps, var.dtype)), x)
+        y = y * _along_last(parameter(layer, params, "scale", (features,)).astype(x.dtype), x)
+        if bias:
+            y = y + _along_last(parameter(layer, params, "bias", (features,)).astype(x.dtype), x)
+        return y.astype(inputs.dtype), model_state
+
+    return StatefulModel(init, apply)
+
+
+def _statistics(x: jax.Array, mask: jax.Array | None, axis_name) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Mean and variance of each feature, and how many numbers they were taken of; zeros where there are none."""
+    axes = tuple(range(x.ndim - 1))
+
+    def total(array):
+        summed = jnp.sum(array, axis=axes)
+        return summed if axis_name is None else jax.lax.psum(summed, axis_name)
+
+    count = total(jnp.broadcast_to(True if mask is None else mask, x.shape[:-1] + (1,)).astype(x.dtype))
+    mean = safe_divide(total(x), count)
+    # The squares of the deviations, not of the numbers: a difference of two large means has no digits left.
+    deviation = x - _along_last(mean, x)
+    if mask is not None:
+        deviation = jnp.where(mask, deviation, 0)
+    return mean, safe_divide(total(jnp.square(deviation)), count), count[0]
+
+
+@model_factory
+def group_norm(
+    features: int,
+    groups: int = 32,
+    eps: Scalar = 1e-6,
+    *,
+    dimensions: int = 2,
+    bias: bool = True,
+    dtype: DTypeLike = jnp.float32,
+) -> Model:
+    """Shifts each group of channels of each example to mean 0 and scales it to variance 1, over channels and positions.
+
+    With ``c = x - mean(x)``, where the means are over one example's positions and the channels of one group::
+
+        y = scale * c / sqrt(mean(c ** 2) + eps) + bias
+
+    Args:
+      features: channels of ``x``, shape (..., *positions, features).
+      groups: so many groups of neighbouring channels; must divide ``features``. As many as ``features`` is instance
+        normalisation.
+      eps: added to the variance, >= 0; at 0 a group of equal numbers gives ``bias``.
+      dimensions: how many axes of positions there are; 0 for none.
+      bias: whether to add a bias.
+      dtype: the dtype of the parameters.
+
+    Returns:
+      A model with params ``{"scale": (features,), "bias": (features,)}``, ones and zeros at first. It calculates in
+      float32 at least and returns the dtype of ``x``.
+
+    Raises:
+      ValueError: ``groups`` does not divide ``features``, a size is below 1 or ``eps`` is negative; in ``apply``, ``x``
+        or the params have another shape.
+
+    Source: Wu and He 2018, arXiv:1803.08494.
+
+    >>> model = group_norm(4, groups=2, eps=0.0, dimensions=1)
+    >>> model.apply(model.init(jax.random.key(0)), jnp.array([[1.0, 5.0, 0.0, 0.0], [5.0, 1.0, 2.0, 2.0]]))
+    Array([[-1.,  1., -1., -1.],
+           [ 1., -1.,  1.,  1.]], dtype=float32)
+    """
+    features, groups = check_count("features", features), check_count("groups", groups)
+    if features % groups:
+        raise ValueError(f"groups={groups} must divide features={features}")
+    dimensions = dimensions if dimensions == 0 else check_count("dimensions", dimensions)
+    check_nonnegative("eps", eps)
+    layer, dtype = f"group_norm({features}, {groups})", check_dtype("dtype", dtype)
+
+    def init(key):
+        params = {"scale": jnp.ones((features,), dtype)}
+        return params | ({"bias": jnp.zeros((features,), dtype)} if bias else {})
+
+    def apply(params, inputs, key=None):
+        inputs = _floating(inputs)
+        check_features(layer, features, inputs)
+        if inputs.ndim < dimensions + 1:
+            raise ValueError(f"{layer} expects {dimensions} axes of positions before the channels, got {inputs.shape}")
+        x = inputs.astype(compute_dtype(inputs.dtype))
+        lead, positions = x.shape[: -1 - dimensions], x.shape[x.ndim - 1 - dimensions : -1]
+        grouped = x.reshape(*lead, -1, groups, features // groups)
+        grouped = jnp.swapaxes(grouped, -3, -2)  # (..., groups, positions, channels)
+        flat = grouped.reshape(*lead, groups, -1)
+        flat = _unit_variance(flat - jnp.mean(flat, axis=-1, keepdims=True), eps)
+        y = jnp.swapaxes(flat.reshape(grouped.shape), -3, -2).reshape(*lead, *positions, features)
+        y = y * _along_last(parameter(layer, params, "scale", (features,)).astype(x.dtype), x)
+        if bias:
+            y = y + _along_last(parameter(layer, params, "bias", (features,)).astype(x.dtype), x)
+        return y.astype(inputs.dtype)
+
+    return Model(init, apply)

@@ -1,0 +1,163 @@
+"""Handwritten digits: 5,000 images of MNIST for a convolutional network, and small scans for a perceptron."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnlearn.data import Examples, Split, example_count, split
+from nnlearn.datasets import load
+from nnlearn.losses import accuracy, cross_entropy
+from nnlearn.models import mlp
+from nnlearn.models.convnet import convnet
+from nnlearn.optimizers import adamw
+from nnlearn.schedules import warmup_cosine_decay_schedule
+from nnlearn.tasks.objectives import classification
+from nnlearn.tasks.task import Task
+from nnlearn.types import Key
+
+
+def mnist(
+    *,
+    seed: int = 0,
+    data: Examples | None = None,
+    widths: Sequence[int] = (16, 32, 64),
+    blocks: int | Sequence[int] = 1,
+    stride: int = 2,
+    shift: int = 2,
+    epochs: int = 30,
+    batch_size: int = 64,
+    method: str = "auto",
+) -> Task:
+    """Which digit a 28 x 28 image shows: a residual network with batch normalisation.
+
+    In training every image is moved by a few pixels, which ones the step's key decides. Baselines: the commonest
+    digit, and least squares.
+
+    Args:
+      seed: of the split, 70 / 15 / 15.
+      data: images (n, rows, columns, channels) in [0, 1] and their classes (n,); None for the real ones.
+      widths, blocks, stride, method: of the ``convnet``.
+      shift: the most pixels that a training image is moved by, in each direction.
+      epochs: passes over the training part.
+      batch_size: images in a batch.
+    """
+    parts, source, licence = _images("mnist", seed, data)
+    classes = int(np.max(parts.train.targets)) + 1
+    model = convnet(parts.train.inputs.shape[-1], classes, widths=widths, blocks=blocks, stride=stride, method=method)
+
+    def loss_fn(params, batch, key, model_state):
+        (images, labels), where = batch
+        shift_key, model_key = jax.random.split(key)
+        images = shifted(shift_key, images, shift)
+        logits, model_state = model.apply(params, model_state, images, model_key, where=where)
+        loss = cross_entropy(logits, labels, label_smoothing=0.1, where=where)
+        return loss, {"accuracy": accuracy(logits, labels, where)}, model_state
+
+    return Task(
+        name="mnist",
+        **parts._asdict(),
+        model=model,
+        loss_fn=loss_fn,
+        metrics_fn=classification(model)[1],
+        metric="accuracy",
+        goal="max",
+        target=0.98,
+        baselines=_baselines(parts),
+        make_tx=functools.partial(_warmed_adamw, steps=epochs * -(-example_count(parts.train) // batch_size)),
+        hparams={"learning_rate": 1e-2, "weight_decay": 0.05},
+        batch_size=batch_size,
+        epochs=epochs,
+        source=source,
+        licence=licence,
+    )
+
+
+def digits(*, seed: int = 0, data: Examples | None = None, hidden: Sequence[int] = (512,), epochs: int = 40) -> Task:
+    """Which digit a scan of 8 x 8 pixels shows: a perceptron. Baselines: the commonest digit, and least squares.
+
+    Args:
+      seed: of the split, 70 / 15 / 15.
+      data: images (n, rows, columns, channels) in [0, 1] and their classes (n,); None for the real ones.
+      hidden: widths of the perceptron's hidden layers.
+      epochs: passes over the training part.
+    """
+    parts, source, licence = _images("digits", seed, data)
+    classes = int(np.max(parts.train.targets)) + 1
+    parts = Split(*(part._replace(inputs=_flat(part.inputs)) for part in parts))
+    model = mlp((parts.train.inputs.shape[1], *hidden, classes), norm="layer", dropout=0.5)
+    loss_fn, metrics_fn = classification(model, label_smoothing=0.1)
+    batch_size = 64
+    return Task(
+        name="digits",
+        **parts._asdict(),
+        model=model,
+        loss_fn=loss_fn,
+        metrics_fn=metrics_fn,
+        metric="accuracy",
+        goal="max",
+        target=0.97,
+        baselines=_baselines(parts),
+        make_tx=functools.partial(_warmed_adamw, steps=epochs * -(-example_count(parts.train) // batch_size)),
+        hparams={"learning_rate": 5e-3, "weight_decay": 0.1},
+        batch_size=batch_size,
+        epochs=epochs,
+        source=source,
+        licence=licence,
+    )
+
+
+def shifted(key: Key, images: jax.Array, most: int) -> jax.Array:
+    """Every image of a batch moved by up to ``most`` pixels up or down and left or right; what comes in is 0.
+
+    >>> shifted(jax.random.key(0), jnp.ones((5, 8, 8, 1)), 2).shape
+    (5, 8, 8, 1)
+    """
+    size, rows, columns, channels = images.shape
+    padded = jnp.pad(images, ((0, 0), (most, most), (most, most), (0, 0)))
+    moves = jax.random.randint(key, (size, 2), 0, 2 * most + 1)
+
+    def one(image, move):
+        return jax.lax.dynamic_slice(image, (move[0], move[1], 0), (rows, columns, channels))
+
+    return jax.vmap(one)(padded, moves)
+
+
+def _images(name: str, seed: int, data: Examples | None) -> tuple[Split, str, str]:
+    """The three parts, with images of shape (n, rows, columns, channels), and where they are from."""
+    if data is not None:
+        return split(data, seed=seed, stratify=data.targets), "given by the caller", "the caller's"
+    bundle = load(name, seed=seed)
+    shape = (-1, *bundle.input_shape, 1)
+    parts = Split(*(part._replace(inputs=part.inputs.reshape(shape)) for part in bundle.parts))
+    return parts, bundle.source, bundle.licence
+
+
+def _baselines(parts: Split) -> dict[str, float]:
+    """The accuracy on the test part of the commonest class of the training part, and of least squares to one-hot."""
+    train, test = parts.train, parts.test
+    commonest = np.argmax(np.bincount(train.targets))
+    one_hot = np.eye(int(np.max(train.targets)) + 1)[train.targets]
+    solution = np.linalg.lstsq(_with_ones(train.inputs), one_hot, rcond=None)[0]
+    said = np.argmax(_with_ones(test.inputs) @ solution, axis=1)
+    return {
+        "majority": float(np.mean(test.targets == commonest)),
+        "least squares": float(np.mean(test.targets == said)),
+    }
+
+
+def _warmed_adamw(hparams, *, steps: int):
+    warmup = max(1, steps // 10)
+    schedule = warmup_cosine_decay_schedule(0.0, hparams["learning_rate"], warmup, max(steps, warmup + 1))
+    return adamw(schedule, weight_decay=hparams["weight_decay"])
+
+
+def _flat(inputs: np.ndarray) -> np.ndarray:
+    return inputs.reshape(len(inputs), -1)
+
+
+def _with_ones(inputs: np.ndarray) -> np.ndarray:
+    flat = _flat(inputs)
+    return np.concatenate([flat, np.ones((len(flat), 1), flat.dtype)], axis=1)
