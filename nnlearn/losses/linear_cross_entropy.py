@@ -1,0 +1,164 @@
+"""The cross-entropy of a language model's last layer, without its logits."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from nnlearn.checks import check_count, check_nonnegative, check_number
+from nnlearn.losses.arguments import as_boolean, as_floating, as_weights
+from nnlearn.losses.classification import _is_off
+from nnlearn.losses.linear_softmax import AxisName, Head, Plan, Terms, summed_loss, token_losses, vary_alike
+from nnlearn.losses.softmax import as_labels, check_label_shape, split_labels
+from nnlearn.tree import as_hyperparam, compute_dtype, safe_divide, widest
+from nnlearn.types import ArrayLike, Scalar
+
+CHUNKS = 13  # the logits of one are then 8% of all, and leave room for what else is alive
+FEWEST_TOKENS = 128  # in a chunk: with fewer, adding up the weight's gradient costs as much as working it out
+ROWS, COLUMNS = 16, 2048  # on a CPU, so that what is read several times stays in the cache
+
+
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    weight: ArrayLike,
+    labels: ArrayLike,
+    bias: ArrayLike | None = None,
+    *,
+    label_smoothing: Scalar = 0.0,
+    z_loss: Scalar = 0.0,
+    softcap: Scalar | None = None,
+    class_weights: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    reduction: str = "mean",
+    transposed: bool = False,
+    chunk: int | None = None,
+    axis_name: AxisName = None,
+) -> jax.Array:
+    """The cross-entropy of ``softcap * tanh((hidden @ weight + bias) / softcap)``, which is never held as a whole.
+
+    Args:
+      hidden: what the last layer is given, floating, shape ``[..., width]``.
+      weight: floating, shape ``[width, classes]``, or ``[classes, width]`` if ``transposed``.
+      labels: integers in [0, classes), shape ``[...]``. One outside makes the result NaN, unless ``where`` leaves it
+        out: ``where=labels != -100``.
+      bias: floating, shape ``[classes]``; None for none. -inf takes a class out.
+      label_smoothing: the share of each label that is spread evenly over the classes, in [0, 1].
+      z_loss: coefficient, >= 0, of a penalty that keeps the logits' normaliser near 1; 1e-4 is common.
+      softcap: the bound, > 0, that logits approach and do not pass; None for none.
+      class_weights: real and >= 0, shape ``[classes]``, 1 by default.
+      where: booleans of the labels' shape: which tokens count. The others cost 0 and get no gradient, whatever they
+        hold.
+      reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one loss per token.
+      transposed: the weight's axes are the other way round, as in a table of embeddings that the last layer shares.
+      chunk: tokens whose logits exist at a time. None takes a 13th of the tokens, at least 128.
+      axis_name: the mapped axis, or axes, over which devices divide the classes: ``weight``, ``bias`` and
+        ``class_weights`` are then this device's part, of equal length on all, and labels count through all parts.
+
+    Returns:
+      A scalar in nats, or shape ``[...]`` for ``"none"``, float32 (float64 if an argument is).
+
+    Raises:
+      ValueError: the shapes do not fit, an option is out of range, or ``reduction`` is unknown.
+      TypeError: hidden, weight or bias are not floating, the labels not integer, or ``where`` not boolean.
+
+    >>> hidden, weight = jnp.eye(2), jnp.log(jnp.array([[0.8, 0.2], [0.5, 0.5]]))
+    >>> linear_cross_entropy(hidden, weight, jnp.array([0, 1]))
+    Array(0.4581, dtype=float32)
+    """
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
+    labels, classes_axis = as_labels(labels), 0 if transposed else 1
+    head, dtype = _as_head(hidden, weight, bias, softcap, class_weights, classes_axis)
+    shape = jnp.shape(hidden)
+    check_label_shape(labels, shape[:-1], shape, "hidden")
+    keep = None if where is None else as_boolean(where)
+    if keep is not None:
+        if keep.shape != labels.shape:
+            raise ValueError(
+                f"where must have shape {labels.shape}, one entry per token, got {keep.shape}; to take a class out, "
+                "give it a bias of -inf"
+            )
+        keep = keep.reshape(-1)
+    classes = head.weight.shape[classes_axis]
+    blocks = _plan_blocks(labels.size, classes, chunk)
+    plan = Plan(*blocks, classes_axis, head.weight.dtype, axis_name)
+    flat, counts, coefficients = _weigh(
+        labels.reshape(-1), keep, label_smoothing, z_loss, head, classes, dtype, axis_name
+    )
+    arrays = vary_alike((head, coefficients, flat, keep), axis_name)
+    loss = (token_losses if reduction == "none" else summed_loss)(plan, *arrays)
+    loss = loss if axis_name is None else jax.lax.psum(loss, axis_name)
+    if reduction == "none":
+        return loss.reshape(labels.shape)
+    return loss if reduction == "sum" else safe_divide(loss, jnp.sum(counts))
+
+
+def _as_head(hidden, weight, bias, softcap, class_weights, classes_axis) -> tuple[Head, jnp.dtype]:
+    """The checked arrays, in the dtype that they are multiplied or else summed in, and the latter."""
+    hidden, weight = as_floating("hidden", hidden), as_floating("weight", weight)
+    bias = None if bias is None else as_floating("bias", bias)
+    if hidden.ndim == 0 or weight.ndim != 2 or weight.shape[1 - classes_axis] != hidden.shape[-1]:
+        order = ("width, classes", "classes, width")[1 - classes_axis]
+        cure = "pass transposed=True" if classes_axis == 1 else "leave out transposed=True"
+        other = weight.ndim == 2 and hidden.ndim and weight.shape[classes_axis] == hidden.shape[-1]
+        raise ValueError(
+            f"weight must have shape ({order}) for hidden of shape (..., width), got {weight.shape} and {hidden.shape}"
+            + (f"; {cure}, if its axes are the other way round" if other else "")
+        )
+    classes = weight.shape[classes_axis]
+    if classes == 0:
+        raise ValueError(f"weight must have one class at least, got shape {weight.shape}")
+    if class_weights is not None:
+        class_weights = as_weights("class_weights", class_weights)
+    for name, array in (("bias", bias), ("class_weights", class_weights)):
+        if array is not None and array.shape != (classes,):
+            raise ValueError(
+                f"{name} must have shape ({classes},) for weight of shape {weight.shape}, got {array.shape}"
+            )
+    if softcap is not None:
+        check_number("softcap", softcap, low=0.0, high=math.inf, low_open=True, high_open=True)
+    operand = widest(hidden.dtype, weight.dtype)
+    dtype = compute_dtype(operand, operand if bias is None else bias.dtype)
+    summed = (None if array is None else jnp.asarray(array).astype(dtype) for array in (bias, softcap, class_weights))
+    return Head(hidden.reshape(-1, hidden.shape[-1]).astype(operand), weight.astype(operand), *summed), dtype
+
+
+def _weigh(labels, keep, label_smoothing, z_loss, head, classes, dtype, axis_name) -> tuple:
+    """Valid labels, the weight of each token in a mean, and the coefficients of the terms of its loss."""
+    check_number("label_smoothing", label_smoothing, low=0.0, high=1.0)
+    check_nonnegative("z_loss", z_loss)
+    label_smoothing, z_loss = as_hyperparam(label_smoothing, dtype), as_hyperparam(z_loss, dtype)
+    first = 0
+    if axis_name is not None:
+        first, classes = classes * jax.lax.axis_index(axis_name), classes * jax.lax.axis_size(axis_name)
+    labels, weight = split_labels(labels, classes, dtype)
+    if head.class_weights is not None:
+        mine = (labels >= first) & (labels < first + len(head.class_weights))
+        label_weight = jnp.where(mine, head.class_weights[jnp.where(mine, labels - first, 0)], 0)
+        weight = weight * (label_weight if axis_name is None else jax.lax.psum(label_weight, axis_name))
+    weight = weight if keep is None else jnp.where(keep, weight, 0)
+    own, spread = weight, None
+    if not _is_off(label_smoothing):
+        kept = jnp.ones_like(weight) if keep is None else keep.astype(dtype)
+        own, spread = (1 - label_smoothing) * weight, label_smoothing / classes * kept
+    return labels, weight, Terms(own, spread, None if _is_off(z_loss) else z_loss * weight)
+
+
+def _plan_blocks(tokens: int, classes: int, chunk: int | None) -> tuple[int, int, int]:
+    """Tokens, rows and columns of a plan."""
+    rows, columns = (ROWS, COLUMNS) if jax.default_backend() == "cpu" else (tokens, classes)
+    longest = max(FEWEST_TOKENS, tokens // CHUNKS) if chunk is None else check_count("chunk", chunk)
+    length = _part(tokens, longest)
+    if chunk is None:  # chunks that fill the tokens exactly need no copy of hidden that is filled up
+        length = next((fit for fit in range(longest, longest // 2, -1) if tokens % fit == 0 == fit % ROWS), length)
+    rows = max(1, min(rows, length))
+    return _round_up(max(1, length), rows), rows, min(classes, _round_up(_part(classes, columns), 16))
+
+
+def _part(length: int, longest: int) -> int:
+    """The length of the fewest equal parts that are not longer than ``longest``, the last of which may be shorter."""
+    return -(-length // max(1, -(-length // longest)))
+
+
+def _round_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
