@@ -1,0 +1,168 @@
+"""The CTC loss and its gradient with respect to the logits, against optax's and PyTorch's own.
+
+    python benchmarks/ctc.py                     # three shapes
+    python benchmarks/ctc.py --quick             # the smallest, few rounds, writes nothing
+
+Every rival gets the same float32 logits, labels and lengths, and returns the losses and, where its name says so, the
+gradient of their sum; all must agree. PyTorch's is the loss that it has for CPUs, after ``log_softmax``, with as many
+threads as there are cores, and with logits that lie in the order that it wants (frames first). ``memory MB`` is what
+the compiled program asks for beside its arguments and results.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from harness import Report, argument_parser, compile_timed, race, ratios_to, show, summarize
+from machine import cores
+
+from nnlearn.losses.ctc import ctc_loss
+
+SHAPES = ((8, 512, 1024, 64), (16, 256, 32, 48), (32, 128, 512, 32))  # examples, frames, classes, labels
+LOSS, GRADIENT = "nnlearn loss", "nnlearn loss + gradient"
+OPTAX_LOSS, OPTAX_GRADIENT, TORCH = "optax loss", "optax loss + gradient", "torch loss + gradient"
+DIFFERENT = 1e-4  # of a loss, and of the largest number in a gradient
+HEADINGS = ("rival", "ms", "quartiles", f"/ {GRADIENT}", "compile s", "memory MB")
+
+
+class Problem(NamedTuple):
+    logits: np.ndarray
+    logit_paddings: np.ndarray
+    labels: np.ndarray
+    label_paddings: np.ndarray
+
+
+def make_problem(shape: tuple[int, ...]) -> Problem:
+    """Sequences of three quarters of the frames, and of the labels, upwards."""
+    batch, frames, classes, labels = shape
+    rng = np.random.default_rng(0)
+    frame_counts = rng.integers(frames * 3 // 4, frames + 1, (batch, 1))
+    label_counts = rng.integers(labels * 3 // 4, labels + 1, (batch, 1))
+    return Problem(
+        rng.normal(size=(batch, frames, classes)).astype(np.float32),
+        (np.arange(frames) >= frame_counts).astype(np.float32),
+        rng.integers(1, classes, (batch, labels)).astype(np.int32),
+        (np.arange(labels) >= label_counts).astype(np.float32),
+    )
+
+
+class Compiled:
+    """A rival that is a compiled function of unchanging arguments; its result is (losses, gradient or None)."""
+
+    def __init__(self, function: Any, problem: Problem):
+        self.inputs = tuple(map(jnp.asarray, problem))
+        self.compiled, self.compile = compile_timed(jax.jit(function), *self.inputs)
+        self.result = None
+
+    def run(self, calls: int) -> None:
+        for _ in range(calls):
+            self.result = self.compiled(*self.inputs)
+        jax.block_until_ready(self.result)
+
+
+class Torch:
+    """PyTorch's loss and gradient."""
+
+    compile = None
+
+    def __init__(self, problem: Problem):
+        import torch
+
+        torch.set_num_threads(cores())
+        self.torch = torch
+        self.logits_tbk = torch.tensor(problem.logits.swapaxes(0, 1).copy(), requires_grad=True)
+        self.labels = torch.tensor(problem.labels, dtype=torch.int64)
+        self.frame_counts = torch.tensor((problem.logit_paddings == 0).sum(1))
+        self.label_counts = torch.tensor((problem.label_paddings == 0).sum(1))
+        self.result = None
+
+    def run(self, calls: int) -> None:
+        functional = self.torch.nn.functional
+        for _ in range(calls):
+            self.logits_tbk.grad = None
+            losses = functional.ctc_loss(
+                functional.log_softmax(self.logits_tbk, -1),
+                self.labels,
+                self.frame_counts,
+                self.label_counts,
+                reduction="none",
+            )
+            losses.sum().backward()
+        self.result = losses.detach().numpy(), self.logits_tbk.grad.numpy().swapaxes(0, 1)
+
+
+def with_gradient(loss: Any) -> Any:
+    def losses_and_gradient(logits, *others):
+        losses, pull_back = jax.vjp(lambda x: loss(x, *others), logits)
+        return losses, pull_back(jnp.ones_like(losses))[0]
+
+    return losses_and_gradient
+
+
+def make_rivals(problem: Problem) -> dict[str, Any]:
+    return {
+        LOSS: Compiled(lambda *inputs: (ctc_loss(*inputs), None), problem),
+        GRADIENT: Compiled(with_gradient(ctc_loss), problem),
+        OPTAX_LOSS: Compiled(lambda *inputs: (optax.ctc_loss(*inputs), None), problem),
+        OPTAX_GRADIENT: Compiled(with_gradient(optax.ctc_loss), problem),
+        TORCH: Torch(problem),
+    }
+
+
+def worst_difference(rivals: dict[str, Any]) -> float:
+    """The largest difference of a loss or a gradient from ours, each relative to the largest."""
+    pairs = [
+        (np.asarray(mine), np.asarray(theirs))
+        for rival in rivals.values()
+        for mine, theirs in zip(rivals[GRADIENT].result, rival.result, strict=True)
+        if theirs is not None
+    ]
+    return max(float(np.max(np.abs(mine - theirs)) / np.max(np.abs(mine))) for mine, theirs in pairs)
+
+
+def measure(shape: tuple[int, ...], rounds: int) -> tuple[list[dict], list[dict]]:
+    """One shape: a row for each rival, and everyone's time over that of our loss and gradient."""
+    rivals = make_rivals(make_problem(shape))
+    seconds, calls = race(rivals, rounds=rounds)
+    worst = worst_difference(rivals)
+    if not worst < DIFFERENT:
+        print(f"  NOT THE SAME LOSSES: they differ by {worst:.1e}", flush=True)
+    head = {"shape": list(shape), "calls": calls, "largest_relative_difference": worst}
+    rows = [
+        head | {"rival": name, **summarize(seconds[name]), "compile": rival.compile} for name, rival in rivals.items()
+    ]
+    ratios = ratios_to(seconds, GRADIENT, rivals) | ratios_to(seconds, LOSS, [GRADIENT, OPTAX_LOSS])
+    return rows, [head | {"ratios": ratios}]
+
+
+def print_rows(rows: list[dict], ratios: dict) -> None:
+    def cells(row):
+        to_ours, compiling = ratios.get(f"{row['rival']} / {GRADIENT}"), row["compile"]
+        return (
+            row["rival"],
+            f"{row['median_ms']:.2f}",
+            "{:.2f}-{:.2f}".format(*row["quartiles_ms"]),
+            f"{to_ours['median']:.2f}" if to_ours else "",
+            f"{compiling['total_seconds']:.2f}" if compiling else "",
+            f"{compiling['temp_bytes'] / 1e6:.2f}" if compiling else "",
+        )
+
+    show("{} examples, {} frames, {} classes, {} labels".format(*rows[0]["shape"]), HEADINGS, map(cells, rows))
+    print(f"{GRADIENT} / {LOSS}: {ratios[f'{GRADIENT} / {LOSS}']['median']:.2f}", flush=True)
+
+
+def main() -> None:
+    options = argument_parser(__doc__, "ctc").parse_args()
+    rounds = options.rounds or (5 if options.quick else 40)
+    report = Report(options)
+    for shape in SHAPES[-1:] if options.quick else SHAPES:
+        rows, ratios = measure(shape, rounds)
+        report.add(rows, ratios)
+        print_rows(rows, ratios[0]["ratios"])
+    report.close()
+
+
+if __name__ == "__main__":
+    main()
