@@ -50,7 +50,8 @@ def quantile_loss(
     Array([1.5 , 0.25], dtype=float32)
     """
     predicted, target = prepare_pair(predictions, targets)
-    shape = jnp.shape(quantile)
+    quantile = quantile if isinstance(quantile, jax.Array) else np.asarray(quantile)
+    shape = quantile.shape
     if shape not in ((), predicted.shape[-1:]):
         raise ValueError(f"quantile must be a scalar or have shape {predicted.shape[-1:]}, one for each entry of the "
                          f"predictions' last axis, got {shape}")  # fmt: skip

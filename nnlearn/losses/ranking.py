@@ -130,6 +130,22 @@ def pairwise_logistic_loss(
     return _reduce(losses, jnp.any(pairs, (-2, -1)), reduce_fn)
 
 
+def _normalize_suffixes(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """For each item, the ``logsumexp`` of it and all behind it, split into the largest score and the rest.
+
+    As one number it would keep no digit of the small scores behind large ones.
+    """
+
+    def join(first, second):
+        largest = jnp.maximum(first[0], second[0])
+        return largest, sum(total * jnp.exp(part - largest) for part, total in (first, second))
+
+    fixed = jax.lax.stop_gradient(scores)
+    parts = fixed, jnp.exp(scores - fixed)
+    largest, totals = jax.lax.associative_scan(join, parts, reverse=True, axis=scores.ndim - 1)
+    return largest, jnp.log(totals)
+
+
 def list_mle_loss(
     scores: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None, reduce_fn: ReduceFn = jnp.mean
 ) -> jax.Array:
@@ -165,9 +181,9 @@ def list_mle_loss(
         keys = jnp.where(mask, keys, jnp.inf)
         scores = jnp.where(mask, scores, 0.1 * float(jnp.finfo(scores.dtype).min))
     order = jnp.argsort(keys, -1, stable=True)
-    scores = scores - jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True, initial=-jnp.inf))
     scores = jnp.take_along_axis(scores, order, -1)
-    costs = jax.lax.cumlogsumexp(scores, scores.ndim - 1, reverse=True) - scores
+    largest, log_totals = _normalize_suffixes(scores)
+    costs = log_totals + (largest - scores)
     if mask is not None:
         costs = jnp.where(jnp.take_along_axis(mask, order, -1), costs, 0)
     return _reduce(jnp.sum(costs, -1), None if mask is None else jnp.any(mask, -1), reduce_fn)
