@@ -1,5 +1,6 @@
 """The cross-entropy of a language model's last layer, without its logits."""
 
+import functools
 import math
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from nnlearn.checks import check_count, check_nonnegative, check_number
 from nnlearn.losses.arguments import as_boolean, as_floating, as_weights
 from nnlearn.losses.classification import _is_off
-from nnlearn.losses.linear_softmax import AxisName, Head, Plan, Terms, summed_loss, token_losses, vary_alike
+from nnlearn.losses.linear_softmax import AxisName, Head, Plan, Terms, evaluate
 from nnlearn.losses.softmax import as_labels, check_label_shape, split_labels
 from nnlearn.tree import as_hyperparam, compute_dtype, safe_divide, widest
 from nnlearn.types import ArrayLike, Scalar
@@ -34,7 +35,13 @@ def linear_cross_entropy(
     chunk: int | None = None,
     axis_name: AxisName = None,
 ) -> jax.Array:
-    """The cross-entropy of ``softcap * tanh((hidden @ weight + bias) / softcap)``, which is never held as a whole.
+    """The cross-entropy of a linear layer's outputs, such as a language model's logits, without holding all of them.
+
+    The same as ``cross_entropy(logits, labels, ...)`` with ``logits = hidden @ weight + bias``, or with ``logits =
+    softcap * tanh((hidden @ weight + bias) / softcap)``, and so are its gradients, with respect to the options too.
+    Tokens go through in chunks. The gradient of the mean or the sum is worked out along with the value, in three matrix
+    products; that of ``"none"`` takes a fourth, and forward mode (``jax.jvp``) is refused. Products of bfloat16 are
+    summed in float32, and so is the gradient over the chunks.
 
     Args:
       hidden: what the last layer is given, floating, shape ``[..., width]``.
@@ -50,7 +57,8 @@ def linear_cross_entropy(
         hold.
       reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one loss per token.
       transposed: the weight's axes are the other way round, as in a table of embeddings that the last layer shares.
-      chunk: tokens whose logits exist at a time. None takes a 13th of the tokens, at least 128.
+      chunk: how many tokens have their logits worked out at a time (a few more may be, to fill blocks). Fewer take
+        less memory and more time. None takes a 13th of all, at least 128, for arrays of a tenth of the logits' size.
       axis_name: the mapped axis, or axes, over which devices divide the classes: ``weight``, ``bias`` and
         ``class_weights`` are then this device's part, of equal length on all, and labels count through all parts.
 
@@ -60,6 +68,10 @@ def linear_cross_entropy(
     Raises:
       ValueError: the shapes do not fit, an option is out of range, or ``reduction`` is unknown.
       TypeError: hidden, weight or bias are not floating, the labels not integer, or ``where`` not boolean.
+
+    Source: Hsu et al., *Liger Kernel: efficient Triton kernels for LLM training*, 2024, section 3.2 (gradients along
+    with the value, chunk by chunk); Wijmans et al., *Cut your losses in large-vocabulary language models*, 2024;
+    ``softcap``: Gemma Team, *Gemma 2*, 2024, section 2.
 
     >>> hidden, weight = jnp.eye(2), jnp.log(jnp.array([[0.8, 0.2], [0.5, 0.5]]))
     >>> linear_cross_entropy(hidden, weight, jnp.array([0, 1]))
@@ -85,8 +97,8 @@ def linear_cross_entropy(
     flat, counts, coefficients = _weigh(
         labels.reshape(-1), keep, label_smoothing, z_loss, head, classes, dtype, axis_name
     )
-    arrays = vary_alike((head, coefficients, flat, keep), axis_name)
-    loss = (token_losses if reduction == "none" else summed_loss)(plan, *arrays)
+    arrays = _vary_alike((head, coefficients, flat, keep), axis_name)
+    loss = _loss(plan, reduction == "none", *arrays)
     loss = loss if axis_name is None else jax.lax.psum(loss, axis_name)
     if reduction == "none":
         return loss.reshape(labels.shape)
@@ -132,11 +144,11 @@ def _weigh(labels, keep, label_smoothing, z_loss, head, classes, dtype, axis_nam
     if axis_name is not None:
         first, classes = classes * jax.lax.axis_index(axis_name), classes * jax.lax.axis_size(axis_name)
     labels, weight = split_labels(labels, classes, dtype)
+    weight = weight if keep is None else jnp.where(keep, weight, 0)
     if head.class_weights is not None:
         mine = (labels >= first) & (labels < first + len(head.class_weights))
         label_weight = jnp.where(mine, head.class_weights[jnp.where(mine, labels - first, 0)], 0)
         weight = weight * (label_weight if axis_name is None else jax.lax.psum(label_weight, axis_name))
-    weight = weight if keep is None else jnp.where(keep, weight, 0)
     own, spread = weight, None
     if not _is_off(label_smoothing):
         kept = jnp.ones_like(weight) if keep is None else keep.astype(dtype)
@@ -162,3 +174,100 @@ def _part(length: int, longest: int) -> int:
 
 def _round_up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))  # a derivative with symbolic zeros must not meet shard_map itself
+def _loss(plan: Plan, per_token: bool, *arrays) -> jax.Array:
+    return (_token_losses if per_token else _summed_loss)(plan, *arrays)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _summed_loss(plan: Plan, head: Head, coefficients: Terms, labels: jax.Array, keep: jax.Array | None) -> jax.Array:
+    """The losses of all tokens, summed; its derivative is worked out along with it, in one pass.
+
+    Under an ``axis_name`` this is the device's share, and the shares add up to the sum. What goes in must vary over
+    that axis, see ``_vary_alike``, so that the gradient of what all devices share is summed over them by JAX.
+    """
+    return jnp.sum(_token_losses(plan, head, coefficients, labels, keep))
+
+
+def _summed_loss_forward(plan, head, coefficients, labels, keep):
+    head, coefficients, labels, keep, wanted = _split_wanted(head, coefficients, labels, keep)
+    terms, grads = evaluate(plan, wanted, head, coefficients, labels, keep)
+    terms = terms.map(lambda term: _share(plan, term))
+    return jnp.sum(terms.dot(coefficients)), (terms, grads)
+
+
+def _summed_loss_backward(plan, saved, cotangent):
+    terms, grads = saved
+    return _cast(plan, _scale(grads, cotangent)), terms.map(lambda term: cotangent * term), None, None
+
+
+_summed_loss.defvjp(_summed_loss_forward, _summed_loss_backward, symbolic_zeros=True)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _token_losses(plan: Plan, head: Head, coefficients: Terms, labels: jax.Array, keep: jax.Array | None) -> jax.Array:
+    """The loss of each token, as ``_summed_loss``.
+
+    The derivative is known only with the cotangent of each loss, so it works out the logits a second time.
+    """
+    terms, _ = evaluate(plan, Head(*[False] * 5), head, coefficients, labels, keep)
+    return _share(plan, terms.dot(coefficients))
+
+
+def _token_losses_forward(plan, head, coefficients, labels, keep):
+    head, coefficients, labels, keep, wanted = _split_wanted(head, coefficients, labels, keep)
+    terms, _ = evaluate(plan, Head(*[False] * 5), head, coefficients, labels, keep)
+    shares = terms.map(lambda term: _share(plan, term))
+    # An empty tuple for True and None for False: what is saved must be arrays, or a structure.
+    flags = Head(*(() if flag else None for flag in wanted))
+    return shares.dot(coefficients), (head, coefficients, labels, keep, shares, flags)
+
+
+def _token_losses_backward(plan, saved, cotangent):
+    head, coefficients, labels, keep, shares, flags = saved
+    wanted = Head(*(flag is not None for flag in flags))
+    cotangents = coefficients.map(lambda coefficient: cotangent * coefficient)
+    _, grads = evaluate(plan, wanted, head, cotangents, labels, keep)
+    return _cast(plan, grads), shares.map(lambda share: cotangent * share), None, None
+
+
+_token_losses.defvjp(_token_losses_forward, _token_losses_backward, symbolic_zeros=True)
+
+
+def _vary_alike(tree, axis_name: AxisName):
+    """Arrays of which none is known to be the same on all devices where another, or the classes, are not.
+
+    Inside ``jax.shard_map`` the gradient of what is the same on all devices must be summed over them. The derivative of
+    this function does that, so the derivatives in this file need not.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    known = [*leaves, *([] if axis_name is None else [jax.lax.axis_index(axis_name)])]
+    axes = frozenset().union(*(_varying(leaf) for leaf in known))
+    leaves = [jax.lax.pcast(leaf, tuple(sorted(axes - _varying(leaf))), to="varying") for leaf in leaves]
+    return structure.unflatten(leaves)
+
+
+def _varying(array: jax.Array) -> frozenset[str]:
+    return jax.typeof(array).manual_axis_type.varying
+
+
+def _split_wanted(head, coefficients, labels, keep):
+    """The arrays behind what a rule with symbolic zeros is handed, and which of the head's are differentiated by."""
+    wanted = Head(*(leaf is not None and leaf.perturbed for leaf in head))
+    return *jax.tree.map(lambda leaf: leaf.value, (head, coefficients, labels, keep)), wanted
+
+
+def _share(plan: Plan, total: jax.Array) -> jax.Array:
+    """A number that all devices know, as shares that add up to it: all of it on the first device."""
+    return total if plan.axis_name is None else jnp.where(jax.lax.axis_index(plan.axis_name) == 0, total, 0)
+
+
+def _scale(grads: Head, factor: jax.Array) -> Head:
+    return Head(*(None if grad is None else factor * grad for grad in grads))
+
+
+def _cast(plan: Plan, grads: Head) -> Head:
+    hidden, weight = (None if grad is None else grad.astype(plan.dtype) for grad in grads[:2])
+    return grads._replace(hidden=hidden, weight=weight)
