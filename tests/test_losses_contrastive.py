@@ -112,8 +112,8 @@ def test_values_and_gradients_equal_a_plain_reference_s(case):
 @pytest.mark.parametrize("name", ["info_nce-symmetric", "info_nce-negatives", "ntxent", "supervised", "sigmoid",
                                   "triplet", "batch_hard"])  # fmt: skip
 def test_masks_and_dtypes(name):
-    function, _, arrays, options = CASES[name]
-    check_masks_and_dtypes(function, arrays, options)
+    function, reference, arrays, options = CASES[name]
+    check_masks_and_dtypes(function, reference, arrays, options)
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(ntxent, optax.losses.ntxent),

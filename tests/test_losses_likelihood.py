@@ -74,7 +74,7 @@ def test_values_and_gradients_equal_a_plain_reference_s(case):
 
 @pytest.mark.parametrize("name", ["quantile", "gaussian", "gaussian-log", "poisson", "kl-prior", "bound"])
 def test_masks_and_dtypes(name):
-    function, _, arrays, options = CASES[name]
+    function, reference, arrays, options = CASES[name]
 
     def masked(*arrays, where=None, **options):
         shape = arrays[0].shape[:1] if name == "kl-prior" else arrays[0].shape
@@ -82,7 +82,7 @@ def test_masks_and_dtypes(name):
             where = jnp.broadcast_to(where.reshape((-1,) + (1,) * (len(shape) - 1)), shape)
         return function(*arrays, where=where, **options)
 
-    check_masks_and_dtypes(masked, arrays, options)
+    check_masks_and_dtypes(masked, reference, arrays, options)
 
 
 # Against torch -------------------------------------------------------------------------------------------------------

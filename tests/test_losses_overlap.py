@@ -91,9 +91,9 @@ def test_values_and_gradients_equal_a_plain_reference_s(case):
 
 @pytest.mark.parametrize("name", ["dice", "generalized", "binary", "tversky"])
 def test_masks_and_dtypes(name):
-    function, _, arrays, options = CASES[name]
+    function, reference, arrays, options = CASES[name]
     arrays = (arrays[0], arrays[1].astype(int))  # of their own dtype, so that only the predictions are differentiated
-    check_masks_and_dtypes(example_masks(function), arrays, options)
+    check_masks_and_dtypes(example_masks(function), reference, arrays, options)
 
 
 def example_masks(function):

@@ -85,16 +85,16 @@ def test_values_and_gradients_equal_a_plain_reference_s(name):
 
 @pytest.mark.parametrize("name", ["softmax", "softmax-none", "pairwise", "list_mle", "margin"])
 def test_masks_and_dtypes(name):
-    function, _, arrays, options = CASES[name]
+    function, reference, arrays, options = CASES[name]
     if name == "margin":
 
         def masked(*arrays, where=None, **options):
             where = None if where is None else jnp.broadcast_to(where[:, None], arrays[0].shape)
             return margin_ranking_loss(*arrays, where=where, **options)
 
-        check_masks_and_dtypes(masked, arrays, options)
+        check_masks_and_dtypes(masked, reference, arrays, options)
     else:
-        check_masks_and_dtypes(function, arrays, {k: v for k, v in options.items() if k != "weights"})
+        check_masks_and_dtypes(function, reference, arrays, {k: v for k, v in options.items() if k != "weights"})
 
 
 def test_items_left_out_may_hold_anything():

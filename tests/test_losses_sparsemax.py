@@ -63,14 +63,14 @@ def test_values_and_gradients_equal_a_plain_reference_s(case):
 
 @pytest.mark.parametrize("name", CASES)
 def test_masks_and_dtypes(name):
-    function, _, arrays, options = CASES[name]
+    function, reference, arrays, options = CASES[name]
 
     def masked(*arrays, where=None, **options):
         if where is not None and name.startswith("binary"):
             where = jnp.broadcast_to(where[:, None], arrays[0].shape)
         return function(*arrays, where=where, **options)
 
-    check_masks_and_dtypes(masked, arrays, options)
+    check_masks_and_dtypes(masked, reference, arrays, options)
 
 
 # Against optax -------------------------------------------------------------------------------------------------------

@@ -62,7 +62,8 @@ def _prepare(predictions, targets, activate: bool, where) -> tuple[jax.Array, ..
 
 
 def _check_probabilities(predicted: jax.Array, mask: jax.Array | None) -> None:
-    if not known(predicted) or (mask is not None and not known(mask)):
+    whole = known(predicted) and predicted.is_fully_addressable and (mask is None or known(mask))
+    if not whole:
         return
     numbers = np.asarray(predicted if mask is None else jnp.where(mask, predicted, 0), np.float64)
     if np.any((numbers < 0) | (numbers > 1.001)):  # rounded in low precision, a probability may exceed 1
