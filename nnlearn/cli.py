@@ -1,4 +1,4 @@
-"""The console command: ``nnlearn compare`` and ``nnlearn versions``."""
+"""The console command: ``nnlearn compare``, ``nnlearn learn`` and ``nnlearn versions``."""
 
 import os
 import sys
@@ -12,12 +12,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: the words after ``nnlearn``; None for those of the process.
 
     Returns:
-      The exit status: 0 when all went well, 1 where a package is missing, 2 for a wrong argument, 130 if interrupted.
+      The exit status: 0 when all went well, 1 where a package is missing or cannot be fetched, 2 for a wrong argument,
+      130 if interrupted.
     """
     import tyro
 
     from nnlearn import compare
     from nnlearn.compare.summary import describe_machine
+    from nnlearn.tasks import learn
 
     app = tyro.extras.SubcommandApp()
 
@@ -25,6 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def compare_command(settings: tyro.conf.OmitArgPrefixes[compare.Settings]) -> None:
         """Train a small network with several optimizers, nnlearn's and optax's, and compare them."""
         compare.compare(settings)
+
+    @app.command(name="learn")
+    def learn_command(settings: tyro.conf.OmitArgPrefixes[learn.Settings]) -> None:
+        """Train on a task with real data or a stand-in: images, text, speech, tables, graphs."""
+        learn.learn(settings)
 
     @app.command(name="versions")
     def versions_command() -> None:
@@ -36,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         app.cli(prog="nnlearn", args=arguments)
     except KeyboardInterrupt:
         return 130
-    except (ImportError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         print(f"nnlearn: {error}", file=sys.stderr)
-        return 1 if isinstance(error, ImportError) else 2
+        return 2 if isinstance(error, ValueError) else 1
     return 0
 
 

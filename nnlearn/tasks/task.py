@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 import jax
 
-from nnlearn.data import example_count
+from nnlearn.data import batch_count, example_count
+from nnlearn.optimizers import adamw
+from nnlearn.schedules import warmup_cosine_decay_schedule
 from nnlearn.train.evaluation import MetricsFn, evaluation
 from nnlearn.train.run import Train, make_train
 from nnlearn.train.sampler import Sampler, shuffled
@@ -88,3 +90,17 @@ class Task:
         """Whether metrics reach the target."""
         value = metrics[self.metric]
         return bool(value >= self.target if self.goal == "max" else value <= self.target)
+
+
+def warmed_adamw(hparams: Mapping[str, Any], *, size: int, batch_size: int, epochs: int) -> GradientTransformation:
+    """AdamW under a twentieth of warm-up and a cosine, over a run of so many epochs.
+
+    Args:
+      hparams: ``learning_rate``, the highest, and ``weight_decay``.
+      size: examples of the training part.
+      batch_size, epochs: of the run.
+    """
+    steps = epochs * batch_count(size, batch_size)
+    warmup = -(-steps // 20)
+    schedule = warmup_cosine_decay_schedule(0.0, hparams["learning_rate"], warmup, steps + 1)
+    return adamw(schedule, weight_decay=hparams["weight_decay"])

@@ -1,0 +1,39 @@
+"""Tables of numbers and categories."""
+
+import csv
+
+import numpy as np
+
+from nnlearn.data import Examples
+from nnlearn.datasets.packages import unpack_python_package
+
+# Every category from the worst to the best.
+CATEGORIES = {
+    "cut": ("Fair", "Good", "Very Good", "Premium", "Ideal"),
+    "color": tuple("JIHGFED"),
+    "clarity": ("I1", "SI2", "SI1", "VS2", "VS1", "VVS2", "VVS1", "IF"),
+}
+NUMBERS = ("carat", "depth", "table", "x", "y", "z")
+
+
+def diamonds() -> Examples:
+    """53,940 diamonds and what they cost, from the package plotnine.
+
+    Returns:
+      ``inputs``, float32 of shape (53940, 26): carat, depth, table and the three lengths as they are, then cut, colour
+      and clarity as indicators; ``targets``, float32 of shape (53940, 1): the price in US dollars.
+
+    Raises:
+      OSError: the package could not be fetched.
+
+    >>> diamonds().inputs.shape  # doctest: +SKIP
+    (53940, 26)
+    """
+    path = unpack_python_package("plotnine", "0.15.9") / "plotnine" / "data" / "diamonds.csv"
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = [np.array([[float(row[name]) for name in NUMBERS] for row in rows], np.float32)]
+    for name, values in CATEGORIES.items():
+        columns.append(np.array([row[name] for row in rows])[:, None] == np.array(values)[None, :])
+    prices = np.array([[float(row["price"])] for row in rows], np.float32)
+    return Examples(np.concatenate(columns, axis=1, dtype=np.float32), prices)

@@ -1,0 +1,67 @@
+"""The two commonest objectives, as ``loss_fn`` and ``metrics_fn`` of a model, with or without state."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from nnlearn.losses import absolute_error, cross_entropy, squared_error
+from nnlearn.types import Model, StatefulModel
+
+Objective = tuple[Callable, Callable]
+
+
+def classification(model: Model | StatefulModel, **options) -> Objective:
+    """Cross-entropy to learn by; ``loss`` and ``accuracy`` to look at. Batches are ``MaskedBatch(Examples, where)``.
+
+    Args:
+      model: of inputs (batch, ...) to logits (batch, classes).
+      **options: of ``cross_entropy``, for the loss to learn by.
+    """
+
+    def loss(logits, batch, **options):
+        return cross_entropy(logits, batch.examples.targets, where=batch.where, **options)
+
+    def metrics(logits, batch):
+        right = jnp.argmax(logits, axis=-1) == batch.examples.targets
+        return {"loss": loss(logits, batch), "accuracy": jnp.mean(right, where=batch.where)}
+
+    return _objective(model, lambda logits, batch: loss(logits, batch, **options), metrics)
+
+
+def regression(model: Model | StatefulModel, elementwise: Callable = squared_error) -> Objective:
+    """A mean of errors to learn by, as ``loss``; ``absolute_error`` to look at. Targets have the outputs' shape."""
+
+    def mean(errors, batch):
+        return jnp.mean(jnp.mean(errors, axis=range(1, errors.ndim)), where=batch.where)
+
+    def loss(outputs, batch):
+        return mean(elementwise(outputs, batch.examples.targets), batch)
+
+    def metrics(outputs, batch):
+        return {
+            "loss": loss(outputs, batch),
+            "absolute_error": mean(absolute_error(outputs, batch.examples.targets), batch),
+        }
+
+    return _objective(model, loss, metrics)
+
+
+def _objective(model, loss, metrics) -> Objective:
+    if isinstance(model, StatefulModel):
+
+        def stateful_loss_fn(params, batch, key, model_state):
+            outputs, model_state = model.apply(params, model_state, batch.examples.inputs, key)
+            return loss(outputs, batch), {}, model_state
+
+        def stateful_metrics_fn(params, batch, model_state):
+            return metrics(model.apply(params, model_state, batch.examples.inputs)[0], batch)
+
+        return stateful_loss_fn, stateful_metrics_fn
+
+    def loss_fn(params, batch, key):
+        return loss(model.apply(params, batch.examples.inputs, key), batch)
+
+    def metrics_fn(params, batch):
+        return metrics(model.apply(params, batch.examples.inputs), batch)
+
+    return loss_fn, metrics_fn

@@ -1,0 +1,180 @@
+"""Stand-ins for tasks whose data do not ship: masked reconstruction, clicks on what is shown, graphs of two kinds."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnlearn.data import Examples, split
+from nnlearn.datasets import DataBundle, load
+from nnlearn.losses import sigmoid_binary_cross_entropy
+from nnlearn.models import mlp
+from nnlearn.models.embedding import factorization_machine
+from nnlearn.models.graph import Graphs, graph_network
+from nnlearn.optimizers import adam
+from nnlearn.tasks.objectives import classification
+from nnlearn.tasks.task import Task, warmed_adamw
+
+
+def masked_digits(
+    *, seed: int = 0, data: DataBundle | None = None, hidden: int = 256, share: float = 0.5, epochs: int = 60
+) -> Task:
+    """Half of the pixels of a digit from the other half: ``loss`` is the mean squared error of those not shown.
+
+    Which are hidden is drawn anew at every step; for the metrics it is always the same half. Baseline: every pixel's
+    mean over the training part.
+
+    Args:
+      seed: of the split.
+      data: a data set of images in [0, 1]; None for scikit-learn's digits.
+      hidden: width of the perceptron's two hidden layers.
+      share: of the pixels that are hidden, in (0, 1).
+      epochs: passes over the training part.
+    """
+    bundle = load("digits", seed=seed) if data is None else data
+    train, validation, test = (part.inputs for part in bundle.parts)
+    pixels = train.shape[1]
+    model = mlp((2 * pixels, hidden, hidden, pixels), activation="gelu")
+
+    def loss_fn(params, batch, key, drop=None):
+        hidden_bp = jax.random.bernoulli(key, share, batch.examples.shape)
+        shown_bp = jnp.where(hidden_bp, 0, batch.examples)
+        guessed_bp = model.apply(params, jnp.concatenate([shown_bp, hidden_bp.astype(shown_bp.dtype)], axis=-1), drop)
+        return jnp.mean(jnp.square(guessed_bp - batch.examples), where=hidden_bp & batch.where[:, None])
+
+    return Task(
+        name="masked-digits",
+        train=train,
+        validation=validation,
+        test=test,
+        model=model,
+        loss_fn=lambda params, batch, key: loss_fn(params, batch, key, key),
+        metrics_fn=lambda params, batch: {"loss": loss_fn(params, batch, jax.random.key(0))},
+        metric="loss",
+        goal="min",
+        target=0.03,
+        baselines={"mean": float(np.mean(np.square(test - np.mean(train, axis=0, keepdims=True))))},
+        make_tx=functools.partial(warmed_adamw, size=len(train), batch_size=64, epochs=epochs),
+        hparams={"learning_rate": 2e-3, "weight_decay": 0.1},
+        batch_size=64,
+        epochs=epochs,
+        source=bundle.source,
+        licence=bundle.licence,
+    )
+
+
+def clicks(
+    *, seed: int = 0, examples: int = 40_000, fields: int = 6, values: int = 200, features: int = 8, epochs: int = 8
+) -> Task:
+    """Whether somebody clicks, from categories of which few are frequent: tables of which a batch touches few rows.
+
+    The probabilities come from a factorisation machine drawn at random, so that the least possible ``loss``, that of
+    the true probabilities, is known. Baselines: that, and the mean rate.
+
+    Args:
+      seed: of the data and of the split.
+      examples: how many, split 70 / 15 / 15.
+      fields, values: categories of an example, and how many values each has.
+      features: length of the model's vectors.
+      epochs: passes over the training part.
+    """
+    random = np.random.default_rng(seed)
+    frequency = 1 / np.arange(1, values + 1)
+    shown = random.choice(values, (examples, fields), p=frequency / frequency.sum()).astype(np.int32)
+    columns = np.arange(fields)
+    weights = random.normal(0, 0.5, (fields, values))[columns, shown]
+    vectors = random.normal(0, 0.45, (fields, values, 4))[columns, shown]
+    pairs = (np.square(vectors.sum(axis=1)).sum(axis=1) - np.square(vectors).sum(axis=(1, 2))) / 2
+    logits = weights.sum(axis=1) + pairs - 1.0
+    clicked = (random.random(examples) < 1 / (1 + np.exp(-logits))).astype(np.float32)
+    everything = split({"shown": shown, "clicked": clicked, "logits": logits}, seed=seed)
+    train, validation, test = (Examples(part["shown"], part["clicked"]) for part in everything)
+    model = factorization_machine((values,) * fields, features)
+
+    def loss_fn(params, batch, key):
+        logits = model.apply(params, batch.examples.inputs, key)
+        return jnp.mean(sigmoid_binary_cross_entropy(logits, batch.examples.targets), where=batch.where)
+
+    def entropy(logits):
+        return float(np.mean(np.logaddexp(0, logits) - test.targets * logits))
+
+    rate = np.mean(train.targets)
+    baselines = {
+        "mean rate": entropy(np.log(rate / (1 - rate))),
+        "true probabilities": entropy(everything.test["logits"]),
+    }
+    return Task(
+        name="clicks",
+        train=train,
+        validation=validation,
+        test=test,
+        model=model,
+        loss_fn=loss_fn,
+        metrics_fn=lambda params, batch: {"loss": loss_fn(params, batch, None)},
+        metric="loss",
+        goal="min",
+        target=(baselines["mean rate"] + baselines["true probabilities"]) / 2,
+        baselines=baselines,
+        make_tx=lambda hparams: adam(hparams["learning_rate"]),
+        hparams={"learning_rate": 3e-3},
+        batch_size=256,
+        epochs=epochs,
+        source="drawn at random",
+        licence="none needed",
+    )
+
+
+def graphs(*, seed: int = 0, examples: int = 2000, nodes: int = 16, hidden: int = 32, epochs: int = 20) -> Task:
+    """Do nodes keep to their own colour, or to the other? Neither colours nor edges alone tell.
+
+    Half of the graphs join nodes of one colour with probability 0.35 and others with 0.15, half the other way round.
+    Baseline: the commoner answer.
+
+    Args:
+      seed: of the data and of the split.
+      examples: how many graphs, split 70 / 15 / 15.
+      nodes: most nodes of a graph; each has half of them at least.
+      hidden: features of a node within the network.
+      epochs: passes over the training part.
+    """
+    random = np.random.default_rng(seed)
+    labels = (np.arange(examples) % 2).astype(np.int32)
+    colour_gn = random.integers(0, 2, (examples, nodes))
+    there_gn = np.arange(nodes) < random.integers(nodes // 2, nodes + 1, (examples, 1))
+    same_gnm = colour_gn[:, :, None] == colour_gn[:, None, :]
+    chance_gnm = np.where(same_gnm == (labels == 1)[:, None, None], 0.35, 0.15)
+    upper_gnm = np.triu(random.random((examples, nodes, nodes)) < chance_gnm, k=1)
+    joined_gnm = (upper_gnm | upper_gnm.transpose(0, 2, 1)) & there_gn[:, :, None] & there_gn[:, None, :]
+    most = int(joined_gnm.sum(axis=(1, 2)).max())
+    senders, receivers = np.zeros((2, examples, most), np.int32)
+    edge_where = np.zeros((examples, most), bool)
+    for graph, joined_nm in enumerate(joined_gnm):
+        ends = np.nonzero(joined_nm)
+        senders[graph, : len(ends[0])], receivers[graph, : len(ends[1])] = ends
+        edge_where[graph, : len(ends[0])] = True
+    features = np.eye(2, dtype=np.float32)[colour_gn]
+    parts = split(
+        Examples(Graphs(features, senders, receivers, there_gn, edge_where), labels), seed=seed, stratify=labels
+    )
+    model = graph_network(2, hidden, 2, layers=2)
+    loss_fn, metrics_fn = classification(model)
+    return Task(
+        name="graphs",
+        train=parts.train,
+        validation=parts.validation,
+        test=parts.test,
+        model=model,
+        loss_fn=loss_fn,
+        metrics_fn=metrics_fn,
+        metric="accuracy",
+        goal="max",
+        target=0.9,
+        baselines={"majority": float(np.max(np.bincount(parts.test.targets)) / len(parts.test.targets))},
+        make_tx=functools.partial(warmed_adamw, size=len(parts.train.targets), batch_size=64, epochs=epochs),
+        hparams={"learning_rate": 2e-3, "weight_decay": 0.1},
+        batch_size=64,
+        epochs=epochs,
+        source="drawn at random",
+        licence="none needed",
+    )

@@ -1,0 +1,110 @@
+"""Every task is whole: it runs, alone and vmapped to the same numbers, learns, and can be told from its baselines."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nnlearn import cli
+from nnlearn.data import Examples
+from nnlearn.models.embedding import embedding, factorization_machine
+from nnlearn.tasks import TASKS, Task, load_task
+
+
+def table(size=200):
+    random = np.random.default_rng(0)
+    inputs = random.normal(size=(size, 5)).astype(np.float32)
+    return Examples(inputs, np.exp(inputs @ np.ones((5, 1), np.float32) + 0.1))
+
+
+SMALL = {
+    "diamonds": lambda: load_task("diamonds", data=table(), hidden=(8,), epochs=2),
+    "breast-cancer": lambda: load_task("breast-cancer", hidden=(8,), epochs=1),
+    "masked-digits": lambda: load_task("masked-digits", hidden=16, epochs=1),
+    "clicks": lambda: load_task("clicks", examples=600, values=20, epochs=1),
+    "graphs": lambda: load_task("graphs", examples=100, nodes=8, hidden=8, epochs=1),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_task_vmapped_over_seeds_and_learning_rates_equals_its_lone_runs(name):
+    task = SMALL[name]()
+    assert isinstance(task, Task) and task.name == name
+    train = task.make_train(steps=4, check_every=2)
+    rates, seeds = jnp.array([0.5, 1.5]) * task.hparams["learning_rate"], jnp.array([0, 1])
+
+    def run(rate, seed):
+        return train({**task.hparams, "learning_rate": rate}, seed)
+
+    alone = jax.jit(run)
+    states, traces = jax.jit(jax.vmap(jax.vmap(run, (None, 0)), (0, None)))(rates, seeds)
+    for i, rate in enumerate(rates):
+        for j, seed in enumerate(seeds):
+            state, trace = alone(rate, seed)
+            np.testing.assert_allclose(traces.loss[i, j], trace.loss, rtol=1e-4)
+            for many, one in zip(jax.tree.leaves(states.params), jax.tree.leaves(state.params), strict=True):
+                np.testing.assert_allclose(many[i, j], one, rtol=1e-3, atol=1e-5)
+    assert np.all(np.isfinite(traces.loss)) and np.ptp(traces.loss[:, 0, -1]) > 0
+    metrics = task.evaluate(state.params, state.model_state)
+    assert task.metric in metrics and isinstance(task.solved(metrics), bool)
+
+
+@pytest.mark.parametrize("name", ["graphs", "clicks", "breast-cancer", "masked-digits"])
+def test_a_task_is_learned_and_beats_its_baseline(name):
+    options = {"graphs": {"examples": 800, "epochs": 20}, "clicks": {"examples": 10_000, "epochs": 8}}
+    task = load_task(name, **options.get(name, {}))
+    state, trace = jax.jit(task.make_train(record_every=1))(task.hparams, 0)
+    reached, naive = task.evaluate(state.params)[task.metric], next(iter(task.baselines.values()))
+    assert (reached - naive) * (1 if task.goal == "max" else -1) > 0.1 * abs(naive) * (name != "clicks")
+    assert trace.metrics["train_loss"][-1] < 0.9 * trace.metrics["train_loss"][0]
+    if name != "clicks":
+        assert task.solved(task.evaluate(state.params)), (reached, task.target)
+
+
+def test_an_unknown_task_is_refused_and_every_known_one_has_a_function():
+    with pytest.raises(ValueError, match="name must be one of mnist, .*'chess'"):
+        load_task("chess")
+    import importlib
+
+    for name, module in TASKS.items():
+        assert callable(getattr(importlib.import_module(f"nnlearn.tasks.{module}"), name.replace("-", "_")))
+
+
+def test_a_factorization_machine_is_its_sum_over_pairs_and_touches_only_the_rows_it_sees():
+    model = factorization_machine((4, 3, 5), 2)
+    params = model.init(jax.random.key(0))
+    params["weights"] = {"embedding": jax.random.normal(jax.random.key(1), (12, 1))}
+    values = jnp.array([[3, 0, 4], [1, 2, 0]])
+    rows = np.asarray(values) + np.array([0, 4, 7])
+    vectors, weights = np.asarray(params["vectors"]["embedding"], np.float64), params["weights"]["embedding"]
+    expected = [
+        float(np.sum(weights[row])) + sum(vectors[row[f]] @ vectors[row[g]] for f in range(3) for g in range(f + 1, 3))
+        for row in rows
+    ]
+    np.testing.assert_allclose(model.apply(params, values), expected, rtol=1e-5)
+    grads = jax.grad(lambda p: jnp.sum(model.apply(p, values)))(params)
+    touched = np.flatnonzero(np.any(np.asarray(grads["vectors"]["embedding"]) != 0, axis=1))
+    assert set(touched) == set(rows.ravel().tolist())
+
+
+def test_a_number_that_no_row_has_is_nan_and_never_another_row():
+    model = embedding(3, 2)
+    params = model.init(jax.random.key(0))
+    assert np.isnan(model.apply(params, jnp.array([-1, 3]))).all()
+    assert np.isnan(factorization_machine((3, 3), 2).apply(
+        factorization_machine((3, 3), 2).init(jax.random.key(0)), jnp.array([3, 0])))  # fmt: skip
+    with pytest.raises(TypeError, match="integers, got float32"):
+        model.apply(params, jnp.zeros(2))
+
+
+def test_learn_trains_and_reports(capsys):
+    assert cli.main(["learn", "breast-cancer", "--epochs", "3", "--checks", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "breast-cancer" in printed and "target accuracy 0.95" in printed and "majority" in printed
+    assert printed.count("  step ") == 2
+
+
+def test_learn_refuses_what_cannot_work(capsys):
+    assert cli.main(["learn", "chess"]) == 2
+    assert "name must be one of mnist" in capsys.readouterr().err
+    assert cli.main(["learn", "graphs", "--checks", "0"]) == 2
