@@ -67,22 +67,32 @@ def test_a_convolution_is_its_definition_by_either_method(name):
     shape, outputs, options, pads = CONVOLUTIONS[name]
     x, dims = drawn(0, *shape), len(shape) - 2
     models = [conv(shape[-1], outputs, 3, method=method, **options) for method in ("convolution", "patches")]
-    params = models[0].init(KEY) | {"bias": jnp.asarray(drawn(1, outputs))}
+    params = jax.jit(models[0].init)(KEY) | {"bias": jnp.asarray(drawn(1, outputs))}
     each = {
         name: (value if isinstance(value, tuple) else (value,) * dims)
         for name, value in {"stride": 1, "dilation": 1, **options}.items()
         if name in ("stride", "dilation")
     }
     expected = convolve(x, np.asarray(params["kernel"]), pads=pads, groups=options.get("groups", 1), **each)
-    grads = []
-    for model in models:
-        y, vjp = jax.vjp(model.apply, params, jnp.asarray(x))
-        close(y, expected + np.asarray(params["bias"]))
-        grads.append(vjp(jnp.asarray(drawn(2, *y.shape))))
-    jax.tree.map(functools.partial(close, rtol=1e-4), *grads)
-    alone = models[0].apply(params, x[0])  # any axes before the positions are examples, none too
-    close(alone, expected[0] + np.asarray(params["bias"]))
-    close(models[1].apply(params, x[None]), expected[None] + np.asarray(params["bias"]))
+    expected = expected + np.asarray(params["bias"], np.float64)
+    weight = drawn(2, *expected.shape)
+
+    @jax.jit
+    def all_of_it(params, x):
+        def weighed(model, params, x):
+            y = model.apply(params, x)
+            return jnp.sum(weight * y), y
+
+        found = [jax.grad(functools.partial(weighed, model), (0, 1), has_aux=True)(params, x) for model in models]
+        # Any axes before the positions are examples, none too.
+        return found, models[0].apply(params, x[0]), models[1].apply(params, x[None])
+
+    found, alone, nested = all_of_it(params, x)
+    for _, y in found:
+        close(y, expected)
+    jax.tree.map(functools.partial(close, rtol=1e-4), *(grads for grads, _ in found))
+    close(alone, expected[0])
+    close(nested, expected[None])
 
 
 def test_a_convolution_equals_flax_and_torch():
@@ -118,7 +128,7 @@ def test_low_precision_and_faults_of_convolutions():
     x = jnp.ones((1, 4, 4, 2), jnp.bfloat16)
     model = conv(2, 3, 3, dtype=jnp.bfloat16)
     assert model.apply(model.init(KEY), x).dtype == average_pool(2).apply({}, x).dtype == jnp.bfloat16
-    assert conv(2, 3, 3) == conv(2, 3, (3, 3), stride=1) or conv(2, 3, 3) == conv(2, 3, 3, stride=1)
+    assert conv(2, 3, 3) == conv(2, 3, 3, stride=1) != conv(2, 3, 3, stride=2)
     with pytest.raises(ValueError, match="groups=2 must divide inputs=3"):
         conv(3, 4, 3, groups=2)
     with pytest.raises(ValueError, match="one for each of dimensions=2"):
@@ -163,8 +173,8 @@ def test_batch_norm_equals_flax_on_values_gradients_and_statistics():
             y, new = theirs.apply(variables, x, use_running_average=False, mask=mask, mutable=["batch_stats"])
             return jnp.sum(kept * weight * y), (y, new["batch_stats"])
 
-        grads, (y, new) = jax.grad(own, argnums=(0, 1), has_aux=True)(params, x)
-        other_grads, (other_y, other_new) = jax.grad(flax, argnums=(0, 1), has_aux=True)(params, x)
+        grads, (y, new) = jax.jit(jax.grad(own, argnums=(0, 1), has_aux=True))(params, x)
+        other_grads, (other_y, other_new) = jax.jit(jax.grad(flax, argnums=(0, 1), has_aux=True))(params, x)
         close(kept * y, kept * other_y)
         jax.tree.map(functools.partial(close, rtol=1e-4, atol=1e-4), (grads, new), (other_grads, dict(other_new)))
     ours, same = model.apply(params, state, x)
@@ -185,7 +195,7 @@ def test_batch_norm_equals_torch_but_for_the_unbiased_running_variance():
         y, new = model.apply(params, state, x, KEY)
         return jnp.sum(weight * y), (y, new)
 
-    grads, (y, new) = jax.grad(weighed, argnums=(0, 1), has_aux=True)(params, x)
+    grads, (y, new) = jax.jit(jax.grad(weighed, argnums=(0, 1), has_aux=True))(params, x)
     other = theirs(images)
     (other * torch.tensor(weight).permute(0, 3, 1, 2)).sum().backward()
     close(y, other.detach().permute(0, 2, 3, 1))
@@ -206,14 +216,15 @@ def test_what_does_not_count_in_batch_norm_may_hold_anything():
         y, new = model.apply(params, state, x, KEY, where=where)
         return jnp.sum(jnp.where(where[:, None], jnp.sin(y), 0)), (y, new)
 
-    grads, (y, new) = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, bad)
-    alone_y, alone = model.apply(params, state, x[:4], KEY)
+    grads, (y, new) = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, bad)
+    apply = jax.jit(model.apply)
+    alone_y, alone = apply(params, state, x[:4], KEY)
     close(y[:4], alone_y)
     jax.tree.map(close, new, alone)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((grads, y))) and not np.any(grads[1][4:])
-    _, unchanged = model.apply(params, state, x, KEY, where=jnp.zeros(6, bool))
+    _, unchanged = apply(params, state, x, KEY, where=jnp.zeros(6, bool))
     jax.tree.map(np.testing.assert_array_equal, unchanged, state)
-    by_position = model.apply(params, state, x.reshape(2, 3, 3), KEY, where=where.reshape(2, 3))
+    by_position = apply(params, state, x.reshape(2, 3, 3), KEY, where=where.reshape(2, 3))
     jax.tree.map(close, by_position[1], alone)
     with pytest.raises(ValueError, match="where must have shape"):
         model.apply(params, state, x, KEY, where=where[:5])
@@ -245,8 +256,9 @@ def test_momentum_and_eps_may_be_mapped_and_differentiated():
         return jnp.sum(state["var"]) + jnp.sum(y**2)
 
     mapped = jax.jit(jax.vmap(variance))(jnp.array([0.1, 0.9]), jnp.array([1e-5, 1e-1]))
-    close(mapped, [variance(0.1, 1e-5), variance(0.9, 1e-1)])
-    slope = jax.grad(variance)(0.9, 1e-5)
+    one = jax.jit(variance)
+    close(mapped, [one(0.1, 1e-5), one(0.9, 1e-1)])
+    slope = jax.jit(jax.grad(variance))(0.9, 1e-5)
     close(slope, np.sum(1 - np.var(x, axis=0)), rtol=1e-4)
     with pytest.raises(ValueError, match="momentum must be in"):
         batch_norm(3, momentum=1.1)
@@ -283,17 +295,16 @@ def test_group_norm_equals_torch_and_flax():
     x, weight = 3 + drawn(0, 2, 4, 5, 6), drawn(3, 2, 4, 5, 6)
     params = {"scale": jnp.asarray(drawn(1, 6)), "bias": jnp.asarray(drawn(2, 6))}
     model = group_norm(6, 3, eps=1e-5)
-    y, vjp = jax.vjp(model.apply, params, jnp.asarray(x))
+    y = jax.jit(model.apply)(params, x)
+    grads = jax.jit(jax.grad(lambda params, x: jnp.sum(weight * model.apply(params, x)), (0, 1)))(params, x)
     images = torch.tensor(x).permute(0, 3, 1, 2).requires_grad_()
     scale, bias = (torch.tensor(np.asarray(params[name])).requires_grad_() for name in ("scale", "bias"))
     theirs = torch.nn.functional.group_norm(images, 3, scale, bias, eps=1e-5)
     (theirs * torch.tensor(weight).permute(0, 3, 1, 2)).sum().backward()
-    grads = vjp(jnp.asarray(weight))
     close(y, theirs.detach().permute(0, 2, 3, 1))
     close(grads[1], images.grad.permute(0, 2, 3, 1), rtol=1e-4)
     close(grads[0]["scale"], scale.grad, rtol=1e-4)
     close(y, linen.GroupNorm(3, epsilon=1e-5).apply({"params": params}, x))
-    close(y[1, :2], group_norm(6, 3, eps=1e-5).apply(params, x)[1, :2])
     flat = group_norm(6, 3, eps=1e-5, dimensions=0).apply(params, x[:, 0, 0])
     close(flat, group_norm(6, 3, eps=1e-5).apply(params, x[:, :1, :1])[:, 0, 0])
     with pytest.raises(ValueError, match="groups=4 must divide features=6"):
@@ -325,9 +336,10 @@ def test_sequential_hands_each_layer_its_state():
 def test_convnet_has_the_promised_shape_and_is_readable_layer_by_layer():
     model = convnet(2, 5, widths=(4, 8), blocks=(1, 2), norm="group", groups=2, stride=2)
     assert isinstance(model, Model)
-    params = model.init(KEY)
+    params = jax.jit(model.init)(KEY)
     x = drawn(0, 2, 9, 8, 2)
-    assert model.apply(params, x).shape == (2, 5)
+    logits = jax.jit(model.apply)(params, x)
+    assert logits.shape == (2, 5)
 
     def unit(params, width, h):
         return jax.nn.relu(group_norm(width, 2).apply(params, h))
@@ -338,19 +350,24 @@ def test_convnet_has_the_promised_shape_and_is_readable_layer_by_layer():
         z = conv(width, width, 3, bias=False).apply(inner[5], unit(inner[3], width, z))
         return z + (conv(before, width, 1, stride=step, bias=False).apply(params["skip"], h) if "skip" in params else h)
 
-    h = conv(2, 4, 3, stride=2, bias=False).apply(params[0], x)
-    for layer, sizes in enumerate([(4, 4, 1), (4, 8, 2), (8, 8, 1)], start=1):
-        h = block(params[layer], *sizes, h)
-    assert h.shape == (2, 3, 2, 8)
-    close(model.apply(params, x), dense(8, 5).apply(params[8], jnp.mean(unit(params[4], 8, h), axis=(1, 2))))
+    @jax.jit
+    def by_hand(params, x):
+        h = conv(2, 4, 3, stride=2, bias=False).apply(params[0], x)
+        for layer, sizes in enumerate([(4, 4, 1), (4, 8, 2), (8, 8, 1)], start=1):
+            h = block(params[layer], *sizes, h)
+        assert h.shape == (2, 3, 2, 8)
+        return dense(8, 5).apply(params[8], jnp.mean(unit(params[4], 8, h), axis=(1, 2)))
+
+    close(logits, by_hand(params, x))
 
     stateful = convnet(2, 5, widths=(4,), dropout=0.3)
-    params, state = stateful.init(KEY)
-    first, _ = stateful.apply(params, state, x, jax.random.key(1))
-    other, _ = stateful.apply(params, state, x, jax.random.key(2))
+    params, state = jax.jit(stateful.init)(KEY)
+    apply = jax.jit(stateful.apply)
+    first, _ = apply(params, state, x, jax.random.key(1))
+    other, _ = apply(params, state, x, jax.random.key(2))
     assert np.any(np.asarray(first) != np.asarray(other)) and stateful == convnet(2, 5, widths=(4,), dropout=0.3)
     none = convnet(2, 5, widths=(4,), norm=None)
-    assert isinstance(none, Model) and "bias" in none.init(KEY)[0]
+    assert isinstance(none, Model) and "bias" in jax.eval_shape(none.init, KEY)[0]
     with pytest.raises(ValueError, match="one number for each of widths"):
         convnet(2, 5, widths=(4, 8), blocks=(1,))
     with pytest.raises(ValueError, match="norm must be"):
@@ -359,7 +376,7 @@ def test_convnet_has_the_promised_shape_and_is_readable_layer_by_layer():
 
 def test_a_masked_image_reaches_neither_statistics_nor_gradients():
     model = convnet(1, 3, widths=(4,))
-    params, state = model.init(KEY)
+    params, state = jax.jit(model.init)(KEY)
     images = jnp.asarray(drawn(0, 4, 6, 6, 1))
     where = jnp.array([True, True, True, False])
 
@@ -368,8 +385,9 @@ def test_a_masked_image_reaches_neither_statistics_nor_gradients():
         return cross_entropy(logits, labels, where=where), new
 
     labels = jnp.array([0, 1, 2, -100])
-    grads, new = jax.grad(loss, has_aux=True)(params, images.at[3].set(jnp.nan), labels, where)
-    alone_grads, alone = jax.grad(loss, has_aux=True)(params, images[:3], labels[:3], None)
+    gradient = jax.jit(jax.grad(loss, has_aux=True))
+    grads, new = gradient(params, images.at[3].set(jnp.nan), labels, where)
+    alone_grads, alone = gradient(params, images[:3], labels[:3], None)
     jax.tree.map(functools.partial(close, rtol=1e-4), (grads, new), (alone_grads, alone))
 
 
@@ -398,7 +416,7 @@ def stand_in(classes=4, each=15, size=8):
 
 @pytest.fixture(scope="module")
 def small_mnist():
-    return mnist(data=stand_in(), widths=(4, 8), epochs=4, batch_size=16, shift=1)
+    return mnist(data=stand_in(), widths=(4,), epochs=4, batch_size=16, shift=1)
 
 
 @pytest.fixture(scope="module")
@@ -431,7 +449,7 @@ def test_step_run_and_fit_carry_the_state_alike(small_mnist, lone_run):
     assert np.any(mean != 0) and float(trace.metrics["accuracy"][-1]) > 0.5
 
     tx = task.make_tx(settings(1e-2))
-    params, model_state = task.model.init(jax.random.key(1))
+    params, model_state = jax.jit(task.model.init)(jax.random.key(1))
     start = nnlearn.init_state(params, tx, 2, model_state=model_state)
     step = nnlearn.make_step(task.loss_fn, tx)
     batches = [
@@ -475,5 +493,5 @@ def test_the_real_images_are_split_and_named():
     assert [part.inputs.shape for part in (task.train, task.validation, task.test)] == [
         (3500, 28, 28, 1), (750, 28, 28, 1), (750, 28, 28, 1)
     ]  # fmt: skip
-    assert task.baselines["majority"] == 0.1 and 0.8 < task.baselines["least squares"] < 0.9
+    assert task.baselines["majority"] == 0.1 and 0.8 < task.baselines["ridge regression"] < 0.9
     assert "MNIST" in task.source and task.target == 0.98 and not task.solved({"accuracy": 0.97})

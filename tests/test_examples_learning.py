@@ -1,0 +1,47 @@
+"""The examples of what deep networks need, and of what keeps a network from learning by heart, keep their promises."""
+
+import re
+
+import numpy as np
+from test_examples import promised_lines, run
+
+
+def numbers(lines):
+    return [float(number) for number in re.findall(r"\d+\.\d+(?:e[-+]\d+)?", "\n".join(lines))]
+
+
+def without_numbers(lines):
+    return [re.sub(r"\d+\.\d+(e[-+]\d+)?", "#", line).split() for line in lines]
+
+
+def test_depth_stalls_a_plain_network_and_not_a_residual_one(capsys, tmp_path):
+    module, found, printed = run("depth", capsys, tmp_path / "depth.png")
+    (plain_norms, plain), (residual_norms, residual) = found.values()
+    assert plain.max() < 0.2 and residual.max() > 0.95
+    assert plain_norms.shape == residual_norms.shape == (50,)
+    assert np.all(np.asarray(plain_norms[:-1]) < np.asarray(plain_norms[1:]))  # every layer loses some
+    assert 0 < plain_norms[0] < 1e-20 * plain_norms[-1]
+    assert residual_norms.max() < 100 * residual_norms.min()
+    promised = promised_lines(module)
+    assert without_numbers(printed) == without_numbers(promised)
+    norms, accuracies = slice(0, 12), slice(12, 14)
+    np.testing.assert_allclose(numbers(printed)[norms], numbers(promised)[norms], rtol=0.1)
+    np.testing.assert_allclose(numbers(printed)[accuracies], numbers(promised)[accuracies], atol=3.0)
+    assert (tmp_path / "depth.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_each_cure_narrows_the_gap_on_its_own(capsys):
+    module, found, printed = run("regularization", capsys)
+    plain, plain_right = (np.asarray(values) for values in found["nothing"])
+    assert plain.shape == plain_right.shape == (8,)
+    for cure in ("dropout", "weight decay", "early stopping"):
+        gap, right = (np.asarray(values) for values in found[cure])
+        narrower = plain - gap  # seed by seed: each has its own digits
+        assert narrower.mean() > 5 * narrower.std(ddof=1) / np.sqrt(8), cure
+        assert np.all(narrower > 0) and gap.mean() < 0.8 * plain.mean()
+        assert right.mean() > plain_right.mean()
+    promised = promised_lines(module)
+    assert without_numbers(printed) == without_numbers(promised)
+    for measured, said in zip(printed[1:], promised[1:], strict=True):
+        np.testing.assert_allclose(numbers([measured])[:2], numbers([said])[:2], atol=0.15)
+        np.testing.assert_allclose(numbers([measured])[2], numbers([said])[2], atol=2.0)
