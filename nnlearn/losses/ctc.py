@@ -54,8 +54,8 @@ class Scores(NamedTuple):
 
 
 def _log_add(first: jax.Array, second: jax.Array) -> jax.Array:
-    """``log(exp(first) + exp(second))``, also of -inf. ``log1p`` would cost half as much again and be no closer: what it
-    saves is below the rounding of scores of size 1."""
+    """``log(exp(first) + exp(second))``, also of -inf. ``log1p`` would cost half as much again and be no closer: what
+    it saves is below the rounding of scores of size 1."""
     larger = jnp.maximum(first, second)
     finite = jnp.maximum(larger, jnp.finfo(larger.dtype).min)
     return larger + jnp.log(1 + jnp.exp(jnp.minimum(first, second) - finite))
@@ -234,7 +234,8 @@ def check_frames(logits: ArrayLike, logit_paddings: ArrayLike) -> tuple[jax.Arra
     logits_btk = as_floating("logits", logits)
     if logits_btk.ndim != 3:
         raise ValueError(
-            f"logits must have shape [batch, frames, classes], got {logits_btk.shape}; for one sequence pass logits[None]"
+            f"logits must have shape [batch, frames, classes], got {logits_btk.shape}; "
+            "for one sequence pass logits[None]"
         )
     paddings_bt = as_real("logit_paddings", logit_paddings)
     check_same_shape(("logits[..., 0]", "logit_paddings"), logits_btk[..., 0], paddings_bt)
@@ -263,17 +264,17 @@ def ctc_loss(
     """Connectionist temporal classification: ``-log sum_a prod_t softmax(logits_t)_(a_t)`` over all alignments ``a``.
 
     An alignment is one class or blank for each frame that gives the labels once repeats are merged and blanks dropped.
-    Arguments and values are those of ``optax.ctc_loss`` without ``log_epsilon``: -inf is meant where optax takes a large
-    negative number, so that what is impossible costs +inf.
+    Arguments and values are those of ``optax.ctc_loss`` without ``log_epsilon``: the logarithm of 0 is -inf here, not a
+    large negative number, so that what is impossible costs +inf.
 
     Args:
       logits: unnormalised log-probabilities, floating, shape ``[batch, frames, classes]``, the blank among the classes;
         -inf marks a class that does not exist.
       logit_paddings: shape ``[batch, frames]``: 0 where the frame exists, anything else where it is padding. Padded
         frames are skipped wherever they stand and get no gradient, whatever they hold.
-      labels: integers in [0, classes), shape ``[batch, labels]``. One that is out of range, or the blank, makes the loss
-        and the gradient of its example NaN, unless it is padding.
-      label_paddings: shape ``[batch, labels]``: 0 where the label exists. Padded labels are skipped wherever they stand.
+      labels: integers in [0, classes), shape ``[batch, labels]``. One that is out of range, or the blank, makes the
+        loss and the gradient of its example NaN, unless it is padding.
+      label_paddings: shape ``[batch, labels]``: 0 where the label exists. Padded ones are skipped wherever they stand.
       blank_id: the class that stands for no label; a Python int.
       where: booleans of shape ``[batch]``: which examples count. The others cost 0 and get no gradient, whatever they
         hold.

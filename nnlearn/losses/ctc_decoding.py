@@ -1,0 +1,206 @@
+"""From the logits of a network trained with ``ctc_loss`` to labels: the best alignment, or the best labels.
+
+Both run inside a compiled program. The greedy one takes the likeliest alignment, whose labels need not be the
+likeliest: many alignments of other labels may add up to more. The beam search adds them up.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nnlearn.checks import check_count
+from nnlearn.losses.arguments import widen
+from nnlearn.losses.ctc import check_blank_id, check_frames, compact
+from nnlearn.losses.softmax import normalize
+from nnlearn.types import ArrayLike
+
+
+class Decoded(NamedTuple):
+    """Labels, at the front of as many places as there are frames; their paddings (1.0 = none); log-probabilities."""
+
+    labels: jax.Array
+    label_paddings: jax.Array
+    scores: jax.Array
+
+
+class Beam(NamedTuple):
+    """The prefixes that are kept, by what the next frame asks of them: log-probabilities, last label, identity.
+
+    Two 32-bit hashes stand for the labels of a prefix, so that comparing two takes the same time however long they are.
+    """
+
+    ends_in_blank_w: jax.Array
+    ends_in_label_w: jax.Array
+    last_w: jax.Array  # -1 for no label
+    length_w: jax.Array
+    hash_w2: jax.Array
+    parent_hash_w2: jax.Array
+
+    @property
+    def total_w(self) -> jax.Array:
+        return jnp.logaddexp(self.ends_in_blank_w, self.ends_in_label_w)
+
+
+def ctc_greedy_decode(logits: ArrayLike, logit_paddings: ArrayLike, blank_id: int = 0) -> Decoded:
+    """The labels of the likeliest alignment: the largest class of each frame, repeats merged, blanks dropped.
+
+    Args:
+      logits: unnormalised log-probabilities, floating, shape ``[batch, frames, classes]``.
+      logit_paddings: shape ``[batch, frames]``: 0 where the frame exists. Padded ones are skipped wherever they stand.
+      blank_id: the class that stands for no label; a Python int.
+
+    Returns:
+      ``labels`` (int32) and ``label_paddings`` (1.0 = padding), shape ``[batch, frames]``, as ``ctc_loss`` takes them;
+      ``scores``, the log-probability of the alignment, shape ``[batch]``.
+
+    Raises:
+      ValueError: the shapes do not fit, or ``blank_id`` is not a class.
+      TypeError: the logits are not floating, or ``blank_id`` is not an int.
+
+    Source: Graves et al., *Connectionist temporal classification: labelling unsegmented sequence data with recurrent
+    neural networks*, 2006, section 3.2 (best path decoding).
+
+    >>> logits = jnp.log(jnp.array([[[0.1, 0.9], [0.2, 0.8], [0.7, 0.3], [0.4, 0.6]]]))
+    >>> labels, paddings, scores = ctc_greedy_decode(logits, jnp.zeros((1, 4)))
+    >>> labels, paddings
+    (Array([[1, 1, 0, 0]], dtype=int32), Array([[0., 0., 1., 1.]], dtype=float32))
+    """
+    log_probs_btk, is_frame_bt = _log_probs(logits, logit_paddings)
+    blank_id = check_blank_id(blank_id, log_probs_btk.shape[2])
+    best_bt, lengths_b = compact(jnp.argmax(log_probs_btk, 2).astype(jnp.int32), is_frame_bt)
+    before_bt = jnp.pad(best_bt[:, :-1], ((0, 0), (1, 0)), constant_values=-1)[:, : best_bt.shape[1]]
+    is_new_bt = (best_bt != blank_id) & (best_bt != before_bt)
+    is_new_bt &= jnp.arange(best_bt.shape[1])[None] < lengths_b[:, None]
+    scores_b = jnp.sum(jnp.where(is_frame_bt, jnp.max(log_probs_btk, 2), 0), 1)
+    return _decoded(best_bt, is_new_bt, scores_b)
+
+
+def ctc_beam_search_decode(
+    logits: ArrayLike, logit_paddings: ArrayLike, beam_width: int = 16, blank_id: int = 0, *, top_paths: int = 1
+) -> Decoded:
+    """The likeliest labels, by a search that keeps the ``beam_width`` likeliest prefixes of them after every frame.
+
+    The probability of a prefix is summed over its alignments, those that end in a blank apart from those that end in
+    its last label. The scores are exact when the beam holds all prefixes, and else too low, by the alignments of prefixes
+    that were dropped. A frame takes time in proportion to ``beam_width * (classes + beam_width)``.
+
+    Args:
+      logits: unnormalised log-probabilities, floating, shape ``[batch, frames, classes]``.
+      logit_paddings: shape ``[batch, frames]``: 0 where the frame exists. Padded ones are skipped wherever they stand.
+      beam_width: how many prefixes are kept.
+      blank_id: the class that stands for no label; a Python int.
+      top_paths: how many results to return, at most ``beam_width``.
+
+    Returns:
+      ``labels`` (int32) and ``label_paddings`` (1.0 = padding), shape ``[batch, top_paths, frames]``, the likeliest
+      first; ``scores``, the log-probabilities of the labels, shape ``[batch, top_paths]``. Where fewer labels are
+      possible, what follows has a score of -inf and means nothing.
+
+    Raises:
+      ValueError: the shapes do not fit, or a number is out of range.
+      TypeError: the logits are not floating, or a number is not an int.
+
+    Source: Graves and Jaitly, *Towards end-to-end speech recognition with recurrent neural networks*, 2014; Hannun et
+    al., *First-pass large vocabulary continuous speech recognition using bi-directional recurrent DNNs*, 2014.
+
+    >>> logits = jnp.log(jnp.array([[[0.6, 0.4], [0.6, 0.4]]]))  # greedy: no label, 0.36; one label: 0.64
+    >>> labels, paddings, scores = ctc_beam_search_decode(logits, jnp.zeros((1, 2)))
+    >>> labels, paddings, jnp.exp(scores)
+    (Array([[[1, 0]]], dtype=int32), Array([[[0., 1.]]], dtype=float32), Array([[0.64]], dtype=float32))
+    """
+    log_probs_btk, is_frame_bt = _log_probs(logits, logit_paddings)
+    blank_id = check_blank_id(blank_id, log_probs_btk.shape[2])
+    width, paths = check_count("beam_width", beam_width), check_count("top_paths", top_paths)
+    if paths > width:
+        raise ValueError(f"top_paths must be at most beam_width = {width}, got {paths}")
+
+    def search(log_probs_tk, is_frame_t):
+        def step(beam, frame):
+            return _advance(beam, *frame, blank_id)
+
+        beam, history = jax.lax.scan(step, _start(width, log_probs_tk.dtype), (log_probs_tk, is_frame_t))
+        _, labels_tp = jax.lax.scan(_go_back, jnp.arange(paths), history, reverse=True)
+        return labels_tp.T, beam.total_w[:paths]
+
+    labels_bpt, scores_bp = jax.vmap(search)(log_probs_btk, is_frame_bt)
+    flat = labels_bpt.reshape(-1, labels_bpt.shape[2])
+    decoded = _decoded(flat, flat >= 0, scores_bp)
+    return Decoded(*(array.reshape(labels_bpt.shape) for array in decoded[:2]), scores_bp)
+
+
+def _log_probs(logits: ArrayLike, logit_paddings: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    logits_btk, is_frame_bt = check_frames(logits, logit_paddings)
+    rows = normalize(*widen(logits_btk), (2,))
+    return rows.shifted - rows.log_total, is_frame_bt
+
+
+def _decoded(labels_bt: jax.Array, is_label_bt: jax.Array, scores: jax.Array) -> Decoded:
+    labels_bt, lengths_b = compact(labels_bt, is_label_bt)
+    paddings_bt = (jnp.arange(labels_bt.shape[1])[None] >= lengths_b[:, None]).astype(scores.dtype)
+    return Decoded(labels_bt, paddings_bt, scores)
+
+
+def _start(width: int, dtype) -> Beam:
+    """The empty prefix, and places for more, which have probability 0."""
+    first_w = jnp.arange(width) == 0
+    hash_w2 = jnp.zeros((width, 2), jnp.uint32)
+    return Beam(
+        jnp.where(first_w, 0, -jnp.inf).astype(dtype),
+        jnp.full(width, -jnp.inf, dtype),
+        jnp.full(width, -1, jnp.int32),
+        jnp.zeros(width, jnp.int32),
+        hash_w2,
+        hash_w2,
+    )
+
+
+def _extend_hash(hash_w2: jax.Array, label_w: jax.Array) -> jax.Array:
+    """The hashes of prefixes with one label more: two mixes of Murmur's kind, with different constants."""
+    mixed = (hash_w2 ^ (label_w.astype(jnp.uint32)[:, None] + 1)) * jnp.array([[0x9E3779B1, 0x85EBCA77]], jnp.uint32)
+    mixed = (mixed ^ (mixed >> 15)) * jnp.array([[0xC2B2AE3D, 0x27D4EB2F]], jnp.uint32)
+    return mixed ^ (mixed >> 13)
+
+
+def _is_parent(beam: Beam) -> jax.Array:
+    """For each two prefixes, whether the second is the first and one label more. Shape [W, W]."""
+    same_ww = jnp.all(beam.hash_w2[:, None] == beam.parent_hash_w2[None], 2)
+    longer_ww = beam.length_w[:, None] + 1 == beam.length_w[None]
+    return same_ww & longer_ww & (beam.total_w > -jnp.inf)[None]  # an empty place is no one's child
+
+
+def _advance(beam: Beam, log_probs_k: jax.Array, is_frame: jax.Array, blank_id: int):
+    """The beam after one frame; where each prefix came from, and the label it got, or -1."""
+    width, classes = len(beam.last_w), len(log_probs_k)
+    total_w, last_w = beam.total_w, jnp.maximum(beam.last_w, 0)
+    repeats_wk = beam.last_w[:, None] == jnp.arange(classes)[None]
+    grown_wk = jnp.where(repeats_wk, beam.ends_in_blank_w[:, None], total_w[:, None]) + log_probs_k[None]
+    # A prefix that grows into one that is kept already is added to that one, and is no candidate itself.
+    is_parent_ww = _is_parent(beam)
+    joined_w = jax.nn.logsumexp(jnp.where(is_parent_ww, grown_wk[:, last_w], -jnp.inf), 0)
+    grown_wk = grown_wk.at[jnp.arange(width)[:, None], last_w[None]].min(jnp.where(is_parent_ww, -jnp.inf, jnp.inf))
+    blank_w = total_w + log_probs_k[blank_id]
+    repeated_w = jnp.where(beam.last_w < 0, -jnp.inf, beam.ends_in_label_w + log_probs_k[last_w])
+    label_w = jnp.logaddexp(repeated_w, joined_w)
+    # No prefix grows by a blank, so that column holds the prefixes as they are.
+    candidates_wk = grown_wk.at[:, blank_id].set(jnp.logaddexp(blank_w, label_w))
+    score_w, chosen_w = jax.lax.top_k(candidates_wk.reshape(-1), width)
+    from_w, by_w = jnp.divmod(chosen_w.astype(jnp.int32), classes)
+    grows_w = by_w != blank_id
+    after = Beam(
+        jnp.where(grows_w, -jnp.inf, blank_w[from_w]),
+        jnp.where(grows_w, score_w, label_w[from_w]),
+        jnp.where(grows_w, by_w, beam.last_w[from_w]),
+        beam.length_w[from_w] + grows_w,
+        jnp.where(grows_w[:, None], _extend_hash(beam.hash_w2[from_w], by_w), beam.hash_w2[from_w]),
+        jnp.where(grows_w[:, None], beam.hash_w2[from_w], beam.parent_hash_w2[from_w]),
+    )
+    kept = Beam(*(jnp.where(is_frame, new, old) for new, old in zip(after, beam, strict=True)))
+    from_w = jnp.where(is_frame, from_w, jnp.arange(width, dtype=jnp.int32))
+    return kept, (from_w, jnp.where(is_frame & grows_w, by_w, -1))
+
+
+def _go_back(place_p: jax.Array, frame):
+    """From prefixes after a frame to those before it, and the labels that they got in it."""
+    from_w, label_w = frame
+    return from_w[place_p], label_w[place_p]

@@ -1,0 +1,137 @@
+"""How many edits turn what was recognised into what was said: of labels in a program, and of texts outside it."""
+
+from collections.abc import Hashable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from nnlearn.losses.arguments import as_real, check_same_shape
+from nnlearn.losses.ctc import compact
+from nnlearn.types import ArrayLike
+
+
+def edit_distance(
+    predictions: ArrayLike, prediction_paddings: ArrayLike, targets: ArrayLike, target_paddings: ArrayLike
+) -> jax.Array:
+    """Levenshtein's distance of label sequences: the fewest insertions, deletions and substitutions.
+
+    ``d[m, n] = min(d[m-1, n] + 1, d[m, n-1] + 1, d[m-1, n-1] + (prediction_m != target_n))``.
+
+    Args:
+      predictions: integers, shape ``[batch, M]``.
+      prediction_paddings: shape ``[batch, M]``: 0 where the label exists. Padded ones are skipped wherever they stand.
+      targets: integers, shape ``[batch, N]``.
+      target_paddings: shape ``[batch, N]``, as those of the predictions.
+
+    Returns:
+      The number of edits, int32, shape ``[batch]``; of an empty sequence, the length of the other.
+
+    Raises:
+      ValueError: the shapes do not fit.
+      TypeError: predictions or targets are not integers.
+
+    Source: Levenshtein, *Binary codes capable of correcting deletions, insertions, and reversals*, 1966; Wagner and
+    Fischer, *The string-to-string correction problem*, 1974.
+
+    >>> edit_distance(jnp.array([[1, 2, 3]]), jnp.zeros((1, 3)), jnp.array([[1, 3, 3, 4]]), jnp.zeros((1, 4)))
+    Array([2], dtype=int32)
+    """
+    predictions_bm, prediction_lengths_b = _sequences("predictions", predictions, prediction_paddings)
+    targets_bn, target_lengths_b = _sequences("targets", targets, target_paddings)
+    if len(predictions_bm) != len(targets_bn):
+        raise ValueError(f"predictions {predictions_bm.shape} and targets {targets_bn.shape} must have one batch size")
+    places_1n = jnp.arange(targets_bn.shape[1] + 1, dtype=jnp.int32)[None]
+
+    def step(row_bn: jax.Array, prediction_b: jax.Array):
+        differs_bn = (targets_bn != prediction_b[:, None]).astype(jnp.int32)
+        best_bn = jnp.minimum(row_bn[:, 1:] + 1, row_bn[:, :-1] + differs_bn)
+        best_bn = jnp.concatenate([row_bn[:, :1] + 1, best_bn], 1)
+        # Insertions run along the row, each for 1: relative to n, what is least so far.
+        after_bn = jax.lax.cummin(best_bn - places_1n, axis=1) + places_1n
+        return after_bn, after_bn
+
+    first_bn = jnp.broadcast_to(places_1n, (len(targets_bn), places_1n.shape[1]))
+    _, rows_mbn = jax.lax.scan(step, first_bn, predictions_bm.T)
+    rows_mbn = jnp.concatenate([first_bn[None], rows_mbn])
+    return rows_mbn[prediction_lengths_b, jnp.arange(len(targets_bn)), target_lengths_b]
+
+
+def _sequences(name: str, labels: ArrayLike, paddings: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """Labels at the front, and how many there are."""
+    labels_bn = jnp.asarray(labels)
+    if not jnp.issubdtype(labels_bn.dtype, jnp.integer) or labels_bn.ndim != 2:
+        kind = TypeError if labels_bn.ndim == 2 else ValueError
+        raise kind(f"{name} must be integers of shape [batch, labels], got {labels_bn.dtype.name} {labels_bn.shape}")
+    paddings_bn = as_real("paddings", paddings)
+    check_same_shape((name, "their paddings"), labels_bn, paddings_bn)
+    return compact(labels_bn, paddings_bn == 0)
+
+
+def character_error_rate(predictions: Sequence[str], targets: Sequence[str]) -> float:
+    """Edits of characters over the characters of the targets, both summed over all texts.
+
+    Args:
+      predictions: what was recognised, one text each.
+      targets: what is right, in the same order.
+
+    Returns:
+      A float >= 0, above 1 where much was inserted. With no characters in all targets it is 0 if the predictions are
+      empty too, else infinite.
+
+    Raises:
+      ValueError: there are not as many predictions as targets.
+      TypeError: an argument is one string, or holds something else.
+
+    Source: Levenshtein, *Binary codes capable of correcting deletions, insertions, and reversals*, 1966.
+
+    >>> character_error_rate(["kitten"], ["sitting"])
+    0.428...
+    """
+    return _error_rate(_texts("predictions", predictions), _texts("targets", targets))
+
+
+def word_error_rate(predictions: Sequence[str], targets: Sequence[str]) -> float:
+    """Edits of words over the words of the targets, both summed over all texts; words are what white space separates.
+
+    Args:
+      predictions: what was recognised, one text each.
+      targets: what is right, in the same order.
+
+    Returns:
+      A float >= 0, above 1 where much was inserted. With no words in all targets it is 0 if the predictions have none
+      either, else infinite.
+
+    Raises:
+      ValueError: there are not as many predictions as targets.
+      TypeError: an argument is one string, or holds something else.
+
+    Source: Levenshtein, *Binary codes capable of correcting deletions, insertions, and reversals*, 1966.
+
+    >>> word_error_rate(["the cat sat", "hello"], ["the cat sat down", "hello"])
+    0.2
+    """
+    predicted, wanted = _texts("predictions", predictions), _texts("targets", targets)
+    return _error_rate([text.split() for text in predicted], [text.split() for text in wanted])
+
+
+def _texts(name: str, texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"{name} must be a sequence of strings, got {texts!r}; for one text pass [text]")
+    return list(texts)
+
+
+def _error_rate(predictions: Sequence[Sequence[Hashable]], targets: Sequence[Sequence[Hashable]]) -> float:
+    if len(predictions) != len(targets):
+        raise ValueError(f"there must be one prediction for each target, got {len(predictions)} and {len(targets)}")
+    edits = sum(map(_edits, predictions, targets))
+    length = sum(map(len, targets))
+    return edits / length if length else (float("inf") if edits else 0.0)
+
+
+def _edits(prediction: Sequence[Hashable], target: Sequence[Hashable]) -> int:
+    row = list(range(len(target) + 1))
+    for number, item in enumerate(prediction, 1):
+        diagonal, row[0] = row[0], number
+        for place, wanted in enumerate(target, 1):
+            diagonal, row[place] = row[place], min(row[place] + 1, row[place - 1] + 1, diagonal + (item != wanted))
+    return row[-1]
