@@ -33,7 +33,8 @@ def model_factory(factory: Factory) -> Factory:
     def make(*args, **kwargs):
         model = factory(*args, **kwargs)
         arguments = dict(signature.bind(*args, **kwargs).arguments)
-        return type(model)(Made(model.init, make, arguments, "init"), Made(model.apply, make, arguments, "apply"))
+        parts = zip(model._fields, model, strict=True)
+        return type(model)(*(Made(function, make, arguments, name) for name, function in parts))
 
     return make
 

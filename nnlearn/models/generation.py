@@ -1,0 +1,127 @@
+"""Text from a language model: token after token, each from what the cache holds of those before it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from nnlearn.checks import as_key, check_count, check_nonnegative, check_number
+from nnlearn.models.transformer import LanguageModel
+from nnlearn.types import Key, Params, Scalar
+
+COLDEST = 1e-6  # temperature below which the largest logit is all that top_p sees
+
+
+def sample_token(
+    key: Key,
+    logits: jax.Array,
+    temperature: Scalar = 1.0,
+    *,
+    top_k: Scalar | None = None,
+    top_p: Scalar | None = None,
+) -> jax.Array:
+    """A token drawn from ``softmax(logits / temperature)``, cut to the likeliest.
+
+    Drawn as ``argmax(logits + temperature * g)`` with ``g`` from Gumbel's distribution, so that a temperature of 0 is
+    the likeliest token, and all three numbers may be traced.
+
+    Args:
+      key: a random key.
+      logits: shape (..., vocabulary).
+      temperature: >= 0.
+      top_k: only so many of the likeliest tokens, >= 1.
+      top_p: only the likeliest tokens that have this probability together, in (0, 1]; the one that reaches it is in.
+
+    Returns:
+      Tokens of shape (...), int32.
+
+    Raises:
+      ValueError: a number is out of range.
+
+    Source: Gumbel 1954, *Statistical Theory of Extreme Values*; ``top_k``, Fan et al. 2018, arXiv:1805.04833;
+    ``top_p``, Holtzman et al. 2019, arXiv:1904.09751.
+
+    >>> sample_token(jax.random.key(0), jnp.array([0.0, 3.0, 1.0]), 0.0)
+    Array(1, dtype=int32)
+    """
+    check_nonnegative("temperature", temperature)
+    logits = jnp.asarray(logits).astype(jnp.promote_types(jnp.asarray(logits).dtype, jnp.float32))
+    if top_k is not None or top_p is not None:
+        logits = jnp.where(_likeliest(logits, temperature, top_k, top_p), logits, -jnp.inf)
+    noise = jax.random.gumbel(key, logits.shape, logits.dtype)
+    return jnp.argmax(logits + temperature * noise, axis=-1).astype(jnp.int32)
+
+
+def _likeliest(logits: jax.Array, temperature: Scalar, top_k: Scalar | None, top_p: Scalar | None) -> jax.Array:
+    order = jnp.argsort(-logits, axis=-1)
+    rank = jnp.argsort(order, axis=-1)
+    keep = jnp.ones(logits.shape, bool)
+    if top_k is not None:
+        check_number("top_k", top_k, low=1)
+        keep = keep & (rank < top_k)
+    if top_p is not None:
+        check_number("top_p", top_p, low=0.0, high=1.0, low_open=True)
+        cut = jnp.where(keep, logits, -jnp.inf)
+        largest = jnp.max(cut, axis=-1, keepdims=True)
+        probability = jax.nn.softmax((cut - largest) / jnp.maximum(temperature, COLDEST), axis=-1)
+        ordered = jnp.take_along_axis(probability, order, axis=-1)
+        before = jnp.cumsum(ordered, axis=-1) - ordered
+        keep = keep & jnp.take_along_axis(before < top_p, rank, axis=-1)
+    return keep
+
+
+def generate(
+    model: LanguageModel,
+    params: Params,
+    prompt: jax.Array,
+    length: int,
+    key: Key | int,
+    *,
+    temperature: Scalar = 1.0,
+    top_k: Scalar | None = None,
+    top_p: Scalar | None = None,
+) -> jax.Array:
+    """Go on from a prompt: one compiled program, in which each token costs one token's work.
+
+    Args:
+      model: made by ``transformer``.
+      params: its parameters.
+      prompt: integer tokens, shape (batch, prompt length), one at least.
+      length: how many tokens to add; with the prompt at most the model's ``max_length``.
+      key: a random key, or a seed.
+      temperature, top_k, top_p: see ``sample_token``; another value does not compile again.
+
+    Returns:
+      The tokens added, int32 of shape (batch, length).
+
+    Raises:
+      ValueError: the sequence would be longer than the model's ``max_length``, or an argument is out of range.
+
+    >>> from nnlearn.models.transformer import transformer
+    >>> model = transformer(10, layers=1, width=8, heads=2, max_length=16)
+    >>> generate(model, model.init(jax.random.key(0)), jnp.array([[1, 2, 3]]), 5, 0).shape
+    (1, 5)
+    """
+    prompt, length = jnp.asarray(prompt), check_count("length", length)
+    if prompt.ndim != 2 or prompt.shape[1] < 1:
+        raise ValueError(f"prompt must be (batch, length) with a token at least, got shape {prompt.shape}")
+    check_nonnegative("temperature", temperature)
+    return _generate(model, length, params, prompt, as_key(key), temperature, top_k, top_p)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _generate(model, length, params, prompt, key, temperature, top_k, top_p):
+    draw = functools.partial(sample_token, temperature=temperature, top_k=top_k, top_p=top_p)
+    batch, start = prompt.shape
+    cache = model.empty_cache(batch, start + length)
+    logits_btv, cache = model.decode(params, prompt, cache, 0)
+    first_b = draw(jax.random.fold_in(key, 0), logits_btv[:, -1])
+
+    def turn(carry, index):
+        token_b, cache = carry
+        logits_btv, cache = model.decode(params, token_b[:, None], cache, start + index - 1)
+        token_b = draw(jax.random.fold_in(key, index), logits_btv[:, 0])
+        return (token_b, cache), token_b
+
+    _, rest_tb = jax.lax.scan(turn, (first_b, cache), jnp.arange(1, length))
+    return jnp.concatenate([first_b[None], rest_tb]).T
