@@ -1,6 +1,8 @@
 """Pytree arithmetic that ``jax.tree`` and ``optax.tree`` lack: paths in words, and maps that check and unzip."""
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,28 @@ def path_name(path: Sequence) -> str:
     ['a/0', 'a/1']
     """
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/") or "(root)"
+
+
+def is_function(value: Any) -> bool:
+    """Whether a value is there to be called; a tree that also can be, such as a module of equinox, is a tree.
+
+    >>> is_function(len), is_function({"a": len}), is_function(jax.tree_util.Partial(len))
+    (True, False, True)
+    """
+    return callable(value) and (isinstance(value, functools.partial) or jax.tree_util.all_leaves([value]))
+
+
+def matching(tree: PyTree, like: PyTree) -> PyTree:
+    """``tree`` without what ``like`` has None for, as gradients have for what is not trained.
+
+    >>> matching({"w": 1.0, "activation": jnp.tanh}, {"w": 2.0, "activation": None})
+    {'activation': None, 'w': 1.0}
+    """
+    if jax.tree.structure(tree) == jax.tree.structure(like):
+        return tree
+    return jax.tree.map(
+        lambda node, part: None if node is None else part, like, tree, is_leaf=lambda node: node is None
+    )
 
 
 def _explain_mismatch(names: Sequence[str], trees: Sequence[PyTree]) -> str:
@@ -35,7 +59,8 @@ def map_unzip(function: Callable[..., tuple], results: int, names: Sequence[str]
       function: takes one leaf of each tree, returns a tuple of ``results`` arrays.
       results: how many trees come back.
       names: what each tree is called, for messages.
-      *trees: pytrees of one structure; corresponding leaves have one shape.
+      *trees: pytrees of one structure; corresponding leaves have one shape. Where the first has None, the others may
+        have anything.
 
     Raises:
       ValueError: structures or shapes differ; the message names the first leaf where they do.
@@ -46,7 +71,10 @@ def map_unzip(function: Callable[..., tuple], results: int, names: Sequence[str]
     flat, treedef = jax.tree.flatten(trees[0])
     columns = [flat]
     for tree in trees[1:]:
-        leaves, other = jax.tree.flatten(tree)
+        try:
+            leaves, other = jax.tree.flatten(matching(tree, trees[0]))
+        except ValueError:
+            other = None
         if other != treedef:
             raise ValueError(f"{names[0]} and {names[1:]} must have one structure: {_explain_mismatch(names, trees)}")
         columns.append(leaves)

@@ -10,7 +10,6 @@ import pytest
 
 import nnlearn
 from nnlearn.models.adapters import from_equinox, from_linen, from_nnx
-from nnlearn.models.adapters.mode import mode_flags
 
 nn = pytest.importorskip("flax.linen")
 nnx = pytest.importorskip("flax.nnx")
@@ -119,7 +118,6 @@ class Normed(nnx.Module):
         self.dropout, self.last = nnx.Dropout(0.2, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)
 
     def __call__(self, x):
-        self.sow(nnx.Intermediate, "inputs", x)
         return self.last(self.dropout(nnx.relu(self.norm(self.first(x)))))
 
 
@@ -242,23 +240,30 @@ def test_an_nnx_module_trains_as_in_nnxs_own_loop(net, model, inputs):
     assert_close(forward(mine), outputs)
 
 
+@pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning")
 def test_an_nnx_models_randomness_is_its_keys_and_each_layers_own():
     class Twice(nnx.Module):
         def __init__(self, rngs):
+            self.calls = nnx.BatchStat(jnp.zeros((), jnp.int32))
             self.first, self.second = nnx.Dropout(0.5, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
 
         def __call__(self, x, rngs=None, training=False):
             assert (rngs is not None) == training
+            self.calls[...] += 1
+            self.sow(nnx.Intermediate, "inputs", x)
             return self.first(x), self.second(x), self.first(x)
 
     model = from_nnx(Twice)
-    assert model.init(KEY) == {}
-    x = jnp.ones((8, 16))
-    first, second, again = model.apply({}, x, KEY)
+    assert model.init(KEY) == ({}, {"calls": 0})
+    x, before = jnp.ones((8, 16)), {"calls": jnp.int32(3)}
+    (first, second, again), after = model.apply({}, before, x, KEY)
+    assert after == {"calls": 4} and after["calls"].dtype == jnp.int32
     assert not np.array_equal(first, second) and not np.array_equal(first, again)
-    np.testing.assert_array_equal(model.apply({}, x, KEY)[0], first)
-    assert not np.array_equal(model.apply({}, x, jax.random.key(1))[0], first)
-    np.testing.assert_array_equal(model.apply({}, x)[1], x)
+    np.testing.assert_array_equal(model.apply({}, before, x, KEY)[0][0], first)
+    assert not np.array_equal(model.apply({}, before, x, jax.random.key(1))[0][0], first)
+    (first, _, _), after = model.apply({}, before, x)
+    np.testing.assert_array_equal(first, x)
+    assert after == {"calls": 3}
 
 
 def test_an_nnx_module_that_is_given_begins_with_its_numbers_of_now():
@@ -274,3 +279,276 @@ def test_an_nnx_module_that_is_given_begins_with_its_numbers_of_now():
 
 
 # --- equinox --------------------------------------------------------------------------------------------------------
+
+
+def equinox():
+    return pytest.importorskip("equinox")
+
+
+def equinox_net(rate=0.2):
+    eqx = equinox()
+
+    class Net(eqx.Module):
+        first: eqx.nn.Linear
+        norm: eqx.nn.BatchNorm
+        dropout: eqx.nn.Dropout
+        last: eqx.nn.Linear
+
+        def __init__(self, key):
+            one, two = jax.random.split(key)
+            self.first, self.last = eqx.nn.Linear(5, 8, key=one), eqx.nn.Linear(8, 3, key=two)
+            self.norm = eqx.nn.BatchNorm(8, axis_name="batch", mode="batch")
+            self.dropout = eqx.nn.Dropout(rate)
+
+        def __call__(self, x, state, *, key=None):
+            x, state = self.norm(self.first(x), state)
+            return self.last(self.dropout(jax.nn.relu(x), key=key)), state
+
+    return eqx.nn.make_with_state(Net)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_an_equinox_perceptron_trains_as_in_equinoxs_own_loop(given):
+    eqx = equinox()
+    module = eqx.nn.MLP(5, 3, 8, 1, key=KEY)
+    model = from_equinox(module if given else functools.partial(eqx.nn.MLP, 5, 3, 8, 1))
+    state = trained(model, POINTS)
+    opt_state = TX.init(eqx.filter(module, eqx.is_inexact_array))
+    theirs = module
+
+    @eqx.filter_jit
+    def train_step(module, opt_state, batch):
+        grads = eqx.filter_grad(lambda module: cross_entropy(jax.vmap(module)(batch["x"]), batch))(module)
+        updates, opt_state = TX.update(grads, opt_state, eqx.filter(module, eqx.is_inexact_array))
+        return eqx.apply_updates(module, updates), opt_state
+
+    for batch in batches_of(POINTS):
+        theirs, opt_state = train_step(theirs, opt_state, batch)
+    assert_close(state.params, eqx.filter(theirs, eqx.is_inexact_array))
+    mine = eqx.combine(state.params, module)
+    assert_close(jax.vmap(mine)(POINTS[0]), model.apply(state.params, POINTS[0]))
+    assert_close(trained(model, POINTS, packed=True).params, state.params)
+    assert model == from_equinox(module if given else functools.partial(eqx.nn.MLP, 5, 3, 8, 1)) or not given
+
+
+def test_an_equinox_module_with_batch_normalisation_trains_as_in_equinoxs_own_loop():
+    eqx = equinox()
+    make = equinox_net()
+    model = from_equinox(make)
+    state = trained(model, POINTS)
+    module, net_state = make(KEY)
+    opt_state = TX.init(eqx.filter(module, eqx.is_inexact_array))
+
+    @eqx.filter_jit
+    def train_step(module, net_state, opt_state, batch, key):
+        def loss_fn(module):
+            keys = jax.random.split(key, len(batch["x"]))
+            batched = jax.vmap(
+                lambda x, state, key: module(x, state, key=key), (0, None, 0), (0, None), axis_name="batch"
+            )
+            logits, after = batched(batch["x"], net_state, keys)
+            return cross_entropy(logits, batch), after
+
+        grads, net_state = eqx.filter_grad(loss_fn, has_aux=True)(module)
+        updates, opt_state = TX.update(grads, opt_state, eqx.filter(module, eqx.is_inexact_array))
+        return eqx.apply_updates(module, updates), net_state, opt_state
+
+    for index, batch in enumerate(batches_of(POINTS)):
+        key = jax.random.fold_in(state.key, index)
+        module, net_state, opt_state = train_step(module, net_state, opt_state, batch, key)
+    assert_close(state.params, eqx.filter(module, eqx.is_inexact_array))
+    assert_close(state.model_state[1], net_state)
+
+    evaluated = jax.jit(model.apply)
+    outputs, after = evaluated(state.params, state.model_state, POINTS[0])
+    alone, _ = evaluated(state.params, state.model_state, POINTS[0][:1])
+    assert_close(alone, outputs[:1])
+    assert_close(outputs, jax.vmap(eqx.nn.inference_mode(module), (0, None))(POINTS[0], net_state)[0])
+    assert_close(after, state.model_state, 0)
+
+
+def test_equinox_arrays_that_are_not_trained_are_state_and_whole_batches_go_in_at_once():
+    eqx = equinox()
+
+    class Shifted(eqx.Module):
+        scale: jax.Array
+        order: jax.Array
+        act: object = eqx.field(static=True)
+
+        def __init__(self, key):
+            self.scale, self.order = jnp.ones(5), jax.random.permutation(key, 5)
+            self.act = lambda x: x  # another function every time
+
+        def __call__(self, x, y, training):
+            assert x.ndim == 2 or training
+            return self.act(x[..., self.order] * self.scale.reshape((1,) * (x.ndim - 1) + (5,)) + y)
+
+    model = from_equinox(lambda seed: Shifted(seed), per_example=False)
+    params, model_state = model.init(KEY)
+    outputs, after = model.apply(params, model_state, (POINTS[0], POINTS[1]))
+    np.testing.assert_array_equal(outputs, POINTS[0][:, jax.random.permutation(KEY, 5)] + POINTS[1])
+    assert_close(after, model_state, 0)
+    frozen = from_equinox(Shifted, filter_spec=lambda leaf: False)
+    assert jax.tree.leaves(frozen.init(KEY)[0]) == [] and len(jax.tree.leaves(frozen.init(KEY)[1])) == 2
+    outputs, _ = frozen.apply(*frozen.init(KEY), (POINTS[0], POINTS[1]), KEY)
+    np.testing.assert_array_equal(outputs, POINTS[0][:, jax.random.permutation(KEY, 5)] + POINTS[1])
+
+
+# --- all of them in all runs ----------------------------------------------------------------------------------------
+
+
+def models():
+    eqx = equinox()
+    return {
+        "linen": (RESNET, IMAGES),
+        "nnx": (TRANSFORMER, TOKENS),
+        "nnx with state": (NORMED, POINTS),
+        "equinox": (from_equinox(eqx.nn.MLP(5, 3, 8, 1, key=KEY)), POINTS),
+        "equinox with state": (from_equinox(equinox_net()), POINTS),
+    }
+
+
+@pytest.mark.parametrize("name", ["linen", "nnx", "nnx with state", "equinox", "equinox with state"])
+def test_fit_and_make_train_take_them_unchanged(name):
+    model, inputs = models()[name]
+    loss_fn = loss_of(model)
+    state = begin(model)
+    got, trace = nnlearn.fit(nnlearn.make_step(loss_fn, TX), state, batches_of(inputs), progress=False)
+    assert int(got.step) == 4 and np.all(np.isfinite(trace.loss))
+    if state.model_state is not None:
+        assert not np.array_equal(jax.tree.leaves(got.model_state)[0], jax.tree.leaves(state.model_state)[0])
+
+    def metrics_fn(params, batch, model_state):
+        stateful = model_state is not None
+        logits = model.apply(params, *([model_state] if stateful else []), batch.examples["x"])
+        logits = logits[0] if stateful else logits
+        return {"loss": cross_entropy(logits, batch.examples)}
+
+    examples = {"x": inputs.reshape(64, *inputs.shape[2:]), "y": LABELS.reshape(64)}
+    sampler = nnlearn.shuffled(examples, 16, remainder="drop")
+    evaluate = nnlearn.evaluation(metrics_fn, examples)
+    train = nnlearn.make_train(
+        loss_fn, lambda rate: nnlearn.adamw(rate), sampler, model.init, epochs=3, evaluate=evaluate
+    )
+    state, trace = jax.jit(jax.vmap(train, in_axes=(None, 0)))(1e-2, jax.random.split(KEY, 2))
+    assert trace.loss.shape == (2, 12) and jnp.all(jnp.isfinite(trace.metrics["loss"]))
+    assert jnp.all(trace.loss[:, -4:].mean(1) < trace.loss[:, :4].mean(1))
+    assert not np.allclose(trace.loss[0], trace.loss[1])
+
+
+# --- what the core owes to models of others -------------------------------------------------------------------------
+
+
+def test_state_that_has_no_mean_goes_through_microbatches_and_devices():
+    start = {
+        "count": jnp.uint32(2**31 + 1),  # float32 has no such number
+        "flag": jnp.array(False),
+        "key": jax.random.key(3),
+        "mask": jnp.array([0.0, -jnp.inf]),
+        "mean": jnp.asarray(1.0),  # of a weak dtype
+    }
+
+    def loss_fn(params, batch, key, model_state):
+        new = {
+            "count": model_state["count"] + 1,
+            "flag": ~model_state["flag"],
+            "key": jax.random.fold_in(model_state["key"], 1),
+            "mean": jnp.mean(batch.examples, where=batch.where),
+        }
+        return jnp.sum((params - new["mean"]) ** 2), None, model_state | new
+
+    tx = nnlearn.sgd(0.1)
+    state = nnlearn.init_state(jnp.zeros(2), tx, model_state=start)
+    batch = nnlearn.data.MaskedBatch(jnp.arange(8.0), jnp.arange(8) < 3)  # the second half does not count at all
+    whole = jax.jit(nnlearn.make_step(loss_fn, tx))
+    parts = jax.jit(nnlearn.make_step(loss_fn, tx, microbatches=2))
+    spread = nnlearn.make_step(loss_fn, tx, axis_name="device")
+    mesh = jax.make_mesh((2,), ("device",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec
+    sharded = jax.jit(jax.shard_map(spread, mesh=mesh, in_specs=(spec(), spec("device")), out_specs=(spec(), spec())))
+    for step in (whole, parts, sharded):
+        got = step(state, batch)[0]
+        got = step(got, batch)[0].model_state
+        assert step._cache_size() <= (1 if step is not sharded else 2)  # where it lies may change once
+        assert int(got["count"]) == 2**31 + 3 and not got["flag"] and got["mean"] == 1.0
+        assert jnp.all(got["mask"] == start["mask"])
+        expected = jax.random.fold_in(jax.random.fold_in(start["key"], 1), 1)
+        assert jnp.all(jax.random.key_data(got["key"]) == jax.random.key_data(expected))
+
+
+def test_equinox_modules_are_trees_wherever_a_function_could_stand():
+    eqx = equinox()
+    module = eqx.nn.MLP(5, 3, 8, 1, key=KEY)
+    params, static = eqx.partition(module, eqx.is_inexact_array)
+
+    def loss_fn(params, batch, key):
+        return cross_entropy(jax.vmap(eqx.combine(params, static))(batch["x"]), batch)
+
+    sampler = nnlearn.generated(lambda key, step: {"x": POINTS[0], "y": LABELS[0]})
+    state, trace = nnlearn.make_train(loss_fn, TX, sampler, params, steps=2)({}, KEY)
+    assert trace.loss[1] < trace.loss[0]
+    matrices = jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    tx = optax.chain(TX, nnlearn.freeze(matrices))
+    state = nnlearn.init_state(params, tx, packed=True, labels=matrices)
+    moved = jax.jit(nnlearn.make_step(loss_fn, tx))(state, {"x": POINTS[0], "y": LABELS[0]})[0].params
+    np.testing.assert_array_equal(moved.layers[0].weight, module.layers[0].weight)
+    assert not np.array_equal(moved.layers[0].bias, module.layers[0].bias)
+    with pytest.raises(TypeError, match="'activation' is a .*, not an array; keep it out of params"):
+        nnlearn.init_state(module, TX)
+
+
+@pytest.mark.parametrize("tx", [TX, nnlearn.adamw(1e-2, weight_decay=0.1), nnlearn.lion(1e-2)])
+def test_what_has_no_gradient_may_be_anything_in_params(tx):
+    eqx = equinox()
+    module = eqx.nn.MLP(5, 3, 8, 1, key=KEY)
+    params = eqx.filter(module, eqx.is_inexact_array)
+    state = tx.init(params)
+    expected, _ = tx.update(params, state, params)
+    got, _ = tx.update(params, state, module)  # as optax allows
+    assert got.activation is None
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+def test_a_loss_that_calls_the_module_itself_trains_too():
+    def straight(params, batch, key):
+        return cross_entropy(Perceptron().apply({"params": params}, batch["x"], False, rngs={"dropout": key}), batch)
+
+    model = from_linen(Perceptron(), POINTS[0])
+    assert_close(trained(model, POINTS, straight).params, trained(model, POINTS).params)
+
+    graph, params, rest = nnx.split(Normed(nnx.Rngs(0)), nnx.Param, ...)
+
+    def straight_nnx(params, batch, key, model_state):  # random streams and all in the state
+        module = nnx.merge(graph, params, model_state)
+        loss = cross_entropy(module(batch["x"]), batch)
+        return loss, None, nnx.state(module, nnx.Not(nnx.Param))
+
+    for microbatches in (1, 2):
+        step = jax.jit(nnlearn.make_step(straight_nnx, TX, microbatches=microbatches))
+        state = nnlearn.init_state(params, TX, model_state=rest, packed=True)
+        for batch in batches_of(POINTS) * 2:
+            state, info = step(state, batch)
+        assert step._cache_size() == 1 and jnp.isfinite(info.loss)
+        assert state.model_state["dropout"]["rngs"]["count"][...] == 8
+
+
+def test_faults_are_named():
+    with pytest.raises(TypeError, match="module must be an instance of flax.linen.Module, got <class"):
+        from_linen(Perceptron)
+    with pytest.raises(ValueError, match="train_argument='training' is no argument of the module"):
+        from_linen(Perceptron(), POINTS[0], train_argument="training")
+    with pytest.raises(TypeError, match="module must make a flax.nnx.Module, it made 3"):
+        from_nnx(lambda rngs: 3)
+    with pytest.raises(ValueError, match="takes a state, but there is none: make it with equinox.nn.make_with_state"):
+        from_equinox(equinox_net()(KEY)[0])
+    with pytest.raises(TypeError, match="module must be or make an equinox.Module, got 3"):
+        from_equinox(lambda key: 3)
+
+
+def test_a_missing_package_is_named_with_its_cure(monkeypatch):
+    import sys
+
+    for package, make, extra in (("flax.linen", from_linen, "flax"), ("equinox", from_equinox, "equinox")):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(ImportError, match=rf'pip install "nnlearn\[{extra}\]"'):
+            make(None)

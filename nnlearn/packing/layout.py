@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from nnlearn.tree import path_name
+from nnlearn.tree import is_function, path_name
 from nnlearn.types import Params, PyTree
 
 
@@ -164,7 +164,7 @@ def _check_array(path: str, leaf: Any) -> None:
 
 def _labels_by_leaf(params: Params, labels: Any) -> list[Hashable]:
     """A label for each leaf, from a tree, a prefix of one or a function from parameters to one."""
-    if callable(labels):
+    if is_function(labels):
         labels = labels(params)
     try:
         spread = jax.tree.map(lambda label, part: jax.tree.map(lambda _: label, part), labels, params)

@@ -8,6 +8,7 @@ import numpy as np
 
 from nnlearn.packing.layout import Layout
 from nnlearn.packing.packed import Packed, is_packed
+from nnlearn.tree import is_function
 from nnlearn.types import Params, PyTree
 
 MANY_LEAVES = 16
@@ -41,7 +42,7 @@ def per_buffer(rule: PyTree | Callable[[Params], PyTree]) -> Callable[[Params], 
 
     def on(params):
         if not is_packed(params):
-            return rule(params) if callable(rule) else rule
+            return rule(params) if is_function(rule) else rule
         layout = params.layout
         answers = _answers(layout, rule)
         for buffer in layout.buffers:
@@ -59,7 +60,7 @@ def per_buffer(rule: PyTree | Callable[[Params], PyTree]) -> Callable[[Params], 
 
 def _answers(layout: Layout, rule) -> list:
     tree = layout.tree()
-    answers = rule(tree) if callable(rule) else rule
+    answers = rule(tree) if is_function(rule) else rule
     spread = jax.tree.map(lambda answer, part: jax.tree.map(lambda _: answer, part), answers, tree)
     return jax.tree.leaves(spread)
 

@@ -4,6 +4,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 
 def asks_for(function: Callable, name: str) -> bool:
     """Whether a function has an argument of that name.
@@ -20,9 +22,14 @@ def asks_for(function: Callable, name: str) -> bool:
 def hand(function: Callable, *positional: Any, **offered: Any) -> Any:
     """Call a function with its positional arguments, and with those of ``offered`` that it asks for.
 
+    Its ``model_state`` has the same leaves in containers made anew: nnx's variables may be written to only in the
+    derivative that they were made in, and equinox's ``State`` may be followed by another only once.
+
     >>> hand(lambda key, hparams: (key, hparams), 1, hparams=2, model_state=3)
     (1, 2)
     """
+    if "model_state" in offered:
+        offered["model_state"] = jax.tree.map(lambda leaf: leaf, offered["model_state"])
     return function(*positional, **{name: value for name, value in offered.items() if asks_for(function, name)})
 
 

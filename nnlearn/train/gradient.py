@@ -52,17 +52,21 @@ def make_gradient(
     whole = axis_name is None and microbatches == 1
 
     def summed_loss(params, batch, key, model_state, scale, hparams):
-        """Loss, aux and model state of a part times its weight, summed over devices, and the weight so summed."""
+        """Loss, aux and state of a part times its weight, summed over devices, as is the weight, and other state."""
         batch, weight = (batch, 1) if whole else _weigh(batch, batch_weight)
         result = hand(loss_fn, unpack(params), batch, key, model_state=model_state, hparams=hparams)
-        results = _parts_of(result, carries_state)
-        sums = (*results, weight)
+        loss, aux, new_state = _parts_of(result, carries_state)
+        means, firsts = _new_leaves(new_state, model_state)
+        sums = (loss, aux, means, weight)
         if not whole:
-            sums = jax.tree.map(lambda leaf: weight * leaf, (*results, jnp.float32(1)))
+            sums = jax.tree.map(lambda leaf: weight * leaf, (loss, aux, means, jnp.float32(1)))
         # Summed inside of the derivative: under shard_map the gradient of replicated parameters is summed over devices
         # by the transpose already, and the mean taken outside then changes nothing.
-        loss, aux, model_state, weight = sums if axis_name is None else jax.lax.psum(sums, axis_name)
-        return loss if scale is None else loss * scale.astype(loss.dtype), (loss, aux, model_state, weight)
+        if axis_name is not None:
+            sums = jax.lax.psum(sums, axis_name)
+            firsts = jax.tree.map(lambda leaf: _of_first_device(leaf, axis_name), firsts)
+        loss = sums[0]
+        return loss if scale is None else loss * scale.astype(loss.dtype), (*sums, firsts)
 
     def gradient(stored, batch, key, model_state, scale, hparams) -> Outcome:
         def on_part(params, part, part_key):
@@ -72,7 +76,7 @@ def make_gradient(
         if value_and_grad is not None:
             own = value_and_grad(lambda params, part, part_key: hand(loss_fn, params, part, part_key, hparams=hparams))
             (loss, aux), grads = own(stored, batch, key)
-            sums = (loss, aux, model_state, 1)
+            sums = (loss, aux, [], 1, [])
         elif microbatches == 1:
             (_, sums), grads = differentiate(stored, batch, key)
         else:
@@ -80,9 +84,9 @@ def make_gradient(
             sums, grads, part_squares = _accumulate(differentiate, stored, parts)
         if axis_name is not None:
             grads = jax.lax.pmean(grads, axis_name)
-        loss, aux, new_state, weight = sums
+        loss, aux, means, weight, firsts = sums
         if not whole:
-            loss, aux, new_state, grads = jax.tree.map(lambda total: total / weight, (loss, aux, new_state, grads))
+            loss, aux, means, grads = jax.tree.map(lambda total: total / weight, (loss, aux, means, grads))
             grads = jax.tree.map(lambda grad, param: grad.astype(param.dtype), grads, stored)
         if scale is not None:  # not in float16, where what the scaling has saved would be lost again
             grads = jax.tree.map(lambda grad: grad.astype(compute_dtype(grad.dtype)) / scale, grads)
@@ -90,12 +94,12 @@ def make_gradient(
 
         def value_fn(params):
             if microbatches == 1:
-                _, (total, _, _, weight) = on_part(params, batch, key)
+                _, (total, _, _, weight, _) = on_part(params, batch, key)
                 return total / weight
-            _, (totals, _, _, weights) = jax.lax.map(lambda part: on_part(params, *part), parts)
+            _, (totals, _, _, weights, _) = jax.lax.map(lambda part: on_part(params, *part), parts)
             return jnp.sum(totals) / jnp.sum(weights)
 
-        return Outcome(loss, aux, _like(new_state, model_state), grads, part_squares, value_fn)
+        return Outcome(loss, aux, _joined(means, firsts, model_state), grads, part_squares, value_fn)
 
     return gradient
 
@@ -121,27 +125,57 @@ def _parts_of(result: Any, carries_state: bool) -> tuple[jax.Array, PyTree, PyTr
     return loss, aux, model_state
 
 
-def _like(new: PyTree, old: PyTree) -> PyTree:
-    """The model's new state in the dtypes of the old one: a step may not change what the next one is compiled for."""
+def _new_leaves(new: PyTree, old: PyTree) -> tuple[list, list]:
+    """The leaves of the model's new state: those that parts of a batch average, and those that the first part decides.
+
+    Counts, flags and random keys have no mean. What is the old leaf itself is in neither list, but None: an array that
+    the model only keeps stays as it is, infinities and all.
+    """
     if old is None:
-        return None
+        return [], []
     if jax.tree.structure(new) != jax.tree.structure(old):
         raise ValueError(
             f"loss_fn must return a model_state like the one it was given, {jax.tree.structure(old)}; got "
             f"{jax.tree.structure(new)}"
         )
-
-    def cast(path, leaf, before):
+    means, firsts = [], []
+    for (path, leaf), before in zip(jax.tree.leaves_with_path(new), jax.tree.leaves(old), strict=True):
         if jnp.shape(leaf) != jnp.shape(before):
             raise ValueError(
                 f"loss_fn must return a model_state like the one it was given, but {path_name(path)!r} has shape "
                 f"{jnp.shape(leaf)}, and had {jnp.shape(before)}"
             )
-        if jnp.issubdtype(before.dtype, jnp.integer):  # a count comes out of a weighted mean as a float
-            leaf = jnp.round(leaf)
-        return jnp.asarray(leaf).astype(before.dtype)
+        averaged = jnp.issubdtype(jnp.result_type(before), jnp.inexact)
+        means.append(leaf if averaged and leaf is not before else None)
+        firsts.append(leaf if not averaged and leaf is not before else None)
+    return means, firsts
 
-    return jax.tree.map_with_path(cast, new, old)
+
+def _joined(means: list, firsts: list, old: PyTree) -> PyTree:
+    """The model's new state in the dtypes of the old one: a step may not change what the next one is compiled for."""
+    leaves, treedef = jax.tree.flatten(old)
+    if not means:  # nothing is new
+        return old
+
+    def cast(mean, first, before):
+        leaf = mean if first is None else first
+        if leaf is None:
+            return before
+        return leaf if _is_key(before) else jnp.asarray(leaf).astype(before.dtype)
+
+    return treedef.unflatten([cast(*row) for row in zip(means, firsts, leaves, strict=True)])
+
+
+def _is_key(leaf) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+
+
+def _of_first_device(leaf, axis_name: str | tuple[str, ...]) -> jax.Array:
+    """The first device's value on all, for what cannot be averaged: integers, booleans and keys."""
+    bits = jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
+    numbers = bits.astype(jnp.int32) if bits.dtype == bool else bits
+    first = jax.lax.psum(jnp.where(jax.lax.axis_index(axis_name) == 0, numbers, 0), axis_name).astype(bits.dtype)
+    return jax.random.wrap_key_data(first, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else first
 
 
 def _weigh(batch: Batch, batch_weight: Callable[[Batch], Scalar] | None) -> tuple[Batch, jax.Array]:
@@ -184,13 +218,15 @@ def _accumulate(differentiate, params: Params | Packed, parts: tuple[Batch, Key]
 
     def add(sums, part):
         (_, results), grads = differentiate(params, *part)
-        weight = results[-1]
+        *_, weight, _ = results
         square = jnp.square(safe_divide(global_norm(grads), weight))
         return jax.tree.map(lambda total, grad: total + grad.astype(total.dtype), sums, grads), (results, square)
 
     start = jax.tree.map(lambda param: jnp.zeros_like(param, dtype=compute_dtype(param.dtype)), params)
     grads, (results, squares) = jax.lax.scan(add, start, parts)
-    return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), results), grads, squares
+    *sums, firsts = results
+    sums = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), sums)
+    return (*sums, jax.tree.map(lambda leaf: leaf[0], firsts)), grads, squares
 
 
 __all__ = ["Outcome", "make_gradient"]

@@ -17,6 +17,7 @@ from nnlearn.train.stopping import StopRule
 from nnlearn.train.stretches import blank, end_to_end, followed_by, lean_scan, scan_in_segments, stretch_length
 from nnlearn.train.trace import Trace
 from nnlearn.train.verdict import Verdict, best_state, first_verdict, judge, kept_metric, measure
+from nnlearn.tree import is_function
 from nnlearn.types import GradientTransformation, Key, LossFn, Params, PyTree, Scalar
 
 
@@ -68,7 +69,7 @@ class Train:
     def start(self, hparams: PyTree, key: Key | int) -> Run:
         """The run before its first step."""
         init_key, state_key, data_key = jax.random.split(as_key(key), 3)
-        params = hand(self.init, init_key, hparams=hparams) if callable(self.init) else self.init
+        params = hand(self.init, init_key, hparams=hparams) if is_function(self.init) else self.init
         model_state = None
         if asks_for(self.loss_fn, "model_state"):
             if not isinstance(params, tuple) or len(params) != 2:
@@ -262,7 +263,7 @@ def make_train(
     Array([0. , 2.5], dtype=float32)
     """
     check_takes(loss_fn, "loss_fn", "params, batch, key", "hparams", "model_state")
-    if callable(init):
+    if is_function(init):
         check_takes(init, "init", "key", "hparams")
     if evaluate is not None:
         check_takes(evaluate, "evaluate", "params", "hparams", "model_state", "opt_state")

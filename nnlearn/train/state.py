@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nnlearn.checks import as_key
+from nnlearn.checks import NUMERIC, as_key
 from nnlearn.packing import Packed, is_packed, make_layout, pack, unpack, worth_packing
 from nnlearn.train.packable import packing_difference
 from nnlearn.tree import path_name
@@ -80,6 +80,11 @@ def init_state(
         labels = params.layout.labels if labels is None else labels
     params = unpack(params)
     for path, leaf in jax.tree.leaves_with_path(params):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, NUMERIC | complex):
+            raise TypeError(
+                f"parameter {path_name(path)!r} is a {type(leaf).__name__}, not an array; keep it out of params, as "
+                "nnlearn.models.adapters or equinox.partition do"
+            )
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             raise TypeError(
                 f"parameter {path_name(path)!r} is {jnp.result_type(leaf).name}, which has no gradient; "
@@ -88,10 +93,12 @@ def init_state(
     key = jax.random.fold_in(as_key(key), STEP_STREAM)
     # Copies, because a donated buffer is gone: it may not be the caller's or the optimizer's, nor stand in two places.
     # Strong dtypes, because a weak one would turn strong at the first update, and compile the step anew.
-    stored = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf), copy=True), params)
+    stored, model_state = jax.tree.map(
+        lambda leaf: jnp.array(leaf, jnp.result_type(leaf), copy=True), (params, model_state)
+    )
     if _decide_packing(packed, params, tx, labels):
         stored = pack(stored, labels)
-    opt_state, model_state = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), (tx.init(stored), model_state))
+    opt_state = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tx.init(stored))
     return TrainState(jnp.zeros([], jnp.int32), stored, opt_state, key, model_state)
 
 

@@ -12,7 +12,7 @@ from nnlearn.checks import as_key, check_nonnegative
 from nnlearn.packing import per_buffer
 from nnlearn.settings import comparable
 from nnlearn.transforms.plumbing import by_leaf, require_params
-from nnlearn.tree import as_hyperparam, compute_dtype, map_unzip, path_name
+from nnlearn.tree import as_hyperparam, compute_dtype, is_function, map_unzip, path_name
 from nnlearn.types import EmptyState, GradientTransformationExtraArgs, Key, MaskOrFn, Scalar, ScalarOrSchedule
 
 
@@ -141,7 +141,7 @@ def freeze(mask: bool | MaskOrFn) -> GradientTransformationExtraArgs:
     >>> tx.update(gradient, tx.init(gradient))[0]["body"]
     Array([0.], dtype=float32)
     """
-    if not callable(mask):
+    if not is_function(mask):
         for path, leaf in jax.tree.leaves_with_path(mask):
             if not isinstance(leaf, bool | np.bool_):
                 raise TypeError(f"mask must hold booleans, got {leaf!r} at {path_name(path)!r}")

@@ -8,7 +8,7 @@ from optax import chain
 
 from nnlearn.checks import check_dtype
 from nnlearn.transforms.plumbing import require_params
-from nnlearn.tree import compute_dtype, widest
+from nnlearn.tree import compute_dtype, matching, widest
 from nnlearn.types import (
     DTypeLike,
     GradientTransformation,
@@ -39,6 +39,7 @@ def _computed_wide(inner: GradientTransformationExtraArgs) -> GradientTransforma
     """Gradients widened on the way in, updates rounded on the way out to the wider of gradient and parameter."""
 
     def update(updates, state, params=None, **extra_args):
+        params = None if params is None else matching(params, updates)
         change, state = inner.update(_widen(updates), state, params, **extra_args)
         like = (updates,) if params is None else (updates, params)
 
@@ -65,7 +66,7 @@ def _with_master(inner: GradientTransformationExtraArgs, dtype) -> GradientTrans
 
     def update(updates, state, params=None, **extra_args):
         require_params(params, "an optimizer with master_dtype")
-        params = jax.tree.map(jnp.asarray, params)
+        params = jax.tree.map(jnp.asarray, matching(params, state.master))
         # What is not the master's image was changed from outside, and is the truth now.
         current = jax.tree.map(
             lambda master, param: jnp.where(master.astype(param.dtype) == param, master, param.astype(master.dtype)),
