@@ -10,3 +10,9 @@ from nnlearn.datasets.bundles import load as load
 from nnlearn.datasets.packages import cache_folder as cache_folder
 from nnlearn.datasets.packages import unpack_debian_package as unpack_debian_package
 from nnlearn.datasets.packages import unpack_python_package as unpack_python_package
+from nnlearn.datasets.speech import Speech as Speech
+from nnlearn.datasets.speech import asterisk_prompts as asterisk_prompts
+from nnlearn.datasets.tables import diamonds as diamonds
+from nnlearn.datasets.texts import Characters as Characters
+from nnlearn.datasets.texts import king_james as king_james
+from nnlearn.datasets.texts import shakespeare as shakespeare
