@@ -98,11 +98,15 @@ class Sums(NamedTuple):
         return Terms(own, spread, None if coefficients.square is None else jnp.square(self.log_sum))
 
 
-def evaluate(plan, wanted, head, coefficients, labels, keep) -> tuple[Terms, Head]:
-    """The terms of every token's loss, and the gradients of the summed losses that are wanted, in the sums' dtype."""
+def evaluate(
+    plan: Plan, wanted: Head, head: Head, coefficients: Terms, labels: jax.Array, keep: jax.Array | None
+) -> tuple[Terms, Head]:
+    """The terms of every token's loss, and the gradients of the summed losses that are ``wanted``, not yet rounded.
+
+    A chunk's logits serve its losses and its gradients, so these take three matrix products together.
+    """
     dtype = coefficients.own.dtype
-    starts = Head(None, *(jnp.zeros_like(array, dtype) if want else None
-                          for array, want in zip(head[1:], wanted[1:], strict=True)))  # fmt: skip
+    starts = (jnp.zeros_like(array, dtype) if want else None for array, want in zip(head[1:], wanted[1:], strict=True))
 
     def step(grads, chunk):
         hidden, coefficients, labels, keep = chunk
@@ -117,17 +121,18 @@ def evaluate(plan, wanted, head, coefficients, labels, keep) -> tuple[Terms, Hea
         grads = _add_gradients(plan, wanted, chunk_head, outputs, sums, coefficients, labels, grads)
         return grads._replace(hidden=None), (terms, grads.hidden)
 
-    count = len(labels)
-    chunks = jax.tree.map(lambda array: _in_chunks(array, plan.tokens), (head.hidden, coefficients, labels, keep))
-    grads, stacked = jax.lax.scan(step, starts, chunks)
-    terms, hidden_grad = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:])[:count], stacked)
+    def in_chunks(array):  # filled up with zeros, which cost nothing as coefficients
+        chunks = -(-len(array) // plan.tokens)
+        filled = jnp.pad(array, [(0, chunks * plan.tokens - len(array))] + [(0, 0)] * (array.ndim - 1))
+        return filled.reshape(chunks, plan.tokens, *array.shape[1:])
+
+    def joined(array):
+        return array.reshape(array.shape[0] * plan.tokens, *array.shape[2:])[: len(labels)]
+
+    chunks = jax.tree.map(in_chunks, (head.hidden, coefficients, labels, keep))
+    grads, stacked = jax.lax.scan(step, Head(None, *starts), chunks)
+    terms, hidden_grad = jax.tree.map(joined, stacked)
     return terms, grads._replace(hidden=hidden_grad)
-
-
-def _in_chunks(array: jax.Array, length: int) -> jax.Array:
-    """The first axis as two, the second of ``length``, filled up with zeros, which cost nothing as coefficients."""
-    filled = jnp.pad(array, [(0, -len(array) % length)] + [(0, 0)] * (array.ndim - 1))
-    return filled.reshape(-1, length, *array.shape[1:]) if len(array) else filled.reshape(0, length, *array.shape[1:])
 
 
 def _product(left, right, left_axis, right_axis, dtype):
