@@ -4,14 +4,14 @@ Both networks read the 8 x 8 digits through 50 hidden layers of 32 units, and ta
 learning rates at once. The first is plain: sigmoid units, one layer behind the other. Its gradient shrinks in every
 layer on the way back, so that the first layers see none of it, and at the best of the rates it has found out no more
 than to give everyone the same answer. The second adds to each layer's result what the layer was given (a skip
-connection), normalises before each activation (RMSNorm), and uses GELU. On a CPU this takes some 10 seconds and
+connection), normalises before each activation (RMSNorm), and uses GELU. On a CPU this takes some 15 seconds and
 prints::
 
     norm of the first gradient     layer 1   layer 10  layer 20  layer 30  layer 40  layer 50
-    plain, sigmoid                 0.0e+00   0.0e+00   0.0e+00   0.0e+00   0.0e+00   0.0e+00
-    residual, RMSNorm, GELU        0.0e+00   0.0e+00   0.0e+00   0.0e+00   0.0e+00   0.0e+00
-    plain, sigmoid: validation accuracy 00.0 % at the best of 4 learning rates
-    residual, RMSNorm, GELU: validation accuracy 00.0 % at the best of 4 learning rates
+    plain, sigmoid                 1.2e-32   2.8e-27   5.8e-21   2.4e-14   7.4e-08   1.6e-01
+    residual, RMSNorm, GELU        8.8e-01   2.6e-01   2.4e-01   1.9e-01   1.7e-01   1.6e-01
+    plain, sigmoid: validation accuracy 10.0 % at the best of 4 learning rates
+    residual, RMSNorm, GELU: validation accuracy 97.4 % at the best of 4 learning rates
 
 and with ``--figure depth.png`` draws the norms of all layers.
 """
@@ -54,12 +54,14 @@ def train(hidden, last, skip):
     def loss_fn(params, batch, key):
         return cross_entropy(apply(params, batch.inputs), batch.targets)
 
+    params = init(jax.random.key(0))
+
     def run(rate):
         batches = nnlearn.shuffled(DIGITS.train, 64, remainder="drop")
-        state, _ = nnlearn.make_train(loss_fn, nnlearn.adam, batches, init, steps=STEPS)(rate, jax.random.key(0))
+        state, _ = nnlearn.make_train(loss_fn, nnlearn.adam, batches, params, steps=STEPS)(rate, jax.random.key(1))
         return accuracy(apply(state.params, DIGITS.validation.inputs), DIGITS.validation.targets)
 
-    grads = jax.jit(jax.grad(loss_fn))(init(jax.random.key(0)), DIGITS.train, None)
+    grads = jax.jit(jax.grad(loss_fn))(params, DIGITS.train, None)
     (kernels,) = [leaf for leaf in jax.tree.leaves(grads[1]) if leaf.ndim == 3]
     largest = jnp.max(jnp.abs(kernels), axis=(1, 2), keepdims=True)  # divided by: small squares would round to 0
     norms = largest * jnp.linalg.norm(kernels / largest, axis=(1, 2), keepdims=True)

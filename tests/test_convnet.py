@@ -26,6 +26,15 @@ def drawn(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+def made(model):
+    """What ``model.init`` makes, with numbers drawn in NumPy: to compile random numbers takes longer than a test."""
+    shapes, counter = jax.eval_shape(model.init, KEY), itertools.count()
+    made = jax.tree.map(lambda leaf: jnp.asarray(0.5 * drawn(next(counter), *leaf.shape)), shapes)
+    if isinstance(model, StatefulModel):
+        return made[0], jax.tree.map(jnp.abs, made[1])
+    return made
+
+
 def close(a, b, rtol=1e-5, atol=1e-5):
     np.testing.assert_allclose(np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=rtol, atol=atol)
 
@@ -67,7 +76,7 @@ def test_a_convolution_is_its_definition_by_either_method(name):
     shape, outputs, options, pads = CONVOLUTIONS[name]
     x, dims = drawn(0, *shape), len(shape) - 2
     models = [conv(shape[-1], outputs, 3, method=method, **options) for method in ("convolution", "patches")]
-    params = jax.jit(models[0].init)(KEY) | {"bias": jnp.asarray(drawn(1, outputs))}
+    params = made(models[0])
     each = {
         name: (value if isinstance(value, tuple) else (value,) * dims)
         for name, value in {"stride": 1, "dilation": 1, **options}.items()
@@ -98,7 +107,7 @@ def test_a_convolution_is_its_definition_by_either_method(name):
 def test_a_convolution_equals_flax_and_torch():
     x = drawn(0, 2, 8, 7, 4)
     model = conv(4, 6, (3, 2), stride=2, groups=2)
-    params = model.init(KEY)
+    params = made(model) | {"bias": jnp.zeros(6)}
     y = model.apply(params, x)
     linen = pytest.importorskip("flax.linen")
     theirs = linen.Conv(6, (3, 2), strides=2, feature_group_count=2)
@@ -127,7 +136,9 @@ def test_pooling_equals_flax(padding):
 def test_low_precision_and_faults_of_convolutions():
     x = jnp.ones((1, 4, 4, 2), jnp.bfloat16)
     model = conv(2, 3, 3, dtype=jnp.bfloat16)
-    assert model.apply(model.init(KEY), x).dtype == average_pool(2).apply({}, x).dtype == jnp.bfloat16
+    low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), made(model))
+    assert jax.eval_shape(model.init, KEY)["kernel"].dtype == jnp.bfloat16
+    assert model.apply(low, x).dtype == average_pool(2).apply({}, x).dtype == jnp.bfloat16
     assert conv(2, 3, 3) == conv(2, 3, 3, stride=1) != conv(2, 3, 3, stride=2)
     with pytest.raises(ValueError, match="groups=2 must divide inputs=3"):
         conv(3, 4, 3, groups=2)
@@ -140,7 +151,7 @@ def test_low_precision_and_faults_of_convolutions():
     with pytest.raises(ValueError, match='padding must be "SAME"'):
         max_pool(2, padding="FULL")
     with pytest.raises(ValueError, match="last axis is 2"):
-        model.apply(model.init(KEY), jnp.ones((1, 4, 4, 3)))
+        model.apply(low, jnp.ones((1, 4, 4, 3)))
     with pytest.raises(ValueError, match=r"add an axis for the channels"):
         max_pool(2).apply({}, jnp.ones((4, 4)))
     with pytest.raises(ValueError, match="there are only"):
@@ -278,7 +289,7 @@ def test_statistics_over_devices_are_those_of_the_whole_batch():
 
         return loss_fn
 
-    params, model_state = one.init(KEY)
+    params, model_state = made(one)
     state = nnlearn.init_state(params, tx, model_state=model_state)
     whole, info = jax.jit(nnlearn.make_step(loss_of(one), tx))(state, batch)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
@@ -317,7 +328,7 @@ def test_group_norm_equals_torch_and_flax():
 def test_sequential_hands_each_layer_its_state():
     model = sequential(dense(3, 4), batch_norm(4), jax.nn.relu, sequential(batch_norm(4), dense(4, 2)))
     assert isinstance(model, StatefulModel) and isinstance(sequential(dense(3, 4), jax.nn.relu), Model)
-    params, state = model.init(KEY)
+    params, state = made(model)
     assert [sorted(part) if isinstance(part, dict) else len(part) for part in state] == [[], ["mean", "var"], [], 2]
     x = drawn(0, 5, 3)
     where = jnp.array([True] * 4 + [False])
@@ -336,7 +347,7 @@ def test_sequential_hands_each_layer_its_state():
 def test_convnet_has_the_promised_shape_and_is_readable_layer_by_layer():
     model = convnet(2, 5, widths=(4, 8), blocks=(1, 2), norm="group", groups=2, stride=2)
     assert isinstance(model, Model)
-    params = jax.jit(model.init)(KEY)
+    params = made(model)
     x = drawn(0, 2, 9, 8, 2)
     logits = jax.jit(model.apply)(params, x)
     assert logits.shape == (2, 5)
@@ -361,7 +372,7 @@ def test_convnet_has_the_promised_shape_and_is_readable_layer_by_layer():
     close(logits, by_hand(params, x))
 
     stateful = convnet(2, 5, widths=(4,), dropout=0.3)
-    params, state = jax.jit(stateful.init)(KEY)
+    params, state = made(stateful)
     apply = jax.jit(stateful.apply)
     first, _ = apply(params, state, x, jax.random.key(1))
     other, _ = apply(params, state, x, jax.random.key(2))
@@ -376,7 +387,7 @@ def test_convnet_has_the_promised_shape_and_is_readable_layer_by_layer():
 
 def test_a_masked_image_reaches_neither_statistics_nor_gradients():
     model = convnet(1, 3, widths=(4,))
-    params, state = jax.jit(model.init)(KEY)
+    params, state = made(model)
     images = jnp.asarray(drawn(0, 4, 6, 6, 1))
     where = jnp.array([True, True, True, False])
 
@@ -393,7 +404,7 @@ def test_a_masked_image_reaches_neither_statistics_nor_gradients():
 
 def test_residual_adds():
     model = residual(sequential(batch_norm(3), dense(3, 2)), dense(3, 2))
-    params, state = model.init(KEY)
+    params, state = made(model)
     x = drawn(0, 4, 3)
     y, new = model.apply(params, state, x, KEY)
     inner, expected = sequential(batch_norm(3), dense(3, 2)).apply(params["inner"], state, x, KEY)
