@@ -6,8 +6,7 @@ probability of the labels is the sum over all their alignments, from a recursion
 The states of the recursion are kept apart: ``blank`` n, after n labels, and ``label`` n, in the n-th (label 0 is never
 entered). In that form a step needs two sums of exponentials per label, where the usual row of 2 N + 1 states needs two
 per state. Read from its last frame to its first, the recursion has the same form with its labels reversed, so one
-``scan`` over 2 B rows runs both directions at once; the frames' cost is that of starting XLA's loop body, not of its
-arithmetic.
+``scan`` over 2 B rows runs both directions at once, in half the steps.
 """
 
 import functools
@@ -285,8 +284,8 @@ def ctc_loss(
     Returns:
       One loss per example in nats, shape ``[batch]``, or a scalar after a reduction; float32 (float64 if the logits
       are); never below 0. Labels that need more frames than there are (one each, and one between equal neighbours)
-      cost +inf. Gradients of any order can be taken in reverse mode (the second costs as much as the recursion's
-      derivative); forward mode, ``jax.jvp`` of the loss itself, raises.
+      cost +inf. Second derivatives go through the recursion, and need finite numbers in padding; ``jax.jvp`` of
+      the loss itself raises.
 
     Raises:
       ValueError: the shapes do not fit, ``blank_id`` is not a class, or ``reduction`` is unknown.

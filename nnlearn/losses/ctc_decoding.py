@@ -82,8 +82,8 @@ def ctc_beam_search_decode(
     """The likeliest labels, by a search that keeps the ``beam_width`` likeliest prefixes of them after every frame.
 
     The probability of a prefix is summed over its alignments, those that end in a blank apart from those that end in
-    its last label. The scores are exact when the beam holds all prefixes, and else too low, by the alignments of prefixes
-    that were dropped. A frame takes time in proportion to ``beam_width * (classes + beam_width)``.
+    its last label. The scores are exact when the beam holds all prefixes, and else too low, by the alignments of
+    prefixes that were dropped. A frame takes time in proportion to ``beam_width * (classes + beam_width)``.
 
     Args:
       logits: unnormalised log-probabilities, floating, shape ``[batch, frames, classes]``.
