@@ -24,11 +24,9 @@ def drawn(seed=0, *lead):
 
 def made(**options):
     model = graph_network(FEATURES, HIDDEN, OUTPUTS, layers=2, edge_features=EDGE_FEATURES, **options)
-    params = model.init(jax.random.key(0))
-    # no bias at its start of 0, no scale at 1: each must matter
-    noise = jax.random.split(jax.random.key(1), len(jax.tree.leaves(params)))
-    keys = jax.tree.unflatten(jax.tree.structure(params), list(noise))
-    return model, jax.tree.map(lambda leaf, key: leaf + 0.1 * jax.random.normal(key, leaf.shape), params, keys)
+    random = np.random.default_rng(1)  # no bias at its start of 0, no scale at 1: each must matter
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return model, jax.tree.map(lambda leaf: random.normal(0.2, 0.4, leaf.shape).astype(np.float32), shapes)
 
 
 def slow_graph_network(params, graph, aggregate, readout):
@@ -131,34 +129,31 @@ def test_dropout_needs_a_key_and_differs_between_the_graphs_of_a_batch():
     model, params = made(dropout=0.5)
     graph = drawn()
     twice = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), graph)
-    got = model.apply(params, twice, jax.random.key(0))
+    got = jax.jit(model.apply)(params, twice, jax.random.key(0))
     assert not np.allclose(got[0], got[1])
-    np.testing.assert_array_equal(*model.apply(params, twice))
+    np.testing.assert_array_equal(*jax.jit(model.apply)(params, twice))
 
 
 def test_a_set_is_the_sum_over_its_members():
     model = set_model(FEATURES, HIDDEN, OUTPUTS, readout="mean")
-    params = model.init(jax.random.key(0))
+    params, apply = jax.jit(model.init)(jax.random.key(0)), jax.jit(model.apply)
     members = np.random.default_rng(0).normal(size=(2, 5, FEATURES)).astype(np.float32)
     where = np.arange(5) < np.array([[5], [3]])
     members[1, 3:] = np.nan
-    got, grads = jax.value_and_grad(lambda params: jnp.sum(model.apply(params, Sets(members, where))))(params)
+    got, grads = jax.jit(jax.value_and_grad(lambda params: jnp.sum(model.apply(params, Sets(members, where)))))(params)
     double = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
 
     def network(part, x):
         hidden = np.maximum(x @ part["hidden"][0]["kernel"] + part["hidden"][0]["bias"], 0)
         return hidden @ part["output"]["kernel"] + part["output"]["bias"]
 
-    want = [
-        network(double["output"], network(double["member"], x[m]).mean(0)) for x, m in zip(members, where, strict=True)
-    ]
-    np.testing.assert_allclose(model.apply(params, Sets(members, where)), np.stack(want), rtol=1e-4, atol=1e-5)
+    means = [network(double["member"], x[there]).mean(0) for x, there in zip(members, where, strict=True)]
+    want = [network(double["output"], mean) for mean in means]
+    np.testing.assert_allclose(apply(params, Sets(members, where)), np.stack(want), rtol=1e-4, atol=1e-5)
     assert np.isclose(got, np.sum(want), rtol=1e-4)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(grads))
-    nobody = model.apply(params, Sets(members, np.zeros((2, 5), bool)))
-    np.testing.assert_allclose(
-        nobody, np.stack(2 * [network(double["output"], np.zeros(HIDDEN))]), rtol=1e-4, atol=1e-5
-    )
+    nobody, of_none = apply(params, Sets(members, np.zeros((2, 5), bool))), network(double["output"], np.zeros(HIDDEN))
+    np.testing.assert_allclose(nobody, np.stack([of_none, of_none]), rtol=1e-4, atol=1e-5)
 
 
 def test_faults_name_their_cure():

@@ -215,22 +215,21 @@ def spec_augment(
     frames = jnp.sum(there, axis=-1)
     widest = jnp.minimum(as_hyperparam(time_width, jnp.float32), as_hyperparam(time_fraction, jnp.float32) * frames)
     bands = jnp.full(frames.shape, x.shape[-1])
-    time_key, mel_key = jax.random.split(key)
-    kept_time = _kept(time_key, time_masks, x.shape[-2], frames, widest)
-    kept_mel = _kept(mel_key, mel_masks, x.shape[-1], bands, jnp.broadcast_to(jnp.asarray(mel_width), bands.shape))
+    # One draw for all: several small ones take longer, to compile and to run. Fractions, so that bounds may be traced.
+    fractions = jax.random.uniform(key, (2, time_masks + mel_masks, *frames.shape))
+    time_fractions, mel_fractions = fractions[:, :time_masks], fractions[:, time_masks:]
+    kept_time = _kept(time_fractions, x.shape[-2], frames, widest)
+    kept_mel = _kept(mel_fractions, x.shape[-1], bands, jnp.broadcast_to(jnp.asarray(mel_width), bands.shape))
     return jnp.where(kept_time[..., :, None] & kept_mel[..., None, :], x, 0)
 
 
-def _kept(key: Key, masks: int, length: int, count: jax.Array, widest: jax.Array) -> jax.Array:
+def _kept(fractions: jax.Array, length: int, count: jax.Array, widest: jax.Array) -> jax.Array:
     """Which of ``length`` places no mask covers, shape (*count.shape, length)."""
-    width_key, start_key = jax.random.split(key)
-    shape = (masks, *count.shape)
-    count = jnp.broadcast_to(count, shape)
-    # Drawn as fractions, so that every bound may be traced.
-    width = jnp.floor(jax.random.uniform(width_key, shape) * (jnp.broadcast_to(widest, shape) + 1)).astype(jnp.int32)
-    width = jnp.minimum(width, count)
-    start = jnp.floor(jax.random.uniform(start_key, shape) * (count - width + 1)).astype(jnp.int32)
-    place = _along_last(jnp.arange(length), jnp.zeros((*shape, 1)))
+    for_width, for_start = fractions
+    count, widest = jnp.broadcast_to(count, for_width.shape), jnp.broadcast_to(widest, for_width.shape)
+    width = jnp.minimum(jnp.floor(for_width * (widest + 1)).astype(jnp.int32), count)
+    start = jnp.floor(for_start * (count - width + 1)).astype(jnp.int32)
+    place = _along_last(jnp.arange(length), jnp.zeros((*for_width.shape, 1)))
     covered = (place >= start[..., None]) & (place < (start + width)[..., None])
     return ~jnp.any(covered, axis=0)
 
