@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
-RUN_HERE = {"bowl", "compare_optimizers", "custom_transformation", "digits", "learn_schedule", "linear_regression"}
-RUN_HERE |= {"sweep_halving", "xor"}
+RUN_HERE = {"bowl", "compare_optimizers", "custom_transformation", "digits", "flax_model", "learn_schedule"}
+RUN_HERE |= {"linear_regression", "sweep_halving", "xor"}
+IN_TEST_EXAMPLES_LEARNING = {"depth", "regularization"}
 
 
 def load_example(name):
@@ -40,7 +41,7 @@ def test_an_example_is_short_documented_and_run_by_a_test(path):
     assert len(source.splitlines()) <= 100
     assert source.startswith('"""') and "prints::\n" in source
     assert "\ndef main(" in source and '\nif __name__ == "__main__":\n' in source
-    assert path.stem in RUN_HERE
+    assert path.stem in RUN_HERE | IN_TEST_EXAMPLES_LEARNING
 
 
 def test_linear_regression_finds_the_line(capsys):
@@ -142,3 +143,11 @@ def test_a_learned_schedule_beats_the_best_constant_rate(capsys):
     assert rates.shape == (8,) and losses[-1] < 0.8 * losses[0]
     assert learned < 0.85 * constant  # on data and seeds that the schedule was not learned from
     assert rates[-1] < 0.3 * rates.max() and rates[0] < rates.max()
+
+
+def test_a_flax_network_trains_as_it_is(capsys):
+    module, (found, own, losses), printed = run("flax_model", capsys)
+    assert found.shape == (4,) and found.mean() > 0.97 and jnp.all(jnp.isfinite(losses))
+    assert own == pytest.approx(float(found[0]), abs=1e-6)
+    promised = promised_lines(module)
+    assert [line.split(":")[0] for line in printed] == [line.split(":")[0] for line in promised]

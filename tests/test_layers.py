@@ -88,6 +88,7 @@ def test_heavy_libraries_are_imported_lazily():
     heavy = (
         "matplotlib",
         "sklearn",
+        "equinox",
         "flax",
         "torch",
         "rich",
