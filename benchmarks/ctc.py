@@ -4,10 +4,10 @@
     python benchmarks/ctc.py --quick             # the smallest, few rounds, writes nothing
 
 Every rival gets the same float32 logits, labels and lengths, and returns the losses and, where its name says so, the
-gradient of their sum. ``error`` is the largest of the gradient's numbers (or of the losses, where there is no gradient)
-against float64, over the largest of them. PyTorch's is the loss that it has for CPUs, after ``log_softmax``, with as many
-threads as there are cores, and with logits that lie in the order that it wants (frames first). ``memory MB`` is what
-the compiled program asks for beside its arguments and results.
+gradient of their sum. ``error`` is the largest difference from float64, over the largest number: of the gradient, or of
+the losses where there is none. PyTorch's is the loss that it has for CPUs, after ``log_softmax``, with as many threads
+as there are cores, and with logits that lie in the order that it wants (frames first). ``memory MB`` is what the
+compiled program asks for beside its arguments and results.
 """
 
 from typing import Any, NamedTuple

@@ -43,21 +43,19 @@ def slow_kneser_ney(train, test, vocabulary, order):
     def probability(history, character, length):
         if length == 0:
             return 1 / vocabulary
-        counts = grams[length]
         lower = probability(history[1:], character, length - 1)
         if len(history) < length - 1:
             return probability(history, character, length - 1)
-        history = tuple(history[len(history) - length + 1 :])
+        counts = grams[length]
         followers = [counts[(*history, other)] for other in range(vocabulary)]
         if not sum(followers):
-            return probability(history[1:], character, length - 1)
-        lower = probability(history[1:], character, length - 1)
+            return lower
         ones, twos = (sum(count == number for count in counts.values()) for number in (1, 2))
-        discount = ones / max(1, ones + 2 * twos)
+        discount = ones / (ones + 2 * twos) if ones else 0.5
         kept = max(counts[(*history, character)] - discount, 0)
         return (kept + discount * sum(count > 0 for count in followers) * lower) / sum(followers)
 
-    return [probability(test[:at][-(order - 1) :] if order > 1 else (), test[at], order) for at in range(len(test))]
+    return [probability(test[max(0, at - order + 1) : at], test[at], order) for at in range(len(test))]
 
 
 @pytest.mark.parametrize("order", [1, 2, 4])
@@ -83,9 +81,10 @@ def test_ngram_refuses_what_overflows():
 
 
 def test_gzip_is_that_of_both_texts_less_that_of_the_first():
-    train, test = TEXT[:-1500].encode(), TEXT[-1500:].encode()
+    letters = RNG.choice(np.arange(97, 123), 60_000, p=np.arange(1, 27) / 351).astype(np.uint8).tobytes()
+    train, test = letters[:-20_000], letters[-20_000:]
     both, first = (len(zlib.compress(part, 9)) for part in (train + test, train))
-    assert gzip_bits(train, test) == pytest.approx(8 * (both - first) / len(test), rel=0.05)
+    assert gzip_bits(train, test) == pytest.approx(8 * (both - first) / len(test), rel=0.01)
 
 
 # --- texts -----------------------------------------------------------------------------------------------------------
@@ -108,7 +107,7 @@ def slow_compress(data):
     out, width, bits, count = b"", 9, 0, 0
     for made, code in enumerate(codes):  # before code number n the reader's table has 256 + n entries, and the clear
         if made and 256 + made == 2**width and width < 16:
-            out += bits.to_bytes(width, "little")
+            out += bits.to_bytes(width if count else 0, "little")
             width, bits, count = width + 1, 0, 0
         bits |= code << (count * width)
         count += 1
@@ -228,7 +227,7 @@ def test_vmapped_over_seeds_and_rates_is_each_alone(task):
         its = jax.tree.map(lambda leaf, at=index: leaf[at], together)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), its, one)
     bits = np.asarray(together[2])
-    assert np.all(bits < task.baselines["uniform"] - 0.5) and len(set(bits.ravel().tolist())) == 4
+    assert np.all(bits < task.baselines["uniform"] - 0.2) and len(set(bits.ravel().tolist())) == 4
 
 
 def test_it_shows_what_it_writes(task, params):

@@ -243,10 +243,12 @@ def check_frames(logits: ArrayLike, logit_paddings: ArrayLike) -> tuple[jax.Arra
 
 def compact(labels_bn: jax.Array, is_label_bn: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Labels moved to the front, in their order, 0 behind them; and how many there are."""
-    lengths_b = jnp.sum(is_label_bn, 1, dtype=jnp.int32)
-    order_bn = jnp.argsort(~is_label_bn, axis=1, stable=True)
-    labels_bn = jnp.take_along_axis(labels_bn, order_bn, 1)
-    return jnp.where(jnp.arange(labels_bn.shape[1])[None] < lengths_b[:, None], labels_bn, 0), lengths_b
+    size, batch = labels_bn.shape[1], len(labels_bn)
+    # By scattering: XLA would put a sort's gather into every later look-up of a label, and repeat it for every frame.
+    place_bn = jnp.where(is_label_bn, jnp.cumsum(is_label_bn, 1, dtype=jnp.int32) - 1, size)
+    rows_b1 = jnp.arange(batch, dtype=jnp.int32)[:, None]
+    moved_bn = jnp.zeros_like(labels_bn).at[rows_b1, place_bn].set(labels_bn, mode="drop")
+    return moved_bn, jnp.sum(is_label_bn, 1, dtype=jnp.int32)
 
 
 def ctc_loss(
@@ -306,13 +308,9 @@ def ctc_loss(
     counts_b = jnp.ones(len(logits_btk), bool) if where is None else _check_where(where, logits_btk.shape)
     # An example that does not count is one of no frames and no labels, which costs 0.
     is_frame_bt, is_label_bn = is_frame_bt & counts_b[:, None], is_label_bn & counts_b[:, None]
-    labels_bn, lengths_b = compact(labels_bn, is_label_bn)
     valid_bn = (labels_bn >= 0) & (labels_bn < logits_btk.shape[2]) & (labels_bn != blank_id)
-    is_valid_b = jnp.all(valid_bn | (jnp.arange(labels_bn.shape[1])[None] >= lengths_b[:, None]), 1)
-    # Left to itself, XLA works the labels out anew for every frame that looks them up.
-    labels_bn, lengths_b = jax.lax.optimization_barrier(
-        (jnp.where(valid_bn, labels_bn, 0).astype(jnp.int32), lengths_b)
-    )
+    is_valid_b = jnp.all(valid_bn | ~is_label_bn, 1)
+    labels_bn, lengths_b = compact(jnp.where(valid_bn, labels_bn, 0).astype(jnp.int32), is_label_bn)
     sequences = Sequences(logits_btk, is_frame_bt, labels_bn, lengths_b)
     loss_b = _negative_log_likelihood(sequences, blank_id)
     loss_b = loss_b * jnp.where(is_valid_b, 1, jnp.nan).astype(loss_b.dtype)

@@ -37,7 +37,7 @@ def ngram_bits(train: np.ndarray, test: np.ndarray, vocabulary: int, order: int 
 
     and ``p(x | h')`` where ``h`` never came. Below the highest order ``c`` counts not occurrences but the different
     characters that stood before, below the lowest every character is as likely, and ``d`` is ``n1 / (n1 + 2 n2)`` of
-    the ``n1`` and ``n2`` sequences of that order that count 1 and 2.
+    the ``n1`` and ``n2`` sequences of that order that count 1 and 2, or a half where none counts 1.
 
     Args:
       train: character numbers in [0, vocabulary), shape (size,), to count.
@@ -97,7 +97,7 @@ def _interpolated(
 ) -> np.ndarray:
     """The probability of each sequence's last character after the others, from that after one fewer of them."""
     ones, twos = np.sum(counts == 1), np.sum(counts == 2)
-    discount = ones / max(ones + 2 * twos, 1)
+    discount = ones / (ones + 2 * twos) if ones else 0.5  # without one, what never came would be impossible
     contexts, begins = np.unique(grams // vocabulary, return_index=True)
     totals = np.add.reduceat(counts, begins)
     types = np.diff(np.append(begins, len(grams)))
