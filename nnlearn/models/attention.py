@@ -156,8 +156,10 @@ def attention(
     if width % heads or heads % kv_heads:
         raise ValueError(f"heads must divide width, and kv_heads heads; got {width=}, {heads=}, {kv_heads=}")
     head_width = width // heads
-    if rotary_base is not None and head_width % 2:
-        raise ValueError(f"rotary positions turn pairs of features, so width / heads must be even, got {head_width}")
+    if rotary_base is not None:
+        check_number("rotary_base", rotary_base, low=0.0, low_open=True)
+        if head_width % 2:
+            raise ValueError(f"rotary positions turn pairs of features: width / heads must be even, got {head_width}")
     make = initializer(kernel_init)
     parts = {
         "query": dense(width, width, bias=False, kernel_init=make, dtype=dtype),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from optax import chain
 
 from nnlearn.checks import check_count
 from nnlearn.data import MaskedBatch
@@ -186,8 +187,6 @@ def _metrics_fn(model: LanguageModel, half: int) -> Callable:
 
 def _make_tx(hparams: Mapping[str, Scalar], steps: int) -> GradientTransformation:
     """AdamW with its rate up in a line for a twentieth of the run, and down a cosine to a hundredth."""
-    from nnlearn import chain
-
     rate = hparams["learning_rate"]
     schedule = warmup_cosine_decay_schedule(0.0, rate, max(1, steps // 20), steps, 0.01 * rate)
     decays = functools.partial(jax.tree.map, lambda leaf: jnp.ndim(leaf) >= 2)
