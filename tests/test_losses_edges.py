@@ -129,3 +129,13 @@ def test_no_option_hides_a_label_that_is_no_class(label, options):
     loss = loss_fn(jnp.zeros((2, 3)), jnp.array([label, 1]))
     np.testing.assert_array_equal(np.isnan(loss), [True, False])
     assert np.isnan(losses.cross_entropy(jnp.zeros((2, 3)), jnp.array([label, 1]), **options))
+
+
+def test_a_label_left_out_gives_class_weights_no_gradient():
+    def loss(class_weights):
+        return losses.cross_entropy(
+            jnp.zeros((2, 3)), jnp.array([1, -100]), where=jnp.array([True, False]), class_weights=class_weights
+        )
+
+    np.testing.assert_allclose(jax.grad(loss)(jnp.ones(3)), np.zeros(3), atol=1e-7)  # the mean divides by the weight
+    assert np.isnan(losses.cross_entropy(jnp.zeros((2, 3)), jnp.array([1, -100]), class_weights=jnp.ones(3)))

@@ -13,9 +13,21 @@ import numpy as np
 
 from nnlearn.checks import known
 from nnlearn.tree import safe_divide
-from nnlearn.types import ArrayLike
+from nnlearn.types import ArrayLike, Scalar
 
 Axis = int | Sequence[int] | None
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def check_reduction(reduction: str) -> None:
+    """Raise unless ``reduction`` is the name of one."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
+
+
+def is_off(value: Scalar) -> bool:
+    """Whether an option is a Python 0, and its term may be left out; an array or tracer of 0 gives the same numbers."""
+    return isinstance(value, int | float) and value == 0
 
 
 def as_floating(name: str, value: ArrayLike) -> jax.Array:

@@ -14,7 +14,9 @@ from nnlearn.losses.arguments import (
     as_floating,
     as_real,
     as_weights,
+    check_reduction,
     check_same_shape,
+    is_off,
     mask_over,
     normalize_axes,
     widen,
@@ -55,11 +57,11 @@ def _soft_loss(logits, labels, axis, where, options=(0.0, 0.0, None)) -> tuple[j
         weight = jnp.any(include, axes).astype(logits.dtype)
     else:
         weight = jnp.ones(jnp.squeeze(rows.largest, axes).shape, logits.dtype)
-    if not _is_off(label_smoothing):
+    if not is_off(label_smoothing):
         spread = spread_over(logits.shape, include, axes, logits.dtype)
         mass = (1 - label_smoothing) * mass + label_smoothing * spread
     loss = mass_loss(rows, mass if class_weights is None else mass * class_weights, axes)
-    return (loss if _is_off(z_loss) else loss + weight * normalizer_loss(rows, z_loss, axes)), weight
+    return (loss if is_off(z_loss) else loss + weight * normalizer_loss(rows, z_loss, axes)), weight
 
 
 def _label_loss(logits, labels, axis, where, options) -> tuple[jax.Array, jax.Array]:
@@ -82,23 +84,18 @@ def _label_loss(logits, labels, axis, where, options) -> tuple[jax.Array, jax.Ar
     (logits,) = widen(logits)
     label_smoothing, z_loss, class_weights = _check_options(*options, logits, axes)
     labels, weight = split_labels(labels, logits.shape[axes[0]], logits.dtype)
-    if class_weights is not None:
-        weight = weight * class_weights.reshape(-1)[labels]
     if include is not None:
         weight = jnp.where(jnp.any(include, axes), weight, 0)
+    if class_weights is not None:  # after the mask: a NaN times what is left out would be a class weight's gradient
+        weight = weight * class_weights.reshape(-1)[labels]
     rows = normalize(exclude(logits, include), axes)
-    if _is_off(label_smoothing):
+    if is_off(label_smoothing):
         loss = label_loss(rows, labels, weight, axes[0])
     else:
         spread = label_smoothing * spread_over(logits.shape, include, axes, logits.dtype)
         spread = spread if class_weights is None else spread * class_weights
         loss = label_loss(rows, labels, (1 - label_smoothing) * weight, axes[0]) + mass_loss(rows, spread, axes)
-    return (loss if _is_off(z_loss) else loss + weight * normalizer_loss(rows, z_loss, axes)), weight
-
-
-def _is_off(value: Scalar) -> bool:
-    """Whether an option is a Python 0, and its term may be left out; an array or tracer of 0 gives the same numbers."""
-    return isinstance(value, int | float) and value == 0
+    return (loss if is_off(z_loss) else loss + weight * normalizer_loss(rows, z_loss, axes)), weight
 
 
 def _check_options(label_smoothing, z_loss, class_weights, logits, axes):
@@ -251,8 +248,7 @@ def cross_entropy(
     >>> cross_entropy(logits, jnp.array([0, -100]), where=jnp.array([True, False]))
     Array(0.2231, dtype=float32)
     """
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
+    check_reduction(reduction)
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     # Integers of the logits' rank but not their shape are class numbers with an axis too many: say so.
     soft = labels.ndim == logits.ndim and (labels.shape == logits.shape or jnp.issubdtype(labels.dtype, jnp.floating))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from nnlearn.checks import check_number
 from nnlearn.losses.arguments import as_boolean, as_floating, as_real, check_same_shape, widen
 from nnlearn.losses.binary import sigmoid_binary_cross_entropy
-from nnlearn.losses.cosine import _unit
+from nnlearn.losses.cosine import unit
 from nnlearn.losses.softmax import exclude, normalize
 from nnlearn.tree import as_hyperparam, safe_divide
 from nnlearn.types import ArrayLike, Scalar
@@ -43,7 +43,7 @@ def _directions(vectors: jax.Array, keep: jax.Array | None = None, epsilon: floa
     """The vectors at length 1, and 0 for those of zeros or not kept."""
     if keep is not None:
         vectors = jnp.where(keep[:, None], vectors, 0)
-    return _unit(vectors, epsilon, (vectors.ndim - 1,))
+    return unit(vectors, epsilon, (vectors.ndim - 1,))
 
 
 def _products(first: jax.Array, second: jax.Array) -> jax.Array:

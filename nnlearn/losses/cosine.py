@@ -9,7 +9,7 @@ from nnlearn.tree import as_hyperparam, safe_divide, safe_sqrt
 from nnlearn.types import ArrayLike, Scalar
 
 
-def _unit(vectors: jax.Array, epsilon: Scalar, axes: tuple[int, ...]) -> jax.Array:
+def unit(vectors: jax.Array, epsilon: Scalar, axes: tuple[int, ...]) -> jax.Array:
     """``v / max(|v|, sqrt(epsilon))``, and 0 for a vector of zeros."""
     # The result does not depend on the scale, so it may be a constant to the derivative; without it the squares of
     # numbers over 1e19 or under 1e-19 leave float32. Both ends of its range, and their inverses, are normal numbers.
@@ -59,7 +59,7 @@ def cosine_similarity(
     if mask is not None:
         predicted, target = jnp.where(mask, predicted, 0), jnp.where(mask, target, 0)
     epsilon = as_hyperparam(epsilon, predicted.dtype)
-    return jnp.sum(_unit(predicted, epsilon, axes) * _unit(target, epsilon, axes), axes)
+    return jnp.sum(unit(predicted, epsilon, axes) * unit(target, epsilon, axes), axes)
 
 
 def cosine_distance(

@@ -16,13 +16,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nnlearn.losses.arguments import as_boolean, as_floating, as_real, check_same_shape, widen
+from nnlearn.losses.arguments import as_boolean, as_floating, as_real, check_reduction, check_same_shape, widen
 from nnlearn.losses.softmax import as_labels, normalize
 from nnlearn.tree import safe_divide
 from nnlearn.types import ArrayLike
 
 FEW_CLASSES = 128  # up to which a product with one-hot labels is faster than adding them one by one, and smaller
-REDUCTIONS = ("none", "mean", "sum")
 
 
 class Sequences(NamedTuple):
@@ -181,8 +180,7 @@ def _forward(sequences: Sequences, blank_id: int):
     # The shares of a frame add up to 1 but for rounding, which over hundreds of frames is felt: divide by their sum.
     total_tb = blank_tb + jnp.sum(label_tbn, 2)
     total_tb = jnp.where(total_tb == 0, 1, total_tb)
-    largest, log_total = jax.lax.optimization_barrier((rows.largest, rows.log_total))
-    return loss_b, (sequences, largest, log_total, label_tbn, blank_tb, total_tb, loss_b)
+    return loss_b, (sequences, rows.largest, rows.log_total, label_tbn, blank_tb, total_tb, loss_b)
 
 
 def _backward(blank_id: int, residuals, cotangent_b: jax.Array):
@@ -243,10 +241,9 @@ def check_frames(logits: ArrayLike, logit_paddings: ArrayLike) -> tuple[jax.Arra
 
 def compact(labels_bn: jax.Array, is_label_bn: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Labels moved to the front, in their order, 0 behind them; and how many there are."""
-    size, batch = labels_bn.shape[1], len(labels_bn)
     # By scattering: XLA would put a sort's gather into every later look-up of a label, and repeat it for every frame.
-    place_bn = jnp.where(is_label_bn, jnp.cumsum(is_label_bn, 1, dtype=jnp.int32) - 1, size)
-    rows_b1 = jnp.arange(batch, dtype=jnp.int32)[:, None]
+    place_bn = jnp.where(is_label_bn, jnp.cumsum(is_label_bn, 1, dtype=jnp.int32) - 1, labels_bn.shape[1])
+    rows_b1 = jnp.arange(len(labels_bn), dtype=jnp.int32)[:, None]
     moved_bn = jnp.zeros_like(labels_bn).at[rows_b1, place_bn].set(labels_bn, mode="drop")
     return moved_bn, jnp.sum(is_label_bn, 1, dtype=jnp.int32)
 
@@ -300,8 +297,7 @@ def ctc_loss(
     >>> ctc_loss(logits, jnp.zeros((1, 2)), jnp.array([[1]]), jnp.zeros((1, 1)))  # 3 of the 4 paths: -log 0.75
     Array([0.2877], dtype=float32)
     """
-    if reduction not in REDUCTIONS:
-        raise ValueError(f'reduction must be "none", "mean" or "sum", got {reduction!r}')
+    check_reduction(reduction)
     logits_btk, is_frame_bt = check_frames(logits, logit_paddings)
     blank_id = check_blank_id(blank_id, logits_btk.shape[2])
     labels_bn, is_label_bn = _check_labels(labels, label_paddings, logits_btk.shape)

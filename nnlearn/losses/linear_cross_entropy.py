@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.checks import check_count, check_nonnegative, check_number
-from nnlearn.losses.arguments import as_boolean, as_floating, as_weights
-from nnlearn.losses.classification import _is_off
+from nnlearn.losses.arguments import as_boolean, as_floating, as_weights, check_reduction, is_off
 from nnlearn.losses.linear_softmax import AxisName, Head, Plan, Terms, evaluate
 from nnlearn.losses.softmax import as_labels, check_label_shape, split_labels
 from nnlearn.tree import as_hyperparam, compute_dtype, safe_divide, widest
@@ -77,8 +76,7 @@ def linear_cross_entropy(
     >>> linear_cross_entropy(hidden, weight, jnp.array([0, 1]))
     Array(0.4581, dtype=float32)
     """
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
+    check_reduction(reduction)
     labels, classes_axis = as_labels(labels), 0 if transposed else 1
     head, dtype = _as_head(hidden, weight, bias, softcap, class_weights, classes_axis)
     shape = jnp.shape(hidden)
@@ -150,10 +148,10 @@ def _weigh(labels, keep, label_smoothing, z_loss, head, classes, dtype, axis_nam
         label_weight = jnp.where(mine, head.class_weights[jnp.where(mine, labels - first, 0)], 0)
         weight = weight * (label_weight if axis_name is None else jax.lax.psum(label_weight, axis_name))
     own, spread = weight, None
-    if not _is_off(label_smoothing):
+    if not is_off(label_smoothing):
         kept = jnp.ones_like(weight) if keep is None else keep.astype(dtype)
         own, spread = (1 - label_smoothing) * weight, label_smoothing / classes * kept
-    return labels, weight, Terms(own, spread, None if _is_off(z_loss) else z_loss * weight)
+    return labels, weight, Terms(own, spread, None if is_off(z_loss) else z_loss * weight)
 
 
 def _plan_blocks(tokens: int, classes: int, chunk: int | None) -> tuple[int, int, int]:

@@ -17,6 +17,7 @@ from nnlearn.losses.arguments import (
     as_floating,
     as_real,
     as_weights,
+    check_reduction,
     check_same_shape,
     mask_over,
     normalize_axes,
@@ -94,8 +95,7 @@ def _overlap_loss(
 ) -> jax.Array:
     for name, number in (("smooth", smooth), ("alpha", alpha), ("beta", beta)):
         check_nonnegative(name, number)
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
+    check_reduction(reduction)
     present, absent, target, _ = _prepare(predictions, targets, activate, where)
     loss = _errors(present, absent, target, _pixel_axes(axis, target.ndim), smooth, alpha, beta)
     if class_weights is not None:
