@@ -432,7 +432,7 @@ def small_mnist():
 
 @pytest.fixture(scope="module")
 def lone_run(small_mnist):
-    return jax.jit(small_mnist.make_train())
+    return jax.jit(small_mnist.make_train(evaluate=None))
 
 
 def settings(rate):
@@ -441,13 +441,14 @@ def settings(rate):
 
 def test_vmapped_over_seeds_and_rates_the_runs_are_the_lone_ones(small_mnist, lone_run):
     rates, seeds = jnp.array([1e-3, 1e-2]), jnp.arange(2)
-    over_rates = jax.vmap(lambda rate, seed: small_mnist.make_train()(settings(rate), seed), in_axes=(0, None))
+    train = small_mnist.make_train(evaluate=None)
+    over_rates = jax.vmap(lambda rate, seed: train(settings(rate), seed), in_axes=(0, None))
     states, traces = jax.jit(jax.vmap(over_rates, in_axes=(None, 0)))(rates, seeds)
     for seed, rate in itertools.product(range(2), range(2)):
         alone, trace = lone_run(settings(rates[rate]), seeds[seed])
         cell = jax.tree.map(lambda leaf, at=(seed, rate): leaf[at], (states.params, states.model_state, traces.loss))
         jax.tree.map(
-            functools.partial(close, rtol=1e-3, atol=1e-3), cell, (alone.params, alone.model_state, trace.loss)
+            functools.partial(close, rtol=1e-4, atol=1e-4), cell, (alone.params, alone.model_state, trace.loss)
         )
     assert len(np.unique(np.asarray(traces.loss[..., -1]))) == 4
     assert lone_run._cache_size() == 1
@@ -457,7 +458,7 @@ def test_step_run_and_fit_carry_the_state_alike(small_mnist, lone_run):
     task = small_mnist
     state, trace = lone_run(settings(1e-2), jax.random.key(0))
     mean = np.asarray(jax.tree.leaves(state.model_state)[0])
-    assert np.any(mean != 0) and float(trace.metrics["accuracy"][-1]) > 0.5
+    assert np.any(mean != 0) and jnp.mean(trace.loss[-3:]) < jnp.mean(trace.loss[:3])
 
     tx = task.make_tx(settings(1e-2))
     params, model_state = jax.jit(task.model.init)(jax.random.key(1))
