@@ -11,6 +11,7 @@ from nnlearn.datasets.speech import Speech, asterisk_prompts, change_speed, spli
 from nnlearn.models.recurrent import gru, rnn
 from nnlearn.models.spectrogram import frame_count, log_mel_spectrogram, mel_filters, normalize_utterance, spec_augment
 from nnlearn.models.speech_encoder import Utterances, log_mel_front_end, speech_encoder
+from nnlearn.tasks.speech import decode, speech
 
 RANDOM = np.random.default_rng(0)
 
@@ -161,27 +162,26 @@ def test_recurrent_layers_hold_the_state_at_any_masked_step_and_give_it_no_gradi
 
 def test_the_encoder_does_not_hear_padding():
     front_end = log_mel_front_end(mels=12)
-    options = {"hidden": 8, "kernel_sizes": (4, 3), "strides": (3, 2)}
+    options = {"hidden": 8, "layers": 1, "kernel_sizes": (4, 3), "strides": (3, 2)}
     model, with_front_end = speech_encoder(12, 5, **options), speech_encoder(12, 5, front_end=front_end, **options)
     params = jax.jit(model.init)(jax.random.key(0))
     audio, lengths = RANDOM.normal(size=(2, 2280)).astype(np.float32), np.array([2280, 1500])
-    logits, paddings = jax.jit(with_front_end.apply)(params, Utterances(audio, lengths))
-    # of 27 and 17 frames: 9 and 6, then 5 and 3
-    assert logits.shape == (2, 5, 5) and paddings.tolist() == [[0, 0, 0, 0, 0], [0, 0, 0, 1, 1]]
 
     @jax.jit
-    def in_other_ways(params, key):
+    def in_both_ways(params, noise):
         features, frames = front_end(Utterances(audio, lengths))
-        noisy = jnp.where((jnp.arange(features.shape[1])[None, :] < frames[:, None])[..., None], features, jnp.nan)
-        gradient = jax.grad(lambda noisy: jnp.sum(model.apply(params, Utterances(noisy, frames))[0][1, :3]))(noisy)
-        short = Utterances(features[1:, :17], frames[1:])
-        return model.apply(params, short)[0], gradient, model.apply(params, short, key)[0]
+        there = jnp.arange(27)[None, :] < frames[:, None]
+        noisy = jnp.where(there[..., None], features, noise)
+        of_second = jax.grad(lambda noisy: jnp.sum(model.apply(params, Utterances(noisy, frames))[0][1, :3]))(noisy)
+        alone = model.apply(params, Utterances(features[1:, :17], frames[1:]))[0]
+        return with_front_end.apply(params, Utterances(audio, lengths)), alone, of_second
 
-    alone, gradient, in_training = in_other_ways(params, jax.random.key(0))
+    (logits, paddings), alone, gradient = in_both_ways(params, jnp.nan)
+    # of 27 and 17 frames: 9 and 6, then 5 and 3
+    assert logits.shape == (2, 5, 5) and paddings.tolist() == [[0, 0, 0, 0, 0], [0, 0, 0, 1, 1]]
     np.testing.assert_allclose(logits[1, :3], alone[0], rtol=1e-3, atol=1e-4)
     assert np.all(np.isfinite(gradient)) and not gradient[1, 17:].any() and not gradient[0].any()
     assert gradient[1, :17].any(axis=1).all()
-    assert not np.allclose(alone, in_training)
 
 
 def test_texts_become_what_is_said():
@@ -223,33 +223,24 @@ def test_no_two_parts_share_a_transcript():
         )
 
 
-def tone_task(**options):
-    from nnlearn.tasks.speech import speech
-
-    options = {"max_seconds": 0.7, "speeds": (1.0,), "mels": 12, "hidden": 16, "layers": 1, "epochs": 12, **options}
-    return speech(data=tones(), batch_size=4, **options)
-
-
 def test_the_task_learns_tones_and_a_sweep_of_it_is_its_lone_runs():
-    from nnlearn.tasks.speech import decode
-
-    task = tone_task()
+    small = {"max_seconds": 0.7, "speeds": (1.0,), "mels": 12, "hidden": 16, "layers": 1, "batch_size": 4}
+    task = speech(data=tones(), epochs=12, dropout=0.0, **small)
     inputs, targets = task.train
     assert len(inputs.lengths) == 16 and inputs.lengths.max() > 48  # 32 clips, two in a row
     row = decode(targets.labels[0], targets.paddings[0])
     assert len(row) == 7 and row[3] == " " and {row[:3], row[4:]} < set(tones().transcripts)
-    train = task.make_train()
+    train = task.make_train(evaluate=None)
     hparams = {"learning_rate": jnp.array([0.003, 0.02]), "weight_decay": jnp.zeros(2)}
     keys = jax.random.split(jax.random.key(0), 2)
     over_rates = jax.vmap(train, in_axes=({"learning_rate": 0, "weight_decay": 0}, None))
-    state, trace = jax.jit(jax.vmap(over_rates, in_axes=(None, 0)))(hparams, keys)
-    rates = trace.metrics["character_error_rate"]
-    assert trace.loss.shape == (2, 2, 48) and rates.shape == (2, 2, 12)
+    _, trace = jax.jit(jax.vmap(over_rates, in_axes=(None, 0)))(hparams, keys)
+    assert trace.loss.shape == (2, 2, 48)
     assert float(trace.loss[:, 1, -4:].mean()) < 0.6 * float(trace.loss[:, 1, :4].mean())
     lone_state, lone_trace = jax.jit(train)(jax.tree.map(lambda leaf: leaf[1], hparams), keys[0])
     np.testing.assert_allclose(lone_trace.loss, trace.loss[0, 1], rtol=2e-3, atol=1e-4)
     metrics = task.evaluate(lone_state.params)
-    assert set(metrics) == {"loss", "character_error_rate"} and task.solved({"character_error_rate": 0.0})
+    assert set(metrics) == {"loss", "character_error_rate"} and 0 < metrics["character_error_rate"] <= 1.5
     assert task.baselines["nothing"] == 1 and 0.5 < task.baselines["commonest character"] < 1
     assert task.show(lone_state.params).count("said:") == 3
 
@@ -282,7 +273,7 @@ def test_faults_name_their_cure():
         normalize_utterance(jnp.zeros((3, 2)), jnp.ones(3))
     with pytest.raises(ValueError, match="time_fraction must be in"):
         spec_augment(jax.random.key(0), jnp.zeros((3, 2)), time_fraction=1.5)
-    with pytest.raises(ValueError, match=r"where must have the shape of x without the last axis, \(4,\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"where must have shape \(4,\), got \(3,\)"):
         gru(2, 2).apply({}, (jnp.zeros((4, 2)), jnp.ones(3, bool)))
     with pytest.raises(ValueError, match="must be as many"):
         speech_encoder(4, 3, strides=(2,))

@@ -11,6 +11,7 @@ from nnlearn.models.factory import check_features, model_factory
 from nnlearn.models.layers import _floating, dense, layer_norm
 from nnlearn.models.mlp import mlp
 from nnlearn.models.named import activation_function
+from nnlearn.models.recurrent import where_or_all
 from nnlearn.tree import safe_divide
 from nnlearn.types import DTypeLike, Model, Scalar
 
@@ -243,7 +244,7 @@ def set_model(
             raise TypeError(f"{name} takes Sets(members, where), got {type(sets).__name__}")
         x = _floating(sets.members)
         check_features(name, features, x)
-        where = _mask("where", sets.where, x.shape[:-1])
+        where = where_or_all(sets.where, x.shape[:-1])
         member_key, output_key = (None, None) if key is None else jax.random.split(key)
         encoded = member.apply(params["member"], jnp.where(where[..., None], x, 0), member_key)
         return output.apply(params["output"], _pooled(encoded, where, readout), output_key)
@@ -254,17 +255,6 @@ def set_model(
 def _check_name(argument: str, name: str, names: Sequence[str]) -> None:
     if name not in names:
         raise ValueError(f"{argument} must be one of {', '.join(names)}; got {name!r}")
-
-
-def _mask(name: str, where: jax.Array | None, shape: tuple[int, ...]) -> jax.Array:
-    if where is None:
-        return jnp.ones(shape, bool)
-    where = jnp.asarray(where)
-    if where.dtype != bool:
-        raise TypeError(f"{name} must be boolean, got {where.dtype.name} of shape {where.shape}; pass {name} != 0")
-    if where.shape != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {where.shape}")
-    return where
 
 
 def _filled(graphs: Graphs) -> Graphs:
@@ -284,8 +274,8 @@ def _filled(graphs: Graphs) -> Graphs:
     edges = None if graphs.edges is None else _floating(graphs.edges)
     if edges is not None and edges.shape[:-1] != senders.shape:
         raise ValueError(f"edges must have one row for each of the senders {senders.shape}, got {edges.shape}")
-    node_where = _mask("node_where", graphs.node_where, nodes.shape[:-1])
-    edge_where = _mask("edge_where", graphs.edge_where, senders.shape)
+    node_where = where_or_all(graphs.node_where, nodes.shape[:-1], "node_where")
+    edge_where = where_or_all(graphs.edge_where, senders.shape, "edge_where")
     return Graphs(nodes, senders, receivers, node_where, edge_where, edges)
 
 

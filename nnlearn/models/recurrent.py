@@ -156,7 +156,7 @@ def _recurrent(kind, inputs, hidden, gates, cell, biases, bidirectional, kernel_
         check_features(layer, inputs, x)
         if x.ndim < 2:
             raise ValueError(f"{layer} expects inputs of shape (..., time, {inputs}), got {x.shape}")
-        where = _steps_where(where, x)
+        where = where_or_all(where, x.shape[:-1])
         params = {name: parameter(layer, params, name, shape) for name, shape in shapes.items()}
         lead, time = x.shape[:-2], x.shape[-2]
         x_tbi = jnp.moveaxis(jnp.where(where[..., None], x, 0).reshape(-1, time, inputs), 1, 0)
@@ -184,12 +184,17 @@ def _recurrent(kind, inputs, hidden, gates, cell, biases, bidirectional, kernel_
     return Model(init, apply)
 
 
-def _steps_where(where: jax.Array | None, x: jax.Array) -> jax.Array:
+def where_or_all(where: jax.Array | None, shape: tuple[int, ...], name: str = "where") -> jax.Array:
+    """A mask of that shape, checked; None is one that keeps all.
+
+    >>> where_or_all(None, (2,))
+    Array([ True,  True], dtype=bool)
+    """
     if where is None:
-        return jnp.ones(x.shape[:-1], bool)
+        return jnp.ones(shape, bool)
     where = jnp.asarray(where)
     if where.dtype != bool:
-        raise TypeError(f"where must be boolean, got {where.dtype.name} of shape {where.shape}; pass where != 0")
-    if where.shape != x.shape[:-1]:
-        raise ValueError(f"where must have the shape of x without the last axis, {x.shape[:-1]}, got {where.shape}")
+        raise TypeError(f"{name} must be boolean, got {where.dtype.name} of shape {where.shape}; pass {name} != 0")
+    if where.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {where.shape}")
     return where

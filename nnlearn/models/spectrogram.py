@@ -9,6 +9,7 @@ import numpy as np
 
 from nnlearn.checks import check_count, check_nonnegative, check_number
 from nnlearn.models.layers import _along_last, _floating
+from nnlearn.models.recurrent import where_or_all
 from nnlearn.tree import as_hyperparam, compute_dtype, safe_divide, safe_rsqrt
 from nnlearn.types import Key, Scalar
 
@@ -162,7 +163,7 @@ def normalize_utterance(features: jax.Array, where: jax.Array | None = None, eps
     check_nonnegative("eps", eps)
     x = _floating(features)
     wide = x.astype(compute_dtype(x.dtype))
-    there = frames_where(where, x)
+    there = where_or_all(where, x.shape[:-1])[..., None]
     wide = jnp.where(there, wide, 0)
     count = jnp.sum(there, axis=-2, keepdims=True).astype(wide.dtype)
     centred = jnp.where(there, wide - safe_divide(jnp.sum(wide, -2, keepdims=True), count), 0)
@@ -211,8 +212,7 @@ def spec_augment(
     check_nonnegative("mel_width", mel_width)
     check_number("time_fraction", time_fraction, low=0.0, high=1.0)
     x = _floating(features)
-    there = frames_where(where, x)[..., 0]
-    frames = jnp.sum(there, axis=-1)
+    frames = jnp.sum(where_or_all(where, x.shape[:-1]), axis=-1)
     widest = jnp.minimum(as_hyperparam(time_width, jnp.float32), as_hyperparam(time_fraction, jnp.float32) * frames)
     bands = jnp.full(frames.shape, x.shape[-1])
     # One draw for all: several small ones take longer, to compile and to run. Fractions, so that bounds may be traced.
@@ -232,19 +232,6 @@ def _kept(fractions: jax.Array, length: int, count: jax.Array, widest: jax.Array
     place = _along_last(jnp.arange(length), jnp.zeros((*for_width.shape, 1)))
     covered = (place >= start[..., None]) & (place < (start + width)[..., None])
     return ~jnp.any(covered, axis=0)
-
-
-def frames_where(where: jax.Array | None, features: jax.Array) -> jax.Array:
-    """A mask of frames, checked, with an axis of length 1 for the bands: shape (..., frames, 1)."""
-    if where is None:
-        return jnp.ones((*features.shape[:-1], 1), bool)
-    where = jnp.asarray(where)
-    if where.dtype != bool:
-        raise TypeError(f"where must be boolean, got {where.dtype.name} of shape {where.shape}; pass where != 0")
-    if where.shape != features.shape[:-1]:
-        raise ValueError(f"where must have the shape of features without the last axis, {features.shape[:-1]}, got "
-                         f"{where.shape}")  # fmt: skip
-    return where[..., None]
 
 
 def _htk_mel(hertz):

@@ -157,11 +157,9 @@ def log_mel_front_end(*, normalize: bool = True, **options) -> Callable[[Utteran
 
 
 def _convolution(inputs: int, outputs: int, size: int, stride: int, dtype: DTypeLike) -> Model:
-    # Padded alike on the left whatever the length, so that padding behind a short utterance shifts nothing. XLA's own
-    # operation, as a product of patches takes three times as long at one dimension and these sizes.
+    # Padded alike on the left whatever the length, so that padding behind a short utterance shifts nothing.
     padding = [((size - 1) // 2, size // 2)]
-    options = {"dimensions": 1, "method": "convolution", "kernel_init": "he", "dtype": dtype}
-    return conv(inputs, outputs, size, stride=stride, padding=padding, **options)
+    return conv(inputs, outputs, size, stride=stride, padding=padding, dimensions=1, kernel_init="he", dtype=dtype)
 
 
 def _where(name: str, x: jax.Array, lengths: jax.Array) -> jax.Array:
