@@ -7,15 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnlearn.data import Examples, Split, example_count, split
+from nnlearn.data import Examples, Split, split
 from nnlearn.datasets import load
 from nnlearn.losses import accuracy, cross_entropy
 from nnlearn.models import mlp
 from nnlearn.models.convnet import convnet
-from nnlearn.optimizers import adamw
-from nnlearn.schedules import warmup_cosine_decay_schedule
+from nnlearn.tasks.baselines import linear_map, majority
 from nnlearn.tasks.objectives import classification
-from nnlearn.tasks.task import Task
+from nnlearn.tasks.task import Task, warmed_adamw
 from nnlearn.types import Key
 
 
@@ -66,7 +65,7 @@ def mnist(
         goal="max",
         target=0.98,
         baselines=_baselines(parts),
-        make_tx=functools.partial(_warmed_adamw, steps=epochs * -(-example_count(parts.train) // batch_size)),
+        make_tx=functools.partial(warmed_adamw, size=len(parts.train.targets), batch_size=batch_size, epochs=epochs),
         hparams={"learning_rate": 1e-2, "weight_decay": 0.05},
         batch_size=batch_size,
         epochs=epochs,
@@ -100,7 +99,7 @@ def digits(*, seed: int = 0, data: Examples | None = None, hidden: Sequence[int]
         goal="max",
         target=0.97,
         baselines=_baselines(parts),
-        make_tx=functools.partial(_warmed_adamw, steps=epochs * -(-example_count(parts.train) // batch_size)),
+        make_tx=functools.partial(warmed_adamw, size=len(parts.train.targets), batch_size=batch_size, epochs=epochs),
         hparams={"learning_rate": 5e-3, "weight_decay": 0.1},
         batch_size=batch_size,
         epochs=epochs,
@@ -138,28 +137,13 @@ def _images(name: str, seed: int, data: Examples | None) -> tuple[Split, str, st
 def _baselines(parts: Split) -> dict[str, float]:
     """The test accuracy of the training part's commonest class, and of a linear map to one-hot codes."""
     train, test = parts.train, parts.test
-    commonest = np.argmax(np.bincount(train.targets))
     one_hot = np.eye(int(np.max(train.targets)) + 1)[train.targets]
-    inputs = _with_ones(train.inputs)
-    ridge = 1e-2 * len(inputs) * np.eye(inputs.shape[1])  # some pixels are never inked
-    solution = np.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ one_hot)
-    said = np.argmax(_with_ones(test.inputs) @ solution, axis=1)
+    scores = linear_map(train.inputs, one_hot, test.inputs, ridge=1e-2)  # some pixels are never inked
     return {
-        "majority": float(np.mean(test.targets == commonest)),
-        "ridge regression": float(np.mean(test.targets == said)),
+        "majority": majority(train.targets, test.targets),
+        "ridge regression": float(np.mean(test.targets == np.argmax(scores, axis=1))),
     }
-
-
-def _warmed_adamw(hparams, *, steps: int):
-    warmup = max(1, steps // 10)
-    schedule = warmup_cosine_decay_schedule(0.0, hparams["learning_rate"], warmup, max(steps, warmup + 1))
-    return adamw(schedule, weight_decay=hparams["weight_decay"])
 
 
 def _flat(inputs: np.ndarray) -> np.ndarray:
     return inputs.reshape(len(inputs), -1)
-
-
-def _with_ones(inputs: np.ndarray) -> np.ndarray:
-    flat = _flat(inputs)
-    return np.concatenate([flat, np.ones((len(flat), 1), flat.dtype)], axis=1)

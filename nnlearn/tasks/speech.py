@@ -70,56 +70,18 @@ def speech(
       epochs: passes over the training part.
     """
     data = asterisk_prompts(max_seconds) if data is None else data
+    samples = round(max_seconds * data.sample_rate)
+    if max(map(len, data.clips)) > samples:
+        raise ValueError(f"data must hold no clip longer than max_seconds={max_seconds}; leave it out or raise that")
     parts = split_by_transcript(data, (0.8, 0.1, 0.1), seed=seed)
     sizes = {"window": round(WINDOW * data.sample_rate), "hop": round(HOP * data.sample_rate)}
     front_end = jax.jit(log_mel_front_end(sample_rate=data.sample_rate, mels=mels, **sizes))
-    features = functools.partial(
-        _features, front_end=front_end, samples=round(max_seconds * data.sample_rate), sizes=sizes
-    )
+    features = functools.partial(_features, front_end=front_end, samples=samples, sizes=sizes)
     train = _in_rows([features(_at_speed(parts.train, speed)) for speed in speeds], parts.train, seed)
     validation, test = (_alone(features(part), part) for part in parts[1:])
     model = speech_encoder(mels, len(ALPHABET) + 1, hidden=hidden, layers=layers, dropout=dropout)
+    loss_fn, metrics_fn = _objective(model)
     steps = epochs * -(-len(train.inputs.lengths) // batch_size)
-
-    def cost(params, batch, inputs, key=None):
-        logits, paddings = model.apply(params, inputs, key)
-        targets = batch.examples.targets
-        return logits, paddings, ctc_loss(logits, paddings, targets.labels, targets.paddings) * targets.share
-
-    def loss_fn(params, batch, key):
-        mask_key, model_key = jax.random.split(key)
-        x, lengths = batch.examples.inputs
-        x = spec_augment(
-            mask_key,
-            x.astype(jnp.float32),
-            jnp.arange(x.shape[1])[None, :] < lengths[:, None],
-            time_masks=6,
-            time_width=15,
-            mel_width=6,
-        )
-        return jnp.mean(cost(params, batch, Utterances(x, lengths), model_key)[2], where=batch.where)
-
-    def metrics_fn(params, batch):
-        x, lengths = batch.examples.inputs
-        targets = batch.examples.targets
-        logits, paddings, costs = cost(params, batch, Utterances(x.astype(jnp.float32), lengths))
-        found = ctc_greedy_decode(logits, paddings)
-        edits = edit_distance(found.labels, found.label_paddings, targets.labels, targets.paddings)
-        return {
-            "loss": jnp.mean(costs, where=batch.where),
-            "character_error_rate": jnp.mean(edits * targets.share, where=batch.where),
-        }
-
-    def show(params, model_state=None):
-        order = np.argsort([len(text) for text in parts.test.transcripts], kind="stable")
-        rows = order[[len(order) // 4, len(order) // 2, 3 * len(order) // 4]]
-        x, lengths = jax.tree.map(lambda leaf: leaf[rows], test.inputs)
-        logits, paddings = model.apply(params, Utterances(x.astype(np.float32), lengths))
-        found = ctc_greedy_decode(logits, paddings)
-        heard = map(decode, np.asarray(found.labels), np.asarray(found.label_paddings))
-        pairs = zip(rows, heard, strict=True)
-        return "\n".join(f"said:  {parts.test.transcripts[row]}\nheard: {text}" for row, text in pairs)
-
     return Task(
         name="speech",
         train=train,
@@ -138,8 +100,46 @@ def speech(
         epochs=epochs,
         source=data.source,
         licence=data.licence,
-        show=show,
+        show=functools.partial(_show, model=model, test=test, transcripts=parts.test.transcripts),
     )
+
+
+def _objective(model):
+    """The loss to learn by, per character, and the error rate to look at."""
+
+    def answer(params, batch, x, key=None):
+        logits, paddings = model.apply(params, Utterances(x, batch.examples.inputs.lengths), key)
+        targets = batch.examples.targets
+        return logits, paddings, ctc_loss(logits, paddings, targets.labels, targets.paddings) * targets.share
+
+    def loss_fn(params, batch, key):
+        mask_key, model_key = jax.random.split(key)
+        x, lengths = batch.examples.inputs
+        where = jnp.arange(x.shape[1])[None, :] < lengths[:, None]
+        x = spec_augment(mask_key, x.astype(jnp.float32), where, time_masks=6, time_width=15, mel_width=6)
+        return jnp.mean(answer(params, batch, x, model_key)[2], where=batch.where)
+
+    def metrics_fn(params, batch):
+        logits, paddings, costs = answer(params, batch, batch.examples.inputs.features.astype(jnp.float32))
+        found, targets = ctc_greedy_decode(logits, paddings), batch.examples.targets
+        edits = edit_distance(found.labels, found.label_paddings, targets.labels, targets.paddings)
+        return {
+            "loss": jnp.mean(costs, where=batch.where),
+            "character_error_rate": jnp.mean(edits * targets.share, where=batch.where),
+        }
+
+    return loss_fn, metrics_fn
+
+
+def _show(params, model_state=None, *, model, test: Examples, transcripts: Sequence[str]) -> str:
+    """Three clips of the test part, a short, a middling and a long one: what is said, and what the model hears."""
+    order = np.argsort([len(text) for text in transcripts], kind="stable")
+    rows = order[[len(order) // 4, len(order) // 2, 3 * len(order) // 4]]
+    inputs = test.inputs._replace(features=test.inputs.features.astype(np.float32))
+    found = ctc_greedy_decode(*model.apply(params, jax.tree.map(lambda leaf: leaf[rows], inputs)))
+    heard = map(decode, np.asarray(found.labels), np.asarray(found.label_paddings))
+    pairs = zip(rows, heard, strict=True)
+    return "\n".join(f"said:  {transcripts[row]}\nheard: {text}" for row, text in pairs)
 
 
 def encode(text: str) -> list[int]:

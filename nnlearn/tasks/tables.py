@@ -10,6 +10,7 @@ from nnlearn.datasets import load
 from nnlearn.datasets.tables import diamonds as read_diamonds
 from nnlearn.losses import huber_loss
 from nnlearn.models import mlp
+from nnlearn.tasks.baselines import linear_map, majority
 from nnlearn.tasks.objectives import classification, regression
 from nnlearn.tasks.task import Task, warmed_adamw
 
@@ -38,7 +39,7 @@ def diamonds(
     train, validation, test = (part._replace(targets=part.targets - middle) for part in (train, validation, test))
     model = mlp((train.inputs.shape[1], *hidden, 1), activation="gelu")
     loss_fn, metrics_fn = regression(model, functools.partial(huber_loss, delta=0.2))
-    solution = np.linalg.lstsq(_with_ones(train.inputs), train.targets, rcond=None)[0]
+    linear = linear_map(train.inputs, train.targets, test.inputs)
     batch_size = 256
     return Task(
         name="diamonds",
@@ -53,7 +54,7 @@ def diamonds(
         target=0.075,
         baselines={
             "median": float(np.mean(np.abs(test.targets))),
-            "least squares": float(np.mean(np.abs(_with_ones(test.inputs) @ solution - test.targets))),
+            "least squares": float(np.mean(np.abs(linear - test.targets))),
         },
         make_tx=functools.partial(warmed_adamw, size=example_count(train), batch_size=batch_size, epochs=epochs),
         hparams={"learning_rate": 3e-3, "weight_decay": 0.01},
@@ -87,7 +88,7 @@ def breast_cancer(*, seed: int = 0, hidden: Sequence[int] = (32,), epochs: int =
         metric="accuracy",
         goal="max",
         target=0.95,
-        baselines={"majority": float(np.max(np.bincount(bundle.test.targets)) / len(bundle.test.targets))},
+        baselines={"majority": majority(bundle.train.targets, bundle.test.targets)},
         make_tx=functools.partial(warmed_adamw, size=example_count(bundle.train), batch_size=batch_size, epochs=epochs),
         hparams={"learning_rate": 3e-3, "weight_decay": 0.1},
         batch_size=batch_size,
@@ -95,7 +96,3 @@ def breast_cancer(*, seed: int = 0, hidden: Sequence[int] = (32,), epochs: int =
         source=bundle.source,
         licence=bundle.licence,
     )
-
-
-def _with_ones(inputs: np.ndarray) -> np.ndarray:
-    return np.concatenate([inputs, np.ones((len(inputs), 1), inputs.dtype)], axis=1)

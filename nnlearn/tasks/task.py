@@ -93,7 +93,7 @@ class Task:
 
 
 def warmed_adamw(hparams: Mapping[str, Any], *, size: int, batch_size: int, epochs: int) -> GradientTransformation:
-    """AdamW under a twentieth of warm-up and a cosine, over a run of so many epochs.
+    """AdamW under a tenth of warm-up and a cosine, over a run of so many epochs.
 
     Args:
       hparams: ``learning_rate``, the highest, and ``weight_decay``.
@@ -101,6 +101,6 @@ def warmed_adamw(hparams: Mapping[str, Any], *, size: int, batch_size: int, epoc
       batch_size, epochs: of the run.
     """
     steps = epochs * batch_count(size, batch_size)
-    warmup = -(-steps // 20)
+    warmup = -(-steps // 10)
     schedule = warmup_cosine_decay_schedule(0.0, hparams["learning_rate"], warmup, steps + 1)
     return adamw(schedule, weight_decay=hparams["weight_decay"])
