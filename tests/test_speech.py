@@ -281,5 +281,7 @@ def test_faults_name_their_cure():
         speech_encoder(4, 3).apply({}, jnp.zeros((1, 9, 4)))
     with pytest.raises(ValueError, match="max_seconds must be above 0, got 0"):
         asterisk_prompts(0)
+    with pytest.raises(ValueError, match="no clip longer than max_seconds=0.2"):
+        speech(data=tones(), max_seconds=0.2)
     with pytest.raises(ValueError, match="speed must be above 0, got 0"):
         change_speed(np.zeros(3), 0)

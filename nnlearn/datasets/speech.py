@@ -68,7 +68,7 @@ def asterisk_prompts(max_seconds: float = 6.0) -> Speech:
 
     >>> speech = asterisk_prompts()  # doctest: +SKIP
     >>> len(speech.clips), dict(speech.left_out), speech.transcripts[0]  # doctest: +SKIP
-    (511, {'no speech': 16, 'number': 2, 'too long': 39}, 'activated')
+    (516, {'no speech': 17, 'number': 2, 'too long': 33}, 'activated')
     """
     if not max_seconds > 0:
         raise ValueError(f"max_seconds must be above 0, got {max_seconds!r}")
