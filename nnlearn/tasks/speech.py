@@ -49,7 +49,7 @@ def speech(
     layers: int = 2,
     dropout: float = 0.2,
     batch_size: int = 12,
-    epochs: int = 20,
+    epochs: int = 8,
 ) -> Task:
     """Characters of spoken telephone prompts, by connectionist temporal classification; one speaker, 14 minutes.
 
