@@ -18,10 +18,11 @@ def test_the_python_blocks_run_as_printed():
         exec(compile("\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL)), "README.md", "exec"), {})
 
 
-def test_there_are_two_commands_and_each_makes_its_own_environment():
+def test_there_are_three_commands_and_each_makes_its_own_environment():
     blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2 and all(block.startswith("python3 -m venv .venv && ") for block in blocks)
+    assert len(blocks) == 3 and all(block.startswith("python3 -m venv .venv && ") for block in blocks)
     assert blocks[0].strip().endswith("nnlearn compare") and "pytest" in blocks[1]
+    assert blocks[2].strip().endswith("nnlearn learn mnist")
 
 
 def public_names():

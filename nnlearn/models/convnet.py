@@ -69,8 +69,8 @@ def convnet(
     Source: He et al. 2016, "Identity Mappings in Deep Residual Networks", arXiv:1603.05027.
 
     >>> model = convnet(1, 10)
-    >>> params, state = model.init(jax.random.key(0))
-    >>> logits, state = model.apply(params, state, jnp.ones((4, 28, 28, 1)), jax.random.key(1))
+    >>> run = lambda key: model.apply(*model.init(key), jnp.ones((4, 28, 28, 1)), key)
+    >>> logits, state = jax.eval_shape(run, jax.random.key(0))
     >>> logits.shape
     (4, 10)
     """

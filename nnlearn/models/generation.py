@@ -99,7 +99,7 @@ def generate(
 
     >>> from nnlearn.models.transformer import transformer
     >>> model = transformer(10, layers=1, width=8, heads=2, max_length=16)
-    >>> generate(model, model.init(jax.random.key(0)), jnp.array([[1, 2, 3]]), 5, 0).shape
+    >>> generate(model, jax.jit(model.init)(jax.random.key(0)), jnp.array([[1, 2, 3]]), 5, 0).shape
     (1, 5)
     """
     prompt, length = jnp.asarray(prompt), check_count("length", length)

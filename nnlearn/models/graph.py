@@ -100,12 +100,12 @@ def graph_network(
     Source: Gilmer et al. 2017, arXiv:1704.01212; Battaglia et al. 2018, arXiv:1806.01261.
 
     >>> model = graph_network(2, 16, 3)
-    >>> params = model.init(jax.random.key(0))
+    >>> params = jax.jit(model.init)(jax.random.key(0))
     >>> path = Graphs(jnp.ones((3, 2)), senders=jnp.array([0, 1]), receivers=jnp.array([1, 2]))
-    >>> model.apply(params, path).shape
+    >>> jax.eval_shape(model.apply, params, path).shape
     (3,)
     >>> batch = jax.tree.map(lambda leaf: jnp.stack([leaf] * 5), path)
-    >>> model.apply(params, batch).shape
+    >>> jax.eval_shape(model.apply, params, batch).shape
     (5, 3)
     """
     layers, hidden = check_count("layers", layers), check_count("hidden", hidden)

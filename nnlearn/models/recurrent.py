@@ -103,8 +103,8 @@ def gru(
     Source: Cho et al. 2014, arXiv:1406.1078.
 
     >>> model = gru(3, 8, bidirectional=True)
-    >>> x, where = jnp.ones((2, 5, 3)), jnp.arange(5) < jnp.array([[5], [3]])
-    >>> states = model.apply(model.init(jax.random.key(0)), (x, where))
+    >>> x, where = jnp.ones((2, 5, 3)), jnp.arange(5)[None] < jnp.array([[5], [3]])
+    >>> states = model.apply(jax.jit(model.init)(jax.random.key(0)), (x, where))
     >>> states.shape, bool((states[1, 2, :8] == states[1, 4, :8]).all())
     ((2, 5, 16), True)
     """

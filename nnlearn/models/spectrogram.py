@@ -204,7 +204,7 @@ def spec_augment(
 
     Source: Park et al. 2019, SpecAugment, arXiv:1904.08779, without the time warp.
 
-    >>> masked = spec_augment(jax.random.key(0), jnp.ones((4, 100, 40)))
+    >>> masked = jax.jit(spec_augment)(jax.random.key(0), jnp.ones((4, 100, 40)))
     >>> masked.shape, bool((masked == 0).any()), float(masked.max())
     ((4, 100, 40), True, 1.0)
     """

@@ -103,10 +103,10 @@ def transformer(
     Learners"; tying, Press and Wolf 2017, arXiv:1608.05859; SwiGLU, Shazeer 2020, arXiv:2002.05202.
 
     >>> model = transformer(10, layers=2, width=8, heads=2, max_length=16)
-    >>> params = model.init(jax.random.key(0))
+    >>> params = jax.jit(model.init)(jax.random.key(0))
     >>> tokens = jnp.array([[1, 2, 3], [4, 5, 6]])
-    >>> model.apply(params, tokens).shape, model.hidden(params, tokens).shape, model.head(params).shape
-    ((2, 3, 10), (2, 3, 8), (8, 10))
+    >>> jax.jit(model.apply)(params, tokens).shape, jax.eval_shape(model.hidden, params, tokens).shape
+    ((2, 3, 10), (2, 3, 8))
     """
     embed = _embedding(vocabulary, width, max_length, positions, dropout, dtype, compute_dtype)
     blocks = transformer_blocks(
@@ -210,7 +210,8 @@ def encoder(
     Source: Devlin et al. 2019, "BERT", arXiv:1810.04805, with RMSNorm before each half of a block.
 
     >>> model = encoder(10, 3, layers=1, width=8, heads=2, max_length=4)
-    >>> model.apply(model.init(jax.random.key(0)), jnp.array([[1, 2, 3]]), where=jnp.array([[True, True, False]])).shape
+    >>> run = lambda key: model.apply(model.init(key), jnp.array([[1, 2, 3]]), where=jnp.array([[True, True, False]]))
+    >>> jax.eval_shape(run, jax.random.key(0)).shape
     (1, 3)
     """
     if pool not in ("mean", "first"):

@@ -38,12 +38,12 @@ def learn(settings: Settings) -> dict[str, float]:
     if settings.checks < 1:
         raise ValueError(f"checks must be at least 1, got {settings.checks}")
     options = {} if settings.epochs is None else {"epochs": settings.epochs}
-    console = Console()
+    console = Console(soft_wrap=True, highlight=False)
     task = load_task(settings.task, **options)
     steps = task.epochs * task.sampler.epoch_steps
     train = task.make_train(steps=steps, check_every=-(-steps // settings.checks), record_every=1)
     began = time.perf_counter()
-    run = train.start(task.hparams, jax.random.key(settings.seed))
+    run = jax.jit(train.start)(task.hparams, jax.random.key(settings.seed))
     console.print(f"{task.name}: {task.source} ({task.licence})")
     console.print(f"{parameter_count(run.state.params):,} parameters, {steps:,} steps of {task.batch_size} examples")
     run = _advance(train, task, run, console)
@@ -55,7 +55,7 @@ def learn(settings: Settings) -> dict[str, float]:
     console.print(f"test: {shown}, after {seconds:.0f} s; target {task.metric} {task.target:.4g}: {verdict}")
     console.print("baselines: " + ", ".join(f"{name} {value:.4g}" for name, value in task.baselines.items()))
     if task.show is not None:
-        console.print(task.show(state.params, state.model_state), markup=False, highlight=False)
+        console.print(task.show(state.params, state.model_state), markup=False)
     return metrics
 
 
@@ -66,5 +66,5 @@ def _advance(train: Train, task: Task, run, console: Console):
         count = min(train.check_every, train.steps - first)
         run, trace = advance(task.hparams, run, first, count)
         metrics = ", ".join(f"{name} {float(values[-1]):.4g}" for name, values in trace.metrics.items())
-        console.print(f"  step {first + count:>6,}  {metrics}", highlight=False)
+        console.print(f"  step {first + count:>6,}  {metrics}")
     return run
