@@ -15,6 +15,7 @@ from nnlearn.types import DTypeLike, Model
 
 SMALL: Initializer = jax.nn.initializers.normal(0.02)
 
+
 @model_factory
 def embedding(
     count: int,

@@ -16,7 +16,7 @@ from nnlearn.tasks.task import Task, warmed_adamw
 
 
 def diamonds(
-    *, seed: int = 0, data: Examples | None = None, hidden: Sequence[int] = (128, 128), epochs: int = 20
+    *, seed: int = 0, data: Examples | None = None, hidden: Sequence[int] = (128, 128), epochs: int = 60
 ) -> Task:
     """The logarithm of a diamond's price from its size and quality: an absolute error of 0.1 is one of about 10 %.
 
@@ -57,7 +57,7 @@ def diamonds(
             "least squares": float(np.mean(np.abs(linear - test.targets))),
         },
         make_tx=functools.partial(warmed_adamw, size=example_count(train), batch_size=batch_size, epochs=epochs),
-        hparams={"learning_rate": 3e-3, "weight_decay": 0.01},
+        hparams={"learning_rate": 5e-3, "weight_decay": 0.1},
         batch_size=batch_size,
         epochs=epochs,
         source="53,940 diamonds of 2017, collected for ggplot2, from plotnine's diamonds.csv",
