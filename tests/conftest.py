@@ -10,28 +10,39 @@ import jax
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-SAMPLED = {"test_contract.py": 3, "test_packed_training.py": 3, "test_schedules.py": 2}
+# One in so many cases of the large tables, and of the tests marked slow.
+SAMPLED = {
+    "test_contract.py": 3,
+    "test_losses.py": 2,
+    "test_losses_contrastive.py": 2,
+    "test_losses_likelihood.py": 2,
+    "test_losses_overlap.py": 2,
+    "test_packed_training.py": 3,
+    "test_packing.py": 2,
+    "test_schedules.py": 2,
+    "test_transforms.py": 2,
+}
+SLOW = 3
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--whole",
-        action="store_true",
-        help="every case of the large tables; without it one in two or three, another share of the table in each test",
-    )
+    parser.addoption("--whole", action="store_true", help="every slow test, and every case of the large tables")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Keep a share of the cases of large tables, so that every test and every row is still met in some combination."""
+    """Keep a share of what takes long: of each table another share in each test, so that every row is met somewhere."""
     named = any("::" in argument for argument in config.args)  # who asks for one test by name gets it
     if config.getoption("--whole") or named:
         return
-    functions = {}
+    groups = {}
     for item in items:
-        functions.setdefault((item.path, getattr(item, "originalname", item.name)), []).append(item)
+        slow = item.get_closest_marker("slow") is not None
+        table = hasattr(item, "callspec") and item.path.name in SAMPLED
+        group = "slow" if slow else (item.path, item.originalname) if table else item
+        groups.setdefault(group, []).append(item)
     kept = set()
-    for number, ((path, _), cases) in enumerate(functions.items()):
-        one_in = SAMPLED.get(path.name, 1) if hasattr(cases[0], "callspec") else 1
+    for number, (group, cases) in enumerate(groups.items()):
+        one_in = SLOW if group == "slow" else SAMPLED.get(cases[0].path.name, 1)
         kept.update(cases[number % min(one_in, len(cases)) :: one_in])
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]

@@ -129,6 +129,7 @@ NORMED = from_nnx(Normed)
 # --- linen ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_linen_resnet_trains_as_in_flaxs_own_loop():
     from flax.training import train_state
 
@@ -218,6 +219,7 @@ def nnx_loop(module, inputs, state):
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("net", "model", "inputs"), [(Transformer, TRANSFORMER, TOKENS), (Normed, NORMED, POINTS)])
 def test_an_nnx_module_trains_as_in_nnxs_own_loop(net, model, inputs):
     state = trained(model, inputs)
@@ -408,6 +410,7 @@ def models():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linen", "nnx", "nnx with state", "equinox", "equinox with state"])
 def test_fit_and_make_train_take_them_unchanged(name):
     model, inputs = models()[name]

@@ -26,6 +26,7 @@ def run(tmp_path, **settings):
     return results, console.export_text()
 
 
+@pytest.mark.slow
 def test_digits_beside_optax(tmp_path):
     results, text = run(tmp_path, optimizers=("adamw", "sgd"))
     for name in ("adamw", "sgd"):

@@ -439,6 +439,7 @@ def settings(rate):
     return {"learning_rate": rate, "weight_decay": 0.05}
 
 
+@pytest.mark.slow
 def test_vmapped_over_seeds_and_rates_the_runs_are_the_lone_ones(small_mnist, lone_run):
     rates, seeds = jnp.array([1e-3, 1e-2]), jnp.arange(2)
     train = small_mnist.make_train(evaluate=None)
@@ -454,6 +455,7 @@ def test_vmapped_over_seeds_and_rates_the_runs_are_the_lone_ones(small_mnist, lo
     assert lone_run._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_step_run_and_fit_carry_the_state_alike(small_mnist, lone_run):
     task = small_mnist
     state, trace = lone_run(settings(1e-2), jax.random.key(0))

@@ -64,6 +64,7 @@ def test_every_one_of_100_seeds_solves_exclusive_or(capsys):
     assert printed == promised_lines(module)
 
 
+@pytest.mark.slow
 def test_digits_are_read_as_well_as_promised(capsys):
     module, (validation, test, losses), printed = run("digits", capsys)
     assert test.shape == validation.shape == (10,)
@@ -129,6 +130,7 @@ def test_a_transformation_of_ones_own_is_the_equation_and_may_be_vmapped():
     np.testing.assert_allclose(together["b"], [[0.0], [1.0]], atol=1e-6)  # no gradient, no step
 
 
+@pytest.mark.slow
 def test_optimizers_are_compared_at_their_best_rates(capsys):
     module, best, printed = run("compare_optimizers", capsys)
     promised = promised_lines(module)
@@ -137,6 +139,7 @@ def test_optimizers_are_compared_at_their_best_rates(capsys):
         assert accuracies.shape == (10,) and accuracies.mean() > 0.96 and 1e-4 < rate < 1
 
 
+@pytest.mark.slow
 def test_a_learned_schedule_beats_the_best_constant_rate(capsys):
     module, (rates, losses, (constant, learned)), printed = run("learn_schedule", capsys)
     assert [line.split(":")[0][:13] for line in printed] == [line.split(":")[0][:13] for line in promised_lines(module)]
@@ -145,6 +148,7 @@ def test_a_learned_schedule_beats_the_best_constant_rate(capsys):
     assert rates[-1] < 0.3 * rates.max() and rates[0] < rates.max()
 
 
+@pytest.mark.slow
 def test_a_flax_network_trains_as_it_is(capsys):
     module, (found, own, losses), printed = run("flax_model", capsys)
     assert found.shape == (4,) and found.mean() > 0.97 and jnp.all(jnp.isfinite(losses))

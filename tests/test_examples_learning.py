@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pytest
 from test_examples import promised_lines, run
 
 
@@ -14,6 +15,7 @@ def without_numbers(lines):
     return [re.sub(r"\d+\.\d+(e[-+]\d+)?", "#", line).split() for line in lines]
 
 
+@pytest.mark.slow
 def test_depth_stalls_a_plain_network_and_not_a_residual_one(capsys, tmp_path):
     module, found, printed = run("depth", capsys, tmp_path / "depth.png")
     (plain_norms, plain), (residual_norms, residual) = found.values()
@@ -30,6 +32,7 @@ def test_depth_stalls_a_plain_network_and_not_a_residual_one(capsys, tmp_path):
     assert (tmp_path / "depth.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
+@pytest.mark.slow
 def test_each_cure_narrows_the_gap_on_its_own(capsys):
     module, found, printed = run("regularization", capsys)
     plain, plain_right = (np.asarray(values) for values in found["nothing"])

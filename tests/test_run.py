@@ -347,6 +347,7 @@ def test_four_devices_make_the_run_of_one():
     assert int(got.stop_step) == int(trace.stop_step) < 20
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_run_is_its_central_difference():
     with jax.enable_x64(True):
         train, chosen = build_with_everything(), every_number() | {"dropout": 0.0}
@@ -393,6 +394,7 @@ def test_per_example_weights_and_a_schedule_have_gradients_too():
     assert gradient["a"] != 0 and gradient["b"] != 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check_every", [None, 4])
 def test_a_derivative_s_memory_grows_as_the_square_root_of_the_steps_or_less(check_every):
     def temporaries(steps):

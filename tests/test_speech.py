@@ -223,6 +223,7 @@ def test_no_two_parts_share_a_transcript():
         )
 
 
+@pytest.mark.slow
 def test_the_task_learns_tones_and_a_sweep_of_it_is_its_lone_runs():
     small = {"max_seconds": 0.7, "speeds": (1.0,), "mels": 12, "hidden": 16, "layers": 1, "batch_size": 4}
     task = speech(data=tones(), epochs=12, dropout=0.0, **small)

@@ -20,12 +20,14 @@ def table(size=200):
 SMALL = {
     "diamonds": lambda: load_task("diamonds", data=table(), hidden=(8,), epochs=2),
     "breast-cancer": lambda: load_task("breast-cancer", hidden=(8,), epochs=1),
+    "digits": lambda: load_task("digits", hidden=(8,), epochs=1),
     "masked-digits": lambda: load_task("masked-digits", hidden=16, epochs=1),
     "clicks": lambda: load_task("clicks", examples=600, values=20, epochs=1),
     "graphs": lambda: load_task("graphs", examples=100, nodes=8, hidden=8, epochs=1),
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_task_vmapped_over_seeds_and_learning_rates_equals_its_lone_runs(name):
     task = SMALL[name]()

@@ -211,6 +211,7 @@ def test_metrics_are_those_of_the_last_half(task, params):
     assert metrics["accuracy"] == pytest.approx(right.mean(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_vmapped_over_seeds_and_rates_is_each_alone(task):
     train = task.make_train()
 
