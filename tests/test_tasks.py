@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from nnlearn import cli
-from nnlearn.data import Examples
+from nnlearn.data import Examples, MaskedBatch
+from nnlearn.models import convnet
 from nnlearn.models.embedding import embedding, factorization_machine
 from nnlearn.tasks import TASKS, Task, load_task
+from nnlearn.tasks.objectives import classification
 
 
 def table(size=200):
@@ -110,3 +112,16 @@ def test_learn_refuses_what_cannot_work(capsys):
     assert cli.main(["learn", "chess"]) == 2
     assert "name must be one of mnist" in capsys.readouterr().err
     assert cli.main(["learn", "graphs", "--checks", "0"]) == 2
+
+
+def test_examples_that_do_not_count_leave_the_statistics_of_a_batch_alone():
+    model = convnet(1, 3, widths=(4,))
+    loss_fn, _ = classification(model)
+    params, model_state = jax.jit(model.init)(jax.random.key(0))
+    images, where = jax.random.normal(jax.random.key(1), (4, 4, 4, 1)), jnp.array([True, True, True, False])
+
+    def run(last):
+        examples = Examples(images.at[3].set(last), jnp.array([0, 1, 2, 0]))
+        return jax.jit(loss_fn)(params, MaskedBatch(examples, where), jax.random.key(2), model_state)
+
+    jax.tree.map(np.testing.assert_array_equal, run(0.0), run(100.0))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from nnlearn.losses import absolute_error, cross_entropy, squared_error
+from nnlearn.train.calls import hand
 from nnlearn.types import Model, StatefulModel
 
 Objective = tuple[Callable, Callable]
@@ -50,7 +51,8 @@ def _objective(model, loss, metrics) -> Objective:
     if isinstance(model, StatefulModel):
 
         def stateful_loss_fn(params, batch, key, model_state):
-            outputs, model_state = model.apply(params, model_state, batch.examples.inputs, key)
+            offered = {"where": batch.where}  # what is filled up must not enter the statistics of a batch
+            outputs, model_state = hand(model.apply, params, model_state, batch.examples.inputs, key, **offered)
             return loss(outputs, batch), {}, model_state
 
         def stateful_metrics_fn(params, batch, model_state):
