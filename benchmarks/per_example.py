@@ -8,12 +8,10 @@
 beside its arguments and results. All norms must agree.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from harness import Report, argument_parser, compile_timed, race, ratios_to, show, summarize
+from harness import Compiled, Report, argument_parser, race, ratios_to, show, summarize
 
 import nnlearn
 from nnlearn.train.per_example import clipped_value_and_grad, per_example_grads, per_example_norms
@@ -23,19 +21,6 @@ BATCH_SIZE = 256
 FLOOR, NORMS, NAIVE = "gradient", "per_example_norms", "vmapped norms"
 DIFFERENT = 1e-5  # of a norm
 HEADINGS = ("rival", "ms", "quartiles", "/ gradient", "compile s", "memory MB")
-
-
-class Compiled:
-    """A rival that is a compiled function of unchanging arguments."""
-
-    def __init__(self, function: Any, *inputs: Any):
-        self.compiled, self.compile = compile_timed(jax.jit(function), *inputs)
-        self.inputs, self.result = inputs, None
-
-    def run(self, calls: int) -> None:
-        for _ in range(calls):
-            self.result = self.compiled(*self.inputs)
-        jax.block_until_ready(self.result)
 
 
 def make_rivals(sizes: tuple[int, ...]) -> dict[str, Compiled]:

@@ -88,3 +88,19 @@ def parameter(layer: str, params: Params, name: str, shape: tuple[int, ...]) -> 
             cure = "these are the params of another model"
         raise ValueError(f"{layer} expects {name!r} of shape {shape}, got {value.shape}; {cure}")
     return value
+
+
+def where_or_all(where: jax.Array | None, shape: tuple[int, ...], name: str = "where") -> jax.Array:
+    """A mask of that shape, checked; None is one that keeps all.
+
+    >>> where_or_all(None, (2,))
+    Array([ True,  True], dtype=bool)
+    """
+    if where is None:
+        return jnp.ones(shape, bool)
+    where = jnp.asarray(where)
+    if where.dtype != bool:
+        raise TypeError(f"{name} must be boolean, got {where.dtype.name} of shape {where.shape}; pass {name} != 0")
+    if where.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {where.shape}")
+    return where

@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.checks import check_count
-from nnlearn.models.factory import check_features, model_factory
+from nnlearn.models.factory import check_features, model_factory, where_or_all
 from nnlearn.models.layers import _floating, dense, layer_norm
 from nnlearn.models.mlp import mlp
 from nnlearn.models.named import activation_function
-from nnlearn.models.recurrent import where_or_all
 from nnlearn.tree import safe_divide
 from nnlearn.types import DTypeLike, Model, Scalar
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.checks import check_count, check_dtype
-from nnlearn.models.factory import check_features, model_factory, parameter
+from nnlearn.models.factory import check_features, model_factory, parameter, where_or_all
 from nnlearn.models.layers import _along_last, _drawn, _floating
 from nnlearn.models.named import Initializer, activation_function, initializer
 from nnlearn.types import DTypeLike, Model
@@ -182,19 +182,3 @@ def _recurrent(kind, inputs, hidden, gates, cell, biases, bidirectional, kernel_
         return jax.lax.scan(step, start, (projected, where_tb))[1]
 
     return Model(init, apply)
-
-
-def where_or_all(where: jax.Array | None, shape: tuple[int, ...], name: str = "where") -> jax.Array:
-    """A mask of that shape, checked; None is one that keeps all.
-
-    >>> where_or_all(None, (2,))
-    Array([ True,  True], dtype=bool)
-    """
-    if where is None:
-        return jnp.ones(shape, bool)
-    where = jnp.asarray(where)
-    if where.dtype != bool:
-        raise TypeError(f"{name} must be boolean, got {where.dtype.name} of shape {where.shape}; pass {name} != 0")
-    if where.shape != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {where.shape}")
-    return where

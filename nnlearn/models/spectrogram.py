@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.checks import check_count, check_nonnegative, check_number
+from nnlearn.models.factory import where_or_all
 from nnlearn.models.layers import _along_last, _floating
-from nnlearn.models.recurrent import where_or_all
 from nnlearn.tree import as_hyperparam, compute_dtype, safe_divide, safe_rsqrt
 from nnlearn.types import Key, Scalar
 
