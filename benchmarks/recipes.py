@@ -90,11 +90,15 @@ def one_leaf(tree: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {"leaf": jnp.concatenate([leaf.reshape(-1) for leaf in tree.values()])}
 
 
-def _step(tx: Any, params: Any, grads: Any, apply_updates: Callable = optax.apply_updates) -> tuple:
+def _apply_with_optax(tx: Any, params: Any, grads: Any, opt_state: Any) -> tuple:
+    updates, opt_state = tx.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+
+def _step(tx: Any, params: Any, grads: Any, apply_gradients: Callable = _apply_with_optax) -> tuple:
     def step(state, grads):
         params, opt_state = state
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return apply_updates(params, updates), opt_state
+        return apply_gradients(tx, params, grads, opt_state)
 
     params = jax.tree.map(jnp.copy, params)  # the step gives its memory away
     # An array that stands in two places of a state cannot be given away twice.
@@ -109,17 +113,17 @@ def update_steps(recipe: str, params: dict, grads: dict) -> dict[str, Callable[[
     """
     theirs, ours = RECIPES[recipe].make(optax), RECIPES[recipe].make(nnlearn)
 
-    def packed(tx, form=lambda tree: tree):
+    def packed(tx, form=lambda tree: tree, apply_gradients=nnlearn.apply_gradients):
         packed_params = nnlearn.pack(form(params))
         # In training the gradient comes with the layout of the parameters, the same object and not an equal one.
         buffers, structure = jax.tree.leaves(nnlearn.pack(form(grads))), jax.tree.structure(packed_params)
-        return _step(tx, packed_params, jax.tree.unflatten(structure, buffers), nnlearn.apply_updates)
+        return _step(tx, packed_params, jax.tree.unflatten(structure, buffers), apply_gradients)
 
     steps = {
         "optax": lambda: _step(theirs, params, grads),
         "optax.flatten": lambda: _step(optax.flatten(theirs), params, grads),
-        "optax, packed": lambda: packed(theirs),
-        "nnlearn": lambda: _step(ours, params, grads),
+        "optax, packed": lambda: packed(theirs, apply_gradients=_apply_with_optax),
+        "nnlearn": lambda: _step(ours, params, grads, nnlearn.apply_gradients),
         "nnlearn, packed": lambda: packed(ours),
     }
     if len(params) > 1:

@@ -3,6 +3,7 @@
 from nnlearn.train.epoch import make_epoch as make_epoch
 from nnlearn.train.evaluation import evaluation as evaluation
 from nnlearn.train.hypergrad import hyper_value_and_grad as hyper_value_and_grad
+from nnlearn.train.in_place import apply_gradients as apply_gradients
 from nnlearn.train.noise_scale import NoiseScale as NoiseScale
 from nnlearn.train.noise_scale import noise_scale_from_batches as noise_scale_from_batches
 from nnlearn.train.noise_scale import noise_scale_from_examples as noise_scale_from_examples

@@ -11,6 +11,7 @@ from nnlearn.data import MaskedBatch, example_count
 from nnlearn.packing import is_packed, leaf_norms
 from nnlearn.train.calls import asks_for, hand
 from nnlearn.train.gradient import make_gradient
+from nnlearn.train.in_place import apply_gradients
 from nnlearn.train.noise_scale import NoiseScale, noise_scale_from_batches, noise_scale_from_examples
 from nnlearn.train.per_example import per_example_norms
 from nnlearn.train.state import TrainState
@@ -141,8 +142,11 @@ def make_step(
         scale = current_loss_scale(state.opt_state)
         seen = gradient(state.stored, batch, key, state.model_state, scale, hparams)
         extra = {"value": seen.loss, "grad": seen.grads, "value_fn": seen.value_fn}
-        updates, opt_state = tx.update(seen.grads, state.opt_state, state.stored, **extra)
-        stored = apply_updates(state.stored, updates)
+        if "update_norm" in record:
+            updates, opt_state = tx.update(seen.grads, state.opt_state, state.stored, **extra)
+            stored = apply_updates(state.stored, updates)
+        else:
+            stored, opt_state = apply_gradients(tx, state.stored, seen.grads, state.opt_state, **extra)
         info = Info(
             seen.loss,
             global_norm(seen.grads) if "grad_norm" in record else None,
