@@ -200,6 +200,26 @@ def test_it_compiles_once_whatever_the_ends():
     assert block._cache_size() == 1
 
 
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_a_second_run_compiles_nothing(evaluated):
+    step, evaluate = nnlearn.make_step(loss_fn, TX), (lambda params: {"zero": jnp.float32(0)}) if evaluated else None
+    fit(step, start(), batches_of(6), evaluate=evaluate)
+    compiled = []
+
+    def listen(event, seconds, **facts):
+        if event.endswith("backend_compile_duration"):
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        jax.jit(lambda x: x + 1)(0)
+        assert len(compiled) == 1  # it is told of programs
+        fit(step, start(), batches_of(6), evaluate=evaluate)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(compiled) == 1
+
+
 # The stream
 
 

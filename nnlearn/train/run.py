@@ -18,7 +18,7 @@ from nnlearn.train.stretches import blank, end_to_end, followed_by, lean_scan, s
 from nnlearn.train.trace import Trace
 from nnlearn.train.verdict import Verdict, best_state, first_verdict, judge, kept_metric, measure
 from nnlearn.tree import is_function
-from nnlearn.types import GradientTransformation, Key, LossFn, Params, PyTree, Scalar
+from nnlearn.types import Batch, GradientTransformation, Key, LossFn, Params, PyTree, Scalar
 
 
 class Run(NamedTuple):
@@ -216,7 +216,10 @@ def make_train(
     record_every: int = 1,
     packed: bool | None = None,
     labels: PyTree | Callable[[Params], PyTree] = None,
-    **step_options: Any,
+    axis_name: str | tuple[str, ...] | None = None,
+    microbatches: int = 1,
+    batch_weight: Callable[[Batch], Scalar] | None = None,
+    value_and_grad: Callable[[LossFn], Callable] | None = None,
 ) -> Train:
     """A training run as a pure function of its hyper-parameters and its key.
 
@@ -241,7 +244,7 @@ def make_train(
       record: which norms the trace holds, see ``make_step``.
       record_every: record every so many steps; must divide ``check_every``.
       packed, labels: see ``init_state``.
-      **step_options: ``axis_name``, ``microbatches``, ``batch_weight`` or ``value_and_grad`` of ``make_step``.
+      axis_name, microbatches, batch_weight, value_and_grad: see ``make_step``.
 
     Returns:
       A ``Train``: call it, or run it in stretches with its ``start``, ``advance`` and ``finish``.
@@ -293,7 +296,12 @@ def make_train(
         record=tuple(record),
         record_every=record_every,
         stretch=stretch,
-        options=step_options,
+        options={
+            "axis_name": axis_name,
+            "microbatches": microbatches,
+            "batch_weight": batch_weight,
+            "value_and_grad": value_and_grad,
+        },
         packing={"packed": packed, "labels": labels},
     )
 

@@ -80,22 +80,22 @@ def make_check(evaluate: Callable[..., dict[str, Scalar]] | None, rules: Sequenc
     return check
 
 
-def kept_on(function: Any, made_of: tuple, make: Callable[[], Any]) -> Any:
-    """``make()``, or what it has made before for this function and the same others.
+def kept_on(step: Any, kind: str, made_of: tuple, make: Callable[[], Any]) -> Any:
+    """``make()``, or the program of that kind which it has made before for this step and the same others.
 
-    It is kept on the function, and so lives as long: a run that is taken up again does not compile anew.
+    It is kept on the step, and so lives as long: a run that is taken up again does not compile anew.
 
     >>> def step(state, batch): ...
-    >>> kept_on(step, (), object) is kept_on(step, (), object)
+    >>> kept_on(step, "block", (), object) is kept_on(step, "block", (), object)
     True
     """
-    key = (function, *made_of)
-    kept = getattr(function, "_nnlearn_program", None)
+    key, name = (step, *made_of), f"_nnlearn_{kind}"
+    kept = getattr(step, name, None)
     if kept is not None and kept[0] == key:  # a wrapper made by functools.wraps has its function's
         return kept[1]
     program = make()
-    if isinstance(function, types.FunctionType):  # other callables may mind a new attribute
-        function._nnlearn_program = (key, program)
+    if isinstance(step, types.FunctionType):  # other callables may mind a new attribute
+        setattr(step, name, (key, program))
     return program
 
 

@@ -51,8 +51,8 @@ class Running:
 
     def __init__(self, step, state, evaluate, rules, calls: Calls, save, plan: Plan):
         self.rules, self.calls, self.save, self.plan = rules, calls, save, plan
-        self.block = kept_on(step, (), lambda: make_block(step))
-        self.check = kept_on(evaluate, (rules,), lambda: make_check(evaluate, rules))
+        self.block = kept_on(step, "block", (), lambda: make_block(step))
+        self.check = kept_on(step, "check", (evaluate, rules), lambda: make_check(evaluate, rules))
         # An accelerator asks the host at every turn of a loop whether there is another, unless the number is compiled
         # in. A CPU does not care, and is spared a second program for incomplete blocks.
         self.compile_full = jax.default_backend() != "cpu"
