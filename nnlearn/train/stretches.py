@@ -14,6 +14,7 @@ from jax.extend.core import Literal
 
 from nnlearn.types import PyTree
 
+KEPT = {"dot_general", "conv_general_dilated", "exp", "log", "reduce_sum", "reduce_max"}
 SHORTEST = 64  # steps; fewer at once would not hide what a stretch costs
 
 
@@ -42,14 +43,14 @@ def stretch_length(steps: int, check_every: int, record_every: int, epoch_steps:
     return best if best >= aim / 8 or best == record_every else check_every
 
 
-def is_product(primitive, *_, **__) -> bool:
-    """What a derivative keeps of a step: products are dear to work out again, and all else costs more to store.
+def is_kept(primitive, *_, **__) -> bool:
+    """What a derivative keeps of a step: products, exponentials and sums are dear to work out again, or small.
 
     >>> from jax.extend.core.primitives import add_p, dot_general_p
-    >>> is_product(dot_general_p), is_product(add_p)
+    >>> is_kept(dot_general_p), is_kept(add_p)
     (True, False)
     """
-    return primitive.name in ("dot_general", "conv_general_dilated")
+    return primitive.name in KEPT
 
 
 def blank(shape: jax.ShapeDtypeStruct) -> jax.Array:
@@ -102,13 +103,13 @@ def scan_in_segments(body: Callable, carry: PyTree, length: int, size: int) -> t
 
 
 def lean_scan(body: Callable, carry: PyTree, xs: PyTree) -> tuple[PyTree, Any]:
-    """``scan`` that carries only what changes, and whose derivative keeps only the products of a turn.
+    """``scan`` that carries only what changes, and whose derivative keeps only what of a turn is dear.
 
     >>> lean_scan(lambda carry, x: ((carry[0] + x, 3.0), -x), (jnp.zeros(()), 1.0), jnp.ones(2))
     ((Array(2., dtype=float32), 3.0), Array([-1., -1.], dtype=float32))
     """
     turn, carried, restore = without_constants(body, carry, jax.tree.map(lambda leaf: leaf[0], xs))
-    carried, outputs = jax.lax.scan(jax.checkpoint(turn, policy=is_product, prevent_cse=False), carried, xs)
+    carried, outputs = jax.lax.scan(jax.checkpoint(turn, policy=is_kept, prevent_cse=False), carried, xs)
     return restore(carried), outputs
 
 
@@ -190,7 +191,7 @@ __all__ = [
     "constant_leaves",
     "end_to_end",
     "followed_by",
-    "is_product",
+    "is_kept",
     "lean_scan",
     "scan_in_segments",
     "stretch_length",
