@@ -197,6 +197,46 @@ def test_gradient_of_many_frames_keeps_its_digits():
     np.testing.assert_allclose(gradient.sum(2), 0, atol=2e-6)
 
 
+def log_space_reference(logits_tk, labels):
+    """Loss and gradient of one example in float64: forward and backward over blank, label, blank, ..., blank."""
+    log_probs = logits_tk - np.logaddexp.reduce(logits_tk, 1, keepdims=True)
+    states = [0] + [one for label in labels for one in (label, 0)]
+
+    def scores(log_probs, states):
+        before, rows = np.array([0.0] + [-np.inf] * (len(states) - 1)), []
+        for t, row in enumerate(log_probs):
+            after = before.copy()
+            after[1:] = np.logaddexp(after[1:], before[:-1])
+            for s in range(2, len(states)):
+                if states[s] != states[s - 2]:
+                    after[s] = np.logaddexp(after[s], before[s - 2])
+            before = after + row[states]
+            rows.append(before)
+        return np.array(rows)
+
+    with np.errstate(invalid="ignore"):
+        forward = scores(log_probs, states)
+        backward = scores(log_probs[::-1], states[::-1])[::-1, ::-1]
+        total = np.logaddexp.reduce(forward[-1, -2:])
+        shares = np.exp(forward + backward - log_probs[:, states] - total)
+    counts = np.zeros_like(log_probs)
+    np.add.at(counts, (slice(None), states), shares)
+    return -total, np.exp(log_probs) - counts
+
+
+@pytest.mark.parametrize("size", [0.0, 30.0, 3000.0])
+def test_nothing_is_lost_below_the_range_of_floats(size):
+    rng = np.random.default_rng(0)
+    labels = [(1, 1, 2, 2) * 8, (1, 2, 3, 3, 3, 1) * 4, (1,) * 28]  # the last leaves a single alignment
+    logits = (size * rng.normal(size=(3, 55, 4))).astype(np.float32)
+    padded, label_paddings = pad_labels(labels, 32)
+    losses, gradient = BOTH(logits, np.zeros((3, 55)), padded, label_paddings)
+    for b, one in enumerate(labels):
+        loss, expected = log_space_reference(np.float64(logits[b]), one)
+        np.testing.assert_allclose(losses[b], loss, rtol=1e-6)
+        np.testing.assert_allclose(gradient[b], expected, atol=2e-5 if size < 100 else 1e-3)
+
+
 def test_impossible_labels_cost_infinity_or_zero_and_have_no_gradient():
     logits, *_ = random_problem(4, 3, 4)
     labels, label_paddings = pad_labels([(1, 1, 2), (1, 2), (1,), ()], 3)

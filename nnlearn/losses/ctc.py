@@ -3,13 +3,17 @@
 An alignment names one class, or the blank, for every frame; merging repeats and dropping blanks leaves the labels. The
 probability of the labels is the sum over all their alignments, from a recursion over the frames.
 
-The states of the recursion are kept apart: ``blank`` n, after n labels, and ``label`` n, in the n-th (label 0 is never
-entered). In that form a step needs two sums of exponentials per label, where the usual row of 2 N + 1 states needs two
-per state. Read from its last frame to its first, the recursion has the same form with its labels reversed, so one
-``scan`` over 2 B rows runs both directions at once, in half the steps.
+The states of the recursion are kept apart: ``label`` n, in the n-th label, and ``blank`` n, in the blank before it.
+Read from its last frame to its first, the recursion has the same form with its labels reversed, so one ``scan`` over
+2 B rows runs both directions at once until they meet in the middle, where the loss is known. For the gradient, each
+then goes on over the other's frames, and the scores that the other left there give the share of every label.
+
+A probability may be far below what a float holds, and logarithms cost an ``exp`` and a ``log`` for every addition. So
+a score is a float with an exponent of its own beside it: adding two takes shifts and no function, and rounds less.
 """
 
 import functools
+import math
 import operator
 from typing import NamedTuple
 
@@ -17,11 +21,12 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.losses.arguments import as_boolean, as_floating, as_real, check_reduction, check_same_shape, widen
-from nnlearn.losses.softmax import as_labels, normalize
+from nnlearn.losses.softmax import as_labels
 from nnlearn.tree import safe_divide
 from nnlearn.types import ArrayLike
 
 FEW_CLASSES = 128  # up to which a product with one-hot labels is faster than adding them one by one, and smaller
+BLOCK = 16  # frames after which scores are normalized: a frame multiplies a mantissa by 6 at most, and 6**16 < 2**42
 
 
 class Sequences(NamedTuple):
@@ -33,181 +38,291 @@ class Sequences(NamedTuple):
     lengths_b: jax.Array
 
 
-class Emissions(NamedTuple):
-    """Scores of the states at each frame, relative to the frame's best, and what the best costs: -log of its softmax.
+class Softmax(NamedTuple):
+    """Exponentials of the logits over the row's largest, and their sum, which is 1 where it would be 0."""
 
-    Relative scores keep the recursion's numbers small, and so its rounding: it adds up what alignments differ in.
+    weights_xk: jax.Array  # x: every frame of every example, so that the gradient can take their place in memory
+    largest_bt: jax.Array
+    total_bt: jax.Array
+
+
+class Score(NamedTuple):
+    """The number ``mantissa * 2**exponent``: whole exponents, -inf for 0; mantissas of at least 1, or 0.
+
+    The exponent is a constant to derivatives, which go through the mantissa.
     """
 
-    blank_bt: jax.Array
-    label_btm: jax.Array  # m = 0, and those behind the last label: -inf
-    cost_bt: jax.Array
+    mantissa: jax.Array
+    exponent: jax.Array
 
 
-class Scores(NamedTuple):
-    """Log-scores of the states of every row."""
+class Rows(NamedTuple):
+    """What the recursion reads: the examples forward, and below them the examples backward, ``steps`` frames each.
 
-    blank_rm: jax.Array
-    label_rm: jax.Array
+    Frames that exist come first (``order_bt``), so that forward rows end, and backward rows begin, with those that do
+    not. Columns 0 and N + 1 are no label, as are those behind the last label or, backward, before the first.
+    """
 
+    steps: int
+    order_bt: jax.Array
+    frame_counts_b: jax.Array
+    labels_rw: jax.Array
+    is_label_rw: jax.Array
+    start_r: jax.Array  # the column of the first label
 
-def _log_add(first: jax.Array, second: jax.Array) -> jax.Array:
-    """``log(exp(first) + exp(second))``, also of -inf. ``log1p`` would cost half as much again and be no closer: what
-    it saves is below the rounding of scores of size 1."""
-    larger = jnp.maximum(first, second)
-    finite = jnp.maximum(larger, jnp.finfo(larger.dtype).min)
-    return larger + jnp.log(1 + jnp.exp(jnp.minimum(first, second) - finite))
-
-
-def _shift(score_rm: jax.Array) -> jax.Array:
-    """What stood at n - 1."""
-    return jnp.pad(score_rm[:, :-1], ((0, 0), (1, 0)), constant_values=-jnp.inf)
-
-
-def _emissions(sequences: Sequences, rows, blank_id: int) -> Emissions:
-    logits_btk, is_frame_bt, labels_bn, lengths_b = sequences
-    # With the labels repeated for every frame, the gather goes through memory in order.
-    index_btn = jnp.broadcast_to(labels_bn[:, None, :], (*is_frame_bt.shape, labels_bn.shape[1]))
-    picked_btn = jnp.take_along_axis(logits_btk, index_btn, 2, mode="promise_in_bounds")
-    (picked_btn, blank_bt) = widen(picked_btn, logits_btk[:, :, blank_id])
-    is_label_bn = jnp.arange(labels_bn.shape[1])[None] < lengths_b[:, None]
-    picked_btn = jnp.where(is_frame_bt[..., None], picked_btn, 0)
-    picked_btn = jnp.where(is_label_bn[:, None], picked_btn, -jnp.inf)
-    blank_bt = jnp.where(is_frame_bt, blank_bt, 0)
-    best_bt = jax.lax.stop_gradient(jnp.maximum(blank_bt, jnp.max(picked_btn, 2, initial=-jnp.inf)))
-    best_bt = jnp.where(best_bt == -jnp.inf, 0, best_bt)
-    label_btm = jnp.pad(picked_btn - best_bt[..., None], ((0, 0), (0, 0), (1, 0)), constant_values=-jnp.inf)
-    cost_bt = jnp.where(is_frame_bt, rows.largest[..., 0] - best_bt + rows.log_total[..., 0], 0)
-    return Emissions(blank_bt - best_bt, label_btm, cost_bt)
+    @property
+    def differs_rv(self) -> jax.Array:
+        """Whether neighbours differ, so that one may follow the other with no blank between."""
+        return self.labels_rw[:, 1:] != self.labels_rw[:, :-1]
 
 
-def _may_skip(labels_bn: jax.Array) -> jax.Array:
-    """Whether label m may follow label m - 1 with no blank between: they differ. Shape [B, N + 1]."""
-    return jnp.pad(labels_bn[:, 1:] != labels_bn[:, :-1], ((0, 0), (min(2, labels_bn.shape[1] + 1), 0)))
+class Frames(NamedTuple):
+    """Probabilities of the classes at each step, over that of the frame's likeliest class."""
+
+    blank_sr1: Score
+    label_srw: Score
 
 
-def _start(at_r: jax.Array, states: int, dtype) -> Scores:
-    """Before the first frame: certainly in the blank numbered ``at``."""
-    blank_rm = jnp.where(jnp.arange(states)[None] == at_r[:, None], 0, -jnp.inf).astype(dtype)
-    return Scores(blank_rm, jnp.full_like(blank_rm, -jnp.inf))
+def _softmax(logits_btk: jax.Array) -> Softmax:
+    # The smallest number and not -inf, so that a row of -inf needs no ``where``, which XLA would not fuse.
+    smallest = jnp.finfo(logits_btk.dtype).min
+    largest_bt = jax.lax.stop_gradient(jnp.max(logits_btk, 2, initial=smallest))
+    weights_xk = jnp.exp(logits_btk.reshape(-1, logits_btk.shape[2]) - largest_bt.reshape(-1, 1))
+    total_bt = jnp.sum(weights_xk, 1).reshape(largest_bt.shape)
+    return Softmax(weights_xk, largest_bt, jnp.where(total_bt == 0, 1, total_bt))
 
 
-def _enter(scores: Scores, may_skip_rm: jax.Array) -> Scores:
-    """Scores of being about to emit a frame from each state."""
-    blank_rm = _log_add(*scores)
-    come_from_rm = jnp.where(may_skip_rm, _shift(blank_rm), _shift(scores.blank_rm))
-    return Scores(blank_rm, _log_add(scores.label_rm, come_from_rm))
+def _rows(sequences: Sequences) -> Rows:
+    is_frame_bt, labels_bn, lengths_b = sequences[1:]
+    numbers_bt = jnp.broadcast_to(jnp.arange(is_frame_bt.shape[1], dtype=jnp.int32)[None], is_frame_bt.shape)
+    order_bt, frame_counts_b = compact(numbers_bt, is_frame_bt)
+    labels_bw = jnp.pad(labels_bn, ((0, 0), (1, 1)))
+    column_1w = jnp.arange(labels_bw.shape[1])[None]
+    is_label_bw = (column_1w > 0) & (column_1w <= lengths_b[:, None])
+    labels_rw, is_label_rw = (jnp.concatenate([one, jnp.flip(one, 1)]) for one in (labels_bw, is_label_bw))
+    start_r = jnp.concatenate([jnp.ones_like(lengths_b), labels_bw.shape[1] - 1 - lengths_b])
+    return Rows(-(-is_frame_bt.shape[1] // 2), order_bt, frame_counts_b, labels_rw, is_label_rw, start_r)
 
 
-def _emit(before: Scores, entered: Scores, frame) -> Scores:
-    """Scores after the frame; one that does not exist changes nothing."""
-    blank_r1, label_rm, is_frame_r1 = frame
-    return Scores(
-        jnp.where(is_frame_r1, entered.blank_rm + blank_r1, before.blank_rm),
-        jnp.where(is_frame_r1, entered.label_rm + label_rm, before.label_rm),
-    )
+def _as_score(log_value: jax.Array) -> Score:
+    log2 = log_value * (1 / math.log(2))
+    exponent, is_zero = jnp.floor(log2), log2 == -jnp.inf
+    return Score(jnp.where(is_zero, 0, jnp.exp2(jnp.where(is_zero, 0, log2 - exponent))), exponent)
 
 
-def _frames(emissions: Emissions, is_frame_bt: jax.Array):
-    """The frames as what a scan takes, time first."""
-    blank_tb, is_frame_tb = emissions.blank_bt.T, is_frame_bt.T
-    return blank_tb[..., None], emissions.label_btm.swapaxes(0, 1), is_frame_tb[..., None]
+def _frames(logits_btk: jax.Array, largest_bt: jax.Array, rows: Rows, blank_id: int) -> Frames:
+    batch, frames, _ = logits_btk.shape
+    forward_s1 = jnp.arange(rows.steps)[:, None]
+    place_sr = jnp.repeat(jnp.concatenate([forward_s1, 2 * rows.steps - 1 - forward_s1], 1), batch, 1)
+    example_sr = jnp.broadcast_to(jnp.tile(jnp.arange(batch), 2)[None], place_sr.shape)
+    frame_sr = rows.order_bt[example_sr, jnp.minimum(place_sr, frames - 1)]
+    is_frame_sr = place_sr < jnp.tile(rows.frame_counts_b, 2)[None]
+    shape = (*place_sr.shape, rows.labels_rw.shape[1])
+    at = [jnp.broadcast_to(one[..., None], shape) for one in (example_sr, frame_sr)]
+    at_label = (*at, jnp.broadcast_to(rows.labels_rw[None], shape))
+    label_srw = logits_btk.at[at_label].get(mode="promise_in_bounds")
+    blank_sr = logits_btk[:, :, blank_id].at[example_sr, frame_sr].get(mode="promise_in_bounds")
+    largest_sr = largest_bt.at[example_sr, frame_sr].get(mode="promise_in_bounds")
+    label_srw, blank_sr = label_srw.astype(largest_bt.dtype), blank_sr.astype(largest_bt.dtype)
+    # Before the first frame or after the last, a certain blank leaves the probability of the labels as it is.
+    blank_sr = jnp.where(is_frame_sr, blank_sr - largest_sr, 0)
+    exists_srw = is_frame_sr[..., None] & rows.is_label_rw[None]
+    label_srw = jnp.where(exists_srw, label_srw - largest_sr[..., None], -jnp.inf)
+    return Frames(_as_score(blank_sr[..., None]), _as_score(label_srw))
 
 
-def _log_likelihood(last: Scores, lengths_b: jax.Array) -> jax.Array:
-    """Of having ended in the last label or in the blank behind it."""
-    return jnp.take_along_axis(_log_add(*last), lengths_b[:, None], 1, mode="promise_in_bounds")[:, 0]
+def _larger(first: jax.Array, second: jax.Array) -> jax.Array:
+    """One instruction, where ``jnp.maximum`` is several: it carries NaN on, and here that of -inf + inf means 0."""
+    return jnp.where(first > second, first, second)
 
 
-def _loss(emissions: Emissions, log_likelihood_b: jax.Array) -> jax.Array:
-    return jnp.maximum(jnp.sum(emissions.cost_bt, 1) - log_likelihood_b, 0)  # rounding may leave less than 0
+def _bits(dtype) -> tuple[int, int, jnp.dtype]:
+    """Of a float: how many bits its fraction has, what is added to its exponent, and the integers of its size."""
+    info = jnp.finfo(dtype)
+    return info.nmant, info.maxexp - 1, jnp.dtype(f"int{info.bits}")
+
+
+def _power_of_two(exponent: jax.Array) -> jax.Array:
+    """``2**exponent`` of whole exponents, put into a float's bits; 0 below the least normal number."""
+    fraction, bias, integer = _bits(exponent.dtype)
+    # A whole number plus 2**fraction has that number in its last bits.
+    number = _larger(exponent, jnp.full_like(exponent, -bias)) + (2.0**fraction + bias)
+    bits = jax.lax.bitcast_convert_type(number, integer) << fraction
+    return jax.lax.bitcast_convert_type(bits, exponent.dtype)
+
+
+def _add(first: Score, second: Score) -> Score:
+    exponent = _larger(first.exponent, second.exponent)
+    first_scale, second_scale = _power_of_two(first.exponent - exponent), _power_of_two(second.exponent - exponent)
+    return Score(first.mantissa * first_scale + second.mantissa * second_scale, exponent)
+
+
+def _multiply(first: Score, second: Score) -> Score:
+    return Score(first.mantissa * second.mantissa, first.exponent + second.exponent)
+
+
+# The states of all rows are one array [4, R, W], the scores of blanks and of labels: XLA then makes a step of the scan
+# of few programs. For the same reason a step reads each array of frames once, and last.
+
+
+def _split(states_4rw: jax.Array) -> tuple[Score, Score]:
+    return Score(*states_4rw[:2]), Score(*states_4rw[2:])
+
+
+def _start(rows: Rows, dtype) -> jax.Array:
+    """Before the first frame: certainly in the blank before the first label."""
+    is_start_rw = jnp.arange(rows.labels_rw.shape[1])[None] == rows.start_r[:, None]
+    zero = Score(jnp.zeros(is_start_rw.shape, dtype), jnp.full(is_start_rw.shape, -jnp.inf, dtype))
+    return jnp.stack([is_start_rw.astype(dtype), jnp.where(is_start_rw, 0, zero.exponent), *zero])
+
+
+def _enter(states_4rw: jax.Array, may_skip_rw: jax.Array, towards: int) -> jax.Array:
+    """Scores of being about to emit a frame from each state; labels are read to the right (1) or to the left (-1)."""
+    blank, label = _split(states_4rw)
+    entered = _add(blank, Score(*jnp.roll(states_4rw[2:], towards, 2)))  # the column that comes round is no label
+    come_from = Score(*(jnp.where(may_skip_rw, e, b) for e, b in zip(entered, blank, strict=True)))
+    return jnp.stack([*entered, *_add(label, come_from)])
+
+
+def _emit(entered_4rw: jax.Array, frame: Frames) -> jax.Array:
+    blank, label = (_multiply(*both) for both in zip(_split(entered_4rw), frame, strict=True))
+    return jnp.stack([*blank, *label])
+
+
+def _normalize(states_4rw: jax.Array) -> jax.Array:
+    """The same numbers, with mantissas below 2."""
+    fraction, bias, integer = _bits(states_4rw.dtype)
+    mantissa_2rw, exponent_2rw = states_4rw[::2], states_4rw[1::2]
+    biased_2rw = jax.lax.bitcast_convert_type(mantissa_2rw, integer) >> fraction
+    scale_2rw = jax.lax.bitcast_convert_type((2 * bias - biased_2rw) << fraction, states_4rw.dtype)
+    exponent_2rw = exponent_2rw + (biased_2rw - bias).astype(states_4rw.dtype)
+    return jnp.stack([mantissa_2rw * scale_2rw, exponent_2rw], 1).reshape(states_4rw.shape)
+
+
+def _normalize_at_times(states_4rw: jax.Array, step: jax.Array) -> jax.Array:
+    return jax.lax.cond(step % BLOCK == 0, _normalize, lambda states_4rw: states_4rw, states_4rw)
+
+
+def _at(frames, step: jax.Array):
+    return jax.tree.map(lambda array: jax.lax.dynamic_index_in_dim(array, step, 0, keepdims=False), frames)
+
+
+def _to_the_middle(rows: Rows, frames: Frames, keep: bool) -> tuple[jax.Array, jax.Array | None]:
+    """States after the first half of what each row reads, and, if kept, the labels' scores before each step."""
+    may_skip_rw = jnp.pad(rows.differs_rv, ((0, 0), (1, 0)))
+
+    def one_step(states_4rw, inputs):
+        step, frame = inputs
+        states_4rw = _normalize_at_times(states_4rw, step)
+        after_4rw = _emit(_enter(states_4rw, may_skip_rw, 1), frame)
+        return after_4rw, states_4rw[2:] if keep else None
+
+    start_4rw = _start(rows, frames.label_srw.mantissa.dtype)
+    return jax.lax.scan(one_step, start_4rw, (jnp.arange(rows.steps), frames))
+
+
+def _other_way(rows: Rows, states_4rw: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """For each row what is known of the same example from its other end, about to emit the row's last frame; and
+    between which labels there need be no blank."""
+    may_skip_rw = jnp.pad(rows.differs_rv, ((0, 0), (0, 1)))
+    other_4rw = jnp.flip(jnp.roll(states_4rw, states_4rw.shape[1] // 2, 1), 2)
+    return _enter(other_4rw, may_skip_rw, -1), may_skip_rw
+
+
+def _meet(states_4rw: jax.Array, entered_4rw: jax.Array) -> Score:
+    """Likelihood of each row's labels, from what led to its states and what follows them."""
+    (blank, label), (next_blank, next_label) = _split(states_4rw), _split(entered_4rw)
+    # Where one direction has the blank before a label, the other has the blank behind it.
+    blank = _multiply(Score(*(one[:, 1:] for one in blank)), Score(*(one[:, :-1] for one in next_blank)))
+    both = blank, _multiply(label, next_label)
+    exponent_r = functools.reduce(jnp.maximum, (jnp.max(one.exponent, 1) for one in both))
+    scaled = (one.mantissa * _power_of_two(one.exponent - exponent_r[:, None]) for one in both)
+    return Score(sum(jnp.sum(one, 1) for one in scaled), exponent_r)
+
+
+def _loss(softmax: Softmax, is_frame_bt: jax.Array, likelihood: Score) -> jax.Array:
+    mantissa_b, exponent_b = (one[: len(is_frame_bt)] for one in likelihood)
+    cost_b = jnp.sum(jnp.where(is_frame_bt, jnp.log(softmax.total_bt), 0), 1)
+    # Rounding may leave less than 0.
+    return jnp.maximum(cost_b - (jnp.log(mantissa_b) + exponent_b * math.log(2)), 0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _negative_log_likelihood(sequences: Sequences, blank_id: int) -> jax.Array:
-    """The loss of each example. Without a gradient, only the forward direction runs, and no history is kept."""
-    emissions = _emissions(sequences, normalize(*widen(sequences.logits_btk), (2,)), blank_id)
-    may_skip_bm = _may_skip(sequences.labels_bn)
-
-    def step(before, frame):
-        return _emit(before, _enter(before, may_skip_bm), frame), None
-
-    first = _start(jnp.zeros_like(sequences.lengths_b), may_skip_bm.shape[1], emissions.blank_bt.dtype)
-    last, _ = jax.lax.scan(step, first, _frames(emissions, sequences.is_frame_bt))
-    return _loss(emissions, _log_likelihood(last, sequences.lengths_b))
-
-
-def _both_directions(emissions: Emissions, sequences: Sequences):
-    """Log-likelihood, and for every frame and state the scores of what led there and of what follows, summed."""
-    lengths_b = sequences.lengths_b
-    states, batch = emissions.label_btm.shape[2], len(lengths_b)
-    may_skip_bm = _may_skip(sequences.labels_bn)
-    reverse = functools.partial(jnp.flip, axis=0)
-    blank, label, is_frame = _frames(emissions, sequences.is_frame_bt)
-    label_back = jnp.concatenate([label[..., :1], jnp.flip(label[..., 1:], (0, 2))], 2)
-    skip_back = jnp.concatenate([may_skip_bm[:, :2], jnp.flip(may_skip_bm[:, 2:], 1)], 1)
-    frames = (
-        jnp.concatenate([blank, reverse(blank)], 1),
-        jnp.concatenate([label, label_back], 1),
-        jnp.concatenate([is_frame, reverse(is_frame)], 1),
-    )
-    may_skip_rm = jnp.concatenate([may_skip_bm, skip_back])
-    is_forward_r1 = jnp.arange(2 * batch)[:, None] < batch
-
-    def step(before, frame):
-        entered = _enter(before, may_skip_rm)
-        after = _emit(before, entered, frame)
-        # A frame's own score must count once: it is in what led to a state, and not in what follows.
-        return after, Scores(*(jnp.where(is_forward_r1, a, e) for a, e in zip(after, entered, strict=True)))
-
-    first = _start(jnp.concatenate([jnp.zeros_like(lengths_b), states - 1 - lengths_b]), states, blank.dtype)
-    last, history = jax.lax.scan(step, first, frames)
-    log_likelihood_b = _log_likelihood(Scores(*(score[:batch] for score in last)), lengths_b)
-    blank_tbm = history.blank_rm[:, :batch] + jnp.flip(history.blank_rm[:, batch:], (0, 2))
-    label_tbn = history.label_rm[:, :batch, 1:] + jnp.flip(history.label_rm[:, batch:, 1:], (0, 2))
-    return log_likelihood_b, blank_tbm, label_tbn
+    """The loss of each example. Without a gradient, half the steps are made, and no history is kept."""
+    softmax, rows = _softmax(*widen(sequences.logits_btk)), _rows(sequences)
+    frames = _frames(sequences.logits_btk, softmax.largest_bt, rows, blank_id)
+    states_4rw, _ = _to_the_middle(rows, frames, keep=False)
+    return _loss(softmax, sequences.is_frame_bt, _meet(states_4rw, _other_way(rows, states_4rw)[0]))
 
 
 def _forward(sequences: Sequences, blank_id: int):
-    """The loss, and the share of its probability that each frame spends in each label and in the blank."""
-    rows = normalize(*widen(sequences.logits_btk), (2,))
-    emissions = _emissions(sequences, rows, blank_id)
-    log_likelihood_b, blank_tbm, label_tbn = _both_directions(emissions, sequences)
-    loss_b = _loss(emissions, log_likelihood_b)
-    scale_1b1 = jnp.where(log_likelihood_b == -jnp.inf, 0, log_likelihood_b)[None, :, None]
-    label_tbn = jnp.exp(label_tbn - scale_1b1)
-    blank_tb = jnp.sum(jnp.exp(blank_tbm - scale_1b1), 2)
-    # The shares of a frame add up to 1 but for rounding, which over hundreds of frames is felt: divide by their sum.
-    total_tb = blank_tb + jnp.sum(label_tbn, 2)
-    total_tb = jnp.where(total_tb == 0, 1, total_tb)
-    return loss_b, (sequences, rows.largest, rows.log_total, label_tbn, blank_tb, total_tb, loss_b)
+    """The loss, and the share of its probability that each frame spends in each label."""
+    softmax, rows = _softmax(*widen(sequences.logits_btk)), _rows(sequences)
+    frames = _frames(sequences.logits_btk, softmax.largest_bt, rows, blank_id)
+    states_4rw, history_s2rw = _to_the_middle(rows, frames, keep=True)
+    entered_4rw, may_skip_rw = _other_way(rows, states_4rw)
+    likelihood = _meet(states_4rw, entered_4rw)
+    loss_b = _loss(softmax, sequences.is_frame_bt, likelihood)
+    over_r1 = 1 / jnp.where(likelihood.mantissa == 0, 1, likelihood.mantissa)[:, None]
+    exponent_r1 = likelihood.exponent[:, None]
+
+    def share(entered_4rw, mantissa_rw, exponent_rw):
+        scale_rw = _power_of_two(entered_4rw[3] + (exponent_rw - exponent_r1))
+        return entered_4rw[2] * over_r1 * mantissa_rw * scale_rw
+
+    history_hrw = history_s2rw.reshape(-1, *history_s2rw.shape[2:])
+
+    def one_step(states_4rw, step):
+        entered_4rw = _enter(_normalize_at_times(states_4rw, step), may_skip_rw, -1)
+        before = _at(history_hrw, 2 * step), _at(history_hrw, 2 * step + 1)
+        return _emit(entered_4rw, _at(frames, jnp.maximum(step - 1, 0))), share(entered_4rw, *before)
+
+    first_4rw = _normalize(_emit(entered_4rw, _at(frames, rows.steps - 1)))
+    _, share_srw = jax.lax.scan(one_step, first_4rw, jnp.arange(rows.steps), reverse=True)
+    # A step gives the shares of the frame before it, and step 0 nothing: its place takes those of the last frame.
+    share_srw = share_srw.at[0].set(share(entered_4rw, *states_4rw[2:]))
+    share_btn = _in_order(share_srw, sequences.is_frame_bt)
+    return loss_b, (sequences, softmax, share_btn, loss_b)
+
+
+def _in_order(share_srw: jax.Array, is_frame_bt: jax.Array) -> jax.Array:
+    """Shares by frame and label, from the order in which the rows went through them."""
+    (steps, _, columns), batch = share_srw.shape, len(is_frame_bt)
+    place_bt = _running_count(is_frame_bt) - 1
+    is_forward_bt = place_bt < steps
+    step_bt = (jnp.where(is_forward_bt, place_bt, 2 * steps - 1 - place_bt) + 1) % steps
+    row_bt = jnp.arange(batch)[:, None] + jnp.where(is_forward_bt, 0, batch)
+    column_11n = jnp.arange(1, columns - 1)[None, None]
+    column_btn = jnp.where(is_forward_bt[..., None], column_11n, columns - 1 - column_11n)
+    step_btn, row_btn = (jnp.broadcast_to(one[..., None], column_btn.shape) for one in (step_bt, row_bt))
+    share_btn = share_srw.at[step_btn, row_btn, column_btn].get(mode="promise_in_bounds")
+    return jnp.where(is_frame_bt[..., None], share_btn, 0)
 
 
 def _backward(blank_id: int, residuals, cotangent_b: jax.Array):
-    sequences, largest, log_total, label_tbn, blank_tb, total_tb, loss_b = residuals
+    sequences, softmax, share_btn, loss_b = residuals
     logits_btk, is_frame_bt, labels_bn, _ = sequences
     scale_bt = jnp.where(is_frame_bt, jnp.where(loss_b == jnp.inf, 0, cotangent_b)[:, None], 0)
-    over_bt = scale_bt / total_tb.T
-    blank_bt = jnp.where(is_frame_bt, blank_tb.T * over_bt, 0)
-    label_btn = jnp.where(is_frame_bt[..., None], label_tbn.swapaxes(0, 1) * over_bt[..., None], 0)
-    softmax_btk = jnp.exp(widen(logits_btk)[0] - largest - log_total)
-    softmax_btk = jnp.where(is_frame_bt[..., None], softmax_btk * scale_bt[..., None], 0)
-    is_blank_11k = (jnp.arange(logits_btk.shape[2]) == blank_id)[None, None]
-    grad_btk = _subtract_at(softmax_btk - jnp.where(is_blank_11k, blank_bt[..., None], 0), labels_bn, label_btn)
-    return (Sequences(grad_btk.astype(logits_btk.dtype), None, None, None),)
+    blank_bt = jnp.where(is_frame_bt, 1 - jnp.sum(share_btn, 2), 0) * scale_bt  # what labels leave of a frame
+    scale_x1, blank_x1 = (scale_bt / softmax.total_bt).reshape(-1, 1), blank_bt.reshape(-1, 1)
+    softmax_xk = jnp.where(is_frame_bt.reshape(-1, 1), softmax.weights_xk * scale_x1, 0)
+    is_blank_1k = (jnp.arange(logits_btk.shape[2]) == blank_id)[None]
+    grad_xk = softmax_xk - jnp.where(is_blank_1k, blank_x1, 0)
+    grad_xk = _subtract_at(grad_xk, labels_bn, share_btn * scale_bt[..., None])
+    return (Sequences(grad_xk.reshape(logits_btk.shape).astype(logits_btk.dtype), None, None, None),)
 
 
-def _subtract_at(grad_btk: jax.Array, labels_bn: jax.Array, label_btn: jax.Array) -> jax.Array:
+def _subtract_at(grad_xk: jax.Array, labels_bn: jax.Array, label_btn: jax.Array) -> jax.Array:
     """``grad`` less the share of every label at its class, where equal labels add up."""
-    batch, frames, classes = grad_btk.shape
+    labels, classes = label_btn.shape[2], grad_xk.shape[1]
     if classes <= FEW_CLASSES:
-        one_hot_bnk = (labels_bn[..., None] == jnp.arange(classes)[None, None]).astype(grad_btk.dtype)
-        return grad_btk - jnp.einsum("btn,bnk->btk", label_btn, one_hot_bnk, precision=jax.lax.Precision.HIGHEST)
-    rows, labels = jnp.arange(batch * frames)[:, None], label_btn.shape[2]
-    at = jnp.broadcast_to(labels_bn[:, None], label_btn.shape).reshape(batch * frames, labels)
-    flat = grad_btk.reshape(batch * frames, classes)
-    flat = flat.at[rows, at].add(-label_btn.reshape(batch * frames, labels), mode="promise_in_bounds")
-    return flat.reshape(grad_btk.shape)
+        one_hot_bnk = (labels_bn[..., None] == jnp.arange(classes)[None, None]).astype(grad_xk.dtype)
+        label_btk = jnp.einsum("btn,bnk->btk", label_btn, one_hot_bnk, precision=jax.lax.Precision.HIGHEST)
+        return grad_xk - label_btk.reshape(grad_xk.shape)
+    at_xn = jnp.broadcast_to(labels_bn[:, None], label_btn.shape).reshape(-1, labels)
+    rows_x1 = jnp.arange(len(grad_xk))[:, None]
+    return grad_xk.at[rows_x1, at_xn].add(-label_btn.reshape(-1, labels), mode="promise_in_bounds")
 
 
 _negative_log_likelihood.defvjp(_forward, _backward)
@@ -239,10 +354,21 @@ def check_frames(logits: ArrayLike, logit_paddings: ArrayLike) -> tuple[jax.Arra
     return logits_btk, paddings_bt == 0
 
 
+def _running_count(is_one_bn: jax.Array, width: int = 16) -> jax.Array:
+    """How many are True up to each place of a row. XLA takes longer for ``cumsum`` than for products with it inside."""
+    batch, size = is_one_bn.shape
+    chunks = -(-size // width)
+    padded_bm = jnp.pad(is_one_bn.astype(jnp.float32), ((0, 0), (0, chunks * width - size)))
+    up_to_bcw = jnp.dot(padded_bm.reshape(batch, chunks, width), jnp.triu(jnp.ones((width, width), jnp.float32)))
+    total_bc = up_to_bcw[..., -1].astype(jnp.int32)
+    count_bcw = up_to_bcw.astype(jnp.int32) + (jnp.cumsum(total_bc, 1) - total_bc)[..., None]
+    return count_bcw.reshape(padded_bm.shape)[:, :size]
+
+
 def compact(labels_bn: jax.Array, is_label_bn: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Labels moved to the front, in their order, 0 behind them; and how many there are."""
     # By scattering: XLA would put a sort's gather into every later look-up of a label, and repeat it for every frame.
-    place_bn = jnp.where(is_label_bn, jnp.cumsum(is_label_bn, 1, dtype=jnp.int32) - 1, labels_bn.shape[1])
+    place_bn = jnp.where(is_label_bn, _running_count(is_label_bn) - 1, labels_bn.shape[1])
     rows_b1 = jnp.arange(len(labels_bn), dtype=jnp.int32)[:, None]
     moved_bn = jnp.zeros_like(labels_bn).at[rows_b1, place_bn].set(labels_bn, mode="drop")
     return moved_bn, jnp.sum(is_label_bn, 1, dtype=jnp.int32)
@@ -301,6 +427,9 @@ def ctc_loss(
     logits_btk, is_frame_bt = check_frames(logits, logit_paddings)
     blank_id = check_blank_id(blank_id, logits_btk.shape[2])
     labels_bn, is_label_bn = _check_labels(labels, label_paddings, logits_btk.shape)
+    if not logits_btk.shape[1]:  # one frame that does not exist: there must be something to gather from
+        logits_btk = jnp.zeros((len(logits_btk), 1, logits_btk.shape[2]), logits_btk.dtype)
+        is_frame_bt = jnp.zeros(logits_btk.shape[:2], bool)
     counts_b = jnp.ones(len(logits_btk), bool) if where is None else _check_where(where, logits_btk.shape)
     # An example that does not count is one of no frames and no labels, which costs 0.
     is_frame_bt, is_label_bn = is_frame_bt & counts_b[:, None], is_label_bn & counts_b[:, None]
