@@ -1,11 +1,14 @@
 """The update that copies nothing of what it overwrites: what waits, and that no number changes."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from contract import CASES
+from jax.sharding import PartitionSpec as P
 
 import nnlearn
 from nnlearn.train import in_place as module
@@ -162,3 +165,36 @@ def test_a_step_on_one_device_takes_the_way_without_copies(monkeypatch):
     several = step_bytes()
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     assert several - step_bytes() > 0.9 * ARRAY_BYTES
+
+
+def test_it_is_for_programs_without_effects(monkeypatch, capfd):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+    def told(step):
+        jax.debug.print("once")
+        return 0.1
+
+    tx, params = nnlearn.lion(told), jnp.ones(SHAPE)
+    state = jax.block_until_ready(tx.init(params))
+    jax.effects_barrier()
+    capfd.readouterr()
+    jax.block_until_ready(jax.jit(lambda p, s: nnlearn.apply_gradients(tx, p, p, s))(params, state))
+    jax.effects_barrier()
+    assert capfd.readouterr().out.count("once") == 1
+    monkeypatch.setattr(module, "in_place", None)  # it would raise
+    nnlearn.apply_gradients(tx, params, params, tx.init(params))  # not compiled
+    mesh = jax.make_mesh((1,), ("d",))
+    over = jax.shard_map(lambda p, s: nnlearn.apply_gradients(tx, p, p, s), mesh=mesh, in_specs=P(), out_specs=P())
+    jax.jit(over)(params, tx.init(params))
+
+
+def test_reading_the_program_is_quick_with_many_arrays():
+    tx = nnlearn.lion(1e-3)
+    params = [jax.ShapeDtypeStruct(SHAPE, jnp.float32)] * 200
+    arguments = params, jax.eval_shape(tx.init, params), params
+    seconds = []
+    for update in both(tx):
+        start = time.perf_counter()
+        jax.make_jaxpr(update)(*arguments)
+        seconds.append(time.perf_counter() - start)
+    assert seconds[1] < 6 * seconds[0] + 0.5

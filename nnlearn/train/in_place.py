@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, Var, jaxpr_as_fun
+from jax.sharding import AxisType
 from optax import apply_updates, with_extra_args_support
 
 from nnlearn.train.symbolic import CALLS, ELEMENTWISE
@@ -29,8 +30,8 @@ def apply_gradients(
 ) -> tuple[Params, OptState]:
     """``tx.update`` and ``apply_updates`` in one, as the steps of ``make_step`` do it.
 
-    Compiled for one CPU, with parameters and state donated, it makes no copy of what is still needed when its place is
-    overwritten. The numbers are the same.
+    Compiled for one CPU, with parameters and state donated, it makes fewer copies of what is still needed when its
+    place is overwritten, and none for Lion. The numbers are the same.
 
     Args:
       tx: an optimizer, nnlearn's or optax's.
@@ -58,10 +59,14 @@ def apply_gradients(
 
 
 def _pays(params: Params) -> bool:
-    """On one CPU: elsewhere XLA makes one kernel of all results, and waiting would move a number between devices."""
+    """In a program for one CPU: elsewhere XLA makes one kernel of all results, and waiting would move a number between
+    devices."""
     leaves = jax.tree.leaves(params)
-    large = any(jnp.size(leaf) >= LARGE for leaf in leaves)
-    return large and len(leaves) <= MANY and jax.default_backend() == "cpu" and jax.device_count() == 1
+    large = len(leaves) <= MANY and any(jnp.size(leaf) >= LARGE for leaf in leaves)
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+    one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
+    # under shard_map it matters which values differ between devices, even on one
+    return large and traced and one_cpu and AxisType.Manual not in jax.sharding.get_abstract_mesh().axis_types
 
 
 def in_place(update: Callable[[Updates, OptState, Params], tuple[Params, OptState]]) -> Callable:
@@ -74,7 +79,7 @@ def in_place(update: Callable[[Updates, OptState, Params], tuple[Params, OptStat
         places = [*range(last, len(arguments)), *range(first, last)]  # of what is carried, in the order of the results
         results = jaxpr_as_fun(program)(*arguments)
         waits = _waits(program.jaxpr, [program.jaxpr.invars[place] for place in places])
-        if waits:
+        if waits and not program.effects:  # which would take place twice
             for at, readers in waits.items():
                 arguments[places[at]] = _after([results[reader] for reader in readers], arguments[places[at]])
             late = jaxpr_as_fun(program)(*arguments)  # XLA drops what it has already, and what is not used
@@ -91,36 +96,39 @@ def _waits(program: Jaxpr, carried: Sequence[Var]) -> dict[int, list[int]]:
         for at, (old, new) in enumerate(zip(carried, program.outvars, strict=False))
         if isinstance(new, Var) and new is not old and _is_large(old) and _is_large(new)
     }
-    results = {new for _, new in pairs.values()}
+    number = {new: at for at, (_, new) in pairs.items()}
     # Of every variable, the carried values that it is computed from. A result stands for itself: it is written out.
     sources = {old: frozenset([old]) for old, _ in pairs.values()}
     made = dict.fromkeys(program.invars, frozenset())
     for equation in program.eqns:
         found = frozenset().union(*(sources.get(var, ()) for var in _inputs(equation)))
         for var in equation.outvars:
-            made[var], sources[var] = found, frozenset([var]) if var in results else found
-    used = frozenset().union(*(made[new] for new in results))
+            made[var], sources[var] = found, frozenset([var]) if var in number else found
+    used = frozenset().union(*(made[new] for new in number))
+    maker = {var: equation for equation in program.eqns for var in equation.outvars}
+    readers_of: dict[Var, list[int]] = {old: [] for old, _ in pairs.values()}
+    for result, at in number.items():
+        for var in made[result]:
+            if var in readers_of:
+                readers_of[var].append(at)
     waits = {}
     for at, (old, new) in pairs.items():
-        readers = [other for other, (_, result) in pairs.items() if other != at and old in made[result]]
+        readers = [reader for reader in readers_of[old] if reader != at]
         # what others are made from cannot wait for them, and only what is cheap may be computed twice
-        if readers and new not in used and _is_elementwise(_between(old, new, program.eqns)):
+        if readers and new not in used and _is_elementwise(_between(old, new, maker, sources)):
             waits[at] = readers
     return {at: readers for at, readers in waits.items() if not waits.keys() & set(readers)}
 
 
-def _between(old: Var, new: Var, equations: Sequence[Any]) -> list[Any]:
-    """The equations that lead from one variable to the other."""
-    reached, needed = {old}, {new}
-    for equation in equations:
-        if reached.intersection(_inputs(equation)):
-            reached.update(equation.outvars)
-    found = []
-    for equation in reversed(equations):
-        if reached.intersection(equation.outvars) and needed.intersection(equation.outvars):
-            needed.update(_inputs(equation))
-            found.append(equation)
-    return found
+def _between(old: Var, new: Var, maker: dict[Var, Any], sources: dict[Var, frozenset[Var]]) -> list[Any]:
+    """The equations that lead from an old value to a new one."""
+    found, ahead = {}, [new]
+    while ahead:
+        equation = maker.get(ahead.pop())
+        if equation is not None and id(equation) not in found:
+            found[id(equation)] = equation
+            ahead += [var for var in _inputs(equation) if old in sources.get(var, ())]
+    return list(found.values())
 
 
 def _after(before: Sequence[jax.Array], value: jax.Array) -> jax.Array:
