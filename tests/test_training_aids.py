@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 
 import nnlearn
 from nnlearn.data import Examples, MaskedBatch
@@ -68,6 +69,96 @@ def test_parts_may_weigh_by_tokens():
     close(state.params, expected.params)
     wrong, _ = trained(nnlearn.make_step(token_loss, tx, microbatches=4), tx, [batch])
     assert not np.allclose(wrong.params["output"]["kernel"], expected.params["output"]["kernel"], atol=1e-4)
+
+
+def line_loss(params, batch, key):
+    examples, where = batch
+    return nnlearn.mean_squared_error(jnp.sum(examples["x"] * params[None, :], axis=-1), examples["y"], where=where)
+
+
+def with_nan(where):
+    targets = jnp.where(jnp.asarray(where), jnp.arange(1.0, 5.0), jnp.array([jnp.nan, jnp.inf, jnp.nan, -jnp.inf]))
+    return MaskedBatch({"x": jnp.arange(1.0, 9.0).reshape(4, 2), "y": targets}, jnp.asarray(where))
+
+
+def over_two(step):
+    """The step on each half of a batch, by two devices."""
+
+    def mapped(state, batch):
+        halves = jax.tree.map(lambda leaf: leaf.reshape(2, -1, *leaf.shape[1:]), batch)
+        both = jax.vmap(step, in_axes=(None, 0), axis_name="data")(state, halves)
+        return jax.tree.map(lambda leaf: leaf[0], both)
+
+    return mapped
+
+
+def over_two_sharded(step):
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = {"in_specs": (PartitionSpec(), PartitionSpec("data")), "out_specs": (PartitionSpec(), PartitionSpec())}
+    return jax.shard_map(step, mesh=mesh, **specs)
+
+
+@pytest.mark.parametrize("mapped", [None, over_two, over_two_sharded])
+@pytest.mark.parametrize("where", [[True, True, False, False], [False, False, False, True], [False] * 4])
+def test_a_part_without_examples_that_count_changes_nothing_whatever_they_hold(where, mapped):
+    tx, batch = nnlearn.sgd(0.1), with_nan(where)
+    expected, whole = trained(nnlearn.make_step(line_loss, tx), tx, [batch], jnp.ones(2))
+    assert np.isfinite(expected.params).all()
+    for parts in (2, 4) if mapped is None else (1, 2):
+        options = {"microbatches": parts, "record": ("grad_norm", "noise_scale")[: 1 + (parts == 4)]}
+        if mapped is not None:
+            options["axis_name"] = "data"
+        step = nnlearn.make_step(line_loss, tx, **options)
+        state, info = trained(step if mapped is None else mapped(step), tx, [batch], jnp.ones(2))
+        close((state.params, info.loss, info.grad_norm), (expected.params, whole.loss, whole.grad_norm))
+
+
+@pytest.mark.parametrize("mapped", [None, over_two, over_two_sharded])
+def test_a_part_of_weight_0_may_have_a_loss_and_a_gradient_that_are_nan(mapped):
+    """A mean over no tokens at all is 0 / 0."""
+
+    def loss(params, batch, key):
+        outputs = jnp.sum(batch["x"] * params[None, :], axis=-1)
+        return jnp.mean(outputs**2, where=batch["real"]), {"mean": jnp.mean(outputs, where=batch["real"])}
+
+    tx, x = nnlearn.sgd(0.01), jnp.arange(1.0, 9.0).reshape(4, 2)
+    batch = {"x": x, "real": jnp.array([False, False, True, True])}
+    expected, whole = trained(nnlearn.make_step(loss, tx), tx, [batch], jnp.ones(2))
+    options = {"microbatches": 2} if mapped is None else {"axis_name": "data"}
+    step = nnlearn.make_step(loss, tx, batch_weight=lambda part: jnp.sum(part["real"]), **options)
+    state, info = trained(step if mapped is None else mapped(step), tx, [batch], jnp.ones(2))
+    close((state.params, info.loss, info.aux), (expected.params, whole.loss, whole.aux))
+
+
+def test_a_batch_without_examples_that_count_keeps_the_model_s_state():
+    def loss(params, batch, key, model_state):
+        seen = {"mean": jnp.mean(batch.examples["y"]), "count": model_state["count"] + 1, "key": key}
+        return line_loss(params, batch, key), None, seen
+
+    tx = nnlearn.sgd(0.1)
+    start = {"mean": jnp.array(7.0), "count": jnp.array(3), "key": jax.random.key(5)}
+    for where, mean, count in (([False] * 4, 7.0, 3), ([False, False, True, True], 3.5, 4)):
+        for mapped, options in ((None, {"microbatches": 2}), (over_two, {"axis_name": "data"})):
+            step = nnlearn.make_step(loss, tx, **options)
+            step = step if mapped is None else mapped(step)
+            state, info = trained(step, tx, [with_nan(where)], jnp.ones(2), model_state=start)
+            assert (float(state.model_state["mean"]), int(state.model_state["count"])) == (mean, count)
+            assert (state.model_state["key"] == start["key"]) == (count == 3)
+            assert np.isfinite(info.loss)
+
+
+def test_a_line_search_on_a_batch_without_examples_that_count_sees_0():
+    values = []
+
+    def update(updates, state, params=None, *, value_fn, **extra_args):
+        values.append(value_fn(params))
+        return updates, state
+
+    tx = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    for microbatches in (1, 2):
+        step = nnlearn.make_step(line_loss, tx, microbatches=microbatches)
+        step(nnlearn.init_state(jnp.ones(2), tx), with_nan([False] * 4))
+    assert values == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("microbatches", [1, 4])

@@ -54,12 +54,14 @@ def make_gradient(
     def summed_loss(params, batch, key, model_state, scale, hparams):
         """Loss, aux and state of a part times its weight, summed over devices, as is the weight, and other state."""
         batch, weight = (batch, 1) if whole else _weigh(batch, batch_weight)
+        if not whole:
+            params = jax.tree.map(lambda leaf: _constant_where(weight == 0, leaf), params)
         result = hand(loss_fn, unpack(params), batch, key, model_state=model_state, hparams=hparams)
         loss, aux, new_state = _parts_of(result, carries_state)
         means, firsts = _new_leaves(new_state, model_state)
         sums = (loss, aux, means, weight)
         if not whole:
-            sums = jax.tree.map(lambda leaf: weight * leaf, (loss, aux, means, jnp.float32(1)))
+            sums = jax.tree.map(lambda leaf: _weighted(leaf, weight), (loss, aux, means, jnp.float32(1)))
         # Summed inside of the derivative: under shard_map the gradient of replicated parameters is summed over devices
         # by the transpose already, and the mean taken outside then changes nothing.
         if axis_name is not None:
@@ -86,7 +88,7 @@ def make_gradient(
             grads = jax.lax.pmean(grads, axis_name)
         loss, aux, means, weight, firsts = sums
         if not whole:
-            loss, aux, means, grads = jax.tree.map(lambda total: total / weight, (loss, aux, means, grads))
+            loss, aux, means, grads = jax.tree.map(lambda total: safe_divide(total, weight), (loss, aux, means, grads))
             grads = jax.tree.map(lambda grad, param: grad.astype(param.dtype), grads, stored)
         if scale is not None:  # not in float16, where what the scaling has saved would be lost again
             grads = jax.tree.map(lambda grad: grad.astype(compute_dtype(grad.dtype)) / scale, grads)
@@ -95,11 +97,12 @@ def make_gradient(
         def value_fn(params):
             if microbatches == 1:
                 _, (total, _, _, weight, _) = on_part(params, batch, key)
-                return total / weight
+                return total if whole else safe_divide(total, weight)
             _, (totals, _, _, weights, _) = jax.lax.map(lambda part: on_part(params, *part), parts)
-            return jnp.sum(totals) / jnp.sum(weights)
+            return safe_divide(jnp.sum(totals), jnp.sum(weights))
 
-        return Outcome(loss, aux, _joined(means, firsts, model_state), grads, part_squares, value_fn)
+        new_state = _joined(means, firsts, model_state, None if whole else weight == 0)
+        return Outcome(loss, aux, new_state, grads, part_squares, value_fn)
 
     return gradient
 
@@ -151,8 +154,11 @@ def _new_leaves(new: PyTree, old: PyTree) -> tuple[list, list]:
     return means, firsts
 
 
-def _joined(means: list, firsts: list, old: PyTree) -> PyTree:
-    """The model's new state in the dtypes of the old one: a step may not change what the next one is compiled for."""
+def _joined(means: list, firsts: list, old: PyTree, nothing: jax.Array | None) -> PyTree:
+    """The model's new state in the dtypes of the old one: a step may not change what the next one is compiled for.
+
+    Where the parts of a batch hold ``nothing`` that counts, it is the old one: there is no mean to take.
+    """
     leaves, treedef = jax.tree.flatten(old)
     if not means:  # nothing is new
         return old
@@ -161,7 +167,8 @@ def _joined(means: list, firsts: list, old: PyTree) -> PyTree:
         leaf = mean if first is None else first
         if leaf is None:
             return before
-        return leaf if _is_key(before) else jnp.asarray(leaf).astype(before.dtype)
+        leaf = leaf if _is_key(before) else jnp.asarray(leaf).astype(before.dtype)
+        return leaf if nothing is None else jnp.where(nothing, before, leaf)
 
     return treedef.unflatten([cast(*row) for row in zip(means, firsts, leaves, strict=True)])
 
@@ -181,14 +188,34 @@ def _of_first_device(leaf, axis_name: str | tuple[str, ...]) -> jax.Array:
 def _weigh(batch: Batch, batch_weight: Callable[[Batch], Scalar] | None) -> tuple[Batch, jax.Array]:
     """A part of a batch and how much it counts among others: 1, or the examples of a ``MaskedBatch`` that count.
 
-    Where none do, the loss sees them all, so that its mean is not 0 / 0, and the weight of 0 takes it out again.
+    Where none do, the loss sees them all, so that its mean is not 0 / 0, and the weight of 0 takes it out again. What
+    is not finite among them is 0: NaN would come back in derivatives with respect to other things than parameters.
     """
     if batch_weight is not None:
         return batch, jnp.asarray(batch_weight(batch), jnp.float32)
     if not isinstance(batch, MaskedBatch):
         return batch, jnp.ones([])
     count = jnp.sum(batch.where)
-    return batch._replace(where=batch.where | (count == 0)), count.astype(jnp.float32)
+    none = count == 0
+
+    def shown(leaf):
+        inexact = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+        return jnp.where(none & ~jnp.isfinite(leaf), 0, leaf) if inexact else leaf
+
+    return MaskedBatch(jax.tree.map(shown, batch.examples), batch.where | none), count.astype(jnp.float32)
+
+
+def _constant_where(condition: jax.Array, leaf: jax.Array) -> jax.Array:
+    """The leaf, with derivative 0 where the condition holds: 0 times a derivative would be NaN where that is.
+
+    The program that is compiled has no trace of it but in the derivative.
+    """
+    return jnp.where(condition, jax.lax.stop_gradient(leaf), leaf)
+
+
+def _weighted(leaf, weight: jax.Array) -> jax.Array:
+    """``weight * leaf``, and 0 where the weight is 0, whatever the leaf is."""
+    return jnp.where(weight == 0, 0, weight * leaf)
 
 
 def _split(batch: Batch, parts: int, key: Key) -> tuple[Batch, Key]:
