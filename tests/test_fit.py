@@ -573,6 +573,33 @@ def test_history_parses_back(tmp_path):
         np.testing.assert_array_equal(np.float32(list(checked.values())), trace.metrics["norm"])
 
 
+@pytest.mark.parametrize("name", ["run.csv", "run.jsonl"])
+def test_metrics_named_like_columns_have_columns_of_their_own(tmp_path, name):
+    def evaluate(params):
+        return {"loss": 2.0, "step": 3.0, "learning_rate": 4.0, "check/step": 5.0, "own": 6.0}
+
+    events, path = [], tmp_path / name
+    options = {"evaluate": evaluate, "check_every": 3, "record_every": 2}
+    trace = fit(STEP, start(), batches_of(6), history=path, callbacks=events.append, **options).trace
+    metrics = {"check/loss": 2.0, "check/check/step": 3.0, "check/learning_rate": 4.0, "check/step": 5.0, "own": 6.0}
+    rows = read_history(path)
+    assert rows == [row for event in events for row in event.rows]
+    assert [row["step"] for row in rows] == [2, 3, 4, 6]
+    np.testing.assert_array_equal(np.float32([row["loss"] for row in rows if "loss" in row]), trace.loss)
+    for row in (rows[1], rows[3]):
+        assert {column: row[column] for column in metrics} == metrics
+    assert {**events[0].metrics, "train_loss": 0} == {**evaluate(None), "train_loss": 0}
+    table = trace.columns()
+    np.testing.assert_array_equal(table["step"], [2, 3, 4, 6])
+    np.testing.assert_array_equal(table["loss"], [trace.loss[0], np.nan, *trace.loss[1:]])
+    for column, value in metrics.items():
+        np.testing.assert_array_equal(table[column], [np.nan, value, np.nan, value])
+    assert trace.metrics["loss"].tolist() == [2.0, 2.0]
+    if name == "run.csv":
+        header = path.read_text().splitlines()[0].split(",")
+        assert len(set(header)) == len(header) and set(header) == set(table)
+
+
 def read_history(path):
     if path.suffix == ".jsonl":
         return [json.loads(line) for line in path.read_text().splitlines()]

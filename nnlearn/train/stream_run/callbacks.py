@@ -17,7 +17,7 @@ class Event(NamedTuple):
       state: the state after them. The next step takes its memory: of what you want to keep, ``jax.device_get`` a copy.
       metrics: at a check, ``train_loss`` and what ``evaluate`` returned, as Python floats; else empty.
       rows: what was recorded since this callback was last called: dicts with ``step``, the scalars of ``info`` and, at
-        checks, the metrics.
+        checks, the metrics, ``check/loss`` for one that is called ``loss`` like a column before it.
       final: whether the run has ended, and this call is the last.
     """
 

@@ -74,8 +74,10 @@ def fit(
       save: ``save(name, state, step)``, called with ``"best"`` at a check that is the best so far, where a rule keeps
         the best, and with ``"last"`` after every check and when the run ends, be it by an error in batches or
         callbacks. It must have written or copied the state when it returns: the next step takes its memory.
-      history: a ``.csv`` or ``.jsonl`` file, written as the run goes on. A state of step 0 begins a new one and moves
-        an older one aside; a later state goes on in it, and takes out the rows of steps that are made again.
+      history: a ``.csv`` or ``.jsonl`` file, written as the run goes on: ``step``, the scalars of ``info`` and, at
+        checks, the metrics; one that has the name of a column before it, as ``loss`` has, is ``check/loss``. A state of
+        step 0 begins a new file and moves an older one aside; a later state goes on in it, and takes out the rows of
+        steps that are made again.
       progress: None for a bar if there is a terminal, True or False, or a ``rich.console.Console``.
       ragged: ``"error"`` refuses batches of other shapes than the first one's. ``"pad"`` fills smaller ones up, and
         every batch is a ``MaskedBatch(examples, where)``.

@@ -51,13 +51,21 @@ class Recorder:
         self._infos: list[PyTree] = []
         self._checks: list[tuple[int, dict[str, np.ndarray]]] = []
         self._columns: list[tuple[int, str]] | None = None
+        self._metric_columns: dict[str, str] = {}  # what they are called beside those, as in ``Trace.columns``
 
     def add(self, first: int, count: int, infos: PyTree) -> None:
         """Take the infos of ``count`` steps; they need not have been computed yet."""
         if self._columns is None:
             leaves = jax.tree.leaves_with_path(infos)
             self._columns = [(at, path_name(path)) for at, (path, leaf) in enumerate(leaves) if _is_column(leaf)]
-            self._begin(["step", *(name for _, name in self._columns), *self.metrics])
+            names = ["step", *(name for _, name in self._columns)]
+            for metric in self.metrics:
+                column = metric
+                while column in names:
+                    column = f"check/{column}"
+                names.append(column)
+                self._metric_columns[metric] = column
+            self._begin(names)
         if self._far:
             for leaf in jax.tree.leaves(infos):
                 leaf.copy_to_host_async()
@@ -106,7 +114,7 @@ class Recorder:
         if metrics and (not rows or rows[-1]["step"] != last):
             rows.append({"step": last})
         if metrics:
-            rows[-1].update(metrics)
+            rows[-1].update({self._metric_columns[name]: value for name, value in metrics.items()})
         return rows
 
     def trace(self, step: int, reason: int, best_step: jax.Array | None, rules: Sequence[str], ended_by: str) -> Trace:
