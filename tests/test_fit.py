@@ -521,6 +521,87 @@ def test_callbacks_see_rows_and_may_stop():
     assert often[0].metrics == {} and checks[0].metrics == {"train_loss": rows[5]["train_loss"]}
 
 
+class Unknown:
+    """Batches that do not know how many they are."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+@pytest.mark.parametrize("name", ["run.csv", "run.jsonl"])
+@pytest.mark.parametrize("check_every", [None, 5])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (list, {"prefetch": 0, "epochs": 3}),
+        (list, {"steps": 15}),
+        (lambda batches: lambda epoch: batches, {"epochs": 3}),
+        (Unknown, {"steps_per_dispatch": 2, "epochs": 3}),
+        (lambda batches: lambda epoch: iter(batches), {"epochs": 3}),
+    ],
+)
+def test_a_period_that_meets_a_check_and_the_end_is_one_call_and_one_row(tmp_path, name, check_every, kind, options):
+    often, checks, path = [], [], tmp_path / name
+    callbacks = [every(5, often.append), checks.append]
+    data, options = kind(batches_of(5)), {"check_every": check_every, "history": path, **options}
+    trace = fit(STEP, start(), data, callbacks=callbacks, **options).trace
+    assert trace.check_step.tolist() == [5, 10, 15]
+    for events in (often, checks):
+        assert [(event.step, event.final) for event in events] == [(5, False), (10, False), (15, True)]
+        found = np.float32([event.metrics["train_loss"] for event in events])
+        np.testing.assert_array_equal(found, trace.metrics["train_loss"])
+        assert [[row["step"] for row in event.rows] for event in events] == np.arange(1, 16).reshape(3, 5).tolist()
+        assert [event.rows[-1]["train_loss"] for event in events] == [event.metrics["train_loss"] for event in events]
+    rows = read_history(path)
+    assert [row["step"] for row in rows] == list(range(1, 16))
+    assert [row["step"] for row in rows if "train_loss" in row] == [5, 10, 15]
+
+
+@pytest.mark.parametrize("name", ["run.csv", "run.jsonl"])
+def test_what_is_known_of_a_step_only_later_goes_into_its_row(tmp_path, name):
+    """Without reading ahead, the end of an epoch is known after the callback; and a callback may end the run."""
+    path, often = tmp_path / name, []
+    options = {"history": path, "prefetch": 0}
+    fit(STEP, start(), Unknown(batches_of(5)), epochs=2, callbacks=every(5, often.append), **options)
+    assert [(event.step, event.final) for event in often] == [(5, False), (10, False), (10, True)]
+    rows = read_history(path)
+    assert [row["step"] for row in rows] == list(range(1, 11))
+    assert [row["step"] for row in rows if "train_loss" in row] == [5, 10] and rows[-1].keys() == rows[4].keys()
+    often.clear()
+    fit(STEP, start(), batches_of(9), callbacks=every(3, lambda event: often.append(event) or True), **options)
+    assert [(event.step, event.final) for event in often] == [(3, False), (3, True)]
+    rows = read_history(path)
+    assert [row["step"] for row in rows] == [1, 2, 3] and rows[-1].keys() == {*rows[0], "train_loss"}
+
+
+def test_a_batch_is_read_early_only_where_it_tells_of_an_end():
+    read, ahead = [], []
+
+    def stream(count):
+        def of_epoch(epoch):
+            read.clear()
+            for batch in batches_of(count):
+                read.append(batch)
+                yield batch
+
+        return of_epoch
+
+    for prefetch, check_every, most in ((0, None, 0), (1, None, 3), (1, 2, 2)):
+        ahead.clear()
+
+        def look(event):
+            time.sleep(0.005)
+            ahead.append(len(read) - event.step)
+
+        options = {"epochs": 1} if check_every is None else {"steps": 10, "check_every": check_every}
+        fit(STEP, start(), stream(10), callbacks=every(2, look), prefetch=prefetch, steps_per_dispatch=2, **options)
+        assert ahead[-1] == 0 and 0 <= max(ahead) <= most
+        quiet()
+
+
 def test_an_error_in_a_callback_or_a_step_leaves_nothing_behind(tmp_path):
     def broken(event):
         raise RuntimeError("mine")

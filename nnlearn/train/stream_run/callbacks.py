@@ -73,6 +73,7 @@ class Calls:
             check_takes(function, "a callback", "event")
             self._callbacks.append((steps, function, []))
         self.periods = tuple({steps for steps, _, _ in self._callbacks if steps is not None})
+        self._called_at: int | None = None
 
     def __bool__(self) -> bool:
         return bool(self._callbacks)
@@ -94,11 +95,12 @@ class Calls:
                 rows = unseen.copy()
                 unseen.clear()
                 ends |= function(Event(step, state, dict(metrics), rows, final)) is True
+        self._called_at = step
         return ends
 
-    @staticmethod
-    def _is_due(steps: int | None, step: int, checked: bool) -> bool:
-        return checked if steps is None else step % steps == 0
+    def _is_due(self, steps: int | None, step: int, checked: bool) -> bool:
+        """A period has its turn once, though it may only be known later that an epoch, too, has ended at the step."""
+        return checked if steps is None else step % steps == 0 and step != self._called_at
 
 
 __all__ = ["Callback", "Calls", "Event", "Every", "every"]

@@ -60,7 +60,8 @@ def fit(
         would have come. The place in the stream is up to you; what rules have counted before is forgotten.
       batches: an iterable of batches, such as a list, a generator or a DataLoader of grain or PyTorch; or a function
         from the epoch, counted from 0, to one. Leaves are arrays of any library. It is read in a thread, up to
-        ``prefetch * steps_per_dispatch`` batches ahead, never beyond ``steps``.
+        ``prefetch * steps_per_dispatch`` batches ahead, never beyond ``steps``; and, unless ``prefetch`` is 0, one more
+        where a period ends, if only that can tell whether an epoch does, too.
       steps: how many steps to make now; what can be read again is read as often as that needs.
       epochs: or how many passes over the batches; one if neither is given.
       evaluate: ``evaluate(params) -> {"name": scalar}``, compiled, called at every check; may ask for ``model_state``
@@ -82,7 +83,8 @@ def fit(
       ragged: ``"error"`` refuses batches of other shapes than the first one's. ``"pad"`` fills smaller ones up, and
         every batch is a ``MaskedBatch(examples, where)``.
       steps_per_dispatch: batches that go to the device together; None for what suits their size.
-      prefetch: how many such calls the thread prepares ahead; 0 for none and no thread.
+      prefetch: how many such calls the thread prepares ahead; 0 for none and no thread. With 0, where batches do not
+        know their number, a callback of a period is called without the metrics of a check at the end of an epoch.
       sharding: how a batch lies on the devices; None for the default device.
       donate: whether ``state`` may be overwritten, which saves the memory of one copy.
 
@@ -137,7 +139,7 @@ def fit(
 
         running = Running(step, state, evaluate, rules, calls, save, plan)
         running.recorder = Recorder(record_every, running.metrics, begin=begin, writers=writers, watch=bar.update)
-        ahead = Prefetch(read_blocks(epochs_left, plan, stacker, lambda: ahead.stopped), prefetch)
+        ahead = Prefetch(read_blocks(epochs_left, plan, stacker, lambda: ahead.stopped, prefetch > 0), prefetch)
         stack.enter_context(ahead)
         try:
             return running.train(ahead, interrupt, check_every)

@@ -47,6 +47,7 @@ class History:
         elif self.path.exists():
             move_aside(self.path)
         self._file = open(self.path, "a", newline="", encoding="utf-8")  # noqa: SIM115
+        self._last: tuple[Row, int] | None = None  # the row that was written last, and where it begins
         if self.is_table and not goes_on:
             csv.writer(self._file, lineterminator="\n").writerow(self.columns)
             self._file.flush()
@@ -58,12 +59,27 @@ class History:
         self._file.close()
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Add rows to the file. In JSON lines, too, what is not finite is written ``NaN`` and ``Infinity``."""
+        """Add rows to the file; a row for the step of the one before it adds to that.
+
+        In JSON lines, too, what is not finite is written ``NaN`` and ``Infinity``.
+        """
+        if not rows:
+            return
+        if self._last is not None and self._last[0]["step"] == rows[0]["step"]:
+            row, begins = self._last
+            rows = [row | rows[0], *rows[1:]]
+            self._file.seek(begins)
+            self._file.truncate()
+        self._add(rows[:-1])
+        self._last = rows[-1], self._file.tell()
+        self._add(rows[-1:])
+        self._file.flush()
+
+    def _add(self, rows: Sequence[Row]) -> None:
         if self.is_table:
             csv.DictWriter(self._file, self.columns, restval="", lineterminator="\n").writerows(rows)
         else:
             self._file.writelines(json.dumps(row) + "\n" for row in rows)
-        self._file.flush()
 
     def _cut(self, first: int) -> None:
         """Leave out the rows after step ``first``; a line that was not written to its end is one of them."""

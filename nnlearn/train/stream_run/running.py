@@ -81,8 +81,10 @@ class Running:
                 self.ended_by = ALL_STEPS
             elif isinstance(item, Block):
                 self.make_steps(item)
-                last = self.at == self.plan.last
-                self.look(last or (check_every is not None and self.at % check_every == 0), last)
+                last = self.at == self.plan.last or (item.end is not None and item.end.last)
+                at_epoch_end = item.end is not None and self.plan.epoch_ends
+                at_period = check_every is not None and self.at % check_every == 0
+                self.look(last or at_epoch_end or at_period, last)
             elif item.last or self.plan.epoch_ends:
                 self.look(self.at > self.checked_at, item.last)
         return self.finish()

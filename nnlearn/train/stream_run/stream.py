@@ -21,18 +21,19 @@ JOIN_SECONDS = 1.0  # how long the end of a run waits for a batch that is being 
 WAKE_SECONDS = 0.1  # how often a caller who waits for data looks whether it was interrupted
 
 
-class Block(NamedTuple):
-    """A stack with room for ``size`` batches, and ``count`` in it."""
-
-    batches: PyTree
-    count: int
-    size: int
-
-
 class EpochEnd(NamedTuple):
     """A pass over the stream is complete; ``last`` if there is no other."""
 
     last: bool
+
+
+class Block(NamedTuple):
+    """A stack with room for ``size`` batches, and ``count`` in it; ``end``, if the epoch is known to end with it."""
+
+    batches: PyTree
+    count: int
+    size: int
+    end: EpochEnd | None = None
 
 
 class Plan(NamedTuple):
@@ -110,19 +111,65 @@ def passes(batches: Any, epochs: int | None, steps: int | None) -> Iterator[tupl
     return ((batches if readable else batches(epoch), epoch + 1 == epochs) for epoch in numbers)
 
 
+class _Source:
+    """The batches of an epoch, and whether they are over; what goes wrong in finding out is raised by ``next``.
+
+    Args:
+      batches: an iterable.
+      ahead: whether to read the next batch to find out; where the length is known there is none to be read.
+    """
+
+    def __init__(self, batches: Iterable[Batch], ahead: bool):
+        self._batches, self._length, self._ahead = iter(batches), known_length(batches), ahead
+        self._count = 0
+        self._held: tuple[Batch, Exception | None] | None = None
+
+    def __next__(self) -> Batch:
+        (batch, error), self._held = self._held or self._read(), None
+        if error is not None:
+            raise error
+        self._count += 1
+        return batch
+
+    def is_over(self) -> bool:
+        """Whether there is no other batch, as far as that can be told."""
+        if self._ahead if self._length is None else self._count >= self._length:
+            self._held = self._held or self._read()
+        return self._held is not None and isinstance(self._held[1], StopIteration)
+
+    def _read(self) -> tuple[Batch, Exception | None]:
+        try:
+            return next(self._batches), None
+        except Exception as error:
+            return None, error
+
+
 def read_blocks(
-    epochs: Iterator[tuple[Iterable[Batch], bool]], plan: Plan, stacker: Stacker, stopped: Callable[[], bool]
+    epochs: Iterator[tuple[Iterable[Batch], bool]],
+    plan: Plan,
+    stacker: Stacker,
+    stopped: Callable[[], bool],
+    ahead: bool,
 ) -> Iterator[Block | EpochEnd]:
-    """Blocks of as many steps as fit between the plan's ends, and a mark after each epoch.
+    """Blocks of as many steps as fit between the plan's ends, and a mark at the end of each epoch.
 
     What goes wrong while batch n is read or checked is raised after the block with the batches before it.
+
+    Args:
+      epochs: what ``passes`` returns.
+      plan: where blocks end.
+      stacker: makes the blocks.
+      stopped: whether the rest is not needed any more.
+      ahead: whether a batch may be read before the block before it is given away. Where a block ends at a period, that
+        tells whether the epoch ends there too, so that all there is to do after a step is done at once.
 
     Raises:
       ValueError: an epoch has no batches, or the batches end before the plan does.
     """
     step = plan.first
     for number, (batches, last) in enumerate(epochs):
-        before, source = step, iter(batches)
+        before, source, marked = step, _Source(batches, ahead), False
+        end_matters = plan.last is None if last else plan.epoch_ends
         while step != plan.last and not stopped():
             try:
                 batch = next(source)
@@ -134,8 +181,11 @@ def read_blocks(
                     yield _block(stacker)
                 raise
             step += 1
-            if stacker.count == stacker.size or plan.room(step - 1) == 1:
-                yield _block(stacker)
+            at_period = plan.room(step - 1) == 1
+            if stacker.count == stacker.size or at_period:
+                block = _block(stacker)  # before another batch is read, perhaps into the same arrays
+                marked = end_matters and at_period and step != plan.last and source.is_over()
+                yield block._replace(end=EpochEnd(last)) if marked else block
         if stopped() or step == plan.last:
             return
         if step == before:
@@ -148,7 +198,8 @@ def read_blocks(
                 f"batches ended after {step - plan.first} of steps={plan.last - plan.first}: give what can be read "
                 "again, such as a list or a DataLoader, or a function epoch -> iterable"
             )
-        yield EpochEnd(last)
+        if not marked:
+            yield EpochEnd(last)
         if last:
             return
 
