@@ -204,7 +204,7 @@ def log_space_reference(logits_tk, labels):
 
     def scores(log_probs, states):
         before, rows = np.array([0.0] + [-np.inf] * (len(states) - 1)), []
-        for t, row in enumerate(log_probs):
+        for row in log_probs:
             after = before.copy()
             after[1:] = np.logaddexp(after[1:], before[:-1])
             for s in range(2, len(states)):

@@ -264,7 +264,7 @@ def test_the_real_prompts():
 def test_faults_name_their_cure():
     with pytest.raises(ValueError, match="at least window=200 samples"):
         log_mel_spectrogram(jnp.zeros(100))
-    with pytest.raises(ValueError, match="fft_size must be >= window=200, got 128"):
+    with pytest.raises(ValueError, match="fft_size must be even and >= window=200, got 128"):
         log_mel_spectrogram(jnp.zeros(1000), fft_size=128)
     with pytest.raises(ValueError, match="mels=80 bands are too many for 65 bins"):
         mel_filters(80, 65, sample_rate=8000)

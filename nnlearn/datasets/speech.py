@@ -175,8 +175,11 @@ def change_speed(clip: np.ndarray, speed: float) -> np.ndarray:
     """
     if not speed > 0:
         raise ValueError(f"speed must be above 0, got {speed!r}")
-    samples = round(len(clip) / speed)
+    samples = max(1, round(len(clip) / speed))
     spectrum = np.zeros(samples // 2 + 1, complex)
     original = np.fft.rfft(clip)[: len(spectrum)]
     spectrum[: len(original)] = original
+    shorter = min(samples, len(clip))
+    if shorter % 2 == 0 and samples != len(clip):  # its last bin is one of a pair in the longer clip
+        spectrum[shorter // 2] *= 2 if samples < len(clip) else 0.5
     return (np.fft.irfft(spectrum, samples) * (samples / len(clip))).astype(np.float32)

@@ -69,6 +69,15 @@ def widen(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(array.astype(dtype) for array in arrays)
 
 
+def largest_scale(dtype) -> float:
+    """The largest power of two that numbers of this dtype can be divided and multiplied by: its inverse is normal.
+
+    >>> largest_scale(jnp.float32) == 2.0**126
+    True
+    """
+    return 2.0 ** (jnp.finfo(dtype).maxexp - 2)
+
+
 def check_same_shape(names: tuple[str, str], first: jax.Array, second: jax.Array, *, scalar: bool = False) -> None:
     """Raise unless both shapes are equal, or ``scalar`` is set and the second is ``()``."""
     if first.shape == second.shape or (scalar and second.shape == ()):

@@ -4,7 +4,15 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.checks import check_nonnegative
-from nnlearn.losses.arguments import Axis, as_floating, check_same_shape, mask_over, normalize_axes, widen
+from nnlearn.losses.arguments import (
+    Axis,
+    as_floating,
+    check_same_shape,
+    largest_scale,
+    mask_over,
+    normalize_axes,
+    widen,
+)
 from nnlearn.tree import as_hyperparam, safe_divide, safe_sqrt
 from nnlearn.types import ArrayLike, Scalar
 
@@ -12,9 +20,10 @@ from nnlearn.types import ArrayLike, Scalar
 def unit(vectors: jax.Array, epsilon: Scalar, axes: tuple[int, ...]) -> jax.Array:
     """``v / max(|v|, sqrt(epsilon))``, and 0 for a vector of zeros."""
     # The result does not depend on the scale, so it may be a constant to the derivative; without it the squares of
-    # numbers over 1e19 or under 1e-19 leave float32. Both ends of its range, and their inverses, are normal numbers.
+    # numbers over 1e19 or under 1e-19 leave float32.
+    most = largest_scale(vectors.dtype)
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(vectors), axes, keepdims=True, initial=0))
-    inverse = 1 / jnp.clip(largest, 1e-37, 1e37)
+    inverse = 1 / jnp.clip(largest, 1 / most, most)
     scaled = jnp.clip(vectors * inverse, -64, 64)  # cuts nothing, and keeps XLA from squaring before it scales
     length = safe_sqrt(jnp.sum(jnp.square(scaled), axes, keepdims=True))
     return safe_divide(scaled, jnp.maximum(length, safe_sqrt(jnp.asarray(epsilon, vectors.dtype)) * inverse))
@@ -38,8 +47,8 @@ def cosine_similarity(
       where: booleans of the predictions' shape (which components count) or of the result's (which pairs count).
 
     Returns:
-      One similarity in [-1, 1] per pair, shape ``[...]``, float32 (float64 if an argument is); 0, with derivative 0,
-      for a vector of zeros and for what ``where`` leaves out.
+      One similarity in [-1, 1] per pair, shape ``[...]``, float32 (float64 if an argument is); 0 for a vector of
+      zeros, with derivative 0 where ``epsilon`` is 0, and for what ``where`` leaves out.
 
     Raises:
       ValueError: the shapes do not fit, or ``epsilon`` is negative.

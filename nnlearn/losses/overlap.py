@@ -51,7 +51,7 @@ def _prepare(predictions, targets, activate: bool, where) -> tuple[jax.Array, ..
         predicted = jnp.where(mask, predicted, jnp.where(gone, -jnp.inf, 0))
         target = jnp.where(mask, target, 0)
     if not activate:
-        present, absent = predicted, 1 - predicted
+        present, absent = predicted, jnp.maximum(1 - predicted, 0)  # a rounded 1 may be a little more
     elif predicted.shape[-1] == 1:
         present, absent = jax.nn.sigmoid(predicted), jax.nn.sigmoid(-predicted)  # 1 - p has no digits left near p = 1
     else:

@@ -25,7 +25,10 @@ def _prepare(name, scores, labels, where, weights) -> tuple[jax.Array, jax.Array
     if scores.ndim == 0:
         raise ValueError(f"{name} must have an axis of items, shape [..., items], got a scalar")
     check_same_shape((name, "labels"), scores, labels)
-    scores, labels = widen(scores, labels)
+    if jnp.issubdtype(labels.dtype, jnp.floating):
+        scores, labels = widen(scores, labels)
+    else:  # large integers have an order that float32 does not see
+        (scores,) = widen(scores)
     mask = mask_over(where, scores.shape, (scores.ndim - 1,))
     mask = None if mask is None else jnp.broadcast_to(mask, scores.shape)
     if weights is not None:
@@ -80,6 +83,7 @@ def ranking_softmax_loss(
     """
     logits, labels, mask, weights = _prepare("logits", logits, labels, where, weights)
     axes = (logits.ndim - 1,)
+    labels = labels.astype(logits.dtype)
     losses = mass_loss(normalize(exclude(logits, mask), axes), labels if weights is None else labels * weights, axes)
     return _reduce(losses, None if mask is None else jnp.any(mask, -1), reduce_fn)
 
@@ -175,12 +179,12 @@ def list_mle_loss(
     Array(1.535, dtype=float32)
     """
     scores, labels, mask, _ = _prepare("scores", scores, labels, where, None)
-    keys = -labels
+    order = jnp.argsort(labels, -1, stable=True, descending=True)
     if mask is not None:
         # Last in order, where they change no sum: far below the rest, but finite, as differences of infinities are NaN.
-        keys = jnp.where(mask, keys, jnp.inf)
+        last = jnp.argsort(~jnp.take_along_axis(mask, order, -1), -1, stable=True)
+        order = jnp.take_along_axis(order, last, -1)
         scores = jnp.where(mask, scores, 0.1 * float(jnp.finfo(scores.dtype).min))
-    order = jnp.argsort(keys, -1, stable=True)
     scores = jnp.take_along_axis(scores, order, -1)
     largest, log_totals = _normalize_suffixes(scores)
     costs = log_totals + (largest - scores)

@@ -11,6 +11,7 @@ from nnlearn.losses.arguments import (
     as_floating,
     as_real,
     check_same_shape,
+    largest_scale,
     mask_over,
     normalize_axes,
     weighted_mean,
@@ -34,7 +35,8 @@ def _distance(first: jax.Array, second: jax.Array, degree: Scalar, eps: Scalar, 
     # derivatives may take it for a constant.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(difference), axes, keepdims=True, initial=0))
     largest = jnp.maximum(largest, jax.lax.stop_gradient(jnp.power(jnp.asarray(eps, first.dtype), 1 / degree)))
-    divisor = jnp.where(largest == 0, 1, jnp.clip(largest, 1e-37, 1e37))
+    most = largest_scale(first.dtype)
+    divisor = jnp.where(largest == 0, 1, jnp.clip(largest, 1 / most, most))
     powers = jnp.sum(_power(jnp.abs(difference / divisor), degree), axes)
     divisor = jnp.squeeze(divisor, axes)
     total = powers + eps * jnp.minimum(_power(1 / divisor, degree), jnp.finfo(powers.dtype).max)

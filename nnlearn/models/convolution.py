@@ -155,7 +155,7 @@ def max_pool(
     Args:
       window: positions that a window covers, one number for all dimensions or one for each.
       stride: positions between two windows, likewise; None for windows side by side.
-      padding: as in ``conv``; what is padded is never the largest.
+      padding: as in ``conv``; what is padded is never the largest, and a window of nothing else gives -inf.
       dimensions: how many axes of positions there are.
 
     Returns:
@@ -173,9 +173,8 @@ def max_pool(
 
     def pool(x, pads):
         every = ((0, 0), *pads, (0, 0))
-        return jax.lax.reduce_window(
-            x, jnp.array(-jnp.inf, x.dtype), jax.lax.max, (1, *window.size, 1), (1, *window.stride, 1), every
-        )
+        # A Python number: JAX knows that of a maximum only so, and has no derivative for any other reduction.
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, *window.size, 1), (1, *window.stride, 1), every)
 
     return _pooling("max_pool", window, pool)
 

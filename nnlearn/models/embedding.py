@@ -51,6 +51,7 @@ def embedding(
 
     def apply(params, numbers, key=None):
         numbers = _integers(layer, numbers)
+        numbers = numbers.astype(jnp.promote_types(numbers.dtype, jnp.int32))  # small ones have no room for the count
         table = parameter(layer, params, "embedding", shape)
         # -1 would be the last row, as in NumPy.
         return jnp.take(table, jnp.where(numbers < 0, count, numbers), axis=0, mode="fill", fill_value=jnp.nan)

@@ -45,6 +45,7 @@ def sample_token(
     Array(1, dtype=int32)
     """
     check_nonnegative("temperature", temperature)
+    _check_cuts(top_k, top_p)
     logits = jnp.asarray(logits).astype(jnp.promote_types(jnp.asarray(logits).dtype, jnp.float32))
     if top_k is not None or top_p is not None:
         logits = jnp.where(_likeliest(logits, temperature, top_k, top_p), logits, -jnp.inf)
@@ -52,15 +53,20 @@ def sample_token(
     return jnp.argmax(logits + temperature * noise, axis=-1).astype(jnp.int32)
 
 
+def _check_cuts(top_k: Scalar | None, top_p: Scalar | None) -> None:
+    if top_k is not None:
+        check_number("top_k", top_k, low=1)
+    if top_p is not None:
+        check_number("top_p", top_p, low=0.0, high=1.0, low_open=True)
+
+
 def _likeliest(logits: jax.Array, temperature: Scalar, top_k: Scalar | None, top_p: Scalar | None) -> jax.Array:
     order = jnp.argsort(-logits, axis=-1)
     rank = jnp.argsort(order, axis=-1)
     keep = jnp.ones(logits.shape, bool)
     if top_k is not None:
-        check_number("top_k", top_k, low=1)
         keep = keep & (rank < top_k)
     if top_p is not None:
-        check_number("top_p", top_p, low=0.0, high=1.0, low_open=True)
         cut = jnp.where(keep, logits, -jnp.inf)
         largest = jnp.max(cut, axis=-1, keepdims=True)
         probability = jax.nn.softmax((cut - largest) / jnp.maximum(temperature, COLDEST), axis=-1)
@@ -106,6 +112,7 @@ def generate(
     if prompt.ndim != 2 or prompt.shape[1] < 1:
         raise ValueError(f"prompt must be (batch, length) with a token at least, got shape {prompt.shape}")
     check_nonnegative("temperature", temperature)
+    _check_cuts(top_k, top_p)
     return _generate(model, length, params, prompt, as_key(key), temperature, top_k, top_p)
 
 

@@ -270,6 +270,8 @@ def _filled(graphs: Graphs) -> Graphs:
                 f"senders and receivers must have one shape (..., edges), with the leading axes of the nodes' "
                 f"{nodes.shape}, got {senders.shape} and {receivers.shape}"
             )
+    # before they are compared with the number of nodes, for which small integers have no room
+    senders, receivers = (ends.astype(jnp.promote_types(ends.dtype, jnp.int32)) for ends in (senders, receivers))
     edges = None if graphs.edges is None else _floating(graphs.edges)
     if edges is not None and edges.shape[:-1] != senders.shape:
         raise ValueError(f"edges must have one row for each of the senders {senders.shape}, got {edges.shape}")

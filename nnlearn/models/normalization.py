@@ -1,5 +1,7 @@
 """Normalisation over the batch, with running statistics as explicit state, and over groups of channels."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -36,7 +38,7 @@ def batch_norm(
     Args:
       features: length of the last axis of ``x``, shape (..., features).
       momentum: the weight of the old running statistics, in [0, 1].
-      eps: added to the variance, >= 0; at 0 a feature that does not vary gives ``bias``.
+      eps: added to the variance, >= 0; at 0 what is left of a feature that does not vary is rounding, or ``bias``.
       axis_name: a mapped axis or axes over which the examples are spread: their statistics are taken together.
       bias: whether to add a bias.
       dtype: the dtype of the parameters.
@@ -140,7 +142,7 @@ def group_norm(
       features: channels of ``x``, shape (..., *positions, features).
       groups: so many groups of neighbouring channels; must divide ``features``. As many as ``features`` is instance
         normalisation.
-      eps: added to the variance, >= 0; at 0 a group of equal numbers gives ``bias``.
+      eps: added to the variance, >= 0; at 0 what is left of equal numbers is rounding, or ``bias``.
       dimensions: how many axes of positions there are; 0 for none.
       bias: whether to add a bias.
       dtype: the dtype of the parameters.
@@ -178,9 +180,9 @@ def group_norm(
             raise ValueError(f"{layer} expects {dimensions} axes of positions before the channels, got {inputs.shape}")
         x = inputs.astype(compute_dtype(inputs.dtype))
         lead, positions = x.shape[: -1 - dimensions], x.shape[x.ndim - 1 - dimensions : -1]
-        grouped = x.reshape(*lead, -1, groups, features // groups)
+        grouped = x.reshape(*lead, math.prod(positions), groups, features // groups)
         grouped = jnp.swapaxes(grouped, -3, -2)  # (..., groups, positions, channels)
-        flat = grouped.reshape(*lead, groups, -1)
+        flat = grouped.reshape(*lead, groups, math.prod(positions) * (features // groups))
         flat = _unit_variance(flat - jnp.mean(flat, axis=-1, keepdims=True), eps)
         y = jnp.swapaxes(flat.reshape(grouped.shape), -3, -2).reshape(*lead, *positions, features)
         y = y * _along_last(parameter(layer, params, "scale", (features,)).astype(x.dtype), x)

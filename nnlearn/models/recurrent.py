@@ -1,5 +1,6 @@
 """Recurrent layers: a state that is carried along a sequence."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -159,15 +160,15 @@ def _recurrent(kind, inputs, hidden, gates, cell, biases, bidirectional, kernel_
         where = where_or_all(where, x.shape[:-1])
         params = {name: parameter(layer, params, name, shape) for name, shape in shapes.items()}
         lead, time = x.shape[:-2], x.shape[-2]
-        x_tbi = jnp.moveaxis(jnp.where(where[..., None], x, 0).reshape(-1, time, inputs), 1, 0)
-        where_tb = where.reshape(-1, time).T
+        x_tbi = jnp.moveaxis(jnp.where(where[..., None], x, 0).reshape(math.prod(lead), time, inputs), 1, 0)
+        where_tb = where.reshape(math.prod(lead), time).T
         if bidirectional:  # both directions are one loop, over states with one axis more
             both = jnp.stack([x_tbi, x_tbi[::-1]]), jnp.stack([where_tb, where_tb[::-1]])
             forward, backward = jax.vmap(run, in_axes=(0, 0, 0), out_axes=0)(params, *both)
             states_tbh = jnp.concatenate([forward, backward[::-1]], axis=-1)
         else:
             states_tbh = run(params, x_tbi, where_tb)
-        return jnp.moveaxis(states_tbh, 0, 1).reshape(*lead, time, -1)
+        return jnp.moveaxis(states_tbh, 0, 1).reshape(*lead, time, states_tbh.shape[-1])
 
     def run(params, x_tbi, where_tb):
         projected = x_tbi @ params["kernel"]  # for all steps at once: a far better shape for a matrix product

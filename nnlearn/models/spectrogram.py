@@ -105,7 +105,7 @@ def log_mel_spectrogram(
       sample_rate: in hertz.
       window, hop: samples of a window, and from one to the next: 25 and 10 ms at 8 kHz.
       mels: bands.
-      fft_size: length of the Fourier transform, >= window; by default the next power of two.
+      fft_size: length of the Fourier transform, even and >= window; by default the next power of two.
       low, high, scale: see ``mel_filters``.
       floor: power that stands for silence, > 0.
 
@@ -125,8 +125,8 @@ def log_mel_spectrogram(
     window, hop = check_count("window", window), check_count("hop", hop)
     check_number("floor", floor, low=0.0, low_open=True)
     fft_size = 1 << (window - 1).bit_length() if fft_size is None else check_count("fft_size", fft_size)
-    if fft_size < window:
-        raise ValueError(f"fft_size must be >= window={window}, got {fft_size}")
+    if fft_size < window or fft_size % 2:  # an odd one has no bin at half the sample rate, where the filters end
+        raise ValueError(f"fft_size must be even and >= window={window}, got {fft_size}")
     audio = _floating(audio)
     audio = audio.astype(compute_dtype(audio.dtype))
     frames = frame_count(audio.shape[-1], window=window, hop=hop) if audio.ndim else 0
@@ -227,7 +227,8 @@ def _kept(fractions: jax.Array, length: int, count: jax.Array, widest: jax.Array
     """Which of ``length`` places no mask covers, shape (*count.shape, length)."""
     for_width, for_start = fractions
     count, widest = jnp.broadcast_to(count, for_width.shape), jnp.broadcast_to(widest, for_width.shape)
-    width = jnp.minimum(jnp.floor(for_width * (widest + 1)).astype(jnp.int32), count)
+    largest = jnp.floor(widest * (1 + 1e-6))  # 0.1 * 30 is a little less than 3
+    width = jnp.minimum(jnp.floor(for_width * (largest + 1)).astype(jnp.int32), count)
     start = jnp.floor(for_start * (count - width + 1)).astype(jnp.int32)
     place = _along_last(jnp.arange(length), jnp.zeros((*for_width.shape, 1)))
     covered = (place >= start[..., None]) & (place < (start + width)[..., None])

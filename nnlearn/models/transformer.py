@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nnlearn.checks import check_count, check_dtype
+from nnlearn.checks import check_count, check_dtype, known
 from nnlearn.models.attention import Cache
 from nnlearn.models.blocks import transformer_blocks
 from nnlearn.models.factory import model_factory, parameter
@@ -31,7 +31,7 @@ class LanguageModel(NamedTuple):
       head: ``head(params) -> kernel_dv``, so that ``logits = hidden @ head`` and a loss can do without the logits.
       empty_cache: ``empty_cache(batch, length) -> cache`` for that many sequences of up to that many tokens.
       decode: ``decode(params, tokens_bt, cache, position) -> (logits_btv, cache)``: the next tokens, the first of which
-        is at ``position`` (which may be traced), after those in the cache.
+        is at ``position``, after those in the cache. Where that is traced, nobody sees a cache that is too short.
     """
 
     init: Callable[[Key], Params]
@@ -163,6 +163,9 @@ def transformer(
         return Cache(empty, empty)
 
     def decode(params, tokens_bt, cache, position):
+        slots, tokens = cache.key.shape[2], tokens_bt.shape[1]
+        if known(position) and not 0 <= position <= slots - tokens:
+            raise ValueError(f"position={position} and {tokens} tokens go beyond the cache of {slots}")
         h, cache = run(params, tokens_bt, cache=cache, position=position)
         return logits_of(params, h), cache
 

@@ -89,12 +89,12 @@ def last_scores(trace: Trace, metric: str, before: jax.Array) -> jax.Array:
 
 
 def goodness(scores: Any, mode: str, xp: Any = jnp) -> Any:
-    """Scores turned so that the largest is the best, and NaN is worst.
+    """Scores turned so that the largest is the best, and what is not finite the worst.
 
     >>> goodness(np.array([1.0, np.nan, 2.0]), "min", np).tolist()
     [-1.0, -inf, -2.0]
     """
-    return xp.where(xp.isnan(scores), -xp.inf, -scores if mode == "min" else scores)
+    return xp.where(xp.isfinite(scores), -scores if mode == "min" else scores, -xp.inf)
 
 
 def _shares_order(train: Train) -> bool:

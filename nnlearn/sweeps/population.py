@@ -139,7 +139,7 @@ def train_population(
             f"{train.steps} steps of the run"
         )
     columns, fixed = _first_generation(space, axes, members, start), {n: v for n, v in space.items() if n not in axes}
-    moved = max(1, round(replaced * members)) if replaced else 0
+    moved = min(members // 2, max(1, round(replaced * members))) if replaced else 0
 
     @jax.jit
     def program(columns, key):

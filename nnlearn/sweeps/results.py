@@ -107,8 +107,8 @@ class Results:
         """A tidy table with one row for each finished run.
 
         Columns are the static choices (as text where they are no scalars), the hyper-parameters that vary, ``seed``,
-        every metric at the end of the run, ``best_<metric>`` (the best value of the sweep's metric at any check),
-        ``stop_step`` and ``stopped_by``.
+        every metric at the end of the run (``check/<metric>`` where a column has its name), ``best_<metric>`` (the
+        best value of the sweep's metric at any check), ``stop_step`` and ``stopped_by``.
         """
         shape = (len(self.statics), len(self.settings), len(self.seeds))
         table = {}
@@ -118,12 +118,13 @@ class Results:
             table[name] = _spread([setting[name] for setting in self.settings], 1, shape)
         table["seed"] = _spread(self.seeds, 2, shape)
         for name in self._metrics():
-            table[name] = self.values(name)
-        worst_of, best_of = (np.inf, np.fmin) if self.mode == "min" else (-np.inf, np.fmax)
+            table[f"check/{name}" if name in table else name] = self.values(name)
+        best_of = np.fmin if self.mode == "min" else np.fmax
 
         def best_value(trace, name):
-            values = best_of.reduce(np.asarray(trace.metrics[name]), axis=-1, initial=worst_of)
-            return np.where(np.isinf(values), np.nan, values)
+            made = np.asarray(trace.check_step) <= np.asarray(trace.stop_step)[..., None]
+            values = np.where(made, np.asarray(trace.metrics[name], float), np.nan)
+            return best_of.reduce(values, axis=-1, initial=np.nan)
 
         table[f"best_{self.metric}"] = self._of_each(self.metric, best_value)
         table["stop_step"] = self._of_each("", lambda trace, _: np.asarray(trace.stop_step), 0)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from nnlearn.losses import absolute_error, cross_entropy, squared_error
+from nnlearn.losses.arguments import weighted_mean
 from nnlearn.train.calls import hand
 from nnlearn.types import Model, StatefulModel
 
@@ -24,7 +25,7 @@ def classification(model: Model | StatefulModel, **options) -> Objective:
 
     def metrics(logits, batch):
         right = jnp.argmax(logits, axis=-1) == batch.examples.targets
-        return {"loss": loss(logits, batch), "accuracy": jnp.mean(right, where=batch.where)}
+        return {"loss": loss(logits, batch), "accuracy": weighted_mean(right.astype(jnp.float32), None, batch.where)}
 
     return _objective(model, lambda logits, batch: loss(logits, batch, **options), metrics)
 
@@ -33,7 +34,7 @@ def regression(model: Model | StatefulModel, elementwise: Callable = squared_err
     """A mean of errors to learn by, as ``loss``; ``absolute_error`` to look at. Targets have the outputs' shape."""
 
     def mean(errors, batch):
-        return jnp.mean(jnp.mean(errors, axis=range(1, errors.ndim)), where=batch.where)
+        return weighted_mean(jnp.mean(errors, axis=range(1, errors.ndim)), None, batch.where)
 
     def loss(outputs, batch):
         return mean(elementwise(outputs, batch.examples.targets), batch)

@@ -11,6 +11,7 @@ from optax import chain
 
 from nnlearn.data import Examples
 from nnlearn.datasets.speech import Speech, asterisk_prompts, change_speed, split_by_transcript
+from nnlearn.losses.arguments import weighted_mean
 from nnlearn.losses.ctc import ctc_loss
 from nnlearn.losses.ctc_decoding import ctc_greedy_decode
 from nnlearn.losses.error_rates import edit_distance
@@ -117,15 +118,15 @@ def _objective(model):
         x, lengths = batch.examples.inputs
         where = jnp.arange(x.shape[1])[None, :] < lengths[:, None]
         x = spec_augment(mask_key, x.astype(jnp.float32), where, time_masks=6, time_width=15, mel_width=6)
-        return jnp.mean(answer(params, batch, x, model_key)[2], where=batch.where)
+        return weighted_mean(answer(params, batch, x, model_key)[2], None, batch.where)
 
     def metrics_fn(params, batch):
         logits, paddings, costs = answer(params, batch, batch.examples.inputs.features.astype(jnp.float32))
         found, targets = ctc_greedy_decode(logits, paddings), batch.examples.targets
         edits = edit_distance(found.labels, found.label_paddings, targets.labels, targets.paddings)
         return {
-            "loss": jnp.mean(costs, where=batch.where),
-            "character_error_rate": jnp.mean(edits * targets.share, where=batch.where),
+            "loss": weighted_mean(costs, None, batch.where),
+            "character_error_rate": weighted_mean(edits * targets.share, None, batch.where),
         }
 
     return loss_fn, metrics_fn

@@ -9,6 +9,7 @@ import numpy as np
 from nnlearn.data import Examples, split
 from nnlearn.datasets import DataBundle, load
 from nnlearn.losses import sigmoid_binary_cross_entropy
+from nnlearn.losses.arguments import weighted_mean
 from nnlearn.models import mlp
 from nnlearn.models.embedding import factorization_machine
 from nnlearn.models.graph import Graphs, graph_network
@@ -38,11 +39,17 @@ def masked_digits(
     pixels = train.shape[1]
     model = mlp((2 * pixels, hidden, hidden, pixels), activation="gelu")
 
-    def loss_fn(params, batch, key, drop=None):
-        hidden_bp = jax.random.bernoulli(key, share, batch.examples.shape)
+    def loss_of(params, batch, hidden_bp, drop=None):
         shown_bp = jnp.where(hidden_bp, 0, batch.examples)
         guessed_bp = model.apply(params, jnp.concatenate([shown_bp, hidden_bp.astype(shown_bp.dtype)], axis=-1), drop)
-        return jnp.mean(jnp.square(guessed_bp - batch.examples), where=hidden_bp & batch.where[:, None])
+        return weighted_mean(jnp.square(guessed_bp - batch.examples), None, hidden_bp & batch.where[:, None])
+
+    def loss_fn(params, batch, key):
+        return loss_of(params, batch, jax.random.bernoulli(key, share, batch.examples.shape), key)
+
+    def metrics_fn(params, batch):
+        hidden_p = jax.random.bernoulli(jax.random.key(0), share, (pixels,))  # the same in batches of any size
+        return {"loss": loss_of(params, batch, jnp.broadcast_to(hidden_p[None], batch.examples.shape))}
 
     return Task(
         name="masked-digits",
@@ -50,8 +57,8 @@ def masked_digits(
         validation=validation,
         test=test,
         model=model,
-        loss_fn=lambda params, batch, key: loss_fn(params, batch, key, key),
-        metrics_fn=lambda params, batch: {"loss": loss_fn(params, batch, jax.random.key(0))},
+        loss_fn=loss_fn,
+        metrics_fn=metrics_fn,
         metric="loss",
         goal="min",
         target=0.045,
@@ -95,7 +102,7 @@ def clicks(
 
     def loss_fn(params, batch, key):
         logits = model.apply(params, batch.examples.inputs, key)
-        return jnp.mean(sigmoid_binary_cross_entropy(logits, batch.examples.targets), where=batch.where)
+        return weighted_mean(sigmoid_binary_cross_entropy(logits, batch.examples.targets), None, batch.where)
 
     def entropy(logits):
         return float(np.mean(np.logaddexp(0, logits) - test.targets * logits))

@@ -115,9 +115,16 @@ def squared_relu(x: jax.Array) -> jax.Array:
     return jnp.square(jax.nn.relu(x))
 
 
+def _bytes(text: str, characters: Characters) -> bytes:
+    """One byte a character: as ASCII has it, or else the character's number."""
+    return text.encode() if text.isascii() else characters.encode(text).astype(np.uint8).tobytes()
+
+
 def _characters(name, text, source, licence, seed, layers, width, heads, context, batch_size, epochs) -> Task:
     characters, half = Characters.of(text), check_count("context", context) // 2
     numbers, vocabulary = characters.encode(text), len(characters.alphabet)
+    if vocabulary > 256:
+        raise ValueError(f"text must have at most 256 different characters, for the baselines; got {vocabulary}")
     first, second = (round(len(text) * (1 - share)) for share in (2 * HELD_OUT, HELD_OUT))
     learned = numbers[seed % context : first]
     # A held-out window's first half was another's last, or stands before the part: it is read and not scored.
@@ -130,7 +137,7 @@ def _characters(name, text, source, licence, seed, layers, width, heads, context
     )
     baselines = {
         "uniform": uniform_bits(vocabulary),
-        "gzip": gzip_bits(text[:second].encode(), text[second : second + scored].encode()),
+        "gzip": gzip_bits(_bytes(text[:second], characters), _bytes(text[second : second + scored], characters)),
     } | {
         f"{order}-gram": ngram_bits(numbers[:first], held_out[1][: half + 1 + scored], vocabulary, order, half + 1)
         for order in ORDERS

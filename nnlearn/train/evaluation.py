@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from nnlearn.data import MaskedBatch, epoch_indices, example_count, take
 from nnlearn.train.calls import check_takes, hand
+from nnlearn.tree import compute_dtype
 from nnlearn.types import Batch, Params, Scalar
 
 MetricsFn = Callable[..., dict[str, Scalar]]
@@ -42,7 +43,8 @@ def evaluation(metrics_fn: MetricsFn, examples: Batch, batch_size: int | None = 
             metrics = hand(metrics_fn, params, MaskedBatch(take(examples, indices_b), where_b), **offered)
             if not isinstance(metrics, dict):
                 raise TypeError(f"metrics_fn must return a dict of scalars, got {type(metrics).__name__}")
-            return {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+            arrays = {name: jnp.asarray(value) for name, value in metrics.items()}
+            return {name: array.astype(compute_dtype(array.dtype)) for name, array in arrays.items()}
 
         if len(indices_nb) == 1:
             return on_batch((indices_nb[0], where_nb[0]))

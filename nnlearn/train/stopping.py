@@ -131,7 +131,7 @@ def converged(tolerance: Scalar, checks: Scalar = 1, *, metric: str = "train_los
         still = jnp.where(jnp.abs(value - last) <= tolerance, still + 1, 0)
         return (value, still), still >= checks
 
-    return StopRule(f"converged({metric})", lambda: (jnp.array(jnp.inf), jnp.zeros([], jnp.int32)), update)
+    return StopRule(f"converged({metric})", lambda: (worst("min"), jnp.zeros([], jnp.int32)), update)
 
 
 def reached(metric: str, target: Scalar, *, mode: Literal["min", "max"] = "min") -> StopRule:

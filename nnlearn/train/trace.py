@@ -18,7 +18,7 @@ from nnlearn.train.step import Info
 from nnlearn.tree import path_name
 
 ALL_STEPS = "all steps"  # what ended a run that no rule has stopped
-FORMAT = "nnlearn trace 1"
+FORMAT = "nnlearn trace 2"
 BAD_ARCHIVE = (zipfile.BadZipFile, zlib.error, RuntimeError)  # a flipped bit may also say that it is encrypted
 
 
@@ -33,7 +33,8 @@ class Trace:
       check_step: steps made at each check, shape (..., checks).
       metrics: by name, their values at the checks, shape (..., checks): ``train_loss``, the mean over the steps since
         the check before, and what ``evaluate`` returned.
-      stop_step: steps made in all, shape (...). What lies beyond it in a run that has stopped is NaN.
+      stop_step: steps made in all, shape (...). What lies beyond it in a run that has stopped is NaN,
+        or 0 where the numbers are integers.
       reason: which rule has stopped the run, counted from 1; 0 if none did. ``stopped_by`` says it in words.
       best_step: the check whose parameters the run has ended with, or None where no rule keeps them.
       rules: the names of the rules.
@@ -98,7 +99,8 @@ class Trace:
     def columns(self) -> dict[str, np.ndarray]:
         """A tidy table: one row for each run and record, with what was checked at that step, else NaN.
 
-        Columns are ``run_0``, ``run_1`` ... (the axes of the runs), ``step``, all scalars of ``info``, all metrics.
+        Columns are ``run_0``, ``run_1`` ... (the axes of the runs), ``step``, all scalars of ``info``, all metrics. A
+        metric that has the name of a column before it, as ``loss`` has, is ``check/loss``.
         Rows beyond the end of a run are left out.
         """
         lead = len(self.runs)
@@ -118,6 +120,8 @@ class Trace:
             if np.ndim(leaf) == lead + 1 and not jnp.issubdtype(leaf.dtype, jnp.complexfloating):
                 table[path_name(path)] = spread(leaf, self.step)
         for name, leaf in self.metrics.items():
+            while name in table:
+                name = f"check/{name}"
             table[name] = spread(leaf, self.check_step)
         kept = table["step"] <= np.asarray(self.stop_step)[..., None]
         return {name: column[kept] for name, column in table.items()}
@@ -133,8 +137,9 @@ class Trace:
     def save(self, path: str | Path) -> None:
         """Write the trace to one ``.npz`` file, checksums included; the file is complete or not there."""
         leaves = jax.tree.leaves_with_path(self)
-        arrays = {f"leaf_{at}": np.asarray(leaf) for at, (_, leaf) in enumerate(leaves)}
+        arrays = {f"leaf_{at}": _as_native(np.asarray(leaf)) for at, (_, leaf) in enumerate(leaves)}
         header = {"format": FORMAT, "rules": self.rules, "paths": [_words(path) for path, _ in leaves]}
+        header["dtypes"] = [jnp.result_type(leaf).name for _, leaf in leaves]
         with replacing(path, "wb") as file:
             np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
 
@@ -155,7 +160,7 @@ class Trace:
                     node = tree
                     for word in words[:-1]:
                         node = node.setdefault(word, {})
-                    node[words[-1]] = jnp.asarray(file[f"leaf_{at}"])
+                    node[words[-1]] = jnp.asarray(file[f"leaf_{at}"].view(jnp.dtype(header["dtypes"][at])))
             info = Info(**{name: None for name in Info._fields} | tree.pop("info", {}))
             return cls(info=info, rules=tuple(header["rules"]), **{"metrics": {}} | tree)
         except (OSError, KeyError, TypeError, ValueError, EOFError, NotImplementedError, *BAD_ARCHIVE) as error:
@@ -182,6 +187,11 @@ class Trace:
 
 def _along(axis: int, lead: int, size: int) -> np.ndarray:
     return np.arange(size).reshape((1,) * axis + (size,) + (1,) * (lead - axis))
+
+
+def _as_native(array: np.ndarray) -> np.ndarray:
+    """The array, or its bits where NumPy has no such numbers, as bfloat16."""
+    return array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array
 
 
 def _words(path: Sequence[Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """Modules of ``equinox``."""
 
+import inspect
 from typing import Any
 
 import jax
@@ -71,7 +72,7 @@ def from_equinox(
     arguments = arguments_of(type(like[0]).__call__)
     flags = mode_flags(arguments, train_argument)
     stateful = like[1][1] is not None
-    if "state" in arguments and not stateful:
+    if "state" in arguments and arguments["state"].default is inspect.Parameter.empty and not stateful:
         raise ValueError("the module takes a state, but there is none: make it with equinox.nn.make_with_state")
 
     def init(key):
