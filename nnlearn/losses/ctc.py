@@ -8,8 +8,7 @@ Read from its last frame to its first, the recursion has the same form with its 
 2 B rows runs both directions at once until they meet in the middle, where the loss is known. For the gradient, each
 then goes on over the other's frames, and the scores that the other left there give the share of every label.
 
-A probability may be far below what a float holds, and logarithms cost an ``exp`` and a ``log`` for every addition. So
-a score is a float with an exponent of its own beside it: adding two takes shifts and no function, and rounds less.
+A probability may be far below what a float holds, so each is a float with an exponent of its own beside it.
 """
 
 import functools
@@ -21,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.losses.arguments import as_boolean, as_floating, as_real, check_reduction, check_same_shape, widen
+from nnlearn.losses.scaled import Scaled, add, from_log, multiply, normalize, power_of_two
 from nnlearn.losses.softmax import as_labels
 from nnlearn.tree import safe_divide
 from nnlearn.types import ArrayLike
@@ -46,16 +46,6 @@ class Softmax(NamedTuple):
     total_bt: jax.Array
 
 
-class Score(NamedTuple):
-    """The number ``mantissa * 2**exponent``: whole exponents, -inf for 0; mantissas of at least 1, or 0.
-
-    The exponent is a constant to derivatives, which go through the mantissa.
-    """
-
-    mantissa: jax.Array
-    exponent: jax.Array
-
-
 class Rows(NamedTuple):
     """What the recursion reads: the examples forward, and below them the examples backward, ``steps`` frames each.
 
@@ -79,8 +69,8 @@ class Rows(NamedTuple):
 class Frames(NamedTuple):
     """Probabilities of the classes at each step, over that of the frame's likeliest class."""
 
-    blank_sr1: Score
-    label_srw: Score
+    blank_sr1: Scaled
+    label_srw: Scaled
 
 
 def _softmax(logits_btk: jax.Array) -> Softmax:
@@ -104,12 +94,6 @@ def _rows(sequences: Sequences) -> Rows:
     return Rows(-(-is_frame_bt.shape[1] // 2), order_bt, frame_counts_b, labels_rw, is_label_rw, start_r)
 
 
-def _as_score(log_value: jax.Array) -> Score:
-    log2 = log_value * (1 / math.log(2))
-    exponent, is_zero = jnp.floor(log2), log2 == -jnp.inf
-    return Score(jnp.where(is_zero, 0, jnp.exp2(jnp.where(is_zero, 0, log2 - exponent))), exponent)
-
-
 def _frames(logits_btk: jax.Array, largest_bt: jax.Array, rows: Rows, blank_id: int) -> Frames:
     batch, frames, _ = logits_btk.shape
     forward_s1 = jnp.arange(rows.steps)[:, None]
@@ -128,75 +112,40 @@ def _frames(logits_btk: jax.Array, largest_bt: jax.Array, rows: Rows, blank_id: 
     blank_sr = jnp.where(is_frame_sr, blank_sr - largest_sr, 0)
     exists_srw = is_frame_sr[..., None] & rows.is_label_rw[None]
     label_srw = jnp.where(exists_srw, label_srw - largest_sr[..., None], -jnp.inf)
-    return Frames(_as_score(blank_sr[..., None]), _as_score(label_srw))
-
-
-def _larger(first: jax.Array, second: jax.Array) -> jax.Array:
-    """One instruction, where ``jnp.maximum`` is several: it carries NaN on, and here that of -inf + inf means 0."""
-    return jnp.where(first > second, first, second)
-
-
-def _bits(dtype) -> tuple[int, int, jnp.dtype]:
-    """Of a float: how many bits its fraction has, what is added to its exponent, and the integers of its size."""
-    info = jnp.finfo(dtype)
-    return info.nmant, info.maxexp - 1, jnp.dtype(f"int{info.bits}")
-
-
-def _power_of_two(exponent: jax.Array) -> jax.Array:
-    """``2**exponent`` of whole exponents, put into a float's bits; 0 below the least normal number."""
-    fraction, bias, integer = _bits(exponent.dtype)
-    # A whole number plus 2**fraction has that number in its last bits.
-    number = _larger(exponent, jnp.full_like(exponent, -bias)) + (2.0**fraction + bias)
-    bits = jax.lax.bitcast_convert_type(number, integer) << fraction
-    return jax.lax.bitcast_convert_type(bits, exponent.dtype)
-
-
-def _add(first: Score, second: Score) -> Score:
-    exponent = _larger(first.exponent, second.exponent)
-    first_scale, second_scale = _power_of_two(first.exponent - exponent), _power_of_two(second.exponent - exponent)
-    return Score(first.mantissa * first_scale + second.mantissa * second_scale, exponent)
-
-
-def _multiply(first: Score, second: Score) -> Score:
-    return Score(first.mantissa * second.mantissa, first.exponent + second.exponent)
+    return Frames(from_log(blank_sr[..., None]), from_log(label_srw))
 
 
 # The states of all rows are one array [4, R, W], the scores of blanks and of labels: XLA then makes a step of the scan
 # of few programs. For the same reason a step reads each array of frames once, and last.
 
 
-def _split(states_4rw: jax.Array) -> tuple[Score, Score]:
-    return Score(*states_4rw[:2]), Score(*states_4rw[2:])
+def _split(states_4rw: jax.Array) -> tuple[Scaled, Scaled]:
+    return Scaled(*states_4rw[:2]), Scaled(*states_4rw[2:])
 
 
 def _start(rows: Rows, dtype) -> jax.Array:
     """Before the first frame: certainly in the blank before the first label."""
     is_start_rw = jnp.arange(rows.labels_rw.shape[1])[None] == rows.start_r[:, None]
-    zero = Score(jnp.zeros(is_start_rw.shape, dtype), jnp.full(is_start_rw.shape, -jnp.inf, dtype))
+    zero = Scaled(jnp.zeros(is_start_rw.shape, dtype), jnp.full(is_start_rw.shape, -jnp.inf, dtype))
     return jnp.stack([is_start_rw.astype(dtype), jnp.where(is_start_rw, 0, zero.exponent), *zero])
 
 
 def _enter(states_4rw: jax.Array, may_skip_rw: jax.Array, towards: int) -> jax.Array:
-    """Scores of being about to emit a frame from each state; labels are read to the right (1) or to the left (-1)."""
+    """Scaleds of being about to emit a frame from each state; labels are read to the right (1) or to the left (-1)."""
     blank, label = _split(states_4rw)
-    entered = _add(blank, Score(*jnp.roll(states_4rw[2:], towards, 2)))  # the column that comes round is no label
-    come_from = Score(*(jnp.where(may_skip_rw, e, b) for e, b in zip(entered, blank, strict=True)))
-    return jnp.stack([*entered, *_add(label, come_from)])
+    entered = add(blank, Scaled(*jnp.roll(states_4rw[2:], towards, 2)))  # the column that comes round is no label
+    come_from = Scaled(*(jnp.where(may_skip_rw, e, b) for e, b in zip(entered, blank, strict=True)))
+    return jnp.stack([*entered, *add(label, come_from)])
 
 
 def _emit(entered_4rw: jax.Array, frame: Frames) -> jax.Array:
-    blank, label = (_multiply(*both) for both in zip(_split(entered_4rw), frame, strict=True))
+    blank, label = (multiply(*both) for both in zip(_split(entered_4rw), frame, strict=True))
     return jnp.stack([*blank, *label])
 
 
 def _normalize(states_4rw: jax.Array) -> jax.Array:
-    """The same numbers, with mantissas below 2."""
-    fraction, bias, integer = _bits(states_4rw.dtype)
-    mantissa_2rw, exponent_2rw = states_4rw[::2], states_4rw[1::2]
-    biased_2rw = jax.lax.bitcast_convert_type(mantissa_2rw, integer) >> fraction
-    scale_2rw = jax.lax.bitcast_convert_type((2 * bias - biased_2rw) << fraction, states_4rw.dtype)
-    exponent_2rw = exponent_2rw + (biased_2rw - bias).astype(states_4rw.dtype)
-    return jnp.stack([mantissa_2rw * scale_2rw, exponent_2rw], 1).reshape(states_4rw.shape)
+    both = normalize(Scaled(states_4rw[::2], states_4rw[1::2]))  # as one array, to be one program
+    return jnp.stack(both, 1).reshape(states_4rw.shape)
 
 
 def _normalize_at_times(states_4rw: jax.Array, step: jax.Array) -> jax.Array:
@@ -229,18 +178,18 @@ def _other_way(rows: Rows, states_4rw: jax.Array) -> tuple[jax.Array, jax.Array]
     return _enter(other_4rw, may_skip_rw, -1), may_skip_rw
 
 
-def _meet(states_4rw: jax.Array, entered_4rw: jax.Array) -> Score:
+def _meet(states_4rw: jax.Array, entered_4rw: jax.Array) -> Scaled:
     """Likelihood of each row's labels, from what led to its states and what follows them."""
     (blank, label), (next_blank, next_label) = _split(states_4rw), _split(entered_4rw)
     # Where one direction has the blank before a label, the other has the blank behind it.
-    blank = _multiply(Score(*(one[:, 1:] for one in blank)), Score(*(one[:, :-1] for one in next_blank)))
-    both = blank, _multiply(label, next_label)
+    blank = multiply(Scaled(*(one[:, 1:] for one in blank)), Scaled(*(one[:, :-1] for one in next_blank)))
+    both = blank, multiply(label, next_label)
     exponent_r = functools.reduce(jnp.maximum, (jnp.max(one.exponent, 1) for one in both))
-    scaled = (one.mantissa * _power_of_two(one.exponent - exponent_r[:, None]) for one in both)
-    return Score(sum(jnp.sum(one, 1) for one in scaled), exponent_r)
+    scaled = (one.mantissa * power_of_two(one.exponent - exponent_r[:, None]) for one in both)
+    return Scaled(sum(jnp.sum(one, 1) for one in scaled), exponent_r)
 
 
-def _loss(softmax: Softmax, is_frame_bt: jax.Array, likelihood: Score) -> jax.Array:
+def _loss(softmax: Softmax, is_frame_bt: jax.Array, likelihood: Scaled) -> jax.Array:
     mantissa_b, exponent_b = (one[: len(is_frame_bt)] for one in likelihood)
     cost_b = jnp.sum(jnp.where(is_frame_bt, jnp.log(softmax.total_bt), 0), 1)
     # Rounding may leave less than 0.
@@ -268,7 +217,7 @@ def _forward(sequences: Sequences, blank_id: int):
     exponent_r1 = likelihood.exponent[:, None]
 
     def share(entered_4rw, mantissa_rw, exponent_rw):
-        scale_rw = _power_of_two(entered_4rw[3] + (exponent_rw - exponent_r1))
+        scale_rw = power_of_two(entered_4rw[3] + (exponent_rw - exponent_r1))
         return entered_4rw[2] * over_r1 * mantissa_rw * scale_rw
 
     history_hrw = history_s2rw.reshape(-1, *history_s2rw.shape[2:])
