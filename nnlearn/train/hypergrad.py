@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 from nnlearn.types import PyTree, Scalar
 
-FEW = 4  # numbers for which forward mode takes no more time than reverse mode, by measurement
+FEW = 3  # numbers for which forward mode takes no more time than reverse mode, by measurement
 MODES = ("auto", "forward", "reverse")
 
 
@@ -26,7 +26,7 @@ def hyper_value_and_grad(
     Args:
       objective: ``objective(hparams, *args) -> scalar``, such as the last validation loss of ``train(hparams, key)``.
         Through a ``train`` with stopping rules the derivative is that of the steps that were made.
-      mode: ``"auto"`` is forward for four numbers or fewer, and else reverse.
+      mode: ``"auto"`` is forward for three numbers or fewer, and else reverse.
 
     Returns:
       ``f(hparams, *args) -> (value, gradient)``, the gradient a tree like ``hparams``; to be jitted and vmapped.
