@@ -12,17 +12,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # One in so many cases of the large tables, and of the tests marked slow.
 SAMPLED = {
-    "test_contract.py": 3,
+    "test_contract.py": 4,
     "test_losses.py": 2,
     "test_losses_contrastive.py": 2,
     "test_losses_likelihood.py": 2,
     "test_losses_overlap.py": 2,
-    "test_packed_training.py": 3,
+    "test_packed_training.py": 4,
     "test_packing.py": 2,
-    "test_schedules.py": 2,
-    "test_transforms.py": 2,
+    "test_schedules.py": 3,
+    "test_transforms.py": 3,
 }
-SLOW = 3
+SLOW = 4
 
 
 def pytest_addoption(parser):
