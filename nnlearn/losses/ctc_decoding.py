@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from nnlearn.checks import check_count
 from nnlearn.losses.arguments import widen
-from nnlearn.losses.ctc import check_blank_id, check_frames, compact
+from nnlearn.losses.sequences import check_blank_id, check_frames, compact
 from nnlearn.losses.softmax import normalize
 from nnlearn.types import ArrayLike
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.losses.arguments import as_real, check_same_shape
-from nnlearn.losses.ctc import compact
+from nnlearn.losses.sequences import compact
 from nnlearn.types import ArrayLike
 
 

@@ -51,7 +51,6 @@ def embedding(
 
     def apply(params, numbers, key=None):
         numbers = _integers(layer, numbers)
-        numbers = numbers.astype(jnp.promote_types(numbers.dtype, jnp.int32))  # small ones have no room for the count
         table = parameter(layer, params, "embedding", shape)
         # -1 would be the last row, as in NumPy.
         return jnp.take(table, jnp.where(numbers < 0, count, numbers), axis=0, mode="fill", fill_value=jnp.nan)
@@ -121,4 +120,4 @@ def _integers(layer: str, numbers) -> jax.Array:
     numbers = jnp.asarray(numbers)
     if not jnp.issubdtype(numbers.dtype, jnp.integer):
         raise TypeError(f"{layer} looks up integers, got {numbers.dtype.name} of shape {numbers.shape}")
-    return numbers
+    return numbers.astype(jnp.promote_types(numbers.dtype, jnp.int32))  # small ones have no room for a count

@@ -12,7 +12,7 @@ import numpy as np
 from nnlearn.extras import import_extra
 from nnlearn.sweeps import store
 from nnlearn.sweeps.space import Setting
-from nnlearn.train.trace import Trace
+from nnlearn.train.trace import Trace, metric_column
 
 HEADER = ("settings", "varied", "logarithmic", "statics", "seeds", "steps", "full", "metric", "mode")
 
@@ -118,7 +118,7 @@ class Results:
             table[name] = _spread([setting[name] for setting in self.settings], 1, shape)
         table["seed"] = _spread(self.seeds, 2, shape)
         for name in self._metrics():
-            table[f"check/{name}" if name in table else name] = self.values(name)
+            table[metric_column(name, table)] = self.values(name)
         best_of = np.fmin if self.mode == "min" else np.fmax
 
         def best_value(trace, name):

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +120,7 @@ class Trace:
             if np.ndim(leaf) == lead + 1 and not jnp.issubdtype(leaf.dtype, jnp.complexfloating):
                 table[path_name(path)] = spread(leaf, self.step)
         for name, leaf in self.metrics.items():
-            while name in table:
-                name = f"check/{name}"
-            table[name] = spread(leaf, self.check_step)
+            table[metric_column(name, table)] = spread(leaf, self.check_step)
         kept = table["step"] <= np.asarray(self.stop_step)[..., None]
         return {name: column[kept] for name, column in table.items()}
 
@@ -187,6 +185,17 @@ class Trace:
 
 def _along(axis: int, lead: int, size: int) -> np.ndarray:
     return np.arange(size).reshape((1,) * axis + (size,) + (1,) * (lead - axis))
+
+
+def metric_column(metric: str, taken: Collection[str]) -> str:
+    """The column of a metric in a table that has some columns: a metric may be called as one of them is.
+
+    >>> metric_column("accuracy", ["step", "loss"]), metric_column("loss", ["step", "loss"])
+    ('accuracy', 'check/loss')
+    """
+    while metric in taken:
+        metric = f"check/{metric}"
+    return metric
 
 
 def _as_native(array: np.ndarray) -> np.ndarray:

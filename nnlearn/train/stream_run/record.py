@@ -10,7 +10,7 @@ import numpy as np
 
 from nnlearn.train.step import Info
 from nnlearn.train.stream_run.history import Row
-from nnlearn.train.trace import ALL_STEPS, Trace
+from nnlearn.train.trace import ALL_STEPS, Trace, metric_column
 from nnlearn.tree import path_name
 from nnlearn.types import PyTree
 
@@ -60,11 +60,8 @@ class Recorder:
             self._columns = [(at, path_name(path)) for at, (path, leaf) in enumerate(leaves) if _is_column(leaf)]
             names = ["step", *(name for _, name in self._columns)]
             for metric in self.metrics:
-                column = metric
-                while column in names:
-                    column = f"check/{column}"
-                names.append(column)
-                self._metric_columns[metric] = column
+                self._metric_columns[metric] = metric_column(metric, names)
+                names.append(self._metric_columns[metric])
             self._begin(names)
         if self._far:
             for leaf in jax.tree.leaves(infos):
