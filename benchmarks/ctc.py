@@ -5,8 +5,8 @@
 
 Every rival gets the same float32 logits, labels and lengths, and returns the losses and, where its name says so, the
 gradient of their sum. ``error`` is the largest difference from float64, over the largest number: of the gradient, or of
-the losses where there is none. PyTorch's is the loss that it has for CPUs, after ``log_softmax``, with as many threads
-as there are cores, and with logits that lie in the order that it wants (frames first). ``memory MB`` is what the
+the losses where there is none. PyTorch's is its own loss, not cuDNN's, after ``log_softmax``, on a CPU with as many
+threads as there are cores, and with logits that lie in the order that it wants (frames first). ``memory MB`` is what the
 compiled program asks for beside its arguments and results.
 """
 
@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from harness import Compiled, Report, argument_parser, race, ratios_to, show, summarize
-from machine import cores
 
 from nnlearn.losses.ctc import ctc_loss
 
@@ -56,13 +55,13 @@ class Torch:
 
     def __init__(self, problem: Problem):
         import torch
+        from torch_rivals import DEVICE, wait
 
-        torch.set_num_threads(cores())
-        self.torch = torch
-        self.logits_tbk = torch.tensor(problem.logits.swapaxes(0, 1).copy(), requires_grad=True)
-        self.labels = torch.tensor(problem.labels, dtype=torch.int64)
-        self.frame_counts = torch.tensor((problem.logit_paddings == 0).sum(1))
-        self.label_counts = torch.tensor((problem.label_paddings == 0).sum(1))
+        self.torch, self.wait = torch, wait
+        self.logits_tbk = torch.tensor(problem.logits.swapaxes(0, 1).copy(), device=DEVICE, requires_grad=True)
+        self.labels = torch.tensor(problem.labels, dtype=torch.int64, device=DEVICE)
+        self.frame_counts = torch.tensor((problem.logit_paddings == 0).sum(1), device=DEVICE)
+        self.label_counts = torch.tensor((problem.label_paddings == 0).sum(1), device=DEVICE)
         self.result = None
 
     def run(self, calls: int) -> None:
@@ -77,7 +76,8 @@ class Torch:
                 reduction="none",
             )
             losses.sum().backward()
-        self.result = losses.detach().numpy(), self.logits_tbk.grad.numpy().swapaxes(0, 1)
+        self.wait()
+        self.result = losses.detach().cpu().numpy(), self.logits_tbk.grad.cpu().numpy().swapaxes(0, 1)
 
 
 def with_gradient(loss: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from harness import Jitted, Report, argument_parser, race, ratio, ratios_to, show, summarize
-from machine import bandwidth_rivals, bytes_moved, on_cpu
+from machine import bandwidth_rivals, bytes_moved
 from recipes import GPU_REGIMES, QUICK_REGIMES, RECIPES, REGIMES, count, draw, update_steps
 
 import nnlearn
@@ -30,21 +30,23 @@ AGREE = 1.8  # times as fast; undisturbed the two are within 1.5 of each other
 
 
 def torch_makers(recipe: str, params: dict, grads: dict) -> dict[str, Any]:
-    """Torch's rivals where they have the same processor to run on; none without torch."""
-    if not on_cpu():
-        return {}
+    """Torch's rivals; none without a torch that runs on the same processor."""
     try:
-        from torch_rivals import torch_rivals
+        from torch_rivals import runs_here, torch_rivals
     except ModuleNotFoundError:
         return {}
-    return torch_rivals(recipe, params, grads)
+    return torch_rivals(recipe, params, grads) if runs_here() else {}
+
+
+def to_numpy(array: Any) -> np.ndarray:
+    return np.asarray(array.cpu() if hasattr(array, "cpu") else array)
 
 
 def values(rival: Any) -> np.ndarray:
     """The parameters of a rival, end to end."""
     params = rival.params if hasattr(rival, "params") else rival.state[0]
     leaves = jax.tree.leaves(nnlearn.unpack(params) if isinstance(params, nnlearn.Packed) else params)
-    return np.concatenate([np.asarray(leaf).reshape(-1) for leaf in leaves])
+    return np.concatenate([to_numpy(leaf).reshape(-1) for leaf in leaves])
 
 
 def disagreement(rivals: dict[str, Any], params: dict) -> dict[str, float]:

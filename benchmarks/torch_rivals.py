@@ -1,4 +1,7 @@
-"""The same recipes in torch, as torch's own documentation writes them: ``foreach=True`` and ``fused=True``."""
+"""The same recipes in torch, as torch's own documentation writes them: ``foreach=True`` and ``fused=True``.
+
+They run where jax does, on the CPU's cores or on the GPU.
+"""
 
 import math
 from collections.abc import Callable
@@ -6,10 +9,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import cores
+from machine import cores, on_cpu
 from recipes import DECAY, RATE, WARMUP
 
 torch.set_num_threads(cores())
+DEVICE = "cpu" if on_cpu() else "cuda"
+
+
+def runs_here() -> bool:
+    return DEVICE == "cpu" or torch.cuda.is_available()
+
+
+def wait() -> None:
+    """For the GPU, if there is one: torch comes back before it has done what it was told."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 class TorchRival:
@@ -19,9 +33,9 @@ class TorchRival:
     """
 
     def __init__(self, make: Callable[..., Any], clipped: bool, params: dict, grads: dict, **how: bool):
-        self.params = [torch.from_numpy(np.array(leaf)) for leaf in params.values()]
+        self.params = [torch.from_numpy(np.array(leaf)).to(DEVICE) for leaf in params.values()]
         for param, grad in zip(self.params, grads.values(), strict=True):
-            param.grad = torch.from_numpy(np.array(grad))
+            param.grad = torch.from_numpy(np.array(grad)).to(DEVICE)
         self.optimizer, self.clipped, self.compile = make(self.params, lr=RATE, **how), clipped, None
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, _relative_rate) if clipped else None
 
@@ -32,6 +46,7 @@ class TorchRival:
             self.optimizer.step()
             if self.schedule:
                 self.schedule.step()
+        wait()
 
 
 def _relative_rate(step: int) -> float:

@@ -1,4 +1,4 @@
-"""Files that are complete or not there at all."""
+"""Files that are complete or not there at all, and where those lie that need not be made again."""
 
 import contextlib
 import os
@@ -6,6 +6,18 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+
+def cache_folder() -> Path:
+    """Where unpacked packages and compiled kernels lie: ``$NNLEARN_CACHE``, or ``nnlearn`` in ``$XDG_CACHE_HOME`` or
+    ``~/.cache``.
+
+    >>> isinstance(cache_folder(), Path)
+    True
+    """
+    if "NNLEARN_CACHE" in os.environ:
+        return Path(os.environ["NNLEARN_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nnlearn"
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ LEVELS = {
         "checks",
         "extras",
         "files",
+        "native",
         "settings",
         "tree",
         "packing",

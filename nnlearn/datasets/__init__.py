@@ -7,7 +7,7 @@ is kept in a folder (``cache_folder``) and not fetched again.
 from nnlearn.datasets.bundles import LOADERS as LOADERS
 from nnlearn.datasets.bundles import DataBundle as DataBundle
 from nnlearn.datasets.bundles import load as load
-from nnlearn.datasets.packages import cache_folder as cache_folder
+from nnlearn.files import cache_folder as cache_folder
 from nnlearn.datasets.packages import unpack_debian_package as unpack_debian_package
 from nnlearn.datasets.packages import unpack_python_package as unpack_python_package
 from nnlearn.datasets.speech import Speech as Speech

@@ -13,18 +13,9 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from nnlearn.files import cache_folder
+
 SECONDS = 300  # that a fetch may take
-
-
-def cache_folder() -> Path:
-    """Where unpacked packages lie: ``$NNLEARN_CACHE``, or ``nnlearn`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
-
-    >>> isinstance(cache_folder(), Path)
-    True
-    """
-    if "NNLEARN_CACHE" in os.environ:
-        return Path(os.environ["NNLEARN_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nnlearn"
 
 
 def unpack_python_package(name: str, version: str, *, source: bool = False) -> Path:

@@ -21,6 +21,8 @@ import jax.numpy as jnp
 from nnlearn.losses.arguments import check_reduction, widen
 from nnlearn.losses.scaled import Scaled, add, from_log, multiply, normalize, power_of_two
 from nnlearn.losses.sequences import check_blank_id, check_examples, check_frames, check_labels, compact, running_count
+from nnlearn.native import is_native
+from nnlearn.native.ctc import CtcKernel
 from nnlearn.tree import safe_divide
 from nnlearn.types import ArrayLike
 
@@ -276,6 +278,44 @@ def _subtract_at(grad_xk: jax.Array, labels_bn: jax.Array, label_btn: jax.Array)
 _negative_log_likelihood.defvjp(_forward, _backward)
 
 
+def _has_kernel(logits_btk: jax.Array) -> bool:
+    """In C, on one CPU: where a program is spread over devices, XLA can divide its own operations alone."""
+    one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
+    return one_cpu and logits_btk.dtype == jnp.float32 and is_native()
+
+
+def _reference(logits_btk, is_frame_bt, labels_bn, lengths_b, blank_id):
+    return [_negative_log_likelihood.fun(Sequences(logits_btk, is_frame_bt, labels_bn, lengths_b), blank_id)]
+
+
+def _reference_with_gradient(logits_btk, is_frame_bt, labels_bn, lengths_b, blank_id):
+    loss_b, residuals = _forward(Sequences(logits_btk, is_frame_bt, labels_bn, lengths_b), blank_id)
+    return [loss_b, _backward(blank_id, residuals, jnp.ones_like(loss_b))[0].logits_btk]
+
+
+LOSS, LOSS_AND_GRADIENT = CtcKernel(_reference, gradient=False), CtcKernel(_reference_with_gradient, gradient=True)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _by_kernel(sequences: Sequences, blank_id: int) -> jax.Array:
+    """``_negative_log_likelihood`` in C, an example at a time."""
+    return LOSS(*sequences, jnp.int32(blank_id))[0]
+
+
+def _kernel_forward(sequences: Sequences, blank_id: int):
+    loss_b, grad_btk = LOSS_AND_GRADIENT(*sequences, jnp.int32(blank_id))
+    return loss_b, (loss_b, grad_btk, sequences.is_frame_bt)
+
+
+def _kernel_backward(blank_id: int, residuals, cotangent_b: jax.Array):
+    loss_b, grad_btk, is_frame_bt = residuals
+    scale_b11 = jnp.where(loss_b == jnp.inf, 0, cotangent_b)[:, None, None]
+    return (Sequences(jnp.where(is_frame_bt[..., None], grad_btk * scale_b11, 0), None, None, None),)
+
+
+_by_kernel.defvjp(_kernel_forward, _kernel_backward)
+
+
 def ctc_loss(
     logits: ArrayLike,
     logit_paddings: ArrayLike,
@@ -339,7 +379,7 @@ def ctc_loss(
     is_valid_b = jnp.all(valid_bn | ~is_label_bn, 1)
     labels_bn, lengths_b = compact(jnp.where(valid_bn, labels_bn, 0).astype(jnp.int32), is_label_bn)
     sequences = Sequences(logits_btk, is_frame_bt, labels_bn, lengths_b)
-    loss_b = _negative_log_likelihood(sequences, blank_id)
+    loss_b = (_by_kernel if _has_kernel(logits_btk) else _negative_log_likelihood)(sequences, blank_id)
     loss_b = loss_b * jnp.where(is_valid_b, 1, jnp.nan).astype(loss_b.dtype)
     if zero_infinity:
         loss_b = jnp.where(loss_b == jnp.inf, 0, loss_b)

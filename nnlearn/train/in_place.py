@@ -17,6 +17,8 @@ from jax.extend.core import Jaxpr, Var, jaxpr_as_fun
 from jax.sharding import AxisType
 from optax import apply_updates, with_extra_args_support
 
+from nnlearn.native import is_native
+from nnlearn.train.one_pass import in_one_pass
 from nnlearn.train.symbolic import CALLS, ELEMENTWISE
 from nnlearn.types import GradientTransformation, OptState, Params, Updates
 
@@ -30,8 +32,10 @@ def apply_gradients(
 ) -> tuple[Params, OptState]:
     """``tx.update`` and ``apply_updates`` in one, as the steps of ``make_step`` do it.
 
-    Compiled for one CPU, with parameters and state donated, it makes fewer copies of what is still needed when its
-    place is overwritten, and none for Lion. The numbers are the same.
+    Compiled for one CPU, with parameters and state donated, what is elementwise becomes one pass over each large array,
+    by a kernel in C (see ``nnlearn.native_status``). Where there is no C compiler, it makes fewer copies of what is
+    still needed when its place is overwritten, and none for Lion. The numbers are the same, but for the rounding of
+    products that XLA adds up without rounding them first.
 
     Args:
       tx: an optimizer, nnlearn's or optax's.
@@ -55,7 +59,10 @@ def apply_gradients(
         updates, opt_state = tx.update(grads, opt_state, params, **extra)
         return apply_updates(params, updates), opt_state
 
-    return (in_place(update) if _pays(params) else update)(grads, opt_state, params)
+    if _pays(params):
+        careful = in_place(update)
+        update = in_one_pass(update, careful) if is_native() else careful
+    return update(grads, opt_state, params)
 
 
 def _pays(params: Params) -> bool:

@@ -1,0 +1,330 @@
+/* The CTC loss and its gradient, an example at a time, with the names and the recursion of losses/ctc.py.
+
+   A probability is a mantissa and, beside it, an exponent of its own; 0 is a mantissa of 0 and the exponent NOTHING.
+   State n is ``blank`` n, the blank before the n-th label, and ``label`` n, in that label; column N, behind the last
+   label, has a blank alone. Loops over columns and classes are written so that compilers make vectors of them. */
+
+#include <math.h>
+#include <string.h>
+
+#define LANES 16
+#define NOTHING (-(1 << 28))
+#define NORMALIZE_EVERY 16 /* a frame multiplies a mantissa by 6 at most, and 6^16 < 2^42 */
+#define LOG2_E 1.44269504f
+#ifdef __clang__
+#define NO_DEPENDENCE _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define NO_DEPENDENCE _Pragma("GCC ivdep")
+#endif
+
+typedef struct {
+  int64_t frames, classes, labels;
+  int32_t blank_id;
+  const float* logits;      /* [examples, frames, classes] */
+  const uint8_t* is_frame;  /* [examples, frames] */
+  const int32_t* label_ids; /* [examples, labels], those that exist first */
+  const int32_t* lengths;   /* [examples] */
+  float* losses;            /* [examples] */
+  float* gradients;         /* like the logits, or NULL */
+  atomic_bool out_of_memory;
+} Work;
+
+typedef struct {
+  float* mantissa;
+  int32_t* exponent;
+} Scaled;
+
+static inline float from_bits(int32_t bits) {
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+
+static inline int32_t to_bits(float value) {
+  int32_t bits;
+  memcpy(&bits, &value, 4);
+  return bits;
+}
+
+/* 2**exponent, and 0 below the least normal number */
+static inline float power_of_two(int32_t exponent) {
+  return from_bits((exponent > -127 ? exponent + 127 : 0) << 23);
+}
+
+static inline int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
+
+/* exp2 of -0.5 to 0.5: its series, up to what is below a float's last digit there */
+static inline float exp2_near_zero(float x) {
+  float y = 1.5252734e-5f;
+  y = y * x + 1.5403530e-4f;
+  y = y * x + 1.3333558e-3f;
+  y = y * x + 9.6181291e-3f;
+  y = y * x + 5.5504109e-2f;
+  y = y * x + 2.4022651e-1f;
+  y = y * x + 6.9314718e-1f;
+  return y * x + 1.0f;
+}
+
+/* exp(x) of x <= 0 as a mantissa of 0.7 to 1.4 and an exponent; ln 2 in two parts, to keep the digits of the rest */
+static inline float exp_scaled(float x, int32_t* exponent) {
+  const float magic = 12582912.0f; /* added to a number, it leaves its nearest whole number in the last bits */
+  float bounded = x > -1e6f ? x : -1e6f;
+  float shifted = bounded * LOG2_E + magic, whole = shifted - magic;
+  float rest = (bounded - whole * 0.693359375f) - whole * -2.12194440e-4f;
+  float value = exp2_near_zero(rest * LOG2_E);
+  *exponent = x == -INFINITY ? NOTHING : to_bits(shifted) - to_bits(magic);
+  return x == -INFINITY ? 0.0f : x != x ? x : value;
+}
+
+static inline float exp_of(float x) {
+  int32_t exponent;
+  float mantissa = exp_scaled(x, &exponent);
+  return mantissa * power_of_two(exponent);
+}
+
+static float largest_of(const float* row, int64_t count) {
+  float lanes[LANES], largest = -__FLT_MAX__; /* not -inf, so that a row of -inf has weights of 0 */
+  int64_t k = 0;
+  for (int j = 0; j < LANES; j++) lanes[j] = largest;
+  for (; k + LANES <= count; k += LANES)
+    for (int j = 0; j < LANES; j++) lanes[j] = row[k + j] > lanes[j] ? row[k + j] : lanes[j];
+  for (int j = 0; j < LANES; j++) largest = lanes[j] > largest ? lanes[j] : largest;
+  for (; k < count; k++) largest = row[k] > largest ? row[k] : largest;
+  return largest;
+}
+
+/* The sum of exp(row - largest); the terms too, if there is a place for them. */
+static float sum_weights(const float* row, int64_t count, float largest, float* weights) {
+  float lanes[LANES] = {0}, total = 0;
+  int64_t k = 0;
+  for (; k + LANES <= count; k += LANES) {
+    float some[LANES];
+    for (int j = 0; j < LANES; j++) some[j] = exp_of(row[k + j] - largest);
+    for (int j = 0; j < LANES; j++) lanes[j] += some[j];
+    if (weights)
+      for (int j = 0; j < LANES; j++) weights[k + j] = some[j];
+  }
+  for (; k < count; k++) {
+    float one = exp_of(row[k] - largest);
+    total += one;
+    if (weights) weights[k] = one;
+  }
+  for (int j = 0; j < LANES; j++) total += lanes[j];
+  return total == 0 ? 1 : total;
+}
+
+static inline float add(float a, int32_t a_exponent, float b, int32_t b_exponent, int32_t* exponent) {
+  *exponent = larger(a_exponent, b_exponent);
+  return a * power_of_two(a_exponent - *exponent) + b * power_of_two(b_exponent - *exponent);
+}
+
+/* The same numbers with mantissas from 1 to 2 */
+static void normalize(Scaled states, int64_t count) {
+  float* restrict mantissa = states.mantissa;
+  int32_t* restrict exponent = states.exponent;
+  for (int64_t n = 0; n < count; n++) {
+    int32_t biased = to_bits(mantissa[n]) >> 23;
+    mantissa[n] *= from_bits((254 - biased) << 23);
+    exponent[n] = larger(exponent[n] + biased - 127, NOTHING);
+  }
+}
+
+/* One frame forward, columns 0 to N, from one pair of states to another; label -1 is there, and nothing. */
+static void step_forward(int64_t columns, Scaled blank, Scaled label, Scaled new_blank, Scaled new_label,
+                         float blank_mantissa, int32_t blank_exponent, Scaled emitted, const int32_t* may_skip) {
+  const float *bm = blank.mantissa, *lm = label.mantissa, *em = emitted.mantissa;
+  const int32_t *be = blank.exponent, *le = label.exponent, *ee = emitted.exponent;
+  float *nbm = new_blank.mantissa, *nlm = new_label.mantissa;
+  int32_t *nbe = new_blank.exponent, *nle = new_label.exponent;
+  NO_DEPENDENCE
+  for (int64_t n = 0; n < columns; n++) {
+    int32_t entered_exponent, exponent;
+    float entered = add(bm[n], be[n], lm[n - 1], le[n - 1], &entered_exponent);
+    float come = may_skip[n] ? entered : bm[n];
+    int32_t come_exponent = may_skip[n] ? entered_exponent : be[n];
+    float in_label = add(lm[n], le[n], come, come_exponent, &exponent);
+    nbm[n] = entered * blank_mantissa;
+    nbe[n] = larger(entered_exponent + blank_exponent, NOTHING);
+    nlm[n] = in_label * em[n];
+    nle[n] = larger(exponent + ee[n], NOTHING);
+  }
+}
+
+/* One frame backward: what follows a state, from what follows the next; in place, with two arrays to work in. */
+static void step_backward(int64_t columns, Scaled blank, Scaled label, Scaled through_blank, Scaled entered,
+                          float blank_mantissa, int32_t blank_exponent, Scaled emitted, const int32_t* may_skip) {
+  float *bm = blank.mantissa, *lm = label.mantissa, *tm = through_blank.mantissa, *nm = entered.mantissa;
+  int32_t *be = blank.exponent, *le = label.exponent, *te = through_blank.exponent, *ne = entered.exponent;
+  const float* em = emitted.mantissa;
+  const int32_t* ee = emitted.exponent;
+  NO_DEPENDENCE
+  for (int64_t n = 0; n < columns; n++) {
+    tm[n] = bm[n] * blank_mantissa;
+    te[n] = larger(be[n] + blank_exponent, NOTHING);
+    lm[n] *= em[n];
+    le[n] = larger(le[n] + ee[n], NOTHING);
+    nm[n] = add(tm[n], te[n], lm[n], le[n], &ne[n]);
+  }
+  NO_DEPENDENCE
+  for (int64_t n = 0; n < columns; n++) {
+    bm[n] = nm[n];
+    be[n] = ne[n];
+  }
+  NO_DEPENDENCE
+  for (int64_t n = 0; n + 1 < columns; n++) {
+    float next = may_skip[n + 1] ? nm[n + 1] : tm[n + 1];
+    int32_t next_exponent = may_skip[n + 1] ? ne[n + 1] : te[n + 1];
+    int32_t exponent;
+    lm[n] = add(lm[n], le[n], next, next_exponent, &exponent);
+    le[n] = exponent;
+  }
+}
+
+static Scaled take(void** memory, int64_t count) {
+  Scaled taken = {*memory, (int32_t*)((float*)*memory + count)};
+  *memory = taken.exponent + count;
+  return taken;
+}
+
+static Scaled at(Scaled states, int64_t place) { return (Scaled){states.mantissa + place, states.exponent + place}; }
+
+static void fill_nothing(Scaled states, int64_t count) {
+  for (int64_t n = 0; n < count; n++) {
+    states.mantissa[n] = 0;
+    states.exponent[n] = NOTHING;
+  }
+}
+
+static void start_at(Scaled states, int64_t n) {
+  states.mantissa[n] = 1;
+  states.exponent[n] = 0;
+}
+
+static void run_example(void* data, int64_t example) {
+  Work* work = data;
+  const int64_t classes = work->classes, columns = work->lengths[example] + 1, last = columns - 1;
+  const float* logits = work->logits + example * work->frames * classes;
+  const uint8_t* is_frame = work->is_frame + example * work->frames;
+  const int32_t* label_ids = work->label_ids + example * work->labels;
+  float* gradient = work->gradients ? work->gradients + example * work->frames * classes : NULL;
+  /* For each frame its blank and its labels; and for the gradient the labels' states after it. */
+  const int64_t kept = work->frames * columns, history = gradient ? kept : 0;
+  const int64_t scaled = work->frames + kept + history + 6 * (columns + 1);
+  void* memory = malloc(8 * scaled + 4 * columns);
+  if (!memory) {
+    atomic_store(&work->out_of_memory, true);
+    return;
+  }
+  void* left = memory;
+  Scaled blank_emitted = take(&left, work->frames), emitted = take(&left, kept), labels_after = take(&left, history);
+  Scaled states[4], room[2];
+  for (int i = 0; i < 4; i++) { /* with nothing before the first */
+    states[i] = take(&left, columns + 1);
+    fill_nothing(states[i], columns + 1);
+    states[i] = at(states[i], 1);
+  }
+  for (int i = 0; i < 2; i++) room[i] = take(&left, columns + 1);
+  int32_t* may_skip = left;
+  may_skip[0] = 0;
+  for (int64_t n = 1; n < columns; n++) may_skip[n] = n < last && label_ids[n] != label_ids[n - 1];
+
+  Scaled blank = states[0], label = states[1], new_blank = states[2], new_label = states[3];
+  start_at(blank, 0);
+  double cost = 0;
+  int64_t count = 0;
+  for (int64_t t = 0; t < work->frames; t++) {
+    const float* row = logits + t * classes;
+    float* weights = gradient ? gradient + t * classes : NULL;
+    if (!is_frame[t]) {
+      if (weights) memset(weights, 0, 4 * classes);
+      continue;
+    }
+    float largest = largest_of(row, classes), total = sum_weights(row, classes, largest, weights);
+    cost += log(total);
+    if (weights) {
+      float over = 1 / total;
+      for (int64_t k = 0; k < classes; k++) weights[k] *= over;
+    }
+    Scaled here = at(emitted, count * columns);
+    for (int64_t n = 0; n < last; n++)
+      here.mantissa[n] = exp_scaled(row[label_ids[n]] - largest, &here.exponent[n]);
+    fill_nothing(at(here, last), 1);
+    blank_emitted.mantissa[count] = exp_scaled(row[work->blank_id] - largest, &blank_emitted.exponent[count]);
+    step_forward(columns, blank, label, new_blank, new_label, blank_emitted.mantissa[count],
+                 blank_emitted.exponent[count], here, may_skip);
+    Scaled old_blank = blank, old_label = label;
+    blank = new_blank, label = new_label, new_blank = old_blank, new_label = old_label;
+    if (count % NORMALIZE_EVERY == NORMALIZE_EVERY - 1) {
+      normalize(blank, columns);
+      normalize(label, columns);
+    }
+    if (gradient) {
+      memcpy(labels_after.mantissa + count * columns, label.mantissa, 4 * columns);
+      memcpy(labels_after.exponent + count * columns, label.exponent, 4 * columns);
+    }
+    count++;
+  }
+
+  int32_t exponent;
+  float likelihood = add(blank.mantissa[last], blank.exponent[last], label.mantissa[last - 1], label.exponent[last - 1],
+                         &exponent);
+  double loss = likelihood == 0 ? cost + INFINITY : cost - (log(likelihood) + exponent * log(2.0));
+  loss = loss < 0 ? 0 : loss; /* rounding may leave less than 0 */
+  work->losses[example] = loss;
+  if (gradient && loss == INFINITY) memset(gradient, 0, 4 * work->frames * classes);
+  if (gradient && loss != INFINITY) {
+    for (int i = 0; i < 2; i++) fill_nothing(at(states[i], -1), columns + 1);
+    blank = states[0], label = states[1];
+    start_at(blank, last);
+    if (last) start_at(label, last - 1);
+    const float over = 1 / likelihood;
+    for (int64_t t = work->frames - 1; t >= 0; t--) {
+      if (!is_frame[t]) continue;
+      count--;
+      float* row = gradient + t * classes;
+      float* restrict share = room[0].mantissa;
+      const float* after = labels_after.mantissa + count * columns;
+      const int32_t* after_exponent = labels_after.exponent + count * columns;
+      for (int64_t n = 0; n < last; n++) {
+        int32_t shift = larger(after_exponent[n] + label.exponent[n], NOTHING) - exponent;
+        share[n] = label.mantissa[n] * over * after[n] * power_of_two(shift);
+      }
+      float rest = 1;
+      for (int64_t n = 0; n < last; n++) {
+        rest -= share[n];
+        row[label_ids[n]] -= share[n];
+      }
+      row[work->blank_id] -= rest; /* what labels leave of a frame */
+      step_backward(columns, blank, label, room[0], room[1], blank_emitted.mantissa[count],
+                    blank_emitted.exponent[count], at(emitted, count * columns), may_skip);
+      if (count % NORMALIZE_EVERY == 0) {
+        normalize(blank, columns);
+        normalize(label, columns);
+      }
+    }
+  }
+  free(memory);
+}
+
+static XLA_FFI_Error* run(XLA_FFI_CallFrame* frame, bool with_gradient) {
+  if (answered(frame)) return NULL;
+  const XLA_FFI_Buffer *logits = frame->args.args[0], *labels = frame->args.args[2];
+  Work work = {
+      .frames = logits->dims[1],
+      .classes = logits->dims[2],
+      .labels = labels->dims[1],
+      .blank_id = *(int32_t*)argument(frame, 4),
+      .logits = argument(frame, 0),
+      .is_frame = argument(frame, 1),
+      .label_ids = argument(frame, 2),
+      .lengths = argument(frame, 3),
+      .losses = result(frame, 0),
+      .gradients = with_gradient ? result(frame, 1) : NULL,
+  };
+  run_blocks(frame, logits->dims[0], run_example, &work);
+  return atomic_load(&work.out_of_memory) ? no_memory(frame) : NULL;
+}
+
+XLA_FFI_Error* ctc_loss(XLA_FFI_CallFrame* frame) { return run(frame, false); }
+
+XLA_FFI_Error* ctc_gradient(XLA_FFI_CallFrame* frame) { return run(frame, true); }

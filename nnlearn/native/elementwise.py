@@ -1,0 +1,268 @@
+"""Elementwise arithmetic on large arrays in one pass over memory, whatever the number of results.
+
+Of an optimizer's update, XLA's compiler for CPUs makes one loop for each of the new parameters and moments, and each
+reads the gradient and the moments again. Here the same expressions become one loop in C that reads every array once and
+writes every result in the place of what it replaces.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import jax
+import numpy as np
+from jax.extend.core import Literal, Var
+
+from nnlearn.native.kernel import call_kernel
+
+BLOCK = 1 << 15  # numbers that a thread takes at a time: worth taking, and enough of them to share evenly
+TYPES = {"float32": "float", "float64": "double", "bfloat16": "uint16_t", "bool": "uint8_t"}
+COMPUTED = {"float32": "float", "float64": "double", "bfloat16": "float", "bool": "int"}
+
+PRELUDE = """
+#include <math.h>
+#include <string.h>
+
+static inline float from_bfloat16(uint16_t bits) {
+  uint32_t wide = (uint32_t)bits << 16;
+  float value;
+  memcpy(&value, &wide, 4);
+  return value;
+}
+
+static inline uint16_t to_bfloat16(float value) { /* to the nearest, to even in the middle; a NaN stays one */
+  uint32_t wide;
+  memcpy(&wide, &value, 4);
+  uint32_t rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
+  return value != value ? (uint16_t)((wide >> 16) | 0x40) : (uint16_t)rounded;
+}
+
+#define rounded_bfloat16(value) from_bfloat16(to_bfloat16(value))
+#define larger(a, b) ((a) > (b) || (a) != (a) ? (a) : (b))
+#define smaller(a, b) ((a) < (b) || (a) != (a) ? (a) : (b))
+#define sign_of(a) ((a) > 0 ? 1 : (a) < 0 ? -1 : (a))
+#ifdef __clang__
+#define SAME_PLACES _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define SAME_PLACES _Pragma("GCC ivdep")
+#endif
+"""
+
+# In C, of operands a and b; ``f`` ends the name of a function of float.
+OPERATIONS = {
+    "add": "{0} + {1}",
+    "add_any": "{0} + {1}",
+    "sub": "{0} - {1}",
+    "mul": "{0} * {1}",
+    "div": "{0} / {1}",
+    "neg": "-{0}",
+    "abs": "fabs{f}({0})",
+    "sqrt": "sqrt{f}({0})",
+    "rsqrt": "1 / sqrt{f}({0})",
+    "square": "{0} * {0}",
+    "max": "larger({0}, {1})",
+    "min": "smaller({0}, {1})",
+    "sign": "sign_of({0})",
+    "copy": "{0}",
+    "copy_p": "{0}",
+    "lt": "{0} < {1}",
+    "le": "{0} <= {1}",
+    "gt": "{0} > {1}",
+    "ge": "{0} >= {1}",
+    "eq": "{0} == {1}",
+    "ne": "{0} != {1}",
+    "is_finite": "{0} - {0} == 0",
+}
+LOGICAL = {"and": "{0} & {1}", "or": "{0} | {1}", "not": "!{0}", "eq": "{0} == {1}", "ne": "{0} != {1}", "copy": "{0}"}
+POWERS = {1: "{0}", 2: "{0} * {0}", 3: "{0} * {0} * {0}", 4: "({0} * {0}) * ({0} * {0})"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pass:
+    """One loop: equations of a program on arrays of one shape, and scalars.
+
+    Two that do the same are equal, so that a program which updates many arrays alike compiles one kernel.
+
+    A ``Kernel``.
+
+    Attributes:
+      source: the loop in C.
+      equations: the same in JAX, in an order that can be computed.
+      inputs: the variables that they read and do not make: arrays first.
+      outputs: those of the results.
+      in_place: by the number of an input, that of the result that may take its place.
+    """
+
+    source: str
+    equations: tuple
+    inputs: tuple[Var, ...]
+    outputs: tuple[Var, ...]
+    in_place: tuple[tuple[int, int], ...]
+
+    handler = "one_pass"
+    flags = ()
+
+    def _key(self):
+        return self.source, self.in_place, tuple(map(form, self.inputs)), tuple(map(form, self.outputs))
+
+    def __eq__(self, other):
+        return isinstance(other, Pass) and self._key() == other._key()
+
+    def __hash__(self):
+        return hash(self._key())
+
+    def __call__(self, *values: jax.Array) -> list[jax.Array]:
+        return call_kernel(self, *values)
+
+    def results(self, *inputs) -> list[jax.core.ShapedArray]:
+        return [jax.core.ShapedArray(*form(var)) for var in self.outputs]
+
+    def vmapped(self, axes, *values):
+        results = jax.vmap(self.reference, in_axes=axes)(*values)
+        return results, [0] * len(results)
+
+    def reference(self, *values: jax.Array) -> list[jax.Array]:
+        """The results by JAX's own operations."""
+        known = dict(zip(self.inputs, values, strict=True))
+        for equation in self.equations:
+            operands = [each.val if isinstance(each, Literal) else known[each] for each in equation.invars]
+            known[equation.outvars[0]] = equation.primitive.bind(*operands, **equation.params)
+        return [known[var] for var in self.outputs]
+
+
+def can_compute(equation) -> bool:
+    """Whether an equation on arrays of one shape, or scalars, can stand in a pass."""
+    return _in_c(equation, ["a"] * len(equation.invars)) is not None
+
+
+def make_pass(equations: Sequence, inputs: Sequence[Var], outputs: Sequence[Var], in_place: dict[int, int]) -> Pass:
+    """The pass of so many equations, which ``can_compute`` each; see ``Pass``."""
+    source = _source(equations, inputs, outputs)
+    return Pass(source, tuple(equations), tuple(inputs), tuple(outputs), tuple(sorted(in_place.items())))
+
+
+def form(var: Var) -> tuple:
+    """Shape and dtype."""
+    return var.aval.shape, var.aval.dtype
+
+
+def variables(atoms: Iterable) -> list[Var]:
+    """Without the constants that stand in an equation as such."""
+    return [atom for atom in atoms if isinstance(atom, Var)]
+
+
+def _dtype(atom) -> str:
+    return np.dtype(atom.aval.dtype).name
+
+
+def _number(value, dtype: str) -> str:
+    if dtype == "bool":
+        return str(int(value))
+    value = float(value)
+    if value != value:
+        return "NAN"
+    if value in (float("inf"), float("-inf")):
+        return "INFINITY" if value > 0 else "(-INFINITY)"
+    return f"({value.hex()}{'' if dtype == 'float64' else 'f'})"
+
+
+def _in_c(equation, operands: Sequence[str]) -> str | None:
+    """What an equation computes, in C; None if it is not known here."""
+    name, params = equation.primitive.name, equation.params
+    made, *read = [_dtype(each) for each in (equation.outvars[0], *equation.invars)]
+    if not {made, *read} <= TYPES.keys() or len(equation.outvars) != 1:
+        return None
+    if name == "convert_element_type":
+        return _converted(operands[0], read[0], made)
+    if name == "select_n":
+        picked = f"({operands[0]} ? {operands[2]} : {operands[1]})" if len(operands) == 3 else None
+        return picked if read[0] == "bool" else None
+    if name == "integer_pow":
+        form = POWERS.get(params["y"])
+    else:
+        form = (LOGICAL if set(read) == {"bool"} else OPERATIONS).get(name)
+    if form is None:
+        return None
+    text = form.format(*operands, f="" if made == "float64" else "f")
+    return f"rounded_bfloat16({text})" if made == "bfloat16" and name not in ("copy", "copy_p") else text
+
+
+def _converted(operand: str, read: str, made: str) -> str:
+    if made == "bool":
+        return f"{operand} != 0"
+    if made == "bfloat16" and read != "bool":
+        return f"rounded_bfloat16((float){operand})"
+    return f"({COMPUTED[made]}){operand}"
+
+
+def _is_scalar(atom) -> bool:
+    return atom.aval.ndim == 0
+
+
+def _source(equations: Sequence, inputs: Sequence[Var], outputs: Sequence[Var]) -> str:
+    """The loop and its handler."""
+    names = {var: f"{'s' if _is_scalar(var) else 'x'}{at}" for at, var in enumerate(inputs)}
+    fields, loads, heads, body = [], [], [], []
+    for at, var in enumerate(inputs):
+        kind, dtype = TYPES[_dtype(var)], _dtype(var)
+        if _is_scalar(var):
+            read = f"*({kind}*)argument(frame, {at})"
+            fields.append(f"{COMPUTED[dtype]} s{at};")
+            loads.append(f".s{at} = {f'from_bfloat16({read})' if dtype == 'bfloat16' else read}")
+            heads.append(f"const {COMPUTED[dtype]} s{at} = work->s{at};")
+        else:
+            fields.append(f"const {kind}* a{at};")
+            loads.append(f".a{at} = argument(frame, {at})")
+            heads.append(f"const {kind}* a{at} = work->a{at};")
+            value = f"from_bfloat16(a{at}[i])" if dtype == "bfloat16" else f"a{at}[i]"
+            body.append(f"const {COMPUTED[dtype]} x{at} = {value};")
+    reciprocals = {}
+
+    def text(atom):
+        return _number(atom.val, _dtype(atom)) if isinstance(atom, Literal) else names[atom]
+
+    for number, equation in enumerate(equations):
+        made = equation.outvars[0]
+        if equation.primitive.name == "broadcast_in_dim":
+            names[made] = text(equation.invars[0])
+            continue
+        operands = [text(each) for each in equation.invars]
+        value = _in_c(equation, operands)
+        if equation.primitive.name == "div" and operands[1][0] in "s(" and _dtype(made) != "bfloat16":
+            # As XLA does it: the division once, and not at each number.
+            value = f"{operands[0]} * {reciprocals.setdefault(operands[1], f'r{len(reciprocals)}')}"
+        names[made] = f"v{number}"
+        body.append(f"const {COMPUTED[_dtype(made)]} v{number} = {value};")
+    heads += [f"const typeof({one}) {inverse} = 1 / {one};" for one, inverse in reciprocals.items()]
+    for at, var in enumerate(outputs):
+        kind, dtype = TYPES[_dtype(var)], _dtype(var)
+        fields.append(f"{kind}* o{at};")
+        loads.append(f".o{at} = result(frame, {at})")
+        heads.append(f"{kind}* o{at} = work->o{at};")
+        body.append(f"o{at}[i] = {f'to_bfloat16({names[var]})' if dtype == 'bfloat16' else names[var]};")
+    return f"""{PRELUDE}
+typedef struct {{
+  int64_t numbers;
+  {" ".join(fields)}
+}} Work;
+
+static void run(void* data, int64_t block) {{
+  const Work* work = data;
+  const int64_t first = block * {BLOCK};
+  const int64_t last = first + {BLOCK} < work->numbers ? first + {BLOCK} : work->numbers;
+  {" ".join(heads)}
+  SAME_PLACES
+  for (int64_t i = first; i < last; i++) {{
+    {" ".join(body)}
+  }}
+}}
+
+XLA_FFI_Error* one_pass(XLA_FFI_CallFrame* frame) {{
+  if (answered(frame)) return NULL;
+  Work work = {{.numbers = length(frame->rets.rets[0]), {", ".join(loads)}}};
+  run_blocks(frame, (work.numbers + {BLOCK} - 1) / {BLOCK}, run, &work);
+  return NULL;
+}}
+"""
+
+
+__all__ = ["Pass", "can_compute", "form", "make_pass", "variables"]

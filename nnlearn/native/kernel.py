@@ -1,0 +1,76 @@
+"""A kernel in C as an operation of JAX: with shapes, ``vmap``, derivatives, and JAX's own operations to fall back on."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from nnlearn.native.library import CannotCompile, target_name
+
+
+class Kernel(Protocol):
+    """What ``call_kernel`` calls. Hashable; two that are equal do the same.
+
+    Attributes:
+      source: in C, see ``library.target_name``.
+      handler: the name of the C function that XLA calls.
+      flags: what the compiler is told beside what it always is.
+      in_place: pairs of the number of an argument and that of the result that may take its place.
+    """
+
+    source: str
+    handler: str
+    flags: tuple[str, ...]
+    in_place: tuple[tuple[int, int], ...]
+
+    def results(self, *arguments: Any) -> Sequence[Any]:
+        """Shape and dtype of each result, from those of the arguments."""
+
+    def reference(self, *values: jax.Array) -> Sequence[jax.Array]:
+        """The results by JAX's own operations: on other devices, without a compiler, and for derivatives."""
+
+    def vmapped(self, axes: Sequence[int | None], *values: jax.Array) -> tuple[Sequence[jax.Array], Sequence[int]]:
+        """The results for arguments with a mapped axis, and where theirs are."""
+
+
+def call_kernel(kernel: Kernel, *values: jax.Array) -> list[jax.Array]:
+    """The results of a kernel; of its ``reference``, wherever it cannot run."""
+    return _kernel_p.bind(*values, kernel=kernel)
+
+
+def _run(*values, kernel: Kernel):
+    return jax.jit(lambda *values: call_kernel(kernel, *values))(*values)
+
+
+def _batch(values, axes, *, kernel: Kernel):
+    return kernel.vmapped([None if axis is batching.not_mapped else axis for axis in axes], *values)
+
+
+def _differentiate(primals, tangents, *, kernel: Kernel):
+    return jax.jvp(kernel.reference, primals, [ad.instantiate_zeros(tangent) for tangent in tangents])
+
+
+def _lower(context, *operands, kernel: Kernel):
+    return mlir.lower_fun(kernel.reference, multiple_results=True)(context, *operands)
+
+
+def _lower_for_cpu(context, *operands, kernel: Kernel):
+    try:
+        target = target_name(kernel.handler, kernel.source, kernel.flags)
+    except CannotCompile:
+        return _lower(context, *operands, kernel=kernel)
+    return jax.ffi.ffi_lowering(target, operand_output_aliases=dict(kernel.in_place))(context, *operands)
+
+
+_kernel_p = Primitive("native_kernel")
+_kernel_p.multiple_results = True
+_kernel_p.def_impl(_run)
+_kernel_p.def_abstract_eval(lambda *arguments, kernel: kernel.results(*arguments))
+batching.primitive_batchers[_kernel_p] = _batch
+ad.primitive_jvps[_kernel_p] = _differentiate
+mlir.register_lowering(_kernel_p, _lower)
+mlir.register_lowering(_kernel_p, _lower_for_cpu, platform="cpu")
+
+__all__ = ["Kernel", "call_kernel"]

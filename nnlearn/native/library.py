@@ -1,0 +1,151 @@
+"""C compiled on the machine that it runs on, once, and kept in the cache.
+
+XLA's compiler for CPUs makes one loop of each result, and a loop over frames costs it microseconds a turn. A few kernels
+in C do better, where there is a C compiler; where there is none, everything here says so and XLA's programs stand.
+Kernels run on XLA's own threads.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+
+import jax
+import jaxlib
+
+from nnlearn.files import cache_folder
+
+HEADER = Path(__file__).with_name("parallel.h")
+# No flag here lets a compiler change a number: reorder a sum, or skip the rounding of a product.
+FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")
+FLAGS += ("-shared", "-fPIC", "-w")
+LOCK = threading.Lock()  # XLA refuses a name that it has already
+OFF = ("0", "off", "false", "no")
+SECONDS = 60  # a compiler that takes longer is broken
+
+
+class CannotCompile(Exception):
+    """There is no working C compiler here, or it refused."""
+
+
+def native_status() -> str:
+    """Whether kernels in C are used, in words: ``"on: gcc ..."`` or ``"off: ..."`` and why.
+
+    ``NNLEARN_NATIVE=0`` in the environment switches them off.
+
+    >>> native_status().split(":")[0] in ("on", "off")
+    True
+    """
+    if os.environ.get("NNLEARN_NATIVE", "").lower() in OFF:
+        return "off: NNLEARN_NATIVE=0"
+    fault = _fault()
+    return f"off: {fault}" if fault else f"on: {_compiler()[1]}"
+
+
+def is_native() -> bool:
+    """Whether kernels in C can be used for programs of the CPU."""
+    return native_status().startswith("on")
+
+
+def target_name(name: str, source: str, flags: tuple[str, ...] = ()) -> str:
+    """What XLA calls the kernel of that name in a source; registered here on first use.
+
+    Args:
+      name: of the handler, a C function ``XLA_FFI_Error* name(XLA_FFI_CallFrame*)``.
+      source: C, which may use what ``parallel.h`` declares.
+      flags: for the compiler, beside ``FLAGS``.
+
+    Raises:
+      CannotCompile: see ``native_status``.
+    """
+    with LOCK:
+        return _register(name, source, flags)
+
+
+@functools.cache
+def _register(name: str, source: str, flags: tuple[str, ...]) -> str:
+    library, digest = _load(source, flags)
+    target = f"nnlearn_{name}_{digest}"
+    jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+    return target
+
+
+@functools.cache
+def _load(source: str, flags: tuple[str, ...] = ()) -> tuple[ctypes.CDLL, str]:
+    command, version = _compiler()
+    flags, header = (*FLAGS, *flags), HEADER.read_text()
+    facts = (source, header, version, " ".join(flags), jaxlib.__version__, _processor())
+    digest = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:20]
+    path = cache_folder() / "native" / f"{digest}.so"
+    try:
+        if path.exists():
+            try:
+                return ctypes.CDLL(str(path)), digest
+            except OSError:  # damaged: compiled anew
+                pass
+        _compile(command, flags, header + source, path)
+        return ctypes.CDLL(str(path)), digest
+    except OSError as error:
+        raise CannotCompile(f"a kernel could not be kept or read: {error}") from error
+
+
+def _compile(command: str, flags: tuple[str, ...], text: str, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
+        source, built = Path(folder) / "kernel.c", Path(folder) / "kernel.so"
+        source.write_text(text)
+        words = [command, *flags, f"-I{jax.ffi.include_dir()}", str(source), "-o", str(built), "-lm"]
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise CannotCompile(f"{command} took over {SECONDS} s") from error
+        if done.returncode:
+            reasons = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            raise CannotCompile(f"{command} says: {reasons[0]}")
+        os.replace(built, path)  # whole or not at all, whoever else compiles the same
+
+
+@functools.cache
+def _compiler() -> tuple[str, str]:
+    """The command, and the first line of what it says of its version."""
+    for name in filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")):
+        command = shutil.which(name)
+        if not command:
+            continue
+        try:
+            said = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=SECONDS)
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+        if said.returncode == 0 and said.stdout:
+            return command, said.stdout.splitlines()[0]
+    raise CannotCompile("there is no C compiler (cc, gcc or clang, or CC in the environment)")
+
+
+@functools.cache
+def _processor() -> str:
+    """What the code was compiled for: a cache may be shared by machines of several kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    kept = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
+    return "\n".join([platform.system(), platform.machine(), platform.processor(), *sorted(set(kept))])
+
+
+@functools.cache
+def _fault() -> str:
+    """Why the smallest of kernels cannot be compiled and loaded; empty if it can."""
+    try:
+        _load("XLA_FFI_Error* probe(XLA_FFI_CallFrame* frame) { answered(frame); return NULL; }\n")
+    except CannotCompile as error:
+        return str(error)
+    return ""
+
+
+__all__ = ["CannotCompile", "is_native", "native_status", "target_name"]

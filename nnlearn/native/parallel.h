@@ -1,0 +1,98 @@
+/* What every kernel here shares: the threads of XLA's own pool, and the greeting that XLA expects of a handler. */
+
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#include "xla/ffi/api/c_api.h"
+
+typedef void Block(void* work, int64_t block);
+
+typedef struct {
+  atomic_llong next, finished;
+  atomic_int holders;
+  int64_t blocks;
+  Block* run;
+  void* work;
+} Job;
+
+static void release(Job* job) {
+  if (atomic_fetch_sub(&job->holders, 1) == 1) free(job);
+}
+
+static void take_blocks(void* data) {
+  Job* job = data;
+  for (;;) {
+    int64_t block = atomic_fetch_add(&job->next, 1);
+    if (block >= job->blocks) break;
+    job->run(job->work, block);
+    atomic_fetch_add(&job->finished, 1);
+  }
+  release(job);
+}
+
+static bool failed(XLA_FFI_CallFrame* frame, XLA_FFI_Error* error) {
+  if (!error) return false;
+  XLA_FFI_Error_Destroy_Args destroy = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, NULL, error};
+  frame->api->XLA_FFI_Error_Destroy(&destroy);
+  return true;
+}
+
+/* Runs all blocks. The caller takes blocks like everyone else and waits only for those that are being run, so the work
+   ends even where no thread of the pool is ever free; one that comes late finds nothing to do. */
+static void run_blocks(XLA_FFI_CallFrame* frame, int64_t blocks, Block* run, void* work) {
+  int64_t threads = 1;
+  XLA_FFI_ThreadPool_NumThreads_Args count = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL, frame->ctx, &threads};
+  if (failed(frame, frame->api->XLA_FFI_ThreadPool_NumThreads(&count))) threads = 1;
+  int64_t helpers = (threads < blocks ? threads : blocks) - 1;
+  Job* job = helpers > 0 ? malloc(sizeof *job) : NULL;
+  if (!job) {
+    for (int64_t block = 0; block < blocks; block++) run(work, block);
+    return;
+  }
+  *job = (Job){.blocks = blocks, .run = run, .work = work};
+  atomic_init(&job->next, 0);
+  atomic_init(&job->finished, 0);
+  atomic_init(&job->holders, 2); /* once for taking blocks here, once for waiting */
+  for (int64_t helper = 0; helper < helpers; helper++) {
+    atomic_fetch_add(&job->holders, 1);
+    XLA_FFI_ThreadPool_Schedule_Args schedule = {
+        XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL, frame->ctx, take_blocks, job};
+    if (failed(frame, frame->api->XLA_FFI_ThreadPool_Schedule(&schedule))) {
+      release(job);
+      break;
+    }
+  }
+  take_blocks(job);
+  while (atomic_load(&job->finished) < blocks) sched_yield();
+  release(job);
+}
+
+/* XLA calls a handler once with nothing but the question for which version of the interface it was written. */
+static bool answered(XLA_FFI_CallFrame* frame) {
+  XLA_FFI_Extension_Base* extension = frame->extension_start;
+  if (!extension || extension->type != XLA_FFI_Extension_Metadata) return false;
+  XLA_FFI_Metadata* metadata = ((XLA_FFI_Metadata_Extension*)extension)->metadata;
+  metadata->api_version.major_version = XLA_FFI_API_MAJOR;
+  metadata->api_version.minor_version = XLA_FFI_API_MINOR;
+  metadata->traits = 0;
+  return true;
+}
+
+static void* argument(XLA_FFI_CallFrame* frame, int64_t at) { return ((XLA_FFI_Buffer*)frame->args.args[at])->data; }
+
+static void* result(XLA_FFI_CallFrame* frame, int64_t at) { return ((XLA_FFI_Buffer*)frame->rets.rets[at])->data; }
+
+static int64_t length(const XLA_FFI_Buffer* buffer) {
+  int64_t numbers = 1;
+  for (int64_t axis = 0; axis < buffer->rank; axis++) numbers *= buffer->dims[axis];
+  return numbers;
+}
+
+static XLA_FFI_Error* no_memory(XLA_FFI_CallFrame* frame) {
+  XLA_FFI_Error_Create_Args create = {XLA_FFI_Error_Create_Args_STRUCT_SIZE, NULL, "a kernel of nnlearn found no memory",
+                                      XLA_FFI_Error_Code_RESOURCE_EXHAUSTED};
+  return frame->api->XLA_FFI_Error_Create(&create);
+}

@@ -1,0 +1,181 @@
+"""The optimizer's part of a step as one pass over each array, by a kernel in C, in a program for one CPU.
+
+The program of the update is read backwards from its results. What is elementwise on arrays of a result's shape, down to
+the arguments and to single numbers such as a learning rate or a norm, becomes one loop for all results that share an
+argument. The rest stays XLA's: the norms above all, which must be known before the first number is updated.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
+
+from nnlearn.native.elementwise import Pass, can_compute, form, make_pass, variables
+from nnlearn.train.symbolic import CALLS
+from nnlearn.types import OptState, Params, Updates
+
+Update = Callable[[Updates, OptState, Params], tuple[Params, OptState]]
+LARGE = 1 << 16  # numbers in an array from which one pass is faster than XLA's several
+
+
+def in_one_pass(update: Update, otherwise: Update) -> Update:
+    """``update(grads, opt_state, params) -> (params, opt_state)`` with its large arrays in one pass each.
+
+    Args:
+      update: any.
+      otherwise: the same, called where nothing would be gained.
+    """
+
+    def passing(grads, opt_state, params):
+        program, shapes = jax.make_jaxpr(update, return_shape=True)(grads, opt_state, params)
+        arguments = jax.tree.leaves((grads, opt_state, params))
+        flat = _inlined(program, arguments)
+        first, last = len(jax.tree.leaves(grads)), len(arguments) - len(jax.tree.leaves(params))
+        read = flat.jaxpr.invars[len(program.consts) :]
+        carried = read[last:] + read[first:last]  # in the order of the results
+        passes = [] if flat.effects else find_passes(flat.jaxpr, carried)
+        if not passes:
+            return otherwise(grads, opt_state, params)
+        results = _with_derivative(program, flat, passes)(program.consts, arguments)
+        return jax.tree.unflatten(jax.tree.structure(shapes), results)
+
+    return passing
+
+
+def find_passes(program: Jaxpr, carried: Sequence[Var]) -> list[Pass]:
+    """The passes that make results of a program, at least two results each.
+
+    Args:
+      program: without calls of other programs.
+      carried: the arguments whose places its results take, in their order.
+    """
+    maker = {var: equation for equation in program.eqns for var in equation.outvars}
+    cones = {}
+    for result in program.outvars:
+        if isinstance(result, Var) and result in maker and _is_large(result):
+            cones[result] = _cone(result, maker)
+    passes = []
+    for group in _groups({result: cone for result, cone in cones.items() if cone is not None}):
+        if len(group) < 2:  # XLA has one loop for one result, too
+            continue
+        members = frozenset().union(*(cones[result].members for result in group))
+        equations = [equation for equation in program.eqns if not members.isdisjoint(equation.outvars)]
+        read = dict.fromkeys(var for equation in equations for var in variables(equation.invars) if var not in members)
+        inputs = sorted(read, key=lambda var: var.aval.ndim == 0)
+        in_place = {
+            inputs.index(old): group.index(new)
+            for old, new in zip(carried, program.outvars, strict=False)
+            if new in group and old in inputs and form(old) == form(new)
+        }
+        passes.append(make_pass(equations, inputs, group, in_place))
+    return passes
+
+
+class _Cone(NamedTuple):
+    """The variables that lead elementwise to a result, and the arrays that they begin with."""
+
+    members: frozenset[Var]
+    arrays: frozenset[Var]
+
+
+def _cone(result: Var, maker: dict) -> _Cone | None:
+    """What a result is made of; None if not of arguments and numbers alone, elementwise."""
+    members, arrays, ahead = set(), set(), [result]
+    while ahead:
+        var = ahead.pop()
+        if var in members or var in arrays:
+            continue
+        if var not in maker:
+            arrays.add(var)
+            continue
+        equation = maker[var]
+        operands = [atom for atom in equation.invars if atom.aval.ndim]
+        spread = equation.primitive.name == "broadcast_in_dim" and not operands
+        fits = all(atom.aval.shape == result.aval.shape for atom in operands)
+        if not spread and not (fits and can_compute(equation)):
+            return None
+        members.add(var)
+        ahead += variables(operands)
+    return _Cone(frozenset(members), frozenset(arrays))
+
+
+def _groups(cones: dict[Var, _Cone]) -> list[list[Var]]:
+    """The results, those together that are made of the same arrays in part."""
+    groups: list[tuple[set[Var], list[Var]]] = []
+    for result, cone in cones.items():
+        together = [group for group in groups if not group[0].isdisjoint(cone.arrays)]
+        arrays = set(cone.arrays).union(*(arrays for arrays, _ in together))
+        results = [each for _, others in together for each in others] + [result]
+        groups = [group for group in groups if group not in together] + [(arrays, results)]
+    return [results for _, results in groups]
+
+
+def _with_derivative(program: ClosedJaxpr, flat: ClosedJaxpr, passes: Sequence[Pass]) -> Callable:
+    """``function(consts, arguments) -> results`` by the passes; its derivative is the program's own."""
+
+    @jax.custom_jvp
+    def fast(consts, arguments):
+        made = {var for work in passes for var in work.outputs}
+        wanted = [var for work in passes for var in work.inputs]
+        wanted += [var for var in variables(flat.jaxpr.outvars) if var not in made]
+        known = _evaluate(flat, [*consts, *arguments], wanted)
+        for work in passes:
+            known |= dict(zip(work.outputs, work(*(known[var] for var in work.inputs)), strict=True))
+        return [_read(known, atom) for atom in flat.jaxpr.outvars]
+
+    @fast.defjvp
+    def derivative(primals, tangents):
+        def as_written(consts, arguments):
+            return jaxpr_as_fun(ClosedJaxpr(program.jaxpr, consts))(*arguments)
+
+        return jax.jvp(as_written, primals, tangents)
+
+    return fast
+
+
+def _inlined(program: ClosedJaxpr, arguments: Sequence[jax.Array]) -> ClosedJaxpr:
+    """The program without calls of others; what were its constants are its first arguments."""
+
+    def run(closed, consts, arguments):
+        jaxpr = closed.jaxpr if isinstance(closed, ClosedJaxpr) else closed
+        known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
+        for equation in jaxpr.eqns:
+            inner = equation.params.get(CALLS.get(equation.primitive.name))
+            operands = [_read(known, atom) for atom in equation.invars]
+            results = _bind(equation, operands) if inner is None else run(inner, getattr(inner, "consts", ()), operands)
+            known |= dict(zip(equation.outvars, results, strict=True))
+        return [_read(known, atom) for atom in jaxpr.outvars]
+
+    return jax.make_jaxpr(lambda consts, arguments: run(program, consts, arguments))(program.consts, arguments)
+
+
+def _evaluate(program: ClosedJaxpr, arguments: Sequence[jax.Array], wanted: Sequence[Var]) -> dict[Var, jax.Array]:
+    """The values of some variables, and of all that they need."""
+    jaxpr, needed, kept = program.jaxpr, set(wanted), []
+    for equation in reversed(jaxpr.eqns):
+        if not needed.isdisjoint(equation.outvars):
+            needed.update(variables(equation.invars))
+            kept.append(equation)
+    known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*program.consts, *arguments], strict=True))
+    for equation in reversed(kept):
+        results = _bind(equation, [_read(known, atom) for atom in equation.invars])
+        known |= dict(zip(equation.outvars, results, strict=True))
+    return known
+
+
+def _bind(equation, operands: Sequence) -> Sequence:
+    results = equation.primitive.bind(*operands, **equation.params)
+    return results if equation.primitive.multiple_results else [results]
+
+
+def _read(known: dict[Var, jax.Array], atom):
+    return atom.val if isinstance(atom, Literal) else known[atom]
+
+
+def _is_large(var: Var) -> bool:
+    return var.aval.size >= LARGE and jnp.issubdtype(var.aval.dtype, jnp.floating)
+
+
+__all__ = ["find_passes", "in_one_pass"]
