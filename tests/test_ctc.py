@@ -14,6 +14,7 @@ import pytest
 from nnlearn.losses.ctc import ctc_loss
 from nnlearn.losses.ctc_decoding import ctc_beam_search_decode, ctc_greedy_decode
 from nnlearn.losses.error_rates import character_error_rate, edit_distance, word_error_rate
+from nnlearn.native import is_native, native_status
 
 few = hypothesis.settings(max_examples=20, deadline=None, derandomize=True, database=None)
 
@@ -72,6 +73,22 @@ def losses_and_gradient(loss, weights=None, **options):
 BOTH = losses_and_gradient(ctc_loss)
 
 
+@pytest.fixture(scope="module", params=["kernel", "operations"])
+def way(request):
+    """The loss by the kernel in C, for float32 on one CPU, and by JAX's operations."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "kernel":
+            if not is_native():
+                pytest.skip(native_status())
+            patch.setattr(jax, "device_count", lambda: 1)
+        jax.clear_caches()
+        yield request.param
+    jax.clear_caches()
+
+
+both_ways = pytest.mark.usefixtures("way")
+
+
 # 4 frames of 3 classes: nothing, one label, repeats, the most that fit, and what does not fit.
 SEQUENCES = [(), (1,), (2, 1), (1, 1), (1, 2, 1), (2, 2, 1), (1, 2, 1, 2), (1, 1, 1), (2, 2, 1, 1)]
 
@@ -126,6 +143,7 @@ def needed_frames(labels, count):
     return count + sum(labels[i] == labels[i + 1] for i in range(count - 1))
 
 
+@both_ways
 @few
 @hypothesis.given(problems())
 def test_agrees_with_torch(problem):
@@ -151,6 +169,7 @@ def test_agrees_with_torch(problem):
         np.testing.assert_allclose(gradient[possible], tensor.grad.numpy()[possible], atol=1e-5)
 
 
+@both_ways
 def test_agrees_with_optax(blank_id=3):
     rng = np.random.default_rng(0)
     logits, weights = rng.normal(size=(4, 12, 6)).astype(np.float32), np.array([1.0, -2.0, 0.5, 3.0])
@@ -187,6 +206,40 @@ def test_first_and_second_derivatives_by_finite_differences():
     assert np.abs(second).max() > 1e-2
 
 
+def test_the_kernel_is_the_operations(monkeypatch):
+    if not is_native():
+        pytest.skip(native_status())
+    logits, frame_paddings, labels, label_paddings = random_problem(5, 40, 37, 9)
+    logits, frame_paddings = logits.astype(np.float32), paddings([40, 33, 0, 8, 25], 40)
+    frame_paddings[1, 3:9] = 1
+    logits[1, 4] = np.nan  # in a frame that does not exist
+    others = frame_paddings, labels, paddings([9, 8, 2, 9, 0], 9)
+    direction = np.random.default_rng(1).normal(size=logits.shape).astype(np.float32)
+
+    def everything(logits):
+        def loss(x, power):
+            return jnp.sum(jnp.arange(5.0) * ctc_loss(x, *others, blank_id=36, zero_infinity=True)) ** power
+
+        _, slopes = jax.jvp(lambda x: jax.grad(loss)(x, 2.0), (logits,), (direction,))
+        mapped = jax.vmap(jax.grad(loss), in_axes=(None, 0))(logits, jnp.array([1.0, 2.0]))
+        several = jax.vmap(lambda x: jax.value_and_grad(loss)(x, 1.0))(jnp.stack([logits, 2 * logits]))
+        return jax.value_and_grad(loss)(logits, 1.0), slopes, mapped, several, ctc_loss(logits, *others, 36)
+
+    clean = np.where(np.isnan(logits), 0, logits)  # second derivatives need numbers in padding
+    operations = jax.jit(everything)(clean)
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "device_count", lambda: 1)
+        program = jax.jit(lambda logits: everything(logits)).lower(clean).compile()
+        assert "nnlearn_ctc_gradient" in program.as_text() and "nnlearn_ctc_loss" in program.as_text()
+        kernel = program(clean)
+        spoiled = jax.jit(lambda x: ctc_loss(x, *others, 36))(logits)
+    for one, other in zip(jax.tree.leaves(kernel), jax.tree.leaves(operations), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(np.nan_to_num(other, posinf=0)).max())
+    np.testing.assert_allclose(spoiled, operations[-1], rtol=1e-6)
+    assert np.isinf(operations[-1]).sum() == 2  # labels without frames, and more than frames
+
+
+@both_ways
 def test_gradient_of_many_frames_keeps_its_digits():
     logits, *others = random_problem(2, 300, 200, 40)
     losses, gradient = BOTH(3 * logits.astype(np.float32), *others)
@@ -224,6 +277,7 @@ def log_space_reference(logits_tk, labels):
     return -total, np.exp(log_probs) - counts
 
 
+@both_ways
 @pytest.mark.parametrize("size", [0.0, 30.0, 3000.0])
 def test_nothing_is_lost_below_the_range_of_floats(size):
     rng = np.random.default_rng(0)
@@ -237,6 +291,7 @@ def test_nothing_is_lost_below_the_range_of_floats(size):
         np.testing.assert_allclose(gradient[b], expected, atol=2e-5 if size < 100 else 1e-3)
 
 
+@both_ways
 def test_impossible_labels_cost_infinity_or_zero_and_have_no_gradient():
     logits, *_ = random_problem(4, 3, 4)
     labels, label_paddings = pad_labels([(1, 1, 2), (1, 2), (1,), ()], 3)
@@ -248,6 +303,7 @@ def test_impossible_labels_cost_infinity_or_zero_and_have_no_gradient():
         np.testing.assert_array_equal(gradient, 0)
 
 
+@both_ways
 def test_classes_that_do_not_exist():
     logits = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
     logits[:, 1, 4] = -np.inf  # no label names it
@@ -262,6 +318,7 @@ def test_classes_that_do_not_exist():
     assert np.isfinite(gradient).all() and (gradient[1:] == 0).all() and gradient[0, 1, 4] == 0
 
 
+@both_ways
 @pytest.mark.parametrize("size", [1.0, 30.0, 1e4, 1e30])
 def test_is_never_negative_nor_nan(size):
     best = np.array([[0, 1, 1, 0, 2], [1, 0, 1, 2, 2], [0, 0, 0, 0, 0]])
@@ -273,6 +330,7 @@ def test_is_never_negative_nor_nan(size):
         assert size == 1 or (losses < 1e-6).all()
 
 
+@both_ways
 def test_labels_that_are_no_class_are_nan():
     logits, frame_paddings, *_ = random_problem(4, 6, 4)
     for dtype in (np.int32, np.int8):
@@ -282,6 +340,7 @@ def test_labels_that_are_no_class_are_nan():
         np.testing.assert_array_equal(np.isnan(gradient).any((1, 2)), [False, True, True, True])
 
 
+@both_ways
 @pytest.mark.parametrize(("frames", "size"), [(0, 0), (0, 2), (3, 0)])
 def test_empty_axes(frames, size):
     logits = np.random.default_rng(0).normal(size=(2, frames, 3)).astype(np.float32)
@@ -291,6 +350,7 @@ def test_empty_axes(frames, size):
     np.testing.assert_allclose(gradient, [one for _, one in expected], atol=1e-6)
 
 
+@both_ways
 def test_where_and_reductions():
     logits, *others = random_problem(3)
     logits, where = logits.astype(np.float32), np.array([True, False, True])
@@ -309,6 +369,7 @@ def test_where_and_reductions():
     np.testing.assert_array_equal(reduced(np.zeros(3, bool)), 0)
 
 
+@both_ways
 def test_vmap_is_a_loop_and_scan_carries_it():
     logits, *others = random_problem(4)
     logits = logits.astype(np.float32)

@@ -7,7 +7,6 @@ is kept in a folder (``cache_folder``) and not fetched again.
 from nnlearn.datasets.bundles import LOADERS as LOADERS
 from nnlearn.datasets.bundles import DataBundle as DataBundle
 from nnlearn.datasets.bundles import load as load
-from nnlearn.files import cache_folder as cache_folder
 from nnlearn.datasets.packages import unpack_debian_package as unpack_debian_package
 from nnlearn.datasets.packages import unpack_python_package as unpack_python_package
 from nnlearn.datasets.speech import Speech as Speech
@@ -16,3 +15,4 @@ from nnlearn.datasets.tables import diamonds as diamonds
 from nnlearn.datasets.texts import Characters as Characters
 from nnlearn.datasets.texts import king_james as king_james
 from nnlearn.datasets.texts import shakespeare as shakespeare
+from nnlearn.files import cache_folder as cache_folder

@@ -3,7 +3,6 @@
 Every folder is made once: fetched and unpacked beside its place and then renamed, so that one that is there is whole.
 """
 
-import os
 import shutil
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Kernels in C for what XLA's compiler for CPUs leaves lying, compiled where there is a compiler; XLA's own otherwise."""
+"""Kernels in C for what XLA's compiler for CPUs leaves lying, where there is a C compiler; XLA's own otherwise."""
 
 from nnlearn.native.library import is_native as is_native
 from nnlearn.native.library import native_status as native_status

@@ -1,6 +1,6 @@
 /* The CTC loss and its gradient, an example at a time, with the names and the recursion of losses/ctc.py.
 
-   A probability is a mantissa and, beside it, an exponent of its own; 0 is a mantissa of 0 and the exponent NOTHING.
+   A probability is a mantissa and, beside it, a whole exponent, as floats; 0 is a mantissa of 0 and the exponent -inf.
    State n is ``blank`` n, the blank before the n-th label, and ``label`` n, in that label; column N, behind the last
    label, has a blank alone. Loops over columns and classes are written so that compilers make vectors of them. */
 
@@ -8,7 +8,6 @@
 #include <string.h>
 
 #define LANES 16
-#define NOTHING (-(1 << 28))
 #define NORMALIZE_EVERY 16 /* a frame multiplies a mantissa by 6 at most, and 6^16 < 2^42 */
 #define LOG2_E 1.44269504f
 #ifdef __clang__
@@ -30,8 +29,7 @@ typedef struct {
 } Work;
 
 typedef struct {
-  float* mantissa;
-  int32_t* exponent;
+  float *mantissa, *exponent;
 } Scaled;
 
 static inline float from_bits(int32_t bits) {
@@ -46,12 +44,13 @@ static inline int32_t to_bits(float value) {
   return bits;
 }
 
-/* 2**exponent, and 0 below the least normal number */
-static inline float power_of_two(int32_t exponent) {
-  return from_bits((exponent > -127 ? exponent + 127 : 0) << 23);
-}
+static inline float larger(float a, float b) { return a > b ? a : b; }
 
-static inline int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
+/* 2**exponent, and 0 below the least normal number; of NaN too, as that of -inf - -inf. A whole number plus 2**23 has
+   that number in its last bits. */
+static inline float power_of_two(float exponent) {
+  return from_bits(to_bits(larger(exponent, -127.0f) + (8388608.0f + 127.0f)) << 23);
+}
 
 /* exp2 of -0.5 to 0.5: its series, up to what is below a float's last digit there */
 static inline float exp2_near_zero(float x) {
@@ -66,18 +65,17 @@ static inline float exp2_near_zero(float x) {
 }
 
 /* exp(x) of x <= 0 as a mantissa of 0.7 to 1.4 and an exponent; ln 2 in two parts, to keep the digits of the rest */
-static inline float exp_scaled(float x, int32_t* exponent) {
-  const float magic = 12582912.0f; /* added to a number, it leaves its nearest whole number in the last bits */
-  float bounded = x > -1e6f ? x : -1e6f;
-  float shifted = bounded * LOG2_E + magic, whole = shifted - magic;
-  float rest = (bounded - whole * 0.693359375f) - whole * -2.12194440e-4f;
-  float value = exp2_near_zero(rest * LOG2_E);
-  *exponent = x == -INFINITY ? NOTHING : to_bits(shifted) - to_bits(magic);
-  return x == -INFINITY ? 0.0f : x != x ? x : value;
+static inline float exp_scaled(float x, float* exponent) {
+  float whole = rintf(x * LOG2_E);
+  float rest = ((x - whole * 0.693359375f) - whole * -2.12194440e-4f) * LOG2_E;
+  rest = rest > -0.5f ? rest : -0.5f; /* of numbers so large that they have no digits left for it */
+  rest = rest < 0.5f ? rest : 0.5f;
+  *exponent = whole;
+  return x == -INFINITY ? 0.0f : x != x ? x : exp2_near_zero(rest);
 }
 
 static inline float exp_of(float x) {
-  int32_t exponent;
+  float exponent;
   float mantissa = exp_scaled(x, &exponent);
   return mantissa * power_of_two(exponent);
 }
@@ -113,56 +111,53 @@ static float sum_weights(const float* row, int64_t count, float largest, float* 
   return total == 0 ? 1 : total;
 }
 
-static inline float add(float a, int32_t a_exponent, float b, int32_t b_exponent, int32_t* exponent) {
+static inline float add(float a, float a_exponent, float b, float b_exponent, float* exponent) {
   *exponent = larger(a_exponent, b_exponent);
   return a * power_of_two(a_exponent - *exponent) + b * power_of_two(b_exponent - *exponent);
 }
 
 /* The same numbers with mantissas from 1 to 2 */
 static void normalize(Scaled states, int64_t count) {
-  float* restrict mantissa = states.mantissa;
-  int32_t* restrict exponent = states.exponent;
+  float *restrict mantissa = states.mantissa, *restrict exponent = states.exponent;
   for (int64_t n = 0; n < count; n++) {
     int32_t biased = to_bits(mantissa[n]) >> 23;
     mantissa[n] *= from_bits((254 - biased) << 23);
-    exponent[n] = larger(exponent[n] + biased - 127, NOTHING);
+    exponent[n] += biased - 127;
   }
 }
 
 /* One frame forward, columns 0 to N, from one pair of states to another; label -1 is there, and nothing. */
 static void step_forward(int64_t columns, Scaled blank, Scaled label, Scaled new_blank, Scaled new_label,
-                         float blank_mantissa, int32_t blank_exponent, Scaled emitted, const int32_t* may_skip) {
+                         float blank_mantissa, float blank_exponent, Scaled emitted, const int32_t* may_skip) {
   const float *bm = blank.mantissa, *lm = label.mantissa, *em = emitted.mantissa;
-  const int32_t *be = blank.exponent, *le = label.exponent, *ee = emitted.exponent;
-  float *nbm = new_blank.mantissa, *nlm = new_label.mantissa;
-  int32_t *nbe = new_blank.exponent, *nle = new_label.exponent;
+  const float *be = blank.exponent, *le = label.exponent, *ee = emitted.exponent;
+  float *nbm = new_blank.mantissa, *nlm = new_label.mantissa, *nbe = new_blank.exponent, *nle = new_label.exponent;
   NO_DEPENDENCE
   for (int64_t n = 0; n < columns; n++) {
-    int32_t entered_exponent, exponent;
+    float entered_exponent, exponent;
     float entered = add(bm[n], be[n], lm[n - 1], le[n - 1], &entered_exponent);
     float come = may_skip[n] ? entered : bm[n];
-    int32_t come_exponent = may_skip[n] ? entered_exponent : be[n];
+    float come_exponent = may_skip[n] ? entered_exponent : be[n];
     float in_label = add(lm[n], le[n], come, come_exponent, &exponent);
     nbm[n] = entered * blank_mantissa;
-    nbe[n] = larger(entered_exponent + blank_exponent, NOTHING);
+    nbe[n] = entered_exponent + blank_exponent;
     nlm[n] = in_label * em[n];
-    nle[n] = larger(exponent + ee[n], NOTHING);
+    nle[n] = exponent + ee[n];
   }
 }
 
 /* One frame backward: what follows a state, from what follows the next; in place, with two arrays to work in. */
 static void step_backward(int64_t columns, Scaled blank, Scaled label, Scaled through_blank, Scaled entered,
-                          float blank_mantissa, int32_t blank_exponent, Scaled emitted, const int32_t* may_skip) {
+                          float blank_mantissa, float blank_exponent, Scaled emitted, const int32_t* may_skip) {
   float *bm = blank.mantissa, *lm = label.mantissa, *tm = through_blank.mantissa, *nm = entered.mantissa;
-  int32_t *be = blank.exponent, *le = label.exponent, *te = through_blank.exponent, *ne = entered.exponent;
-  const float* em = emitted.mantissa;
-  const int32_t* ee = emitted.exponent;
+  float *be = blank.exponent, *le = label.exponent, *te = through_blank.exponent, *ne = entered.exponent;
+  const float *em = emitted.mantissa, *ee = emitted.exponent;
   NO_DEPENDENCE
   for (int64_t n = 0; n < columns; n++) {
     tm[n] = bm[n] * blank_mantissa;
-    te[n] = larger(be[n] + blank_exponent, NOTHING);
+    te[n] = be[n] + blank_exponent;
     lm[n] *= em[n];
-    le[n] = larger(le[n] + ee[n], NOTHING);
+    le[n] += ee[n];
     nm[n] = add(tm[n], te[n], lm[n], le[n], &ne[n]);
   }
   NO_DEPENDENCE
@@ -173,15 +168,15 @@ static void step_backward(int64_t columns, Scaled blank, Scaled label, Scaled th
   NO_DEPENDENCE
   for (int64_t n = 0; n + 1 < columns; n++) {
     float next = may_skip[n + 1] ? nm[n + 1] : tm[n + 1];
-    int32_t next_exponent = may_skip[n + 1] ? ne[n + 1] : te[n + 1];
-    int32_t exponent;
+    float next_exponent = may_skip[n + 1] ? ne[n + 1] : te[n + 1];
+    float exponent;
     lm[n] = add(lm[n], le[n], next, next_exponent, &exponent);
     le[n] = exponent;
   }
 }
 
 static Scaled take(void** memory, int64_t count) {
-  Scaled taken = {*memory, (int32_t*)((float*)*memory + count)};
+  Scaled taken = {*memory, (float*)*memory + count};
   *memory = taken.exponent + count;
   return taken;
 }
@@ -191,7 +186,7 @@ static Scaled at(Scaled states, int64_t place) { return (Scaled){states.mantissa
 static void fill_nothing(Scaled states, int64_t count) {
   for (int64_t n = 0; n < count; n++) {
     states.mantissa[n] = 0;
-    states.exponent[n] = NOTHING;
+    states.exponent[n] = -INFINITY;
   }
 }
 
@@ -265,7 +260,7 @@ static void run_example(void* data, int64_t example) {
     count++;
   }
 
-  int32_t exponent;
+  float exponent;
   float likelihood = add(blank.mantissa[last], blank.exponent[last], label.mantissa[last - 1], label.exponent[last - 1],
                          &exponent);
   double loss = likelihood == 0 ? cost + INFINITY : cost - (log(likelihood) + exponent * log(2.0));
@@ -284,10 +279,10 @@ static void run_example(void* data, int64_t example) {
       float* row = gradient + t * classes;
       float* restrict share = room[0].mantissa;
       const float* after = labels_after.mantissa + count * columns;
-      const int32_t* after_exponent = labels_after.exponent + count * columns;
+      const float* after_exponent = labels_after.exponent + count * columns;
       for (int64_t n = 0; n < last; n++) {
-        int32_t shift = larger(after_exponent[n] + label.exponent[n], NOTHING) - exponent;
-        share[n] = label.mantissa[n] * over * after[n] * power_of_two(shift);
+        float scale = power_of_two(after_exponent[n] + label.exponent[n] - exponent);
+        share[n] = label.mantissa[n] * over * after[n] * scale;
       }
       float rest = 1;
       for (int64_t n = 0; n < last; n++) {

@@ -57,7 +57,9 @@ class CtcKernel:
         size = next(value.shape[axis] for value, axis in zip(values, axes, strict=True) if axis is not None)
 
         def flatten(value, axis):
-            moved = jnp.broadcast_to(value[None], (size, *value.shape)) if axis is None else jnp.moveaxis(value, axis, 0)
+            moved = (
+                jnp.broadcast_to(value[None], (size, *value.shape)) if axis is None else jnp.moveaxis(value, axis, 0)
+            )
             return moved.reshape(-1, *moved.shape[2:])
 
         flat = [flatten(*pair) for pair in zip(values[:-1], axes[:-1], strict=True)]

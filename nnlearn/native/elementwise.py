@@ -177,7 +177,7 @@ def _in_c(equation, operands: Sequence[str]) -> str | None:
         picked = f"({operands[0]} ? {operands[2]} : {operands[1]})" if len(operands) == 3 else None
         return picked if read[0] == "bool" else None
     if name == "integer_pow":
-        form = POWERS.get(params["y"])
+        form = POWERS.get(params["y"]) if made != "bfloat16" or params["y"] <= 2 else None
     else:
         form = (LOGICAL if set(read) == {"bool"} else OPERATIONS).get(name)
     if form is None:

@@ -1,4 +1,4 @@
-"""A kernel in C as an operation of JAX: with shapes, ``vmap``, derivatives, and JAX's own operations to fall back on."""
+"""A kernel in C as an operation of JAX: with shapes, ``vmap``, derivatives, and JAX's own operations behind it."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -45,11 +45,11 @@ def _run(*values, kernel: Kernel):
 
 
 def _batch(values, axes, *, kernel: Kernel):
-    return kernel.vmapped([None if axis is batching.not_mapped else axis for axis in axes], *values)
+    return kernel.vmapped(axes, *values)
 
 
 def _differentiate(primals, tangents, *, kernel: Kernel):
-    return jax.jvp(kernel.reference, primals, [ad.instantiate_zeros(tangent) for tangent in tangents])
+    return jax.jvp(kernel.reference, primals, tuple(map(ad.instantiate_zeros, tangents)))
 
 
 def _lower(context, *operands, kernel: Kernel):

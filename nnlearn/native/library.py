@@ -1,8 +1,8 @@
 """C compiled on the machine that it runs on, once, and kept in the cache.
 
-XLA's compiler for CPUs makes one loop of each result, and a loop over frames costs it microseconds a turn. A few kernels
-in C do better, where there is a C compiler; where there is none, everything here says so and XLA's programs stand.
-Kernels run on XLA's own threads.
+XLA's compiler for CPUs makes one loop of each result, and a loop over frames costs it microseconds a turn. A few
+kernels in C do better, where there is a C compiler; where there is none, everything here says so and XLA's programs
+stand. Kernels run on XLA's own threads.
 """
 
 import ctypes
@@ -81,23 +81,25 @@ def _load(source: str, flags: tuple[str, ...] = ()) -> tuple[ctypes.CDLL, str]:
     command, version = _compiler()
     flags, header = (*FLAGS, *flags), HEADER.read_text()
     facts = (source, header, version, " ".join(flags), jaxlib.__version__, _processor())
-    digest = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:20]
-    path = cache_folder() / "native" / f"{digest}.so"
+    digest = _hash("\0".join(facts).encode())
+    folder = cache_folder() / "native"
     try:
-        if path.exists():
-            try:
-                return ctypes.CDLL(str(path)), digest
-            except OSError:  # damaged: compiled anew
-                pass
-        _compile(command, flags, header + source, path)
+        # One that has been cut short would end the process when it is read, so each bears its content in its name.
+        whole = (path for path in folder.glob(f"{digest}-*.so") if path.stem.endswith(_hash(path.read_bytes())))
+        path = next(whole, None) or _compile(command, flags, header + source, folder / digest)
         return ctypes.CDLL(str(path)), digest
     except OSError as error:
         raise CannotCompile(f"a kernel could not be kept or read: {error}") from error
 
 
-def _compile(command: str, flags: tuple[str, ...], text: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:20]
+
+
+def _compile(command: str, flags: tuple[str, ...], text: str, start: Path) -> Path:
+    """The library's path, which begins with ``start``."""
+    start.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=start.parent, prefix="build-") as folder:
         source, built = Path(folder) / "kernel.c", Path(folder) / "kernel.so"
         source.write_text(text)
         words = [command, *flags, f"-I{jax.ffi.include_dir()}", str(source), "-o", str(built), "-lm"]
@@ -105,10 +107,12 @@ def _compile(command: str, flags: tuple[str, ...], text: str, path: Path) -> Non
             done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
         except subprocess.TimeoutExpired as error:
             raise CannotCompile(f"{command} took over {SECONDS} s") from error
-        if done.returncode:
-            reasons = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-            raise CannotCompile(f"{command} says: {reasons[0]}")
+        if done.returncode or not built.exists():
+            said = done.stderr.strip().splitlines()
+            raise CannotCompile(f"{command} says: {said[0]}" if said else f"{command} made nothing")
+        path = start.with_name(f"{start.name}-{_hash(built.read_bytes())}.so")
         os.replace(built, path)  # whole or not at all, whoever else compiles the same
+        return path
 
 
 @functools.cache
