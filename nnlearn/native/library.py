@@ -108,7 +108,7 @@ def _compile(command: str, flags: tuple[str, ...], text: str, start: Path) -> Pa
         except subprocess.TimeoutExpired as error:
             raise CannotCompile(f"{command} took over {SECONDS} s") from error
         if done.returncode or not built.exists():
-            said = done.stderr.strip().splitlines()
+            said = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
             raise CannotCompile(f"{command} says: {said[0]}" if said else f"{command} made nothing")
         path = start.with_name(f"{start.name}-{_hash(built.read_bytes())}.so")
         os.replace(built, path)  # whole or not at all, whoever else compiles the same

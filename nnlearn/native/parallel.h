@@ -72,7 +72,7 @@ static void run_blocks(XLA_FFI_CallFrame* frame, int64_t blocks, Block* run, voi
 
 /* XLA calls a handler once with nothing but the question for which version of the interface it was written. */
 static bool answered(XLA_FFI_CallFrame* frame) {
-  XLA_FFI_Extension_Base* extension = frame->extension_start;
+  __auto_type extension = frame->extension_start; /* whose type has had several names */
   if (!extension || extension->type != XLA_FFI_Extension_Metadata) return false;
   XLA_FFI_Metadata* metadata = ((XLA_FFI_Metadata_Extension*)extension)->metadata;
   metadata->api_version.major_version = XLA_FFI_API_MAJOR;
