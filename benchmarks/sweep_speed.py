@@ -94,7 +94,8 @@ def measure(rates: int, seeds: int, steps: int) -> tuple[list[dict], dict]:
     space = {"rate": choice(*np.geomspace(1e-4, 1e-1, rates).tolist())}
     picked = [(space["rate"].values[at * rates // ORDINARY], at % seeds) for at in range(ORDINARY)]
     train, traces = make_problem(steps)
-    jnp.zeros(1).block_until_ready()  # the first use of jax costs more, and is nobody's fault
+    jax.jit(lambda key: jax.random.normal(key, (64, 64)) @ jnp.ones((64, 64)))(jax.random.key(0)).block_until_ready()
+    ordinary_run(1.0, 0, 10)  # the first use of jax and of a GPU's libraries costs more, and is nobody's fault
     ordinary, losses = [], []
 
     def some(runs):

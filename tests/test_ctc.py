@@ -239,6 +239,15 @@ def test_the_kernel_is_the_operations(monkeypatch):
     assert np.isinf(operations[-1]).sum() == 2  # labels without frames, and more than frames
 
 
+def test_what_is_different_on_an_accelerator_gives_the_same(monkeypatch):
+    logits, *others = random_problem(3, 21, 5, 6)
+    expected = BOTH(logits.astype(np.float32), *others)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    results = losses_and_gradient(ctc_loss)(logits.astype(np.float32), *others)
+    for one, other in zip(results, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+
+
 @both_ways
 def test_gradient_of_many_frames_keeps_its_digits():
     logits, *others = random_problem(2, 300, 200, 40)

@@ -16,6 +16,7 @@ from nnlearn.types import ArrayLike, Scalar
 CHUNKS = 13  # the logits of one are then 8% of all, and leave room for what else is alive
 FEWEST_TOKENS = 128  # in a chunk: with fewer, adding up the weight's gradient costs as much as working it out
 ROWS, COLUMNS = 16, 2048  # on a CPU, so that what is read several times stays in the cache
+SHARE = 0.5  # of the memory of the weight's gradient, for a chunk's logits, on an accelerator
 
 
 def linear_cross_entropy(
@@ -57,7 +58,8 @@ def linear_cross_entropy(
       reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one loss per token.
       transposed: the weight's axes are the other way round, as in a table of embeddings that the last layer shares.
       chunk: how many tokens have their logits worked out at a time (a few more may be, to fill blocks). Fewer take
-        less memory and more time. None takes a 13th of all, at least 128, for arrays of a tenth of the logits' size.
+        less memory and more time. None takes a 13th of all, at least 128, for arrays of a tenth of the logits' size; on
+        an accelerator at least half of ``width``.
       axis_name: the mapped axis, or axes, over which devices divide the classes: ``weight``, ``bias`` and
         ``class_weights`` are then this device's part, of equal length on all, and labels count through all parts.
 
@@ -90,7 +92,7 @@ def linear_cross_entropy(
             )
         keep = keep.reshape(-1)
     classes = head.weight.shape[classes_axis]
-    blocks = _plan_blocks(labels.size, classes, chunk)
+    blocks = _plan_blocks(labels.size, classes, shape[-1], chunk)
     plan = Plan(*blocks, classes_axis, head.weight.dtype, axis_name)
     flat, counts, coefficients = _weigh(
         labels.reshape(-1), keep, label_smoothing, z_loss, head, classes, dtype, axis_name
@@ -154,10 +156,17 @@ def _weigh(labels, keep, label_smoothing, z_loss, head, classes, dtype, axis_nam
     return labels, weight, Terms(own, spread, None if is_off(z_loss) else z_loss * weight)
 
 
-def _plan_blocks(tokens: int, classes: int, chunk: int | None) -> tuple[int, int, int]:
-    """Tokens, rows and columns of a plan."""
-    rows, columns = (ROWS, COLUMNS) if jax.default_backend() == "cpu" else (tokens, classes)
-    longest = max(FEWEST_TOKENS, tokens // CHUNKS) if chunk is None else check_count("chunk", chunk)
+def _plan_blocks(tokens: int, classes: int, width: int, chunk: int | None) -> tuple[int, int, int]:
+    """Tokens, rows and columns of a plan.
+
+    An accelerator has to read and write all of the weight's gradient for each chunk, [width, classes], so there a
+    chunk's logits, [chunk, classes], may take a share of what that takes anyway.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    rows, columns = (ROWS, COLUMNS) if on_cpu else (tokens, classes)
+    longest = max(FEWEST_TOKENS, tokens // CHUNKS, 0 if on_cpu else int(SHARE * width))
+    if chunk is not None:
+        longest = check_count("chunk", chunk)
     length = _part(tokens, longest)
     if chunk is None:  # chunks that fill the tokens exactly need no copy of hidden that is filled up
         length = next((fit for fit in range(longest, longest // 2, -1) if tokens % fit == 0 == fit % ROWS), length)
