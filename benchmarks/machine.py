@@ -11,6 +11,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+import nnlearn
+
 PACKAGES = ("nnlearn", "jax", "jaxlib", "optax", "flax", "torch", "numpy")
 CPU_NUMBERS = 16_000_000  # in each of three arrays: 64 MB, several times the last cache
 ACCELERATOR_NUMBERS = 256_000_000
@@ -63,6 +65,7 @@ def machine_facts() -> dict:
         "python": platform.python_version(),
         "versions": {package: _version(package) for package in PACKAGES},
         "commit": _commit(),
+        "native": nnlearn.native_status(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "load_at_start": list(os.getloadavg()),
     }

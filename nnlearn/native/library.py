@@ -23,8 +23,9 @@ from nnlearn.files import cache_folder
 
 HEADER = Path(__file__).with_name("parallel.h")
 # No flag here lets a compiler change a number: reorder a sum, or skip the rounding of a product.
-FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")
-FLAGS += ("-shared", "-fPIC", "-w")
+FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-shared", "-fPIC", "-w")
+FOR_THIS_PROCESSOR = ("-march=native", "-mcpu=native")  # whichever the compiler knows
+PROBE = "XLA_FFI_Error* probe(XLA_FFI_CallFrame* frame) { answered(frame); return NULL; }\n"
 LOCK = threading.Lock()  # XLA refuses a name that it has already
 OFF = ("0", "off", "false", "no")
 SECONDS = 60  # a compiler that takes longer is broken
@@ -70,7 +71,7 @@ def target_name(name: str, source: str, flags: tuple[str, ...] = ()) -> str:
 
 @functools.cache
 def _register(name: str, source: str, flags: tuple[str, ...]) -> str:
-    library, digest = _load(source, flags)
+    library, digest = _load(source, (*_tuning(), *flags))
     target = f"nnlearn_{name}_{digest}"
     jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return target
@@ -143,10 +144,23 @@ def _processor() -> str:
 
 
 @functools.cache
+def _tuning() -> tuple[str, ...]:
+    """The flag that lets the compiler use all of this processor, if it has one."""
+    for flag in FOR_THIS_PROCESSOR:
+        try:
+            _load(PROBE, (flag,))
+        except CannotCompile:
+            continue
+        return (flag,)
+    _load(PROBE, ())
+    return ()
+
+
+@functools.cache
 def _fault() -> str:
     """Why the smallest of kernels cannot be compiled and loaded; empty if it can."""
     try:
-        _load("XLA_FFI_Error* probe(XLA_FFI_CallFrame* frame) { answered(frame); return NULL; }\n")
+        _tuning()
     except CannotCompile as error:
         return str(error)
     return ""
