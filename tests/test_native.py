@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -210,6 +211,21 @@ def test_what_no_pass_can_be_made_of():
     assert len(found(lambda x, y: (x + 1, x * 2, y + 1, y * 2), large, large)) == 2
     assert len(found(lambda x, y: (x + 1, y * 2, x + y), large, large)) == 1
     assert len(found(lambda x: (x + jnp.sum(jnp.exp(x)), x * 2), large)) == 1  # the sum is XLA's
+
+
+@needs_compiler
+def test_the_smallest_numbers_take_no_longer(everything_large):
+    """Below the least normal number a processor may take a hundred times as long, unless it is told to flush them."""
+    tx, params = nnlearn.adamw(1e-3), jnp.linspace(-1.0, 1.0, 16 * BLOCK)
+    seconds = {}
+    for size in (1.0, 1e-30):
+        grads, state = jnp.full_like(params, size), tx.init(params)
+        program = jax.jit(fast(tx)).lower(grads, state, params).compile()
+        for _ in range(5):
+            start = time.perf_counter()
+            jax.block_until_ready(program(grads, state, params))
+            seconds.setdefault(size, []).append(time.perf_counter() - start)
+    assert min(seconds[1e-30]) < 4 * min(seconds[1.0])
 
 
 @needs_compiler

@@ -157,7 +157,7 @@ def _dtype(atom) -> str:
 def _number(value, dtype: str) -> str:
     if dtype == "bool":
         return str(int(value))
-    value = float(value)
+    value = float(np.asarray(value, dtype))  # a constant has the precision of what it stands beside
     if value != value:
         return "NAN"
     if value in (float("inf"), float("-inf")):

@@ -64,12 +64,12 @@ def find_passes(program: Jaxpr, carried: Sequence[Var]) -> list[Pass]:
         equations = [equation for equation in program.eqns if not members.isdisjoint(equation.outvars)]
         read = dict.fromkeys(var for equation in equations for var in variables(equation.invars) if var not in members)
         inputs = sorted(read, key=lambda var: var.aval.ndim == 0)
-        in_place = {
-            inputs.index(old): group.index(new)
+        replaced = {  # each result takes one place
+            group.index(new): inputs.index(old)
             for old, new in zip(carried, program.outvars, strict=False)
             if new in group and old in inputs and form(old) == form(new)
         }
-        passes.append(make_pass(equations, inputs, group, in_place))
+        passes.append(make_pass(equations, inputs, group, {old: new for new, old in replaced.items()}))
     return passes
 
 
