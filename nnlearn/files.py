@@ -15,7 +15,7 @@ def cache_folder() -> Path:
     >>> isinstance(cache_folder(), Path)
     True
     """
-    if "NNLEARN_CACHE" in os.environ:
+    if os.environ.get("NNLEARN_CACHE"):
         return Path(os.environ["NNLEARN_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nnlearn"
 

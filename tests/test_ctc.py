@@ -357,6 +357,17 @@ def test_empty_axes(frames, size):
     expected = [enumerated(np.float64(x), (1,) * size) for x in logits]
     np.testing.assert_allclose(losses, [loss for loss, _ in expected], rtol=1e-6)
     np.testing.assert_allclose(gradient, [one for _, one in expected], atol=1e-6)
+    mapped = jax.vmap(lambda x: BOTH(x, np.zeros((2, frames)), np.ones((2, size), int), np.zeros((2, size))))
+    np.testing.assert_allclose(mapped(jnp.stack([logits] * 3))[1], jnp.stack([gradient] * 3), atol=1e-6)
+
+
+@both_ways
+def test_scores_without_digits_left_give_bounded_gradients():
+    logits = 1e8 * np.random.default_rng(0).normal(size=(3, 55, 4)).astype(np.float32)
+    labels, label_paddings = pad_labels([(1, 1, 2, 2) * 8, (1, 2, 3, 3, 3, 1) * 4, (1,) * 28], 32)
+    losses, gradient = BOTH(logits, np.zeros((3, 55)), labels, label_paddings)
+    assert (losses > 1e9).all() and np.isfinite(losses).all()
+    assert np.isfinite(gradient).all() and np.abs(gradient).max() <= 40
 
 
 @both_ways

@@ -14,6 +14,7 @@ import optax
 import pytest
 from contract import CASES
 from jax.extend.core import Var
+from jax.sharding import PartitionSpec as P
 
 import nnlearn
 from nnlearn.native import is_native, library, native_status
@@ -214,6 +215,51 @@ def test_what_no_pass_can_be_made_of():
 
 
 @needs_compiler
+def test_two_results_of_one_number_take_one_place(everything_large):
+    def init(params):
+        return {"one": params, "two": 2 * params}
+
+    def update(updates, state, params=None):
+        new = 0.9 * state["one"] + state["two"] + updates
+        return -0.1 * new, {"one": new, "two": new}
+
+    tx, params = optax.GradientTransformation(init, update), jnp.linspace(-1.0, 1.0, 12)
+    expected = steps_of(plain(tx), tx, params)
+    assert_close(steps_of(fast(tx), tx, params), expected, 1e-6)
+    program = compiled(fast(tx), jnp.copy(params), tx.init(params), params)
+    once = jax.jit(plain(tx))(params, tx.init(params), params)
+    assert_close(program(*jax.tree.map(jnp.copy, (params, tx.init(params))), params), once, 1e-6)
+
+
+@needs_compiler
+def test_without_jit_and_on_explicit_meshes(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    values = jnp.linspace(-1.0, 1.0, LARGE)
+    with jax.disable_jit():
+        losses = nnlearn.ctc_loss(jnp.zeros((1, 2, 2)), jnp.zeros((1, 2)), jnp.array([[1]]), jnp.zeros((1, 1)))
+    np.testing.assert_allclose(losses, -np.log(0.75), rtol=1e-6)
+    tx, mesh = nnlearn.adamw(1e-2), jax.make_mesh((1,), ("data",))
+    with jax.set_mesh(mesh):
+        params = jax.device_put(values, jax.NamedSharding(mesh, P("data")))
+
+        def step(carry, _):
+            params, state = carry
+            return apply_gradients(tx, params, params, state), None
+
+        carry, _ = jax.lax.scan(step, (params, tx.init(params)), None, length=2)
+    expected = steps_of_own_values(tx, values, 2)
+    np.testing.assert_allclose(carry[0], expected, rtol=1e-5, atol=1e-8)
+
+
+def steps_of_own_values(tx, params, count):
+    state = tx.init(params)
+    for _ in range(count):
+        updates, state = tx.update(params, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+@needs_compiler
 def test_the_smallest_numbers_take_no_longer(everything_large):
     """Below the least normal number a processor may take a hundred times as long, unless it is told to flush them."""
     tx, params = nnlearn.adamw(1e-3), jnp.linspace(-1.0, 1.0, 16 * BLOCK)
@@ -328,6 +374,15 @@ def test_a_damaged_kernel_in_the_cache_is_compiled_again(tmp_path):
     for path, whole in kept.items():
         path.write_bytes(whole[: len(whole) // 3])
     assert kernels() == kept
+
+
+@needs_compiler
+def test_a_folder_that_others_may_write_to_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("NNLEARN_CACHE", str(tmp_path))
+    (tmp_path / "native").mkdir()
+    (tmp_path / "native").chmod(0o777)
+    with pytest.raises(library.CannotCompile, match="others may write"):
+        library._load.__wrapped__(library.PROBE)
 
 
 @needs_compiler

@@ -21,12 +21,13 @@ import jax.numpy as jnp
 from nnlearn.losses.arguments import check_reduction, widen
 from nnlearn.losses.scaled import Scaled, add, from_log, multiply, normalize, power_of_two
 from nnlearn.losses.sequences import check_blank_id, check_examples, check_frames, check_labels, compact, running_count
-from nnlearn.native import is_native
 from nnlearn.native.ctc import CtcKernel
+from nnlearn.native.kernel import runs_here
 from nnlearn.tree import safe_divide
 from nnlearn.types import ArrayLike
 
 FEW_CLASSES = 128  # up to which a product with one-hot labels is faster than adding them one by one, and smaller
+MOST = 127  # the exponent of the largest power of two in float32
 UNROLL = 8  # on an H200 five times as fast as 1, and 2 s longer to compile
 BLOCK = 16  # frames after which scores are normalized: a frame multiplies a mantissa by 6 at most, and 6**16 < 2**42
 
@@ -226,8 +227,11 @@ def _forward(sequences: Sequences, blank_id: int):
     exponent_r1 = likelihood.exponent[:, None]
 
     def share(entered_4rw, mantissa_rw, exponent_rw):
-        scale_rw = power_of_two(entered_4rw[3] + (exponent_rw - exponent_r1))
-        return entered_4rw[2] * over_r1 * mantissa_rw * scale_rw
+        # Exponents beyond a float's digits are off by more than 1: no share is above 1 for that.
+        exponent_rw = entered_4rw[3] + (exponent_rw - exponent_r1)
+        scale_rw = power_of_two(jnp.where(exponent_rw > MOST, MOST, exponent_rw))
+        share_rw = entered_4rw[2] * over_r1 * mantissa_rw * scale_rw
+        return jnp.where(share_rw > 1, 1, share_rw)
 
     history_hrw = history_s2rw.reshape(-1, *history_s2rw.shape[2:])
 
@@ -284,12 +288,6 @@ def _subtract_at(grad_xk: jax.Array, labels_bn: jax.Array, label_btn: jax.Array)
 
 
 _negative_log_likelihood.defvjp(_forward, _backward)
-
-
-def _has_kernel(logits_btk: jax.Array) -> bool:
-    """In C, on one CPU: where a program is spread over devices, XLA can divide its own operations alone."""
-    one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
-    return one_cpu and logits_btk.dtype == jnp.float32 and is_native()
 
 
 def _reference(logits_btk, is_frame_bt, labels_bn, lengths_b, blank_id):
@@ -387,7 +385,8 @@ def ctc_loss(
     is_valid_b = jnp.all(valid_bn | ~is_label_bn, 1)
     labels_bn, lengths_b = compact(jnp.where(valid_bn, labels_bn, 0).astype(jnp.int32), is_label_bn)
     sequences = Sequences(logits_btk, is_frame_bt, labels_bn, lengths_b)
-    loss_b = (_by_kernel if _has_kernel(logits_btk) else _negative_log_likelihood)(sequences, blank_id)
+    in_c = logits_btk.dtype == jnp.float32 and runs_here(logits_btk)
+    loss_b = (_by_kernel if in_c else _negative_log_likelihood)(sequences, blank_id)
     loss_b = loss_b * jnp.where(is_valid_b, 1, jnp.nan).astype(loss_b.dtype)
     if zero_infinity:
         loss_b = jnp.where(loss_b == jnp.inf, 0, loss_b)

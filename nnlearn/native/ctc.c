@@ -281,8 +281,10 @@ static void run_example(void* data, int64_t example) {
       const float* after = labels_after.mantissa + count * columns;
       const float* after_exponent = labels_after.exponent + count * columns;
       for (int64_t n = 0; n < last; n++) {
-        float scale = power_of_two(after_exponent[n] + label.exponent[n] - exponent);
-        share[n] = label.mantissa[n] * over * after[n] * scale;
+        /* Exponents beyond a float's digits are off by more than 1: no share is above 1 for that. */
+        float shift = after_exponent[n] + label.exponent[n] - exponent;
+        float one = label.mantissa[n] * over * after[n] * power_of_two(shift > 127.0f ? 127.0f : shift);
+        share[n] = one > 1 ? 1 : one;
       }
       float rest = 1;
       for (int64_t n = 0; n < last; n++) {

@@ -60,11 +60,11 @@ class CtcKernel:
             moved = (
                 jnp.broadcast_to(value[None], (size, *value.shape)) if axis is None else jnp.moveaxis(value, axis, 0)
             )
-            return moved.reshape(-1, *moved.shape[2:])
+            return moved.reshape(size * moved.shape[1], *moved.shape[2:])
 
         flat = [flatten(*pair) for pair in zip(values[:-1], axes[:-1], strict=True)]
         results = self(*flat, values[-1])
-        return [result.reshape(size, -1, *result.shape[1:]) for result in results], [0] * len(results)
+        return [one.reshape(size, len(one) // size, *one.shape[1:]) for one in results], [0] * len(results)
 
 
 __all__ = ["CtcKernel"]

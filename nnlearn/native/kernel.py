@@ -1,13 +1,15 @@
 """A kernel in C as an operation of JAX: with shapes, ``vmap``, derivatives, and JAX's own operations behind it."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import AxisType
 
-from nnlearn.native.library import CannotCompile, target_name
+from nnlearn.native.library import CannotCompile, is_native, target_name
 
 
 class Kernel(Protocol):
@@ -35,13 +37,35 @@ class Kernel(Protocol):
         """The results for arguments with a mapped axis, and where theirs are."""
 
 
+def is_for_one_cpu(*values: jax.Array) -> bool:
+    """Whether a program on these values, traced now, is for one CPU, and nothing is known of where they lie.
+
+    Of a program for several devices XLA can divide only its own operations. On a mesh whose axes are manual or explicit
+    results would need types that say which axes they vary over, even on one device.
+    """
+    meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(value).sharding.mesh for value in values)]
+    automatic = all(axis_type == AxisType.Auto for mesh in meshes for axis_type in mesh.axis_types)
+    return jax.default_backend() == "cpu" and jax.device_count() == 1 and automatic
+
+
+def runs_here(*values: jax.Array) -> bool:
+    """Whether kernels run in a program on these values that is traced now."""
+    return is_for_one_cpu(*values) and is_native()
+
+
 def call_kernel(kernel: Kernel, *values: jax.Array) -> list[jax.Array]:
     """The results of a kernel; of its ``reference``, wherever it cannot run."""
     return _kernel_p.bind(*values, kernel=kernel)
 
 
 def _run(*values, kernel: Kernel):
-    return jax.jit(lambda *values: call_kernel(kernel, *values))(*values)
+    with jax.disable_jit(False):  # which would come back here
+        return _jitted(kernel)(*values)
+
+
+@functools.lru_cache(maxsize=64)
+def _jitted(kernel: Kernel):
+    return jax.jit(functools.partial(call_kernel, kernel))
 
 
 def _batch(values, axes, *, kernel: Kernel):
@@ -73,4 +97,4 @@ ad.primitive_jvps[_kernel_p] = _differentiate
 mlir.register_lowering(_kernel_p, _lower)
 mlir.register_lowering(_kernel_p, _lower_for_cpu, platform="cpu")
 
-__all__ = ["Kernel", "call_kernel"]
+__all__ = ["Kernel", "call_kernel", "is_for_one_cpu", "runs_here"]

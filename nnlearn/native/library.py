@@ -73,7 +73,10 @@ def target_name(name: str, source: str, flags: tuple[str, ...] = ()) -> str:
 def _register(name: str, source: str, flags: tuple[str, ...]) -> str:
     library, digest = _load(source, (*_tuning(), *flags))
     target = f"nnlearn_{name}_{digest}"
-    jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+    try:
+        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+    except Exception as error:  # whatever XLA has against it: no kernel may end a program that runs without
+        raise CannotCompile(f"XLA does not take the kernel: {error}") from error
     return target
 
 
@@ -83,14 +86,24 @@ def _load(source: str, flags: tuple[str, ...] = ()) -> tuple[ctypes.CDLL, str]:
     flags, header = (*FLAGS, *flags), HEADER.read_text()
     facts = (source, header, version, " ".join(flags), jaxlib.__version__, _processor())
     digest = _hash("\0".join(facts).encode())
-    folder = cache_folder() / "native"
     try:
+        folder = _own_folder(cache_folder() / "native")
         # One that has been cut short would end the process when it is read, so each bears its content in its name.
-        whole = (path for path in folder.glob(f"{digest}-*.so") if path.stem.endswith(_hash(path.read_bytes())))
-        path = next(whole, None) or _compile(command, flags, header + source, folder / digest)
-        return ctypes.CDLL(str(path)), digest
+        for path in folder.glob(f"{digest}-*.so"):
+            if path.stem.endswith(_hash(path.read_bytes())):
+                return ctypes.CDLL(str(path)), digest
+        return ctypes.CDLL(str(_compile(command, flags, header + source, folder / digest))), digest
     except OSError as error:
         raise CannotCompile(f"a kernel could not be kept or read: {error}") from error
+
+
+def _own_folder(folder: Path) -> Path:
+    """The folder, made if need be, for this user alone: what lies there is run."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = folder.stat()
+    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):
+        raise CannotCompile(f"others may write to {folder}: take their right to (chmod go-w), or set NNLEARN_CACHE")
+    return folder
 
 
 def _hash(content: bytes) -> str:
@@ -99,7 +112,6 @@ def _hash(content: bytes) -> str:
 
 def _compile(command: str, flags: tuple[str, ...], text: str, start: Path) -> Path:
     """The library's path, which begins with ``start``."""
-    start.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=start.parent, prefix="build-") as folder:
         source, built = Path(folder) / "kernel.c", Path(folder) / "kernel.so"
         source.write_text(text)
@@ -134,13 +146,14 @@ def _compiler() -> tuple[str, str]:
 
 @functools.cache
 def _processor() -> str:
-    """What the code was compiled for: a cache may be shared by machines of several kinds."""
+    """The machine that code is compiled for: a cache may be shared by machines of several kinds."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
     kept = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
-    return "\n".join([platform.system(), platform.machine(), platform.processor(), *sorted(set(kept))])
+    system = platform.system(), platform.machine(), platform.processor(), *platform.libc_ver()
+    return "\n".join([*system, *sorted(set(kept))])
 
 
 @functools.cache

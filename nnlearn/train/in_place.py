@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, Var, jaxpr_as_fun
-from jax.sharding import AxisType
 from optax import apply_updates, with_extra_args_support
 
 from nnlearn.native import is_native
+from nnlearn.native.kernel import is_for_one_cpu
 from nnlearn.train.one_pass import in_one_pass
 from nnlearn.train.symbolic import CALLS, ELEMENTWISE
 from nnlearn.types import GradientTransformation, OptState, Params, Updates
@@ -70,10 +70,7 @@ def _pays(params: Params) -> bool:
     devices."""
     leaves = jax.tree.leaves(params)
     large = len(leaves) <= MANY and any(jnp.size(leaf) >= LARGE for leaf in leaves)
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
-    one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
-    # under shard_map it matters which values differ between devices, even on one
-    return large and traced and one_cpu and AxisType.Manual not in jax.sharding.get_abstract_mesh().axis_types
+    return large and any(isinstance(leaf, jax.core.Tracer) for leaf in leaves) and is_for_one_cpu(*leaves)
 
 
 def in_place(update: Callable[[Updates, OptState, Params], tuple[Params, OptState]]) -> Callable:

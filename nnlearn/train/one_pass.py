@@ -92,6 +92,8 @@ def _cone(result: Var, maker: dict) -> _Cone | None:
             continue
         equation = maker[var]
         operands = [atom for atom in equation.invars if atom.aval.ndim]
+        if len(variables(operands)) < len(operands):  # a constant array
+            return None
         spread = equation.primitive.name == "broadcast_in_dim" and not operands
         fits = all(atom.aval.shape == result.aval.shape for atom in operands)
         if not spread and not (fits and can_compute(equation)):
@@ -166,7 +168,8 @@ def _evaluate(program: ClosedJaxpr, arguments: Sequence[jax.Array], wanted: Sequ
 
 
 def _bind(equation, operands: Sequence) -> Sequence:
-    results = equation.primitive.bind(*operands, **equation.params)
+    with equation.ctx.manager:
+        results = equation.primitive.bind(*operands, **equation.primitive.get_bind_params(equation.params))
     return results if equation.primitive.multiple_results else [results]
 
 
