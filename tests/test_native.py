@@ -259,6 +259,50 @@ def steps_of_own_values(tx, params, count):
     return params
 
 
+LEAVES = {f"leaf{n:02}": (n % 5, 3) if n % 7 else (n,) for n in range(40)}  # some are empty
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_packed_leaves_are_taken_out_and_laid_down_by_a_kernel(monkeypatch, dtype):
+    """Forward, in reverse, twice, and under vmap, the same numbers as by XLA's slices."""
+    with jax.enable_x64(True):
+        random = np.random.default_rng(0)
+        params = {name: jnp.asarray(random.normal(size=shape), dtype) for name, shape in LEAVES.items()}
+        params["large"] = jnp.asarray(random.normal(size=200_000), dtype)
+        packed, other = nnlearn.pack(params), nnlearn.pack(jax.tree.map(jnp.cos, params))
+
+        def loss(packed, scale):
+            tree = nnlearn.unpack(packed)
+            kept = [tree[name] for name in sorted(tree) if name != "leaf03"]  # one that has no part in it
+            return scale * sum(jnp.sum(jnp.sin(n * leaf.astype(float))) for n, leaf in enumerate(kept))
+
+        def everything(packed, other):
+            gradient = jax.grad(loss)(packed, 1.0)
+            _, slope = jax.jvp(lambda packed: loss(packed, 1.0), (packed,), (other,))
+            _, bend = jax.jvp(jax.grad(lambda packed: loss(packed, 2.0)), (packed,), (other,))
+            scales = jax.vmap(jax.grad(loss), in_axes=(None, 0))(packed, jnp.array([1.0, 2.0]))
+            both = jax.tree.map(lambda *two: jnp.stack(two), packed, other)
+            return nnlearn.unpack(packed), gradient, slope, bend, scales, jax.vmap(jax.grad(loss))(both, jnp.ones(2))
+
+        expected = jax.jit(everything)(packed, other)
+        monkeypatch.setattr(jax, "device_count", lambda: 1)
+        program = jax.jit(lambda *both: everything(*both)).lower(packed, other).compile()
+        assert "nnlearn_split" in program.as_text() and "nnlearn_join" in program.as_text()
+        assert_close(program(packed, other), expected, {"float32": 1e-5, "bfloat16": 2e-2, "float64": 1e-12}[dtype])
+        exact = jax.jit(lambda packed: jax.vjp(nnlearn.unpack, packed)[1](params)[0])(packed)
+        assert_close(exact, packed, 0)
+
+
+@needs_compiler
+def test_packing_is_checked_through_kernels(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    params = [jnp.ones((4, 3))] * 20
+    by_leaf = nnlearn.by_leaf(optax.scale_by_trust_ratio())
+    assert not nnlearn.packing_difference(by_leaf, params)
+    assert nnlearn.packing_difference(optax.scale_by_trust_ratio(), params)
+
+
 @needs_compiler
 def test_the_smallest_numbers_take_no_longer(everything_large):
     """Below the least normal number a processor may take a hundred times as long, unless it is told to flush them."""

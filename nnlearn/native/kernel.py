@@ -11,6 +11,8 @@ from jax.sharding import AxisType
 
 from nnlearn.native.library import CannotCompile, is_native, target_name
 
+KERNEL = "native_kernel"  # as programs name the operation
+
 
 class Kernel(Protocol):
     """What ``call_kernel`` calls. Hashable; two that are equal do the same.
@@ -20,6 +22,7 @@ class Kernel(Protocol):
       handler: the name of the C function that XLA calls.
       flags: what the compiler is told beside what it always is.
       in_place: pairs of the number of an argument and that of the result that may take its place.
+      transposed: only of a kernel that is linear in all arguments: the kernel of its transpose.
     """
 
     source: str
@@ -73,7 +76,14 @@ def _batch(values, axes, *, kernel: Kernel):
 
 
 def _differentiate(primals, tangents, *, kernel: Kernel):
+    if hasattr(kernel, "transposed"):
+        return call_kernel(kernel, *primals), call_kernel(kernel, *map(ad.instantiate_zeros, tangents))
     return jax.jvp(kernel.reference, primals, tuple(map(ad.instantiate_zeros, tangents)))
+
+
+def _transpose(cotangents, *arguments, kernel: Kernel):
+    found = call_kernel(kernel.transposed, *map(ad.instantiate_zeros, cotangents))
+    return [one if ad.is_undefined_primal(argument) else None for one, argument in zip(found, arguments, strict=True)]
 
 
 def _lower(context, *operands, kernel: Kernel):
@@ -88,13 +98,14 @@ def _lower_for_cpu(context, *operands, kernel: Kernel):
     return jax.ffi.ffi_lowering(target, operand_output_aliases=dict(kernel.in_place))(context, *operands)
 
 
-_kernel_p = Primitive("native_kernel")
+_kernel_p = Primitive(KERNEL)
 _kernel_p.multiple_results = True
 _kernel_p.def_impl(_run)
 _kernel_p.def_abstract_eval(lambda *arguments, kernel: kernel.results(*arguments))
 batching.primitive_batchers[_kernel_p] = _batch
 ad.primitive_jvps[_kernel_p] = _differentiate
+ad.primitive_transposes[_kernel_p] = _transpose
 mlir.register_lowering(_kernel_p, _lower)
 mlir.register_lowering(_kernel_p, _lower_for_cpu, platform="cpu")
 
-__all__ = ["Kernel", "call_kernel", "is_for_one_cpu", "runs_here"]
+__all__ = ["KERNEL", "Kernel", "call_kernel", "is_for_one_cpu", "runs_here"]

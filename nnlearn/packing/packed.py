@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from nnlearn.native.split import split
 from nnlearn.packing.layout import Buffer, Layout, Leaf, make_layout
 from nnlearn.types import MaskedNode, Params, PyTree
 
@@ -258,7 +259,7 @@ def _unpack(packed: Packed) -> Params:
             continue
         _check_buffer(buffer, array)
         # its transpose is a concatenation, where that of slicing is a padding and an addition for each leaf
-        parts = jax.lax.split(array, layout.sizes(buffer), axis=array.ndim - 1) if len(buffer.leaves) > 1 else [array]
+        parts = split(array, layout.sizes(buffer)) if len(buffer.leaves) > 1 else [array]
         for position, part in zip(buffer.leaves, parts, strict=True):
             leaf = layout.leaves[position]
             leaves[position] = place(to_leaf(part, leaf), leaf.sharding)

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
+from nnlearn.native.kernel import KERNEL
+
 ELEMENTWISE_NAMES = """
 abs acos acosh add and asin asinh atan atan2 atanh cbrt ceil clamp complex conj convert_element_type copy copy_p cos
 cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt imag integer_pow is_finite le lgamma log log1p logistic
@@ -132,6 +134,9 @@ class Interpreter:
         result = None
         if CALLS.get(name) in params:
             return self._call(params[CALLS[name]], values)
+        if name == KERNEL:
+            forms = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in equation.invars]
+            return self._call(jax.make_jaxpr(params["kernel"].reference)(*forms), values)
         if name == "cond":
             return self._branch(params["branches"], values) or self._opaque(equation, values)
         if name in ("optimization_barrier", "sharding_constraint", "reshard"):
