@@ -16,6 +16,7 @@ from rich.table import Table
 
 from nnlearn.compare.runs import Curves
 from nnlearn.compare.settings import Settings
+from nnlearn.native import native_status
 
 Results = dict[str, dict[str, Curves]]  # optimizer -> library -> curves
 
@@ -160,6 +161,7 @@ def describe_machine() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "device": f"{device.platform}: {device.device_kind}",
         "devices": jax.device_count(),
+        "kernels in C": native_status(),
         "versions": {name: version(name) for name in packages},
     }
 
