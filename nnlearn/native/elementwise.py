@@ -247,7 +247,8 @@ typedef struct {{
 
 static void run(void* data, int64_t block) {{
   const Work* work = data;
-  const int64_t first = block * {BLOCK};
+  /* From the end: what was read or written last, the end of the gradient, is still in the cache. */
+  const int64_t first = ((work->numbers - 1) / {BLOCK} - block) * {BLOCK};
   const int64_t last = first + {BLOCK} < work->numbers ? first + {BLOCK} : work->numbers;
   {" ".join(heads)}
   SAME_PLACES
