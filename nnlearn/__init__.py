@@ -73,6 +73,7 @@ from nnlearn.losses import squared_error as squared_error
 from nnlearn.losses import supervised_contrastive_loss as supervised_contrastive_loss
 from nnlearn.losses import triplet_margin_loss as triplet_margin_loss
 from nnlearn.losses import tversky_loss as tversky_loss
+from nnlearn.native import native_kernels as native_kernels
 from nnlearn.native import native_status as native_status
 from nnlearn.optimizers import adabelief as adabelief
 from nnlearn.optimizers import adadelta as adadelta
