@@ -140,7 +140,11 @@ class Train:
         return run, trace
 
     def finish(self, run: Run) -> TrainState:
-        """The state at the end: the run's, or with the best check's parameters where a rule keeps them."""
+        """The state at the end: the run's last, or the best check's where a rule keeps that.
+
+        The best check's state is whole: parameters, optimizer state, model state and ``step``, which is then
+        ``trace.best_step`` and not ``trace.stop_step``. Training goes on from it as it went on from that check.
+        """
         return best_state(run.verdict, run.state)
 
     def _tx(self, hparams: PyTree) -> GradientTransformation:
@@ -228,6 +232,10 @@ def make_train(
     stops, with no Python in between: ``jax.jit`` it, ``jax.vmap`` it over hyper-parameters and keys, ``jax.grad`` what
     comes out of it. A derivative keeps about the square root of the steps in memory. The functions below are called
     while that is traced; each that has an argument named ``hparams`` is given the run's.
+
+    Effects of these functions (``jax.debug.print``, ``io_callback``) occur once for each step or check, in order if
+    they are ordered; those of a schedule once more at the start, where its first rate is recorded. Under ``vmap`` they
+    still occur for a run that has stopped, and JAX refuses ``io_callback`` beside a stopping rule.
 
     Args:
       loss_fn: ``loss_fn(params, batch, key)``, see ``make_step``.

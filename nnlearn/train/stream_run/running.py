@@ -24,7 +24,8 @@ class FitResult(NamedTuple):
     """How a run has ended; unpacks like what a ``Train`` returns, ``state, trace = fit(...)``.
 
     Attributes:
-      state: the last state, or with the parameters of the best check where a rule keeps those.
+      state: the last state, or the whole state of the best check where a rule keeps that; its ``step`` is then
+        ``trace.best_step``, and a run that goes on from it makes the steps after that check again.
       trace: what was recorded.
     """
 
