@@ -73,6 +73,7 @@ from nnlearn.losses import squared_error as squared_error
 from nnlearn.losses import supervised_contrastive_loss as supervised_contrastive_loss
 from nnlearn.losses import triplet_margin_loss as triplet_margin_loss
 from nnlearn.losses import tversky_loss as tversky_loss
+from nnlearn.native import native_kernels as native_kernels
 from nnlearn.native import native_status as native_status
 from nnlearn.optimizers import adabelief as adabelief
 from nnlearn.optimizers import adadelta as adadelta
@@ -197,3 +198,23 @@ from nnlearn.types import Model as Model
 from nnlearn.types import StatefulModel as StatefulModel
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """Name the cure for what is not here: where optax or another part of nnlearn has it, or the nearest name."""
+    import difflib
+
+    import optax
+    import optax.contrib
+
+    cure = ""
+    if not name.startswith("_"):
+        parts = {"optax.": optax, "optax.contrib.": optax.contrib, "optax.tree.": optax.tree}
+        parts = {"nnlearn.models.": models, "nnlearn.sweeps.": sweeps, "nnlearn.train.": train} | parts
+        places = [f"{place}{name}" for place, part in parts.items() if hasattr(part, name)]
+        near = difflib.get_close_matches(name.lower(), [known for known in globals() if known[0] != "_"], 1)
+        if places:
+            cure = f": use {places[0]}" + (", which works inside nnlearn" if places[0].startswith("optax") else "")
+        elif near:
+            cure = f"; did you mean nnlearn.{near[0]}?"
+    raise AttributeError(f"module 'nnlearn' has no attribute {name!r}{cure}")

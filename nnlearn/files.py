@@ -9,15 +9,22 @@ from typing import Any
 
 
 def cache_folder() -> Path:
-    """Where unpacked packages and compiled kernels lie: ``$NNLEARN_CACHE``, or ``nnlearn`` in ``$XDG_CACHE_HOME`` or
-    ``~/.cache``.
+    """The folder of unpacked packages and compiled kernels.
+
+    It is ``$NNLEARN_CACHE``, or ``nnlearn`` in ``$XDG_CACHE_HOME`` or ``~/.cache``. A user without a home folder has
+    one in the system's temporary folder.
 
     >>> isinstance(cache_folder(), Path)
     True
     """
     if os.environ.get("NNLEARN_CACHE"):
         return Path(os.environ["NNLEARN_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nnlearn"
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "nnlearn"
+    try:
+        return Path.home() / ".cache" / "nnlearn"
+    except RuntimeError:  # HOME is not set, and the user has no entry in the password database
+        return Path(tempfile.gettempdir()) / f"nnlearn-{os.getuid()}"
 
 
 @contextlib.contextmanager

@@ -28,17 +28,28 @@ def is_function(value: Any) -> bool:
     return callable(value) and (isinstance(value, functools.partial) or jax.tree_util.all_leaves([value]))
 
 
-def matching(tree: PyTree, like: PyTree) -> PyTree:
+def matching(tree: PyTree, like: PyTree, names: Sequence[str] = ("params", "updates")) -> PyTree:
     """``tree`` without what ``like`` has None for, as gradients have for what is not trained.
+
+    Raises:
+      ValueError: the structures differ; the message has the first leaf where they do, and ``names`` for the two.
 
     >>> matching({"w": 1.0, "activation": jnp.tanh}, {"w": 2.0, "activation": None})
     {'activation': None, 'w': 1.0}
     """
     if jax.tree.structure(tree) == jax.tree.structure(like):
         return tree
-    return jax.tree.map(
-        lambda node, part: None if node is None else part, like, tree, is_leaf=lambda node: node is None
-    )
+    try:
+        found = jax.tree.map(
+            lambda node, part: None if node is None else part, like, tree, is_leaf=lambda node: node is None
+        )
+    except ValueError:
+        found = None
+    if found is None or jax.tree.structure(found) != jax.tree.structure(like):
+        raise ValueError(
+            f"{names[0]} and {names[1]} must have one structure: {_explain_mismatch(names[::-1], (like, tree))}"
+        ) from None
+    return found
 
 
 def _explain_mismatch(names: Sequence[str], trees: Sequence[PyTree]) -> str:
@@ -70,14 +81,8 @@ def map_unzip(function: Callable[..., tuple], results: int, names: Sequence[str]
     """
     flat, treedef = jax.tree.flatten(trees[0])
     columns = [flat]
-    for tree in trees[1:]:
-        try:
-            leaves, other = jax.tree.flatten(matching(tree, trees[0]))
-        except ValueError:
-            other = None
-        if other != treedef:
-            raise ValueError(f"{names[0]} and {names[1:]} must have one structure: {_explain_mismatch(names, trees)}")
-        columns.append(leaves)
+    for name, tree in zip(names[1:], trees[1:], strict=True):
+        columns.append(jax.tree.leaves(matching(tree, trees[0], (name, names[0]))))
     for position, row in enumerate(zip(*columns, strict=True)):
         if any(jnp.shape(leaf) != jnp.shape(row[0]) for leaf in row[1:]):
             where = path_name(jax.tree.leaves_with_path(trees[0])[position][0])

@@ -148,8 +148,24 @@ class Train:
         return best_state(run.verdict, run.state)
 
     def _tx(self, hparams: PyTree) -> GradientTransformation:
-        is_tx = hasattr(self.make_tx, "init") and hasattr(self.make_tx, "update")
-        return self.make_tx if is_tx else self.make_tx(hparams)
+        if is_transformation(self.make_tx):
+            return self.make_tx
+        try:
+            tx = self.make_tx(hparams)
+        except TypeError as error:
+            name = getattr(self.make_tx, "__name__", "make_tx")
+            if not isinstance(hparams, dict) or name == "<lambda>":
+                raise
+            raise TypeError(
+                f"{name}(hparams) failed: {error}. It is called with all of hparams, a dict with {sorted(hparams)}: "
+                f"write make_tx=lambda hparams: nnlearn.{name}(hparams[...])"
+            ) from error
+        if not is_transformation(tx):
+            raise TypeError(
+                f"make_tx must be an optimizer, or a function of hparams that returns one; it returned "
+                f"{type(tx).__name__}"
+            )
+        return tx
 
     def _rules(self, hparams: PyTree) -> tuple[StopRule, ...]:
         rules = self.stop(hparams) if callable(self.stop) else self.stop
@@ -313,6 +329,16 @@ def make_train(
         },
         packing={"packed": packed, "labels": labels},
     )
+
+
+def is_transformation(value: Any) -> bool:
+    """Whether a value speaks optax's protocol: has an ``init`` and an ``update``.
+
+    >>> import nnlearn
+    >>> is_transformation(nnlearn.sgd(0.1)), is_transformation(nnlearn.sgd)
+    (True, False)
+    """
+    return hasattr(value, "init") and hasattr(value, "update")
 
 
 def _total_steps(steps: int | None, epochs: int | None, epoch_steps: int | None) -> int:

@@ -172,8 +172,9 @@ def _decide_packing(packed: bool | None, params: Params, tx: GradientTransformat
     if packed and difference:
         raise ValueError(
             f"packed=True, but this optimizer would update packed parameters differently: {difference}. "
-            "Give labels that keep apart what it treats apart, put by_leaf around the transformation that works with "
-            "whole leaves, or leave packed=None"
+            "Give labels that keep apart what it treats apart (for partition(txs, rule): partition(txs, "
+            "nnlearn.per_buffer(rule)) and labels=rule), put by_leaf around the transformation that works with whole "
+            "leaves, or leave packed=None"
         )
     return not difference
 

@@ -10,6 +10,7 @@ from optax import apply_updates, with_extra_args_support
 from nnlearn.data import MaskedBatch, example_count
 from nnlearn.packing import is_packed, leaf_norms
 from nnlearn.train.calls import asks_for, hand
+from nnlearn.train.explain import accepted, check_state, explaining_batch, explaining_update
 from nnlearn.train.gradient import make_gradient
 from nnlearn.train.in_place import apply_gradients
 from nnlearn.train.noise_scale import NoiseScale, noise_scale_from_batches, noise_scale_from_examples
@@ -131,24 +132,30 @@ def make_step(
         return noise_scale_from_examples(per_example_norms(quiet, state.stored, batch, key), whole, where)
 
     def step(state: TrainState, batch: Batch, *, key: Key | None = None) -> tuple[TrainState, Info]:
+        check_state(state)
         if packed is not None and packed != is_packed(state.stored):
             raise ValueError(
                 f"the step was made with packed={packed}, but the state's parameters are "
                 f"{'not ' if packed else ''}packed: make it with init_state(..., packed={packed})"
             )
         if state.model_state is None and asks_for(loss_fn, "model_state"):
-            raise ValueError("loss_fn takes model_state, but the state has none: give init_state(..., model_state=...)")
+            raise ValueError(
+                "loss_fn takes model_state, but the state has none: give init_state(params, tx, model_state=...). The "
+                "init of a model with running statistics returns both, (params, model_state)"
+            )
         key = step_key(state.key, state.step) if key is None else key
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
         scale = current_loss_scale(state.opt_state)
-        seen = gradient(state.stored, batch, key, state.model_state, scale, hparams)
-        extra = {"value": seen.loss, "grad": seen.grads, "value_fn": seen.value_fn}
-        if "update_norm" in record:
-            updates, opt_state = tx.update(seen.grads, state.opt_state, state.stored, **extra)
-            stored = apply_updates(state.stored, updates)
-        else:
-            stored, opt_state = apply_gradients(tx, state.stored, seen.grads, state.opt_state, **extra)
+        with explaining_batch(batch):
+            seen = gradient(state.stored, batch, key, state.model_state, scale, hparams)
+        extra = accepted(tx.update, {"value": seen.loss, "grad": seen.grads, "value_fn": seen.value_fn})
+        with explaining_update(tx, state.opt_state, state.stored):
+            if "update_norm" in record:
+                updates, opt_state = tx.update(seen.grads, state.opt_state, state.stored, **extra)
+                stored = apply_updates(state.stored, updates)
+            else:
+                stored, opt_state = apply_gradients(tx, state.stored, seen.grads, state.opt_state, **extra)
         info = Info(
             seen.loss,
             global_norm(seen.grads) if "grad_norm" in record else None,

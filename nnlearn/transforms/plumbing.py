@@ -102,6 +102,11 @@ def from_kernel(
 
     def update(updates, state, params=None, **extra_args):
         del params, extra_args
+        if getattr(state, "_fields", ()) != state_type._fields:
+            raise ValueError(
+                f"state must be the {state_type.__name__} that init or the last update returned, got "
+                f"{type(state).__name__}: it is not of this transformation"
+            )
         count = safe_increment(state.count) if counted else None
         scalars = hyperparams | (per_step(count, **hyperparams) if per_step else {})
 
