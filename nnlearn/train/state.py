@@ -82,8 +82,8 @@ def _like(params: Params, shapes: PyTree) -> Params:
             )
         if array.dtype != shape.dtype:
             raise TypeError(
-                f"params: leaf {path_name(path)!r} is {array.dtype.name}, but the state's is {shape.dtype.name}; convert "
-                "it: jax.tree.map(lambda new, old: new.astype(old.dtype), params, state.params)"
+                f"params: leaf {path_name(path)!r} is {array.dtype.name}, but the state's is {shape.dtype.name}; "
+                "convert it: jax.tree.map(lambda new, old: new.astype(old.dtype), params, state.params)"
             )
         return array
 
