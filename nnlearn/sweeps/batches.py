@@ -68,6 +68,8 @@ class Runs:
         member, shapes = trace_member(train, settings[0], varied, self.sweep.full)
         self.trace_seconds += time.perf_counter() - began
         check_metric(shapes.metrics, self.sweep.metric)
+        if member.has_effects:
+            means = means._replace(width=1, devices=means.devices[:1], workers=1)
         columns = {name: np.asarray(jnp.asarray([setting[name] for setting in settings])) for name in varied}
         example = {name: column[0] for name, column in columns.items()}
         width = means.width_for(int(done.size - done.sum()))

@@ -51,6 +51,9 @@ def sweep(
     Settings lie side by side under ``vmap``; those of one seed share their key, and so their batches. The training
     functions are called for one trace, whatever the number of runs, and all batches of runs have one shape.
 
+    Runs with effects (``jax.debug.print``, ``io_callback``) are made one after the other on one device, so that every
+    effect occurs once for each run and in order. That is slow: leave effects out of a large sweep.
+
     Args:
       train: made by ``make_train``, with hyper-parameters as a dict; or, with ``static``, a function from a static
         choice to one.

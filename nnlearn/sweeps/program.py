@@ -61,7 +61,8 @@ def trace_member(train: Train, setting: dict, varied: Sequence[str], full: bool)
       full: whether to return all records; otherwise those at the checks.
 
     Returns:
-      The function, and a trace of ``jax.ShapeDtypeStruct``.
+      The function, and a trace of ``jax.ShapeDtypeStruct``. The function's ``has_effects`` says whether a run prints or
+      calls the host.
     """
 
     def member(values, key):
@@ -75,6 +76,7 @@ def trace_member(train: Train, setting: dict, varied: Sequence[str], full: bool)
     def replayed(values, key):
         return jax.tree.unflatten(structure, replay(*jax.tree.leaves((values, key))))
 
+    replayed.has_effects = bool(jaxpr.effects)
     return replayed, shapes
 
 
@@ -178,6 +180,12 @@ def _compile(member: Member, example: dict, shape: Shape, devices: Sequence[Any]
     def batch(values, keys):
         over_settings = jax.vmap(member, in_axes=(0, None))  # the key has no axis here, so neither have the batches
         return jax.vmap(over_settings, in_axes=(None, 0), out_axes=1)(values, keys)
+
+    if member.has_effects:  # vmap would share an effect among runs, pad with more of them, and refuse ordered ones
+
+        def batch(values, keys):
+            trace = member({name: column[0] for name, column in values.items()}, keys[0])
+            return jax.tree.map(lambda leaf: leaf[None, None], trace)
 
     by_settings = _split_settings(shape, len(devices))
     values_spec, keys_spec = (P("run"), P()) if by_settings else (P(), P("run"))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.data import MaskedBatch, epoch_indices, example_count, take
+from nnlearn.sums import long_sum
 from nnlearn.train.calls import check_takes, hand
 from nnlearn.tree import compute_dtype
 from nnlearn.types import Batch, Params, Scalar
@@ -50,7 +51,7 @@ def evaluation(metrics_fn: MetricsFn, examples: Batch, batch_size: int | None = 
             return on_batch((indices_nb[0], where_nb[0]))
         count_n = jnp.sum(where_nb, axis=1)
         means_n = jax.lax.map(on_batch, (indices_nb, where_nb))
-        return {name: jnp.sum(mean_n * count_n) / size for name, mean_n in means_n.items()}
+        return {name: long_sum(mean_n * count_n) / size for name, mean_n in means_n.items()}
 
     return evaluate
 

@@ -152,8 +152,9 @@ class Program:
         shift_of = {dense.result: shift for dense, shift in zip(self.dense, shifts, strict=True)}
         for op in self._ops:
             op.run(values)
-            if op.outputs[0] in shift_of:
-                values[op.outputs[0]] += shift_of[op.outputs[0]]
+            for number in op.outputs:  # an operation that is there for its effect has none
+                if number in shift_of:
+                    values[number] += shift_of[number]
         return values[self._loss], [values[dense.product.inputs[1 - dense.side]] for dense in self.dense]
 
     def _number(self) -> int:

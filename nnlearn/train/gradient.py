@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from nnlearn.checks import NUMERIC, check_count
 from nnlearn.data import MaskedBatch
 from nnlearn.packing import Packed, unpack
+from nnlearn.sums import long_sum
 from nnlearn.train.calls import asks_for, check_takes, hand
 from nnlearn.tree import compute_dtype, global_norm, path_name, safe_divide
 from nnlearn.types import Batch, Grads, Key, LossFn, Params, PyTree, Scalar
@@ -99,7 +100,7 @@ def make_gradient(
                 _, (total, _, _, weight, _) = on_part(params, batch, key)
                 return total if whole else safe_divide(total, weight)
             _, (totals, _, _, weights, _) = jax.lax.map(lambda part: on_part(params, *part), parts)
-            return safe_divide(jnp.sum(totals), jnp.sum(weights))
+            return safe_divide(long_sum(totals), long_sum(weights))
 
         new_state = _joined(means, firsts, model_state, None if whole else weight == 0)
         return Outcome(loss, aux, new_state, grads, part_squares, value_fn)
@@ -252,7 +253,7 @@ def _accumulate(differentiate, params: Params | Packed, parts: tuple[Batch, Key]
     start = jax.tree.map(lambda param: jnp.zeros_like(param, dtype=compute_dtype(param.dtype)), params)
     grads, (results, squares) = jax.lax.scan(add, start, parts)
     *sums, firsts = results
-    sums = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), sums)
+    sums = jax.tree.map(long_sum, sums)
     return (*sums, jax.tree.map(lambda leaf: leaf[0], firsts)), grads, squares
 
 

@@ -15,6 +15,7 @@ from nnlearn.checks import NUMERIC, check_nonnegative, check_number, known
 from nnlearn.data import MaskedBatch, example_count
 from nnlearn.packing import unpack
 from nnlearn.train.ghost import Dense, Program
+from nnlearn.train.slices import without_effects
 from nnlearn.tree import abs_sq, as_hyperparam, compute_dtype, path_name, real_dtype, safe_sqrt
 from nnlearn.types import Batch, Grads, Key, LossFn, Params, PyTree, Scalar
 
@@ -137,6 +138,8 @@ def clipped_value_and_grad(
     check_number("clip_norm", clip_norm, low=0.0, low_open=True, high=math.inf, high_open=True)
     check_nonnegative("noise_multiplier", noise_multiplier)
     noisy = not (known(noise_multiplier) and float(noise_multiplier) == 0)
+    # the effects of the loss occur once for each example: not again for the whole batch
+    of_whole_batch = without_effects(lambda params, batch, key: _loss_and_aux(loss_fn, params, batch, key)[1])
 
     def value_and_grad(params, batch, key=None):
         if noisy and key is None:
@@ -153,7 +156,7 @@ def clipped_value_and_grad(
             scale = as_hyperparam(noise_multiplier, count.dtype) * bound / count
             leaves = _add_noise(leaves, scale, jax.random.fold_in(key, NOISE_STREAM))
         loss = jnp.sum(_select(pieces.where_b, pieces.losses_b)) / count.astype(pieces.losses_b.dtype)
-        aux = _loss_and_aux(loss_fn, tree, batch, key)[1] if pieces.has_aux else None
+        aux = of_whole_batch(tree, batch, key) if pieces.has_aux else None
         return (loss, aux), to_stored(jax.tree.unflatten(jax.tree.structure(tree), leaves))[0]
 
     return value_and_grad

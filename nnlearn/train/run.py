@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.checks import as_key, check_count, known
+from nnlearn.sums import long_sum
 from nnlearn.train.calls import asks_for, check_takes, hand
 from nnlearn.train.sampler import Sampler
 from nnlearn.train.state import TrainState, init_state
@@ -139,7 +140,11 @@ class Train:
         return run, trace
 
     def finish(self, run: Run) -> TrainState:
-        """The state at the end: the run's, or with the best check's parameters where a rule keeps them."""
+        """The state at the end: the run's last, or the best check's where a rule keeps that.
+
+        The best check's state is whole: parameters, optimizer state, model state and ``step``, which is then
+        ``trace.best_step`` and not ``trace.stop_step``. Training goes on from it as it went on from that check.
+        """
         return best_state(run.verdict, run.state)
 
     def _tx(self, hparams: PyTree) -> GradientTransformation:
@@ -188,7 +193,7 @@ class Train:
         """So many steps in stretches; a derivative keeps the state before each, and works the rest out again."""
 
         def stretch(carry, first, count):
-            state, order, total = carry
+            state, order = carry
             order, rows = self.batches.rows(keys[1], order, first, count, self.stretch)
             step_keys = jax.vmap(step_key, in_axes=(None, 0))(keys[0], first + jnp.arange(count))
 
@@ -198,23 +203,23 @@ class Train:
                 return state._replace(key=None), info
 
             state, infos = lean_scan(one, state, (rows, step_keys))
-            total = total + jnp.sum(infos.loss).astype(jnp.float32)
             thinned = jax.tree.map(lambda leaf: leaf[self.record_every - 1 :: self.record_every], infos)
-            return (state, order, total), thinned
+            return (state, order), (thinned, long_sum(infos.loss))
 
-        carry = (run.state, run.order, jnp.zeros([], jnp.float32))
+        carry = (run.state, run.order)
         many, rest = divmod(count, self.stretch)
         if many == 1 and not rest:
-            carry, infos = stretch(carry, first, count)
+            carry, (infos, loss_sum) = stretch(carry, first, count)
         else:
             segment = jax.checkpoint(lambda carry, at: stretch(carry, at, self.stretch), prevent_cse=False)
-            carry, infos = jax.lax.scan(segment, carry, first + self.stretch * jnp.arange(many))
+            carry, (infos, loss_sums) = jax.lax.scan(segment, carry, first + self.stretch * jnp.arange(many))
             infos = end_to_end(infos)
             if rest:
-                carry, last = stretch(carry, first + many * self.stretch, rest)
-                infos = followed_by(infos, last)
-        state, order, total = carry
-        return run._replace(state=state, order=order), infos, total
+                carry, (last, last_sum) = stretch(carry, first + many * self.stretch, rest)
+                infos, loss_sums = followed_by(infos, last), jnp.append(loss_sums, last_sum)
+            loss_sum = long_sum(loss_sums)
+        state, order = carry
+        return run._replace(state=state, order=order), infos, loss_sum
 
 
 def make_train(
@@ -243,6 +248,10 @@ def make_train(
     stops, with no Python in between: ``jax.jit`` it, ``jax.vmap`` it over hyper-parameters and keys, ``jax.grad`` what
     comes out of it. A derivative keeps about the square root of the steps in memory. The functions below are called
     while that is traced; each that has an argument named ``hparams`` is given the run's.
+
+    Effects of these functions (``jax.debug.print``, ``io_callback``) occur once for each step or check, in order if
+    they are ordered; those of a schedule once more at the start, where its first rate is recorded. Under ``vmap`` they
+    still occur for a run that has stopped, and JAX refuses ``io_callback`` beside a stopping rule.
 
     Args:
       loss_fn: ``loss_fn(params, batch, key)``, see ``make_step``.

@@ -15,6 +15,7 @@ from nnlearn.train.gradient import make_gradient
 from nnlearn.train.in_place import apply_gradients
 from nnlearn.train.noise_scale import NoiseScale, noise_scale_from_batches, noise_scale_from_examples
 from nnlearn.train.per_example import per_example_norms
+from nnlearn.train.slices import without_effects
 from nnlearn.train.state import TrainState
 from nnlearn.transforms.hyperparams import is_injected
 from nnlearn.transforms.loss_scale import current_loss_scale
@@ -127,7 +128,8 @@ def make_step(
             size = jnp.sum(batch.where) if isinstance(batch, MaskedBatch) else example_count(batch)
             return noise_scale_from_batches(jnp.sqrt(seen.part_squares), whole, size / microbatches, size)
         where = batch.where if isinstance(batch, MaskedBatch) else None
-        return noise_scale_from_examples(per_example_norms(loss_alone, state.stored, batch, key), whole, where)
+        quiet = without_effects(loss_alone)  # the effects of the loss have occurred with the gradient
+        return noise_scale_from_examples(per_example_norms(quiet, state.stored, batch, key), whole, where)
 
     def step(state: TrainState, batch: Batch, *, key: Key | None = None) -> tuple[TrainState, Info]:
         check_state(state)

@@ -17,14 +17,14 @@ MODES = ("min", "max")
 
 
 class StopRule(NamedTuple):
-    """When to stop, and which parameters to keep.
+    """When to stop, and which state to keep.
 
     Attributes:
       name: what stopped the run, for people.
       init: ``init() -> state`` before the first check.
       update: ``update(state, metrics, step) -> (state, stop)`` at every check; ``metrics`` holds ``train_loss``, the
         mean over the steps since the last check, and what ``evaluate`` returned; ``stop`` is a boolean scalar.
-      keep: ``(metric, mode)`` if the run is to end with the parameters of its best check, else None.
+      keep: ``(metric, mode)`` if the run is to end with the state of its best check, else None.
     """
 
     name: str
@@ -82,7 +82,9 @@ def patience(
       checks: checks in a row without a better value, >= 1.
       mode: whether small or large is better.
       min_delta: how much better counts, >= 0.
-      restore_best: whether the run ends with the parameters of its best check, whatever ends it.
+      restore_best: whether the run ends with the state of its best check, whatever ends it: parameters, optimizer
+        state (averages and moments with it), model state and ``step``, all of that check. Keeping it takes the memory
+        of one more state: for Adam three times that of the parameters.
 
     Source: Prechelt 1998, "Early Stopping - But When?".
 
@@ -175,7 +177,9 @@ def diverged(limit: Scalar = float("inf"), *, metric: str = "train_loss") -> Sto
 
 
 def keep_best(metric: str, mode: Literal["min", "max"] = "min") -> StopRule:
-    """Never stop, and end with the parameters of the best check.
+    """Never stop, and end with the state of the best check.
+
+    The whole state is kept: parameters, optimizer state, model state and ``step``, in memory of its own.
 
     Args:
       metric: its name among what ``evaluate`` returns, or ``train_loss``.

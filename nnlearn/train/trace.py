@@ -36,7 +36,7 @@ class Trace:
       stop_step: steps made in all, shape (...). What lies beyond it in a run that has stopped is NaN,
         or 0 where the numbers are integers.
       reason: which rule has stopped the run, counted from 1; 0 if none did. ``stopped_by`` says it in words.
-      best_step: the check whose parameters the run has ended with, or None where no rule keeps them.
+      best_step: the check whose state the run has ended with, and that state's ``step``; None where no rule keeps one.
       rules: the names of the rules.
     """
 

@@ -1,4 +1,4 @@
-"""What a check makes of a run: its metrics, whether a rule stops it, and the best parameters so far."""
+"""What a check makes of a run: its metrics, whether a rule stops it, and the best state so far."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -9,16 +9,18 @@ import jax.numpy as jnp
 from nnlearn.train.calls import hand
 from nnlearn.train.state import TrainState
 from nnlearn.train.stopping import Metrics, StopRule, better, pick, worst
-from nnlearn.types import PyTree
 
 
 class Best(NamedTuple):
-    """The parameters of the best check so far."""
+    """The best check so far: the metric's value, and the state as it was then, but for the key, which never changes."""
 
     value: jax.Array
-    step: jax.Array
-    stored: PyTree
-    model_state: PyTree
+    state: TrainState
+
+    @property
+    def step(self) -> jax.Array:
+        """Steps made at that check; 0 before the first."""
+        return self.state.step
 
 
 class Verdict(NamedTuple):
@@ -36,7 +38,7 @@ class Verdict(NamedTuple):
 
 
 def kept_metric(rules: Sequence[StopRule]) -> tuple[str, str] | None:
-    """The metric, and its mode, by which a rule keeps the best parameters; None where none does.
+    """The metric, and its mode, by which a rule keeps the best state; None where none does.
 
     >>> from nnlearn.train.stopping import keep_best
     >>> kept_metric([keep_best("loss")])
@@ -54,7 +56,7 @@ def first_verdict(rules: Sequence[StopRule], state: TrainState) -> Verdict:
     """The verdict before the first check."""
     kept, best = kept_metric(rules), None
     if kept is not None:
-        best = Best(worst(kept[1]), jnp.zeros([], jnp.int32), state.stored, state.model_state)
+        best = Best(worst(kept[1]), state._replace(step=jnp.zeros([], jnp.int32), key=None))
     return Verdict(tuple(rule.init() for rule in rules), jnp.zeros([], jnp.int32), best)
 
 
@@ -70,7 +72,7 @@ def judge(verdict: Verdict, rules: Sequence[StopRule], state: TrainState, metric
         metric, mode = kept_metric(rules)
         value = pick(metrics, metric, "the rule that keeps the best parameters")
         value = jnp.where(jnp.isnan(value), worst(mode), value)  # or nothing would ever be better
-        now = Best(value, state.step, state.stored, state.model_state)
+        now = Best(value, state._replace(key=None))
         # the first check counts whatever its value, so that a run never ends with its untrained parameters
         gained = better(mode, value, best.value) | (best.step == 0)
         best = jax.tree.map(lambda new, old: jnp.where(gained, new, old), now, best)
@@ -78,10 +80,10 @@ def judge(verdict: Verdict, rules: Sequence[StopRule], state: TrainState, metric
 
 
 def best_state(verdict: Verdict, state: TrainState) -> TrainState:
-    """The state that a run ends with: its last, or with the best check's parameters where a rule keeps them."""
+    """The state that a run ends with: its last, or the whole state of the best check where a rule keeps that."""
     if verdict.best is None:
         return state
-    return state._replace(stored=verdict.best.stored, model_state=verdict.best.model_state)
+    return verdict.best.state._replace(key=state.key)
 
 
 def measure(evaluate: Callable[..., dict[str, Any]] | None, state: TrainState, **offered: Any) -> Metrics:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nnlearn.sums import Total
 from nnlearn.train.state import TrainState
 from nnlearn.train.step import Step
 from nnlearn.train.stopping import StopRule
@@ -15,7 +16,7 @@ from nnlearn.train.stretches import without_constants
 from nnlearn.train.verdict import judge, measure
 from nnlearn.types import PyTree, Scalar
 
-Carry = tuple[TrainState, jax.Array]  # the state, and the sum of the losses since the last check
+Carry = tuple[TrainState, Total]  # the state, and the sum of the losses since the last check
 
 
 def make_block(step: Step) -> Callable[..., tuple[Carry, PyTree]]:
@@ -33,7 +34,7 @@ def make_block(step: Step) -> Callable[..., tuple[Carry, PyTree]]:
     def one(carry, batch):
         state, total = carry
         state, info = step(state, batch)
-        return (state, total + info.loss.astype(jnp.float32)), info
+        return (state, total.plus(info.loss)), info
 
     @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
     def block(carry, batches, count, size):
@@ -74,7 +75,7 @@ def make_check(evaluate: Callable[..., dict[str, Scalar]] | None, rules: Sequenc
     @functools.partial(jax.jit, donate_argnums=0)
     def check(verdict, carry, count):
         state, total = carry
-        metrics = {"train_loss": total / count, **measure(evaluate, state)}
+        metrics = {"train_loss": total.value / count, **measure(evaluate, state)}
         return metrics, judge(verdict, rules, state, metrics)
 
     return check

@@ -68,7 +68,7 @@ def fit(
         and ``opt_state`` by name. ``evaluation`` makes one from arrays.
       check_every: steps between two checks; with None there is one after each epoch, if there is something to
         evaluate, to call or to save. The end of a run is always one, unless it was interrupted.
-      stop: rules that stop the run at a check, such as ``patience("loss", 5)``, which restores the best parameters too.
+      stop: rules that stop the run at a check, such as ``patience("loss", 5)``, which restores the best state too.
       record_every: record every so many steps, in trace, history and rows.
       callbacks: functions ``callback(event)``, called at every check and at the end, or ``every`` so many steps. One
         that returns True ends the run. See ``Event``; ``tensorboard`` and ``wandb_offline`` make some.
