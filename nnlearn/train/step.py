@@ -5,20 +5,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from optax import apply_updates, with_extra_args_support
+from optax import ScaleByBacktrackingLinesearchState, apply_updates, with_extra_args_support
 
-from nnlearn.data import MaskedBatch, example_count
 from nnlearn.packing import is_packed, leaf_norms
-from nnlearn.train.calls import asks_for, hand
+from nnlearn.train.calls import asks_for
 from nnlearn.train.gradient import make_gradient
 from nnlearn.train.in_place import apply_gradients
-from nnlearn.train.noise_scale import NoiseScale, noise_scale_from_batches, noise_scale_from_examples
-from nnlearn.train.per_example import per_example_norms
+from nnlearn.train.noise_of_step import make_noise_of
+from nnlearn.train.noise_scale import NoiseScale
 from nnlearn.train.state import TrainState
 from nnlearn.transforms.hyperparams import is_injected
 from nnlearn.transforms.loss_scale import current_loss_scale
 from nnlearn.tree import global_norm
-from nnlearn.types import Batch, GradientTransformation, Key, LossFn, OptState, PyTree, Scalar
+from nnlearn.types import Batch, GradientTransformation, Grads, Key, LossFn, OptState, PyTree, Scalar
 
 RECORDABLE = {"grad_norm", "update_norm", "leaf_grad_norms", "noise_scale"}
 Step = Callable[[TrainState, Batch], tuple[TrainState, "Info"]]
@@ -107,26 +106,10 @@ def make_step(
     (Array(1.3, dtype=float32), Array(4., dtype=float32), Array(8., dtype=float32))
     """
     check_record(record)
-    gradient = make_gradient(
-        loss_fn,
-        axis_name=axis_name,
-        microbatches=microbatches,
-        batch_weight=batch_weight,
-        value_and_grad=value_and_grad,
-    )
+    options = {"axis_name": axis_name, "microbatches": microbatches, "batch_weight": batch_weight}
+    gradient = make_gradient(loss_fn, value_and_grad=value_and_grad, **options)
+    noise_of = make_noise_of(loss_fn, axis_name, microbatches, clean=value_and_grad is None)
     tx = with_extra_args_support(tx)
-
-    def noise_of(state, batch, key, seen):
-        def loss_alone(params, batch, key):
-            result = hand(loss_fn, params, batch, key, model_state=state.model_state, hparams=hparams)
-            return result[0] if isinstance(result, tuple) else result
-
-        whole = global_norm(seen.grads)
-        if seen.part_squares is not None:
-            size = jnp.sum(batch.where) if isinstance(batch, MaskedBatch) else example_count(batch)
-            return noise_scale_from_batches(jnp.sqrt(seen.part_squares), whole, size / microbatches, size)
-        where = batch.where if isinstance(batch, MaskedBatch) else None
-        return noise_scale_from_examples(per_example_norms(loss_alone, state.stored, batch, key), whole, where)
 
     def step(state: TrainState, batch: Batch, *, key: Key | None = None) -> tuple[TrainState, Info]:
         if packed is not None and packed != is_packed(state.stored):
@@ -137,11 +120,9 @@ def make_step(
         if state.model_state is None and asks_for(loss_fn, "model_state"):
             raise ValueError("loss_fn takes model_state, but the state has none: give init_state(..., model_state=...)")
         key = step_key(state.key, state.step) if key is None else key
-        if axis_name is not None:
-            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
         scale = current_loss_scale(state.opt_state)
         seen = gradient(state.stored, batch, key, state.model_state, scale, hparams)
-        extra = {"value": seen.loss, "grad": seen.grads, "value_fn": seen.value_fn}
+        extra = {"value": seen.loss, "grad": _slope_of(seen.grads, state.opt_state), "value_fn": seen.value_fn}
         if "update_norm" in record:
             updates, opt_state = tx.update(seen.grads, state.opt_state, state.stored, **extra)
             stored = apply_updates(state.stored, updates)
@@ -154,11 +135,23 @@ def make_step(
             recorded_learning_rate(opt_state),
             seen.aux,
             leaf_norms(seen.grads) if "leaf_grad_norms" in record else None,
-            noise_of(state, batch, key, seen) if "noise_scale" in record else None,
+            noise_of(state, batch, key, seen, scale, hparams) if "noise_scale" in record else None,
         )
         return TrainState(state.step + 1, stored, opt_state, state.key, seen.model_state), info
 
     return step
+
+
+def _slope_of(grads: Grads, opt_state: OptState) -> Grads:
+    """The gradient as a line search reads it: optax's backtracking takes that of JAX, and its zoom the conjugate."""
+
+    def is_search(node):
+        return isinstance(node, ScaleByBacktrackingLinesearchState)
+
+    if not any(map(jnp.iscomplexobj, jax.tree.leaves(grads))):
+        return grads
+    found = any(map(is_search, jax.tree.leaves(opt_state, is_leaf=is_search)))
+    return jax.tree.map(jnp.conj, grads) if found else grads
 
 
 def check_record(record: Collection[str]) -> None:
