@@ -69,7 +69,9 @@ def make_step(
         batch, ``aux`` a pytree of arrays. With an argument named ``model_state`` it is given the state's, and
         returns ``(loss, aux, model_state)``; with one named ``hparams`` it is given those.
       tx: an optimizer, nnlearn's or optax's. It is also handed ``value``, ``grad`` and ``value_fn``, which line
-        searches and plateau rules ask for.
+        searches and plateau rules ask for; all three are the whole batch's. The gradient of a complex parameter is the
+        direction of steepest ascent, as PyTorch's is, which is the conjugate of ``jax.grad``; ``jax.grad(value_fn)``
+        stays JAX's.
       axis_name: the mapped axis or axes over which each device sees its own part of the batch and all hold the same
         state. Loss, gradient and aux are averaged over it, and each part draws its own random numbers. Parts weigh the
         same, so give each as many examples; parts of a ``MaskedBatch`` weigh by the examples that count.
@@ -80,21 +82,30 @@ def make_step(
         ``loss_fn`` sees the tree, whichever it is.
       record: what ``info`` holds, out of ``grad_norm``, ``update_norm``, ``leaf_grad_norms`` and ``noise_scale``; the
         others are None. A norm costs a pass over the gradient; ``update_norm`` costs several, as the update is not
-        written out otherwise. The noise scale comes from the microbatches where there are some, and else from the norms
-        of all examples' gradients, which may cost as much as the gradient again.
+        written out otherwise. The noise scale comes from the microbatches of all devices where there are some, and else
+        from the norms of all examples' gradients, which may cost as much as the gradient again; beside
+        ``value_and_grad`` always from the examples' own gradients, not from what that makes of them.
       batch_weight: how much a part of a batch counts beside the others, a scalar function of it, where ``loss_fn``
         takes its mean over something else than examples, such as the tokens that are not padding.
-      value_and_grad: another way to take the gradient, ``value_and_grad(loss_fn)(params, batch, key) -> ((loss, aux),
-        grads)``, such as ``clipped_value_and_grad``.
+      value_and_grad: another way to take the gradient, such as ``clipped_value_and_grad``:
+        ``value_and_grad(f)(params, batch, key) -> ((loss, aux), grads)``, or ``(loss, grads)``, by JAX's convention for
+        complex parameters. ``params`` and ``grads`` are trees, also where the state is packed. ``f(params, batch,
+        key)`` returns what ``loss_fn`` returns; if that takes ``model_state``, ``(loss, aux)`` where ``aux`` holds the
+        new state, and has to be returned. With ``microbatches`` or ``axis_name`` it is called on each part, and the
+        results are averaged as losses are. A function with the attributes ``over_part`` and ``finish`` is used in two
+        halves then, see ``ClippedGradient``: ``finish(grads, count, key)`` is called once, on the average over all
+        parts. The scale of ``dynamic_loss_scale`` is not applied, because a clipped gradient, for one, does not grow
+        with the loss; a function with an argument ``loss_scale`` is given it, and returns the gradient unscaled.
       hparams: what a ``loss_fn`` that asks for ``hparams`` is given.
 
     Returns:
       ``step(state, batch) -> (state, info)``.
 
     Raises:
-      TypeError: ``loss_fn`` does not take three arguments, or the loss is not a real scalar.
-      ValueError: the state is packed, or not, against ``packed``; or the batch cannot be split into
-        ``microbatches`` equal parts.
+      TypeError: ``loss_fn`` or ``value_and_grad`` does not take or return what it should.
+      ValueError: the state is packed, or not, against ``packed``; the batch cannot be split into ``microbatches`` equal
+        parts; or ``batch_weight`` is given with parts of a batch and a ``value_and_grad`` that weighs every example the
+        same.
 
     >>> import nnlearn
     >>> def loss_fn(params, batch, key):
