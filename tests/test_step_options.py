@@ -1,5 +1,6 @@
 """Every pair of ``make_step``'s options, against the step in NumPy; and gradients that the user takes."""
 
+import functools
 import itertools
 
 import jax
@@ -12,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 import nnlearn
 from nnlearn.data import MaskedBatch
 
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 DEVICES, SIZE, RATE, CLIP = 4, 8, 0.1, 1.5
 RECORD = ("grad_norm", "update_norm", "leaf_grad_norms", "noise_scale")
 OPTIONS = {
@@ -169,7 +171,7 @@ def make(options, **changed):
 def over_parts(transform):
     def of_step(step):
         mapped = transform(step, in_axes=(None, 0), axis_name="d")
-        mapped = jax.jit(mapped) if transform is jax.vmap else mapped
+        mapped = quick_jit(mapped) if transform is jax.vmap else mapped
 
         def first_of(state, batch):
             parts = jax.tree.map(lambda leaf: leaf.reshape(DEVICES, -1, *leaf.shape[1:]), batch)
@@ -187,7 +189,7 @@ def over_parts(transform):
 def over_mesh(check_vma, shape=(DEVICES,), names=("d",)):
     mesh = jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(names))
     specs = {"in_specs": (P(), P(names)), "out_specs": P(), "check_vma": check_vma}
-    return lambda step: jax.jit(jax.shard_map(step, mesh=mesh, **specs))
+    return lambda step: quick_jit(jax.shard_map(step, mesh=mesh, **specs))
 
 
 MAPPED = {
@@ -238,7 +240,7 @@ def identify(value):
 
 @pytest.mark.parametrize(("options", "mapped"), rows(), ids=identify)
 def test_every_pair_of_options_takes_the_step_of_the_definition(options, mapped):
-    check(options, MAPPED.get(mapped, jax.jit))
+    check(options, MAPPED.get(mapped, quick_jit))
 
 
 @pytest.mark.parametrize("parts", [{"axis_name": "d"}, {"microbatches": 2}])
