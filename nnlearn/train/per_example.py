@@ -232,7 +232,7 @@ class ClippedGradient:
                     f"noise_multiplier={self.noise_multiplier} draws noise, so key must be a random key, got None"
                 )
             scale = as_hyperparam(self.noise_multiplier, dtype) * as_hyperparam(self.clip_norm, dtype) / size
-            leaves = _add_noise(leaves, scale, jax.random.fold_in(key, NOISE_STREAM))
+            leaves = _add_noise(leaves, jnp.asarray(scale, dtype), jax.random.fold_in(key, NOISE_STREAM))
         return treedef.unflatten(leaves)
 
 
