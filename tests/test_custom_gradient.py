@@ -118,6 +118,7 @@ class TestContract:
             (lambda f: lambda p, b, k: (jnp.zeros(2), p), TypeError, r"real scalar loss; got shape \(2,\)"),
             (lambda f: lambda p, b, k: (0.0, p["w"]), ValueError, "grads like params"),
             (lambda f: lambda p, b, k: (0.0, {"w": p["w"][1:]}), ValueError, r"'w' has shape \(2,\)"),
+            (lambda f: lambda p, b, k: (0.0, {"w": p["w"] * 1j}), TypeError, "'w' is complex"),
         ],
     )
     def test_what_breaks_it_is_named(self, bad, error, message):
@@ -197,6 +198,34 @@ def test_a_line_search_on_many_devices_differentiates_the_loss_of_all(mapped, ow
     for value, grad in (state.opt_state[:2], state.opt_state[2:]):
         np.testing.assert_allclose(value, np.mean(residuals**2), rtol=1e-5)
         np.testing.assert_allclose(grad["w"], 2 * residuals @ x / len(x), rtol=1e-4)
+
+
+def test_a_derivative_of_a_run_on_many_devices_is_that_of_one():
+    """Taken inside of the mapped axis, with respect to the rate and a number that the loss asks for."""
+
+    def ridge(params, batch, key, hparams):
+        return loss_fn(params, batch, key) + hparams["ridge"] * jnp.sum(params["w"] ** 2)
+
+    def last(settings, batch):
+        tx = nnlearn.sgd(settings["rate"])
+        step, state = nnlearn.make_step(ridge, tx, axis_name="d", hparams=settings), start(tx)
+        for _ in range(2):
+            state, _ = step(state, batch)
+        return jnp.sum(state.params["w"] ** 2)
+
+    def by_numpy(rate, ridge):
+        w = np.full(3, 0.5)
+        for _ in range(2):
+            w = w - rate * (2 * X.T.astype(float) @ (X @ w - 1) / 16 + 2 * ridge * w)
+        return np.sum(w**2)
+
+    found = quick_jit(jax.vmap(jax.grad(last), (None, 0), axis_name="d"))(
+        {"rate": jnp.float32(0.1), "ridge": jnp.float32(0.3)}, X.reshape(4, 4, 3)
+    )
+    rate = (by_numpy(0.1 + 1e-5, 0.3) - by_numpy(0.1 - 1e-5, 0.3)) / 2e-5
+    weight = (by_numpy(0.1, 0.3 + 1e-5) - by_numpy(0.1, 0.3 - 1e-5)) / 2e-5
+    np.testing.assert_allclose(found["rate"], np.full(4, rate), rtol=1e-3)
+    np.testing.assert_allclose(found["ridge"], np.full(4, weight), rtol=1e-3)
 
 
 class TestPoisson:

@@ -53,6 +53,10 @@ def parts_of_gradient(result: Any, params: Params) -> tuple[jax.Array, PyTree, G
                 f"{CONTRACT}, with grads like params, but {path_name(path)!r} has shape {jnp.shape(grad)}, and the "
                 f"parameter {jnp.shape(leaf)}"
             )
+        if jnp.iscomplexobj(grad) and not jnp.iscomplexobj(leaf):
+            raise TypeError(
+                f"{CONTRACT}, with grads like params, but {path_name(path)!r} is complex: take its real part"
+            )
     return loss, aux, grads
 
 

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from nnlearn.types import Key
+from nnlearn.types import Key, PyTree
 
 AxisName = str | tuple[str, ...]
 
@@ -25,15 +25,28 @@ def varying(leaf: jax.Array, axis_name: AxisName | None) -> jax.Array:
     return jax.lax.pcast(leaf, tuple(sorted(missing)), to="varying") if missing else leaf
 
 
+def equal_on_all(tree: PyTree, axis_name: AxisName | None) -> PyTree:
+    """The tree, which is the same on all devices, with a derivative that is too: the mean of what each device adds.
+
+    In ``shard_map`` the sum over devices is the same on all without it. In ``vmap``, ``pmap`` and an unchecked
+    ``shard_map`` each device would have the derivative of its own part, as often as there are devices.
+    """
+
+    def mark(leaf):
+        inexact = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+        return _equal_on_all(leaf, axis_name) if inexact else leaf
+
+    return tree if axis_name is None else jax.tree.map(mark, tree)
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def equal_on_all(leaf: jax.Array, axis_name: AxisName | None) -> jax.Array:
-    """The leaf, which is the same on all devices, as its derivative then is too."""
+def _equal_on_all(leaf: jax.Array, axis_name: AxisName) -> jax.Array:
     return leaf
 
 
-@equal_on_all.defjvp
+@_equal_on_all.defjvp
 def _equal_on_all_jvp(axis_name, primals, tangents):
-    return primals[0], tangents[0] if axis_name is None else jax.lax.pmean(tangents[0], axis_name)
+    return primals[0], jax.lax.pmean(tangents[0], axis_name)
 
 
 def of_first_device(leaf, axis_name: AxisName) -> jax.Array:

@@ -70,7 +70,7 @@ def make_gradient(
         return (part, 1) if whole else _weigh(part, batch_weight)
 
     def gradient(stored, batch, key, model_state, scale, hparams) -> Outcome:
-        own = None
+        own, (stored, model_state, hparams) = None, equal_on_all((stored, model_state, hparams), axis_name)
         if value_and_grad is None:
             evaluate, differentiate = _plain(loss_fn, weigh, model_state, scale, hparams)
         else:
@@ -98,7 +98,7 @@ def make_gradient(
             squares = None if squares is None else squares / jnp.square(scale)
 
         def value_fn(params):
-            params = jax.tree.map(lambda leaf: equal_on_all(leaf, axis_name), params)
+            params = equal_on_all(params, axis_name)
             if microbatches == 1:
                 found = evaluate(params, batch, local_key)
                 total, weight = found.loss, found.weight

@@ -92,9 +92,10 @@ def make_step(
         complex parameters. ``params`` and ``grads`` are trees, also where the state is packed. ``f(params, batch,
         key)`` returns what ``loss_fn`` returns; if that takes ``model_state``, ``(loss, aux)`` where ``aux`` holds the
         new state, and has to be returned. With ``microbatches`` or ``axis_name`` it is called on each part, and the
-        results are averaged as losses are. A function with the attributes ``over_part`` and ``finish`` is used in two
-        halves then, see ``ClippedGradient``: ``finish(grads, count, key)`` is called once, on the average over all
-        parts. The scale of ``dynamic_loss_scale`` is not applied, because a clipped gradient, for one, does not grow
+        results are averaged as losses are, unless the function has two more as attributes: then
+        ``over_part(params, batch, key)`` is called on each part, and ``finish(grads, count, key) -> grads`` once, on
+        the average over the ``count`` examples of all parts, with a key that all devices share. The scale of
+        ``dynamic_loss_scale`` is not applied, because a clipped gradient, for one, does not grow
         with the loss; a function with an argument ``loss_scale`` is given it, and returns the gradient unscaled.
       hparams: what a ``loss_fn`` that asks for ``hparams`` is given.
 
