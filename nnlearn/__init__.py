@@ -147,6 +147,7 @@ from nnlearn.train import packing_difference as packing_difference
 from nnlearn.train import patience as patience
 from nnlearn.train import per_example_grads as per_example_grads
 from nnlearn.train import per_example_norms as per_example_norms
+from nnlearn.train import poisson_sampled as poisson_sampled
 from nnlearn.train import reached as reached
 from nnlearn.train import shuffled as shuffled
 from nnlearn.transforms import MasterParamsState as MasterParamsState

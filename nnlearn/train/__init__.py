@@ -17,6 +17,7 @@ from nnlearn.train.run import Train as Train
 from nnlearn.train.run import make_train as make_train
 from nnlearn.train.sampler import Sampler as Sampler
 from nnlearn.train.sampler import generated as generated
+from nnlearn.train.sampler import poisson_sampled as poisson_sampled
 from nnlearn.train.sampler import shuffled as shuffled
 from nnlearn.train.state import TrainState as TrainState
 from nnlearn.train.state import init_state as init_state

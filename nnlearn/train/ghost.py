@@ -130,7 +130,7 @@ class Program:
       dense: leaves whose one use is a matrix product.
       others: the numbers of all other leaves that the loss depends on.
       shifts: a zero for the result of each product of ``dense``.
-      has_aux: whether the function returns ``(loss, aux)``.
+      has_more: whether the function returns ``(loss, aux)``, or has effects, such as printing.
     """
 
     def __init__(self, function: Callable, leaves: Sequence[jax.Array], *data: Any):
@@ -139,7 +139,7 @@ class Program:
             raise TypeError(
                 f"loss_fn must return a real scalar, or (loss, aux); got {loss.dtype.name} of shape {loss.shape}"
             )
-        self.has_aux, self._count, self._constants, self._ops = aux is not None, 0, {}, []
+        self.has_more, self._count, self._constants, self._ops = aux is not None or bool(closed.effects), 0, {}, []
         self._inputs = [self._number() for _ in closed.jaxpr.invars]
         self._loss = self._read(closed.jaxpr, closed.consts, self._inputs)[0]
         self._drop_unused()
@@ -185,10 +185,13 @@ class Program:
         return [number(atom) for atom in jaxpr.outvars]
 
     def _drop_unused(self) -> None:
-        """Keep what the loss depends on: the aux output may use the parameters in ways of its own."""
+        """Keep what the loss depends on: the aux output may use the parameters in ways of its own.
+
+        Effects that nothing depends on go too: the loss on the whole batch has them, once, and not on each example.
+        """
         used, kept = {self._loss}, []
         for op in reversed(self._ops):
-            if used.intersection(op.outputs) or op.equation.effects:
+            if used.intersection(op.outputs):
                 used.update(op.inputs)
                 kept.append(op)
         self._ops = kept[::-1]

@@ -256,7 +256,7 @@ def make_train(
     Args:
       loss_fn: ``loss_fn(params, batch, key)``, see ``make_step``.
       make_tx: ``make_tx(hparams) -> tx``, an optimizer of nnlearn's or optax's; or one that needs no hyper-parameters.
-      batches: ``shuffled(examples, batch_size)`` or ``generated(batch_fn)``.
+      batches: ``shuffled(examples, batch_size)``, ``poisson_sampled(examples, batch_size)`` or ``generated(batch_fn)``.
       init: ``init(key) -> params``, such as ``model.init``, or the parameters. If ``loss_fn`` takes ``model_state``, it
         returns ``(params, model_state)``.
       steps: the steps of a run; or give ``epochs``.
@@ -296,7 +296,8 @@ def make_train(
     if evaluate is not None:
         check_takes(evaluate, "evaluate", "params", "hparams", "model_state", "opt_state")
     if not isinstance(batches, Sampler):
-        raise TypeError(f"batches must be made by shuffled(...) or generated(...), got {type(batches).__name__}")
+        made = "shuffled(...), poisson_sampled(...) or generated(...)"
+        raise TypeError(f"batches must be made by {made}, got {type(batches).__name__}")
     check_record(record)
     total = _total_steps(steps, epochs, batches.epoch_steps)
     record_every = check_count("record_every", record_every)

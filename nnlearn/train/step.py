@@ -5,22 +5,20 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from optax import apply_updates, with_extra_args_support
+from optax import ScaleByBacktrackingLinesearchState, apply_updates, with_extra_args_support
 
-from nnlearn.data import MaskedBatch, example_count
 from nnlearn.packing import is_packed, leaf_norms
-from nnlearn.train.calls import asks_for, hand
+from nnlearn.train.calls import asks_for
 from nnlearn.train.explain import accepted, check_state, explaining_batch, explaining_update
 from nnlearn.train.gradient import make_gradient
 from nnlearn.train.in_place import apply_gradients
-from nnlearn.train.noise_scale import NoiseScale, noise_scale_from_batches, noise_scale_from_examples
-from nnlearn.train.per_example import per_example_norms
-from nnlearn.train.slices import without_effects
+from nnlearn.train.noise_of_step import make_noise_of
+from nnlearn.train.noise_scale import NoiseScale
 from nnlearn.train.state import TrainState
 from nnlearn.transforms.hyperparams import is_injected
 from nnlearn.transforms.loss_scale import current_loss_scale
 from nnlearn.tree import global_norm
-from nnlearn.types import Batch, GradientTransformation, Key, LossFn, OptState, PyTree, Scalar
+from nnlearn.types import Batch, GradientTransformation, Grads, Key, LossFn, OptState, PyTree, Scalar
 
 RECORDABLE = {"grad_norm", "update_norm", "leaf_grad_norms", "noise_scale"}
 Step = Callable[[TrainState, Batch], tuple[TrainState, "Info"]]
@@ -72,7 +70,9 @@ def make_step(
         batch, ``aux`` a pytree of arrays. With an argument named ``model_state`` it is given the state's, and
         returns ``(loss, aux, model_state)``; with one named ``hparams`` it is given those.
       tx: an optimizer, nnlearn's or optax's. It is also handed ``value``, ``grad`` and ``value_fn``, which line
-        searches and plateau rules ask for.
+        searches and plateau rules ask for; all three are the whole batch's. The gradient of a complex parameter is the
+        direction of steepest ascent, as PyTorch's is, which is the conjugate of ``jax.grad``; ``jax.grad(value_fn)``
+        stays JAX's.
       axis_name: the mapped axis or axes over which each device sees its own part of the batch and all hold the same
         state. Loss, gradient and aux are averaged over it, and each part draws its own random numbers. Parts weigh the
         same, so give each as many examples; parts of a ``MaskedBatch`` weigh by the examples that count.
@@ -83,21 +83,31 @@ def make_step(
         ``loss_fn`` sees the tree, whichever it is.
       record: what ``info`` holds, out of ``grad_norm``, ``update_norm``, ``leaf_grad_norms`` and ``noise_scale``; the
         others are None. A norm costs a pass over the gradient; ``update_norm`` costs several, as the update is not
-        written out otherwise. The noise scale comes from the microbatches where there are some, and else from the norms
-        of all examples' gradients, which may cost as much as the gradient again.
+        written out otherwise. The noise scale comes from the microbatches of all devices where there are some, and else
+        from the norms of all examples' gradients, which may cost as much as the gradient again; beside
+        ``value_and_grad`` always from the examples' own gradients, not from what that makes of them.
       batch_weight: how much a part of a batch counts beside the others, a scalar function of it, where ``loss_fn``
         takes its mean over something else than examples, such as the tokens that are not padding.
-      value_and_grad: another way to take the gradient, ``value_and_grad(loss_fn)(params, batch, key) -> ((loss, aux),
-        grads)``, such as ``clipped_value_and_grad``.
+      value_and_grad: another way to take the gradient, such as ``clipped_value_and_grad``:
+        ``value_and_grad(f)(params, batch, key) -> ((loss, aux), grads)``, or ``(loss, grads)``, by JAX's convention for
+        complex parameters. ``params`` and ``grads`` are trees, also where the state is packed. ``f(params, batch,
+        key)`` returns what ``loss_fn`` returns; if that takes ``model_state``, ``(loss, aux)`` where ``aux`` holds the
+        new state, and has to be returned. With ``microbatches`` or ``axis_name`` it is called on each part, and the
+        results are averaged as losses are, unless the function has two more as attributes: then
+        ``over_part(params, batch, key)`` is called on each part, and ``finish(grads, count, key) -> grads`` once, on
+        the average over the ``count`` examples of all parts, with a key that all devices share. The scale of
+        ``dynamic_loss_scale`` is not applied, because a clipped gradient, for one, does not grow
+        with the loss; a function with an argument ``loss_scale`` is given it, and returns the gradient unscaled.
       hparams: what a ``loss_fn`` that asks for ``hparams`` is given.
 
     Returns:
       ``step(state, batch) -> (state, info)``.
 
     Raises:
-      TypeError: ``loss_fn`` does not take three arguments, or the loss is not a real scalar.
-      ValueError: the state is packed, or not, against ``packed``; or the batch cannot be split into
-        ``microbatches`` equal parts.
+      TypeError: ``loss_fn`` or ``value_and_grad`` does not take or return what it should.
+      ValueError: the state is packed, or not, against ``packed``; the batch cannot be split into ``microbatches`` equal
+        parts; or ``batch_weight`` is given with parts of a batch and a ``value_and_grad`` that weighs every example the
+        same.
 
     >>> import nnlearn
     >>> def loss_fn(params, batch, key):
@@ -109,27 +119,10 @@ def make_step(
     (Array(1.3, dtype=float32), Array(4., dtype=float32), Array(8., dtype=float32))
     """
     check_record(record)
-    gradient = make_gradient(
-        loss_fn,
-        axis_name=axis_name,
-        microbatches=microbatches,
-        batch_weight=batch_weight,
-        value_and_grad=value_and_grad,
-    )
+    options = {"axis_name": axis_name, "microbatches": microbatches, "batch_weight": batch_weight}
+    gradient = make_gradient(loss_fn, value_and_grad=value_and_grad, **options)
+    noise_of = make_noise_of(loss_fn, axis_name, microbatches, clean=value_and_grad is None)
     tx = with_extra_args_support(tx)
-
-    def noise_of(state, batch, key, seen):
-        def loss_alone(params, batch, key):
-            result = hand(loss_fn, params, batch, key, model_state=state.model_state, hparams=hparams)
-            return result[0] if isinstance(result, tuple) else result
-
-        whole = global_norm(seen.grads)
-        if seen.part_squares is not None:
-            size = jnp.sum(batch.where) if isinstance(batch, MaskedBatch) else example_count(batch)
-            return noise_scale_from_batches(jnp.sqrt(seen.part_squares), whole, size / microbatches, size)
-        where = batch.where if isinstance(batch, MaskedBatch) else None
-        quiet = without_effects(loss_alone)  # the effects of the loss have occurred with the gradient
-        return noise_scale_from_examples(per_example_norms(quiet, state.stored, batch, key), whole, where)
 
     def step(state: TrainState, batch: Batch, *, key: Key | None = None) -> tuple[TrainState, Info]:
         check_state(state)
@@ -144,12 +137,11 @@ def make_step(
                 "init of a model with running statistics returns both, (params, model_state)"
             )
         key = step_key(state.key, state.step) if key is None else key
-        if axis_name is not None:
-            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
         scale = current_loss_scale(state.opt_state)
         with explaining_batch(batch):
             seen = gradient(state.stored, batch, key, state.model_state, scale, hparams)
-        extra = accepted(tx.update, {"value": seen.loss, "grad": seen.grads, "value_fn": seen.value_fn})
+        offered = {"value": seen.loss, "grad": _slope_of(seen.grads, state.opt_state), "value_fn": seen.value_fn}
+        extra = accepted(tx.update, offered)
         with explaining_update(tx, state.opt_state, state.stored):
             if "update_norm" in record:
                 updates, opt_state = tx.update(seen.grads, state.opt_state, state.stored, **extra)
@@ -163,11 +155,23 @@ def make_step(
             recorded_learning_rate(opt_state),
             seen.aux,
             leaf_norms(seen.grads) if "leaf_grad_norms" in record else None,
-            noise_of(state, batch, key, seen) if "noise_scale" in record else None,
+            noise_of(state, batch, key, seen, scale, hparams) if "noise_scale" in record else None,
         )
         return TrainState(state.step + 1, stored, opt_state, state.key, seen.model_state), info
 
     return step
+
+
+def _slope_of(grads: Grads, opt_state: OptState) -> Grads:
+    """The gradient as a line search reads it: optax's backtracking takes that of JAX, and its zoom the conjugate."""
+
+    def is_search(node):
+        return isinstance(node, ScaleByBacktrackingLinesearchState)
+
+    if not any(map(jnp.iscomplexobj, jax.tree.leaves(grads))):
+        return grads
+    found = any(map(is_search, jax.tree.leaves(opt_state, is_leaf=is_search)))
+    return jax.tree.map(jnp.conj, grads) if found else grads
 
 
 def check_record(record: Collection[str]) -> None:

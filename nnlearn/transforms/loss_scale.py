@@ -40,7 +40,8 @@ def dynamic_loss_scale(
 
     ``make_step`` looks up the scale in the optimizer's state: it differentiates ``s * loss`` and divides the gradient
     by ``s``, so ``inner`` and ``Info`` see the gradient of the loss. In a loop of your own do the same with
-    ``current_loss_scale(opt_state)``.
+    ``current_loss_scale(opt_state)``. A ``value_and_grad`` given to ``make_step`` is handed the scale if it has an
+    argument ``loss_scale``, as ``clipped_value_and_grad`` has, and else differentiates the loss as it is.
 
     Args:
       inner: the optimizer; clipping belongs inside too.
