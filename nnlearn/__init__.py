@@ -187,7 +187,9 @@ from nnlearn.transforms import scale_by_yogi as scale_by_yogi
 from nnlearn.transforms import set_hyperparams as set_hyperparams
 from nnlearn.transforms import skip_large_updates as skip_large_updates
 from nnlearn.transforms import skip_not_finite as skip_not_finite
+from nnlearn.transforms import skip_whole as skip_whole
 from nnlearn.transforms import trace as trace
+from nnlearn.transforms import was_skipped as was_skipped
 from nnlearn.tree import global_norm as global_norm
 from nnlearn.types import EmptyState as EmptyState
 from nnlearn.types import GradientTransformation as GradientTransformation

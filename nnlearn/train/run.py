@@ -12,7 +12,7 @@ from nnlearn.checks import as_key, check_count, known
 from nnlearn.train.calls import asks_for, check_takes, hand
 from nnlearn.train.sampler import Sampler
 from nnlearn.train.state import TrainState, init_state
-from nnlearn.train.step import check_record, make_step, step_key
+from nnlearn.train.step import check_record, count_skipped, counted_loss, make_step, step_key
 from nnlearn.train.stopping import StopRule
 from nnlearn.train.stretches import blank, end_to_end, followed_by, lean_scan, scan_in_segments, stretch_length
 from nnlearn.train.trace import Trace
@@ -156,8 +156,11 @@ class Train:
         """So many steps and a check; or nothing at all, if the run has stopped."""
 
         def go(run):
-            run, infos, loss_sum = self._steps(step, keys, run, first, count)
-            metrics = {"train_loss": loss_sum / count, **measure(self.evaluate, run.state, hparams=hparams)}
+            run, infos, loss_sum, skipped = self._steps(step, keys, run, first, count)
+            metrics = {
+                "train_loss": loss_sum / (count - skipped).astype(jnp.float32),
+                **measure(self.evaluate, run.state, hparams=hparams),
+            }
             return run._replace(verdict=judge(run.verdict, rules, run.state, metrics)), (infos, metrics)
 
         if not rules:
@@ -172,7 +175,7 @@ class Train:
         """So many steps in stretches; a derivative keeps the state before each, and works the rest out again."""
 
         def stretch(carry, first, count):
-            state, order, total = carry
+            state, order, total, skipped = carry
             order, rows = self.batches.rows(keys[1], order, first, count, self.stretch)
             step_keys = jax.vmap(step_key, in_axes=(None, 0))(keys[0], first + jnp.arange(count))
 
@@ -182,11 +185,11 @@ class Train:
                 return state._replace(key=None), info
 
             state, infos = lean_scan(one, state, (rows, step_keys))
-            total = total + jnp.sum(infos.loss).astype(jnp.float32)
+            total = total + jnp.sum(counted_loss(infos)).astype(jnp.float32)
             thinned = jax.tree.map(lambda leaf: leaf[self.record_every - 1 :: self.record_every], infos)
-            return (state, order, total), thinned
+            return (state, order, total, skipped + count_skipped(infos)), thinned
 
-        carry = (run.state, run.order, jnp.zeros([], jnp.float32))
+        carry = (run.state, run.order, jnp.zeros([], jnp.float32), jnp.zeros([], jnp.int32))
         many, rest = divmod(count, self.stretch)
         if many == 1 and not rest:
             carry, infos = stretch(carry, first, count)
@@ -197,8 +200,8 @@ class Train:
             if rest:
                 carry, last = stretch(carry, first + many * self.stretch, rest)
                 infos = followed_by(infos, last)
-        state, order, total = carry
-        return run._replace(state=state, order=order), infos, total
+        state, order, total, skipped = carry
+        return run._replace(state=state, order=order), infos, total, skipped
 
 
 def make_train(

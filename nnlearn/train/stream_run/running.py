@@ -56,7 +56,7 @@ class Running:
         # An accelerator asks the host at every turn of a loop whether there is another, unless the number is compiled
         # in. A CPU does not care, and is spared a second program for incomplete blocks.
         self.compile_full = jax.default_backend() != "cpu"
-        self.carry: Carry = (state, jax.device_put(np.float32(0)))
+        self.carry: Carry = (state, *_nothing())
         # a copy, as the check takes its memory, and the next step takes the state's
         self.verdict = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), first_verdict(rules, state))
         self.at = self.checked_at = plan.first
@@ -109,7 +109,7 @@ class Running:
         """Evaluate, ask the rules, save."""
         count = np.float32(self.at - self.checked_at)
         metrics, self.verdict = self.check(self.verdict, self.carry, count)
-        self.carry = (self.state, jax.device_put(np.float32(0)))
+        self.carry = (self.state, *_nothing())
         self.checked_at = self.at
         self.recorder.add_check(self.at, metrics)
         if self.rules and int(self.verdict.reason):
@@ -159,6 +159,11 @@ class Running:
                 self.save_last()
             except Exception as another:
                 error.add_note(f"the last state could not be saved either: {another!r}")
+
+
+def _nothing() -> tuple[jax.Array, jax.Array]:
+    """The sum of no losses and the number of no skipped steps, in new memory: the steps take it."""
+    return jax.device_put((np.float32(0), np.int32(0)))
 
 
 __all__ = ["FitResult", "Running"]
