@@ -126,6 +126,7 @@ from nnlearn.train import StopRule as StopRule
 from nnlearn.train import Trace as Trace
 from nnlearn.train import Train as Train
 from nnlearn.train import TrainState as TrainState
+from nnlearn.train import apply_accumulated as apply_accumulated
 from nnlearn.train import apply_gradients as apply_gradients
 from nnlearn.train import clipped_value_and_grad as clipped_value_and_grad
 from nnlearn.train import converged as converged

@@ -17,6 +17,7 @@ from nnlearn.train.stopping import StopRule
 from nnlearn.train.stretches import blank, end_to_end, followed_by, lean_scan, scan_in_segments, stretch_length
 from nnlearn.train.trace import Trace
 from nnlearn.train.verdict import Verdict, best_state, first_verdict, judge, kept_metric, measure
+from nnlearn.train.window import warn_of_last_window
 from nnlearn.tree import is_function
 from nnlearn.types import Batch, GradientTransformation, Key, LossFn, Params, PyTree, Scalar
 
@@ -75,7 +76,9 @@ class Train:
             if not isinstance(params, tuple) or len(params) != 2:
                 raise ValueError("loss_fn takes model_state, so init must return (params, model_state)")
             params, model_state = params
-        state = init_state(params, self._tx(hparams), state_key, model_state=model_state, **self.packing)
+        tx = self._tx(hparams)
+        warn_of_last_window(tx, self.steps)
+        state = init_state(params, tx, state_key, model_state=model_state, **self.packing)
         order = self.batches.start(data_key, self.stretch)
         return Run(state, data_key, order, first_verdict(self._rules(hparams), state))
 

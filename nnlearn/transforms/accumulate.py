@@ -27,7 +27,9 @@ def _accumulated(opt, every_k_schedule, use_grad_mean, should_skip, accumulator_
         _, skip_state = should_skip(sums, gradient_step, params)
         return MultiStepsState(mini_step, gradient_step, inner.init(params), sums, skip_state)
 
-    def update(updates, state, params=None, **extra_args):
+    def update(updates, state, params=None, close_window=False, **extra_args):
+        if close_window:
+            return _closed(inner, state, params, extra_args)
         every_k = every_k_schedule(state.gradient_step) if callable(every_k_schedule) else every_k_schedule
         skip, skip_state = should_skip(updates, state.gradient_step, params)
         skip_state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), skip_state, state.skip_state)
@@ -57,12 +59,27 @@ def _accumulated(opt, every_k_schedule, use_grad_mean, should_skip, accumulator_
     return init, update
 
 
+def _closed(inner, state, params, extra_args):
+    """The update of a window that ends early; nothing where no window is open."""
+    is_open, sums = state.mini_step > 0, state.acc_grads
+    change, inner_state = run_or_hold(is_open, inner, sums, state.inner_opt_state, params, extra_args)
+    gradient_step = jnp.where(is_open, safe_increment(state.gradient_step), state.gradient_step)
+    empty = jax.tree.map(jnp.zeros_like, sums)
+    return change, MultiStepsState(jnp.zeros_like(state.mini_step), gradient_step, inner_state, empty, state.skip_state)
+
+
 class MultiSteps(GradientTransformationExtraArgs):
     """Accumulate gradients over ``k`` mini-steps and run the optimizer once, on their mean.
 
     It is a gradient transformation like any other: it can stand in a chain. Between emissions the update is zero and
     the inner optimizer does not run (under ``vmap`` both branches of a conditional run; there, accumulate inside of a
     step with ``make_step(..., microbatches=k)``).
+
+    A run that ends inside a window does not apply the window's gradients: ``fit`` and ``make_train`` warn, and
+    ``apply_accumulated`` applies them. A mini-step that accumulates is a step like others for what surrounds the
+    optimizer: model state advances, and an average that stands outside counts it. To protect running statistics from a
+    bad mini-step, give ``should_skip_update_fn``, or put ``apply_if_finite`` around ``MultiSteps``; a guard inside
+    sees whole windows, when the statistics have already advanced.
 
     Args:
       opt: the optimizer to run.

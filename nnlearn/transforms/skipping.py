@@ -181,12 +181,19 @@ def _limit(tx: GradientTransformation) -> jax.Array | None:
 
     Optax keeps it in a variable of a function alone. None if there is none, or it cannot be found.
     """
-    limits = list(_variables(tx.update, LIMIT, set()))
+    limits = list(closure_variables(tx.update, LIMIT))
     return functools.reduce(jnp.maximum, limits) if limits else None
 
 
-def _variables(thing: Any, name: str, seen: set[int]) -> Iterator[Any]:
-    """The values of a variable of that name in the functions that a function calls, as far as closures show them."""
+def closure_variables(thing: Any, name: str, seen: set[int] | None = None) -> Iterator[Any]:
+    """The values of a variable of that name in the functions that a function calls, as far as closures show them.
+
+    >>> import nnlearn
+    >>> tx = nnlearn.chain(nnlearn.clip(1.0), nnlearn.MultiSteps(nnlearn.sgd(0.1), 4))
+    >>> list(closure_variables(tx.update, "every_k_schedule"))
+    [4]
+    """
+    seen = set() if seen is None else seen
     if id(thing) in seen:
         return
     seen.add(id(thing))
@@ -210,7 +217,7 @@ def _variables(thing: Any, name: str, seen: set[int]) -> Iterator[Any]:
     elif callable(thing) and hasattr(thing, "__wrapped__"):  # compiled, or comparable
         held = [thing.__wrapped__]
     for each in held:
-        yield from _variables(each, name, seen)
+        yield from closure_variables(each, name, seen)
 
 
-__all__ = ["hold", "skip_whole", "was_skipped"]
+__all__ = ["closure_variables", "hold", "skip_whole", "was_skipped"]
