@@ -213,3 +213,29 @@ def test_microbatches_of_one_example_are_refused_too():
     state = nnlearn.init_state(params, SGD, model_state=statistics)
     with pytest.raises(ValueError, match="more than one number per feature"):
         nnlearn.make_step(loss, SGD, microbatches=2)(state, jnp.ones((2, 2)))
+
+
+@pytest.mark.parametrize("make", [nnlearn.sgd, nnlearn.rmsprop])
+def test_nesterov_without_momentum_is_said(make):
+    with pytest.warns(UserWarning, match="no effect without momentum"):
+        make(0.1, nesterov=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(0.1, momentum=0.9, nesterov=True)
+
+
+def test_a_guard_that_would_hide_overflows_from_the_scale_is_refused():
+    scaled = nnlearn.dynamic_loss_scale(SGD)
+    skipping = nnlearn.MultiSteps(scaled, 2, should_skip_update_fn=nnlearn.skip_not_finite)
+    for tx in (nnlearn.apply_if_finite(nnlearn.chain(nnlearn.clip(1.0), scaled), 3), skipping):
+        with pytest.raises(ValueError, match="put dynamic_loss_scale around"):
+            tx.init(jnp.zeros(2))
+    nnlearn.MultiSteps(scaled, 2).init(jnp.zeros(2))  # sees every window
+    nnlearn.dynamic_loss_scale(nnlearn.apply_if_finite(SGD, 3)).init(jnp.zeros(2))
+
+
+def test_several_loss_scales_are_refused():
+    scaled = nnlearn.dynamic_loss_scale(SGD)
+    for tx in (nnlearn.chain(scaled, scaled), nnlearn.dynamic_loss_scale(scaled)):
+        with pytest.raises(ValueError, match="several loss scales"):
+            nnlearn.current_loss_scale(tx.init(jnp.zeros(2)))

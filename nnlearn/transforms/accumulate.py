@@ -6,6 +6,7 @@ from optax import MultiStepsState, safe_increment, with_extra_args_support
 
 from nnlearn.checks import check_dtype, check_number, known
 from nnlearn.settings import Made, Same
+from nnlearn.transforms.loss_scale import refuse_loss_scale_inside
 from nnlearn.transforms.plumbing import Slot, run_or_hold
 from nnlearn.tree import real_dtype
 from nnlearn.types import DTypeLike, GradientTransformation, GradientTransformationExtraArgs, OptState
@@ -25,7 +26,10 @@ def _accumulated(opt, every_k_schedule, use_grad_mean, should_skip, accumulator_
         mini_step, gradient_step = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)  # two buffers: one may be donated
         sums = slot.start(params)
         _, skip_state = should_skip(sums, gradient_step, params)
-        return MultiStepsState(mini_step, gradient_step, inner.init(params), sums, skip_state)
+        inner_state = inner.init(params)
+        if should_skip is not _never_skip:
+            refuse_loss_scale_inside(inner_state, "MultiSteps with should_skip_update_fn")
+        return MultiStepsState(mini_step, gradient_step, inner_state, sums, skip_state)
 
     def update(updates, state, params=None, close_window=False, **extra_args):
         if close_window:
@@ -92,7 +96,7 @@ class MultiSteps(GradientTransformationExtraArgs):
     The state is ``MultiStepsState(mini_step, gradient_step, inner_opt_state, acc_grads, skip_state)``.
 
     Raises:
-      ValueError: k is below 1.
+      ValueError: k is below 1; in ``init``, mini-steps are skipped around a ``dynamic_loss_scale``.
 
     >>> import nnlearn
     >>> tx = MultiSteps(nnlearn.sgd(1.0), every_k_schedule=2)
