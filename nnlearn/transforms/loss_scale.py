@@ -108,8 +108,8 @@ def refuse_loss_scale_inside(inner_state: OptState, guard: str) -> None:
     """Raise ``ValueError`` if a guard that hides infinite gradients has a ``dynamic_loss_scale`` inside of it."""
     if _scales(inner_state):
         raise ValueError(
-            f"{guard} around dynamic_loss_scale would skip every overflow before the scale sees it, and the scale would "
-            f"never shrink: put dynamic_loss_scale around {guard}"
+            f"{guard} around dynamic_loss_scale would skip every overflow before the scale sees it, and the scale "
+            f"would never shrink: put dynamic_loss_scale around {guard}"
         )
 
 
