@@ -15,6 +15,7 @@ from optax import (
     with_extra_args_support,
 )
 
+from nnlearn.transforms.hyperparams import is_injected
 from nnlearn.types import GradientTransformation, GradientTransformationExtraArgs, OptState, PyTree
 
 CONDITIONAL = (ConditionallyTransformState, ConditionallyMaskState)
@@ -44,7 +45,7 @@ def was_skipped(tx: GradientTransformation, before: OptState, after: OptState) -
     >>> [bool(was_skipped(tx, state, tx.update(jnp.array([g]), state)[1])) for g in (1.0, jnp.inf)]
     [False, True]
     """
-    return _any(_verdicts(before, after, _limit(tx)))
+    return _any(_verdicts(before, after, _limit(tx, before)))
 
 
 def skip_whole(tx: GradientTransformation) -> GradientTransformationExtraArgs:
@@ -66,7 +67,7 @@ def skip_whole(tx: GradientTransformation) -> GradientTransformationExtraArgs:
         change, after = tx.update(updates, state, params, **extra_args)
         if not _guards(state) or (_is_guard(state) and not _guards(_inner(state))):
             return change, after  # nothing to skip, or one guard that holds everything
-        verdicts = _verdicts(state, after, _limit(tx))
+        verdicts = _verdicts(state, after, _limit(tx, state))
         skipped = _any(verdicts)
         change = jax.tree.map(lambda leaf: jnp.where(skipped, jnp.zeros_like(leaf), leaf), change)
         return change, _held(state, after, verdicts, [])
@@ -176,12 +177,14 @@ def _held(before: OptState, after: OptState, verdicts: list[_Verdict], outside: 
     return jax.tree.map(node, before, after, is_leaf=_is_guard)
 
 
-def _limit(tx: GradientTransformation) -> jax.Array | None:
+def _limit(tx: GradientTransformation, state: OptState) -> jax.Array | None:
     """After how many updates in a row ``apply_if_finite`` lets one through; of several, the largest number.
 
-    Optax keeps it in a variable of a function alone. None if there is none, or it cannot be found.
+    It stands in a variable of a function alone, or among injected hyper-parameters. None if it is in neither.
     """
-    limits = list(closure_variables(tx.update, LIMIT))
+    injected = [node for node in jax.tree.leaves(state, is_leaf=is_injected) if is_injected(node)]
+    limits = [node.hyperparams[LIMIT] for node in injected if LIMIT in node.hyperparams]
+    limits += closure_variables(tx.update, LIMIT)
     return functools.reduce(jnp.maximum, limits) if limits else None
 
 
