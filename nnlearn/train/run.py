@@ -255,6 +255,10 @@ def make_train(
     Returns:
       A ``Train``: call it, or run it in stretches with its ``start``, ``advance`` and ``finish``.
 
+    Warns:
+      UserWarning: the run, when it is started, will end inside an accumulation window of ``MultiSteps``, as far as its
+        k is known then; see ``apply_accumulated``.
+
     Raises:
       TypeError: a function does not take the arguments above.
       ValueError: a number is below 1, neither or both of ``steps`` and ``epochs`` are given, or ``record_every`` does
