@@ -127,6 +127,7 @@ from nnlearn.train import StopRule as StopRule
 from nnlearn.train import Trace as Trace
 from nnlearn.train import Train as Train
 from nnlearn.train import TrainState as TrainState
+from nnlearn.train import apply_accumulated as apply_accumulated
 from nnlearn.train import apply_gradients as apply_gradients
 from nnlearn.train import clipped_value_and_grad as clipped_value_and_grad
 from nnlearn.train import converged as converged
@@ -189,7 +190,9 @@ from nnlearn.transforms import scale_by_yogi as scale_by_yogi
 from nnlearn.transforms import set_hyperparams as set_hyperparams
 from nnlearn.transforms import skip_large_updates as skip_large_updates
 from nnlearn.transforms import skip_not_finite as skip_not_finite
+from nnlearn.transforms import skip_whole as skip_whole
 from nnlearn.transforms import trace as trace
+from nnlearn.transforms import was_skipped as was_skipped
 from nnlearn.tree import global_norm as global_norm
 from nnlearn.types import EmptyState as EmptyState
 from nnlearn.types import GradientTransformation as GradientTransformation

@@ -48,11 +48,12 @@ def batch_norm(
       ``{"mean": (features,), "var": (features,)}``, zeros and ones at first, float32 at least. It calculates in float32
       at least and returns the dtype of ``x``. Its ``apply(params, model_state, x, key=None, where=None)`` takes
       ``where``, booleans of the shape of ``x`` without its last axis, or of the first axes of it: what is False
-      counts in no statistic and gets no gradient, whatever it holds. Without any that counts the state stays.
+      counts in no statistic and gets no gradient, whatever it holds. Where fewer than two numbers of each feature
+      count, there is no variance, and the state stays.
 
     Raises:
       ValueError: ``features`` is below 1, ``eps`` negative or ``momentum`` outside [0, 1]; in ``apply``, shapes do not
-        fit, or there is no batch to train on.
+        fit, or there is no batch to train on, or one with a single number of each feature.
 
     Source: Ioffe and Szegedy 2015, arXiv:1502.03167.
 
@@ -90,8 +91,14 @@ def batch_norm(
                     f"{layer} trains on a batch, got one example of shape {inputs.shape}; give axis_name if the "
                     "examples lie along a mapped axis"
                 )
+            if _numbers(x, axis_name) == 1:
+                raise ValueError(
+                    f"{layer} trains on more than one number per feature, got a batch of one example, of shape "
+                    f"{inputs.shape}: it has no variance, and every output would be the bias. Use larger batches, "
+                    "remainder='drop', or group_norm"
+                )
             mean, var, count = _statistics(x, mask, axis_name)
-            weight = jnp.where(count > 0, 1 - as_hyperparam(momentum, x.dtype), 0)
+            weight = jnp.where(count > 1, 1 - as_hyperparam(momentum, x.dtype), 0)
             model_state = {
                 name: (old + weight.astype(old.dtype) * (new.astype(old.dtype) - old))
                 for (name, old), new in zip(running.items(), (mean, var), strict=True)
@@ -103,6 +110,11 @@ def batch_norm(
         return y.astype(inputs.dtype), model_state
 
     return StatefulModel(init, apply)
+
+
+def _numbers(x: jax.Array, axis_name) -> int:
+    """How many numbers of each feature a batch holds, on all devices."""
+    return math.prod(x.shape[:-1]) * (1 if axis_name is None else jax.lax.psum(1, axis_name))
 
 
 def _statistics(x: jax.Array, mask: jax.Array | None, axis_name) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -37,3 +37,4 @@ from nnlearn.train.stream_run import fit as fit
 from nnlearn.train.stream_run import tensorboard as tensorboard
 from nnlearn.train.stream_run import wandb_offline as wandb_offline
 from nnlearn.train.trace import Trace as Trace
+from nnlearn.train.window import apply_accumulated as apply_accumulated

@@ -13,11 +13,12 @@ from nnlearn.sums import long_sum
 from nnlearn.train.calls import asks_for, check_takes, hand
 from nnlearn.train.sampler import Sampler
 from nnlearn.train.state import TrainState, init_state
-from nnlearn.train.step import check_record, make_step, step_key
+from nnlearn.train.step import check_record, count_skipped, counted_loss, make_step, step_key
 from nnlearn.train.stopping import StopRule
 from nnlearn.train.stretches import blank, end_to_end, followed_by, lean_scan, scan_in_segments, stretch_length
 from nnlearn.train.trace import Trace
 from nnlearn.train.verdict import Verdict, best_state, first_verdict, judge, kept_metric, measure
+from nnlearn.train.window import warn_of_last_window
 from nnlearn.tree import is_function
 from nnlearn.types import Batch, GradientTransformation, Key, LossFn, Params, PyTree, Scalar
 
@@ -76,7 +77,9 @@ class Train:
             if not isinstance(params, tuple) or len(params) != 2:
                 raise ValueError("loss_fn takes model_state, so init must return (params, model_state)")
             params, model_state = params
-        state = init_state(params, self._tx(hparams), state_key, model_state=model_state, **self.packing)
+        tx = self._tx(hparams)
+        warn_of_last_window(tx, self.steps)
+        state = init_state(params, tx, state_key, model_state=model_state, **self.packing)
         order = self.batches.start(data_key, self.stretch)
         return Run(state, data_key, order, first_verdict(self._rules(hparams), state))
 
@@ -177,8 +180,11 @@ class Train:
         """So many steps and a check; or nothing at all, if the run has stopped."""
 
         def go(run):
-            run, infos, loss_sum = self._steps(step, keys, run, first, count)
-            metrics = {"train_loss": loss_sum / count, **measure(self.evaluate, run.state, hparams=hparams)}
+            run, infos, loss_sum, skipped = self._steps(step, keys, run, first, count)
+            metrics = {
+                "train_loss": loss_sum / (count - skipped).astype(jnp.float32),
+                **measure(self.evaluate, run.state, hparams=hparams),
+            }
             return run._replace(verdict=judge(run.verdict, rules, run.state, metrics)), (infos, metrics)
 
         if not rules:
@@ -204,22 +210,24 @@ class Train:
 
             state, infos = lean_scan(one, state, (rows, step_keys))
             thinned = jax.tree.map(lambda leaf: leaf[self.record_every - 1 :: self.record_every], infos)
-            return (state, order), (thinned, long_sum(infos.loss))
+            skipped = jnp.asarray(count_skipped(infos), jnp.int32)
+            return (state, order), (thinned, long_sum(counted_loss(infos)), skipped)
 
         carry = (run.state, run.order)
         many, rest = divmod(count, self.stretch)
         if many == 1 and not rest:
-            carry, (infos, loss_sum) = stretch(carry, first, count)
+            carry, (infos, loss_sum, skipped) = stretch(carry, first, count)
         else:
             segment = jax.checkpoint(lambda carry, at: stretch(carry, at, self.stretch), prevent_cse=False)
-            carry, (infos, loss_sums) = jax.lax.scan(segment, carry, first + self.stretch * jnp.arange(many))
+            carry, (infos, loss_sums, skipped) = jax.lax.scan(segment, carry, first + self.stretch * jnp.arange(many))
             infos = end_to_end(infos)
             if rest:
-                carry, (last, last_sum) = stretch(carry, first + many * self.stretch, rest)
+                carry, (last, last_sum, last_skipped) = stretch(carry, first + many * self.stretch, rest)
                 infos, loss_sums = followed_by(infos, last), jnp.append(loss_sums, last_sum)
-            loss_sum = long_sum(loss_sums)
+                skipped = jnp.append(skipped, last_skipped)
+            loss_sum, skipped = long_sum(loss_sums), jnp.sum(skipped, dtype=jnp.int32)
         state, order = carry
-        return run._replace(state=state, order=order), infos, loss_sum
+        return run._replace(state=state, order=order), infos, loss_sum, skipped
 
 
 def make_train(
@@ -273,6 +281,10 @@ def make_train(
 
     Returns:
       A ``Train``: call it, or run it in stretches with its ``start``, ``advance`` and ``finish``.
+
+    Warns:
+      UserWarning: the run, when it is started, will end inside an accumulation window of ``MultiSteps``, as far as its
+        k is known then; see ``apply_accumulated``.
 
     Raises:
       TypeError: a function does not take the arguments above.

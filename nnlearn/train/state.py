@@ -164,6 +164,7 @@ def init_state(
 def _decide_packing(packed: bool | None, params: Params, tx: GradientTransformation, labels) -> bool:
     if packed not in (True, False, None):
         raise ValueError(f"packed must be True, False or None, got {packed!r}")
+    packed = None if packed is None else bool(packed)  # NumPy's False is not Python's
     if packed is False or (packed is None and not worth_packing(params)):
         return False
     if packed is None and any(buffer.sharding is not None for buffer in make_layout(params, labels).buffers):

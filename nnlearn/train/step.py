@@ -17,6 +17,7 @@ from nnlearn.train.noise_scale import NoiseScale
 from nnlearn.train.state import TrainState
 from nnlearn.transforms.hyperparams import is_injected
 from nnlearn.transforms.loss_scale import current_loss_scale
+from nnlearn.transforms.skipping import hold, skip_whole, was_skipped
 from nnlearn.tree import global_norm
 from nnlearn.types import Batch, GradientTransformation, Grads, Key, LossFn, OptState, PyTree, Scalar
 
@@ -37,6 +38,8 @@ class Info(NamedTuple):
       aux: what ``loss_fn`` returned beside the loss, or None.
       leaf_grad_norms: Euclidean norm of each leaf's gradient, shape (leaves,), in the tree's order.
       noise_scale: how much the gradients of examples scatter, see ``noise_scale_from_examples``.
+      skipped: whether the optimizer skipped the step, see ``was_skipped``; None if nothing in it skips steps. The loss
+        and the norms are those of the batch all the same.
     """
 
     loss: jax.Array
@@ -46,6 +49,7 @@ class Info(NamedTuple):
     aux: PyTree
     leaf_grad_norms: jax.Array | None = None
     noise_scale: NoiseScale | None = None
+    skipped: jax.Array | None = None
 
 
 def make_step(
@@ -64,6 +68,11 @@ def make_step(
 
     The step is a pure function, to be compiled (``jit_step`` also donates the state), scanned, vmapped over states, or
     run on many devices under ``jax.shard_map``, ``jax.pmap`` or ``jax.vmap`` with an ``axis_name``.
+
+    A step that a guard in ``tx`` skips, such as ``apply_if_finite``, is skipped whole: parameters, model state,
+    averages, schedules and whatever else the optimizer carries outside of the guard stay as they were, and
+    ``info.skipped`` is True. Only ``state.step``, which counts batches, and the guards' own counts go on. One guard
+    anywhere in ``tx`` is enough, in one part of a ``partition`` too; see ``was_skipped`` for what guards are.
 
     Args:
       loss_fn: ``loss_fn(params, batch, key) -> loss`` or ``(loss, aux)``; ``loss`` a real scalar, the mean over the
@@ -122,7 +131,8 @@ def make_step(
     options = {"axis_name": axis_name, "microbatches": microbatches, "batch_weight": batch_weight}
     gradient = make_gradient(loss_fn, value_and_grad=value_and_grad, **options)
     noise_of = make_noise_of(loss_fn, axis_name, microbatches, clean=value_and_grad is None)
-    tx = with_extra_args_support(tx)
+    takes = with_extra_args_support(tx).update
+    tx = skip_whole(tx)
 
     def step(state: TrainState, batch: Batch, *, key: Key | None = None) -> tuple[TrainState, Info]:
         check_state(state)
@@ -141,13 +151,14 @@ def make_step(
         with explaining_batch(batch):
             seen = gradient(state.stored, batch, key, state.model_state, scale, hparams)
         offered = {"value": seen.loss, "grad": _slope_of(seen.grads, state.opt_state), "value_fn": seen.value_fn}
-        extra = accepted(tx.update, offered)
+        extra = accepted(takes, offered)
         with explaining_update(tx, state.opt_state, state.stored):
             if "update_norm" in record:
                 updates, opt_state = tx.update(seen.grads, state.opt_state, state.stored, **extra)
                 stored = apply_updates(state.stored, updates)
             else:
                 stored, opt_state = apply_gradients(tx, state.stored, seen.grads, state.opt_state, **extra)
+        skipped = was_skipped(tx, state.opt_state, opt_state)
         info = Info(
             seen.loss,
             global_norm(seen.grads) if "grad_norm" in record else None,
@@ -156,8 +167,10 @@ def make_step(
             seen.aux,
             leaf_norms(seen.grads) if "leaf_grad_norms" in record else None,
             noise_of(state, batch, key, seen, scale, hparams) if "noise_scale" in record else None,
+            skipped,
         )
-        return TrainState(state.step + 1, stored, opt_state, state.key, seen.model_state), info
+        model_state = hold(skipped, state.model_state, seen.model_state)
+        return TrainState(state.step + 1, stored, opt_state, state.key, model_state), info
 
     return step
 
@@ -192,6 +205,27 @@ def step_key(key: Key, step: Scalar) -> Key:
     Array(True, dtype=bool)
     """
     return jax.random.fold_in(key, step)
+
+
+def counted_loss(info: Info) -> jax.Array:
+    """The loss of steps, 0 where they were skipped: what a mean over the steps that were made adds up.
+
+    >>> nothing = jnp.zeros(2)
+    >>> counted_loss(Info(jnp.array([1.0, jnp.nan]), None, None, nothing, None, skipped=jnp.array([False, True])))
+    Array([1., 0.], dtype=float32)
+    """
+    skipped = getattr(info, "skipped", None)  # a step that make_step did not make may lack it
+    return info.loss if skipped is None else jnp.where(skipped, jnp.zeros_like(info.loss), info.loss)
+
+
+def count_skipped(info: Info) -> jax.Array | int:
+    """How many steps were skipped, int32; the number 0 if nothing skips steps.
+
+    >>> count_skipped(Info(jnp.ones(2), None, None, jnp.ones(2), None))
+    0
+    """
+    skipped = getattr(info, "skipped", None)
+    return 0 if skipped is None else jnp.sum(skipped, dtype=jnp.int32)
 
 
 def jit_step(step: Step) -> Step:
@@ -229,4 +263,13 @@ def recorded_learning_rate(state: OptState) -> jax.Array:
     return jnp.asarray(rates[0]) if len(rates) == 1 else jnp.concatenate([jnp.atleast_1d(rate) for rate in rates])
 
 
-__all__ = ["Info", "check_record", "jit_step", "make_step", "recorded_learning_rate", "step_key"]
+__all__ = [
+    "Info",
+    "check_record",
+    "count_skipped",
+    "counted_loss",
+    "jit_step",
+    "make_step",
+    "recorded_learning_rate",
+    "step_key",
+]

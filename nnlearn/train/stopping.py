@@ -23,7 +23,8 @@ class StopRule(NamedTuple):
       name: what stopped the run, for people.
       init: ``init() -> state`` before the first check.
       update: ``update(state, metrics, step) -> (state, stop)`` at every check; ``metrics`` holds ``train_loss``, the
-        mean over the steps since the last check, and what ``evaluate`` returned; ``stop`` is a boolean scalar.
+        mean over the steps since the last check without those that were skipped, NaN if all were, and what
+        ``evaluate`` returned; ``stop`` is a boolean scalar.
       keep: ``(metric, mode)`` if the run is to end with the state of its best check, else None.
     """
 

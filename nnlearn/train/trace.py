@@ -32,7 +32,7 @@ class Trace:
       info: ``Info``, stacked over the records.
       check_step: steps made at each check, shape (..., checks).
       metrics: by name, their values at the checks, shape (..., checks): ``train_loss``, the mean over the steps since
-        the check before, and what ``evaluate`` returned.
+        the check before that were not skipped, and what ``evaluate`` returned.
       stop_step: steps made in all, shape (...). What lies beyond it in a run that has stopped is NaN,
         or 0 where the numbers are integers.
       reason: which rule has stopped the run, counted from 1; 0 if none did. ``stopped_by`` says it in words.

@@ -65,6 +65,12 @@ def judge(verdict: Verdict, rules: Sequence[StopRule], state: TrainState, metric
     reason, states = verdict.reason, []
     for number, (rule, memory) in enumerate(zip(rules, verdict.rules, strict=True), start=1):
         memory, stop = rule.update(memory, metrics, state.step)
+        if jnp.shape(stop) != ():
+            raise ValueError(
+                f"the stop rule {rule.name!r} must return (state, stop) with one boolean; got a stop of shape "
+                f"{jnp.shape(stop)}"
+            )
+        stop = jnp.asarray(stop).astype(bool)  # 2 & True is 0
         reason = jnp.where((reason == 0) & stop, number, reason)
         states.append(memory)
     best = verdict.best

@@ -6,6 +6,7 @@ from optax import MultiStepsState, safe_increment, with_extra_args_support
 
 from nnlearn.checks import check_dtype, check_number, known
 from nnlearn.settings import Made, Same
+from nnlearn.transforms.loss_scale import refuse_loss_scale_inside
 from nnlearn.transforms.plumbing import Slot, run_or_hold
 from nnlearn.tree import real_dtype
 from nnlearn.types import DTypeLike, GradientTransformation, GradientTransformationExtraArgs, OptState
@@ -25,9 +26,14 @@ def _accumulated(opt, every_k_schedule, use_grad_mean, should_skip, accumulator_
         mini_step, gradient_step = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)  # two buffers: one may be donated
         sums = slot.start(params)
         _, skip_state = should_skip(sums, gradient_step, params)
-        return MultiStepsState(mini_step, gradient_step, inner.init(params), sums, skip_state)
+        inner_state = inner.init(params)
+        if should_skip is not _never_skip:
+            refuse_loss_scale_inside(inner_state, "MultiSteps with should_skip_update_fn")
+        return MultiStepsState(mini_step, gradient_step, inner_state, sums, skip_state)
 
-    def update(updates, state, params=None, **extra_args):
+    def update(updates, state, params=None, close_window=False, **extra_args):
+        if close_window:
+            return _closed(inner, state, params, extra_args)
         every_k = every_k_schedule(state.gradient_step) if callable(every_k_schedule) else every_k_schedule
         skip, skip_state = should_skip(updates, state.gradient_step, params)
         skip_state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), skip_state, state.skip_state)
@@ -57,12 +63,27 @@ def _accumulated(opt, every_k_schedule, use_grad_mean, should_skip, accumulator_
     return init, update
 
 
+def _closed(inner, state, params, extra_args):
+    """The update of a window that ends early; nothing where no window is open."""
+    is_open, sums = state.mini_step > 0, state.acc_grads
+    change, inner_state = run_or_hold(is_open, inner, sums, state.inner_opt_state, params, extra_args)
+    gradient_step = jnp.where(is_open, safe_increment(state.gradient_step), state.gradient_step)
+    empty = jax.tree.map(jnp.zeros_like, sums)
+    return change, MultiStepsState(jnp.zeros_like(state.mini_step), gradient_step, inner_state, empty, state.skip_state)
+
+
 class MultiSteps(GradientTransformationExtraArgs):
     """Accumulate gradients over ``k`` mini-steps and run the optimizer once, on their mean.
 
     It is a gradient transformation like any other: it can stand in a chain. Between emissions the update is zero and
     the inner optimizer does not run (under ``vmap`` both branches of a conditional run; there, accumulate inside of a
     step with ``make_step(..., microbatches=k)``).
+
+    A run that ends inside a window does not apply the window's gradients: ``fit`` and ``make_train`` warn, and
+    ``apply_accumulated`` applies them. A mini-step that accumulates is a step like others for what surrounds the
+    optimizer: model state advances, and an average that stands outside counts it. To protect running statistics from a
+    bad mini-step, give ``should_skip_update_fn``, or put ``apply_if_finite`` around ``MultiSteps``; a guard inside
+    sees whole windows, when the statistics have already advanced.
 
     Args:
       opt: the optimizer to run.
@@ -75,7 +96,7 @@ class MultiSteps(GradientTransformationExtraArgs):
     The state is ``MultiStepsState(mini_step, gradient_step, inner_opt_state, acc_grads, skip_state)``.
 
     Raises:
-      ValueError: k is below 1.
+      ValueError: k is below 1; in ``init``, mini-steps are skipped around a ``dynamic_loss_scale``.
 
     >>> import nnlearn
     >>> tx = MultiSteps(nnlearn.sgd(1.0), every_k_schedule=2)

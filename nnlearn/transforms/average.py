@@ -30,7 +30,8 @@ def average_params(decay: Scalar = 0.999) -> GradientTransformationExtraArgs:
 
         a_t = decay * a_{t-1} + (1 - decay) * p_t,   average = a_t / (1 - decay ** t)
 
-    ``averaged_params(opt_state)`` reads it: evaluate with it, train on without.
+    ``averaged_params(opt_state)`` reads it: evaluate with it, train on without. A step that a guard in the chain skips
+    does not count in ``make_step``; inside of ``MultiSteps`` it counts windows, behind it mini-steps.
 
     Args:
       decay: in [0, 1); about ``1 / (1 - decay)`` steps are averaged.

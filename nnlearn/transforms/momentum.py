@@ -1,10 +1,11 @@
 """Directions from averaged gradients: momentum, exponential averages, signs and Lion."""
 
 import functools
+import warnings
 from typing import Literal
 
 import jax.numpy as jnp
-from optax import EmaState, ScaleByLionState, TraceState
+from optax import EmaState, ScaleByLionState, TraceState, identity
 
 from nnlearn.checks import check_decay, check_dtype, check_number
 from nnlearn.settings import comparable
@@ -50,6 +51,15 @@ def trace(
     slot = Slot(dtype=check_dtype("accumulator_dtype", accumulator_dtype))
     kernel = functools.partial(trace_kernel, nesterov=nesterov)
     return from_kernel(kernel, TraceState, {"trace": slot}, {"decay": decay})
+
+
+def trace_if(
+    momentum: Scalar | None, nesterov: bool = False, accumulator_dtype: DTypeLike | None = None
+) -> GradientTransformationExtraArgs:
+    """``trace``, or nothing for a momentum of None; then ``nesterov`` has no effect, and warns."""
+    if momentum is None and nesterov:
+        warnings.warn("nesterov=True has no effect without momentum: give momentum=0.9, or leave it out", stacklevel=4)
+    return identity() if momentum is None else trace(momentum, nesterov, accumulator_dtype)
 
 
 def ema_kernel(g, ema, *, decay, correction=1):

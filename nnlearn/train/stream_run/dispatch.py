@@ -10,13 +10,13 @@ import jax.numpy as jnp
 
 from nnlearn.sums import Total
 from nnlearn.train.state import TrainState
-from nnlearn.train.step import Step
+from nnlearn.train.step import Step, count_skipped, counted_loss
 from nnlearn.train.stopping import StopRule
 from nnlearn.train.stretches import without_constants
 from nnlearn.train.verdict import judge, measure
 from nnlearn.types import PyTree, Scalar
 
-Carry = tuple[TrainState, Total]  # the state, and the sum of the losses since the last check
+Carry = tuple[TrainState, Total, jax.Array]  # the state; since the last check: the sum of losses, steps skipped
 
 
 def make_block(step: Step) -> Callable[..., tuple[Carry, PyTree]]:
@@ -32,9 +32,9 @@ def make_block(step: Step) -> Callable[..., tuple[Carry, PyTree]]:
     step = jax.jit(step)  # so that it is traced once for both
 
     def one(carry, batch):
-        state, total = carry
+        state, total, skipped = carry
         state, info = step(state, batch)
-        return (state, total.plus(info.loss)), info
+        return (state, total.plus(counted_loss(info)), skipped + count_skipped(info)), info
 
     @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
     def block(carry, batches, count, size):
@@ -74,8 +74,8 @@ def make_check(evaluate: Callable[..., dict[str, Scalar]] | None, rules: Sequenc
 
     @functools.partial(jax.jit, donate_argnums=0)
     def check(verdict, carry, count):
-        state, total = carry
-        metrics = {"train_loss": total.value / count, **measure(evaluate, state)}
+        state, total, skipped = carry
+        metrics = {"train_loss": total.value / (count - skipped.astype(jnp.float32)), **measure(evaluate, state)}
         return metrics, judge(verdict, rules, state, metrics)
 
     return check

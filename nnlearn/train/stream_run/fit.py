@@ -21,6 +21,7 @@ from nnlearn.train.stream_run.record import Recorder
 from nnlearn.train.stream_run.running import FitResult, Running
 from nnlearn.train.stream_run.stack import Stacker
 from nnlearn.train.stream_run.stream import Plan, Prefetch, known_length, passes, read_blocks
+from nnlearn.train.window import warn_of_open_window
 from nnlearn.types import Batch, Scalar
 
 
@@ -71,7 +72,8 @@ def fit(
       stop: rules that stop the run at a check, such as ``patience("loss", 5)``, which restores the best state too.
       record_every: record every so many steps, in trace, history and rows.
       callbacks: functions ``callback(event)``, called at every check and at the end, or ``every`` so many steps. One
-        that returns True ends the run. See ``Event``; ``tensorboard`` and ``wandb_offline`` make some.
+        that returns a true value, Python's or an array's, ends the run. See ``Event``; ``tensorboard`` and
+        ``wandb_offline`` make some.
       save: ``save(name, state, step)``, called with ``"best"`` at a check that is the best so far, where a rule keeps
         the best, and with ``"last"`` after every check and when the run ends, be it by an error in batches or
         callbacks. It must have written or copied the state when it returns: the next step takes its memory.
@@ -90,6 +92,9 @@ def fit(
 
     Returns:
       ``FitResult(state, trace)``.
+
+    Warns:
+      UserWarning: the run has ended inside an accumulation window of ``MultiSteps``, whose gradients are not applied.
 
     Raises:
       TypeError: ``batches`` is no iterable, a leaf is no array, or a function does not take the arguments above.
@@ -142,10 +147,13 @@ def fit(
         ahead = Prefetch(read_blocks(epochs_left, plan, stacker, lambda: ahead.stopped, prefetch > 0), prefetch)
         stack.enter_context(ahead)
         try:
-            return running.train(ahead, interrupt, check_every)
+            result = running.train(ahead, interrupt, check_every)
         except BaseException as error:
             running.rescue(error)
             raise
+    if result.stopped_by not in ("interrupted", "terminated"):  # those are taken up again, window and all
+        warn_of_open_window(running.state.opt_state)
+    return result
 
 
 def _plan(first, batches, steps, epochs, check_every, periods, checks: bool) -> Plan:

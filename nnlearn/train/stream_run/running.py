@@ -58,7 +58,7 @@ class Running:
         # An accelerator asks the host at every turn of a loop whether there is another, unless the number is compiled
         # in. A CPU does not care, and is spared a second program for incomplete blocks.
         self.compile_full = jax.default_backend() != "cpu"
-        self.carry: Carry = (state, _no_losses())
+        self.carry: Carry = (state, *_nothing())
         # a copy, as the check takes its memory, and the next step takes the state's
         self.verdict = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), first_verdict(rules, state))
         self.at = self.checked_at = plan.first
@@ -111,7 +111,7 @@ class Running:
         """Evaluate, ask the rules, save."""
         count = np.float32(self.at - self.checked_at)
         metrics, self.verdict = self.check(self.verdict, self.carry, count)
-        self.carry = (self.state, _no_losses())
+        self.carry = (self.state, *_nothing())
         self.checked_at = self.at
         self.recorder.add_check(self.at, metrics)
         if self.rules and int(self.verdict.reason):
@@ -163,10 +163,10 @@ class Running:
                 error.add_note(f"the last state could not be saved either: {another!r}")
 
 
-def _no_losses() -> Total:
-    """The sum of no losses, in memory of its own: the next steps take it."""
+def _nothing() -> tuple[Total, jax.Array]:
+    """The sum of no losses and the number of no skipped steps, in new memory: the steps take it."""
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
-    return jax.device_put(Total(np.zeros([], dtype), np.zeros([], dtype)))
+    return jax.device_put((Total(np.zeros([], dtype), np.zeros([], dtype)), np.int32(0)))
 
 
 __all__ = ["FitResult", "Running"]
