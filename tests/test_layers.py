@@ -15,6 +15,7 @@ LEVELS = {
         "files",
         "native",
         "settings",
+        "sums",
         "tree",
         "packing",
         "schedules",
