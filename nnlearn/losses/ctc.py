@@ -76,11 +76,12 @@ class Frames(NamedTuple):
     label_srw: Scaled
 
 
-def _softmax(logits_btk: jax.Array) -> Softmax:
+def _softmax(logits_btk: jax.Array, is_frame_bt: jax.Array) -> Softmax:
     # The smallest number and not -inf, so that a row of -inf needs no ``where``, which XLA would not fuse.
     smallest = jnp.finfo(logits_btk.dtype).min
     largest_bt = jax.lax.stop_gradient(jnp.max(logits_btk, 2, initial=smallest))
     weights_xk = jnp.exp(logits_btk.reshape(-1, logits_btk.shape[2]) - largest_bt.reshape(-1, 1))
+    weights_xk = jnp.where(is_frame_bt.reshape(-1, 1), weights_xk, 0)  # padding may hold inf, and inf - inf is NaN
     total_bt = jnp.sum(weights_xk, 1).reshape(largest_bt.shape)
     return Softmax(weights_xk, largest_bt, jnp.where(total_bt == 0, 1, total_bt))
 
@@ -206,10 +207,9 @@ def _loss(softmax: Softmax, is_frame_bt: jax.Array, likelihood: Scaled) -> jax.A
     return jnp.maximum(cost_b - (jnp.log(mantissa_b) + exponent_b * math.log(2)), 0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _negative_log_likelihood(sequences: Sequences, blank_id: int) -> jax.Array:
+def _likelihood_alone(sequences: Sequences, blank_id: int) -> jax.Array:
     """The loss of each example. Without a gradient, half the steps are made, and no history is kept."""
-    softmax, rows = _softmax(*widen(sequences.logits_btk)), _rows(sequences)
+    softmax, rows = _softmax(*widen(sequences.logits_btk), sequences.is_frame_bt), _rows(sequences)
     frames = _frames(sequences.logits_btk, softmax.largest_bt, rows, blank_id)
     states_4rw, _ = _to_the_middle(rows, frames, keep=False)
     return _loss(softmax, sequences.is_frame_bt, _meet(states_4rw, _other_way(rows, states_4rw)[0]))
@@ -217,7 +217,7 @@ def _negative_log_likelihood(sequences: Sequences, blank_id: int) -> jax.Array:
 
 def _forward(sequences: Sequences, blank_id: int):
     """The loss, and the share of its probability that each frame spends in each label."""
-    softmax, rows = _softmax(*widen(sequences.logits_btk)), _rows(sequences)
+    softmax, rows = _softmax(*widen(sequences.logits_btk), sequences.is_frame_bt), _rows(sequences)
     frames = _frames(sequences.logits_btk, softmax.largest_bt, rows, blank_id)
     states_4rw, history_s2rw = _to_the_middle(rows, frames, keep=True)
     entered_4rw, may_skip_rw = _other_way(rows, states_4rw)
@@ -287,11 +287,14 @@ def _subtract_at(grad_xk: jax.Array, labels_bn: jax.Array, label_btn: jax.Array)
     return grad_xk.at[rows_x1, at_xn].add(-label_btn.reshape(-1, labels), mode="promise_in_bounds")
 
 
-_negative_log_likelihood.defvjp(_forward, _backward)
+# Each is one program: inside, the exponents of impossible states make NaN that ``Scaled`` reads as 0, and eager
+# operations would show it to ``jax_debug_nans``.
+_negative_log_likelihood = jax.custom_vjp(jax.jit(_likelihood_alone, static_argnums=1), nondiff_argnums=(1,))
+_negative_log_likelihood.defvjp(jax.jit(_forward, static_argnums=1), jax.jit(_backward, static_argnums=0))
 
 
 def _reference(logits_btk, is_frame_bt, labels_bn, lengths_b, blank_id):
-    return [_negative_log_likelihood.fun(Sequences(logits_btk, is_frame_bt, labels_bn, lengths_b), blank_id)]
+    return [_likelihood_alone(Sequences(logits_btk, is_frame_bt, labels_bn, lengths_b), blank_id)]
 
 
 def _reference_with_gradient(logits_btk, is_frame_bt, labels_bn, lengths_b, blank_id):

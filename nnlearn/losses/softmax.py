@@ -99,14 +99,16 @@ def _pick_jvp(axis, primals, tangents):
     return pick(values, labels, axis), jnp.sum(picked, axis)
 
 
-def split_labels(labels: jax.Array, classes: int, dtype) -> tuple[jax.Array, jax.Array]:
-    """Labels with 0 for what is no class, and a weight that is 1 or, there, NaN.
+def split_labels(labels: jax.Array, classes: int, dtype, keep: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """Labels with 0 for what is no class, and the weight of each: 1, or NaN for what is no class.
 
-    An index out of range does not fail in a compiled program: -1 would quietly mean the last class.
+    An index out of range does not fail in a compiled program: -1 would quietly mean the last class. Labels that
+    ``keep`` leaves out, booleans of the labels' shape, have weight 0 whatever they are.
     """
     labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # a uint8 cannot be compared with 1,000
     valid = (labels >= 0) & (labels < classes)
-    return jnp.where(valid, labels, 0), jnp.where(valid, 1, jnp.nan).astype(dtype)
+    weight = jnp.where(valid if keep is None else valid | ~keep, 1, jnp.nan).astype(dtype)
+    return jnp.where(valid, labels, 0), weight if keep is None else jnp.where(keep, weight, 0)
 
 
 def as_labels(labels: ArrayLike) -> jax.Array:
