@@ -64,7 +64,7 @@ def _sequences(name: str, labels: ArrayLike, paddings: ArrayLike) -> tuple[jax.A
         raise kind(f"{name} must be integers of shape [batch, labels], got {labels_bn.dtype.name} {labels_bn.shape}")
     paddings_bn = as_real("paddings", paddings)
     check_same_shape((name, "their paddings"), labels_bn, paddings_bn)
-    return compact(labels_bn, paddings_bn == 0)
+    return compact(labels_bn, ~paddings_bn.astype(bool))
 
 
 def character_error_rate(predictions: Sequence[str], targets: Sequence[str]) -> float:

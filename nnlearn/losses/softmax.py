@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nnlearn.tree import safe_divide
+from nnlearn.tree import safe_divide, widest
 from nnlearn.types import ArrayLike, Scalar
 
 Axes = tuple[int, ...]
@@ -105,7 +105,7 @@ def split_labels(labels: jax.Array, classes: int, dtype, keep: jax.Array | None 
     An index out of range does not fail in a compiled program: -1 would quietly mean the last class. Labels that
     ``keep`` leaves out, booleans of the labels' shape, have weight 0 whatever they are.
     """
-    labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # a uint8 cannot be compared with 1,000
+    labels = labels.astype(widest(labels.dtype, jnp.int32))  # a uint8 cannot be compared with 1,000
     valid = (labels >= 0) & (labels < classes)
     weight = jnp.where(valid if keep is None else valid | ~keep, 1, jnp.nan).astype(dtype)
     return jnp.where(valid, labels, 0), weight if keep is None else jnp.where(keep, weight, 0)

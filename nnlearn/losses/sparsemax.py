@@ -86,7 +86,7 @@ def _label_loss(scores: jax.Array, labels: jax.Array) -> jax.Array:
 @_label_loss.defjvp
 def _label_loss_jvp(primals, tangents):
     scores, labels = primals
-    error = _project(scores, scores.ndim - 1) - _is_label(scores, labels)
+    error = _project(scores, scores.ndim - 1) - _is_label(scores, labels).astype(scores.dtype)
     return _label_loss(scores, labels), jnp.sum(error * tangents[0], -1)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from nnlearn.checks import check_number
+from nnlearn.tree import compute_dtype, widest
 from nnlearn.types import Scalar
 
 _INT32_MAX = 2**31 - 1
@@ -38,7 +39,7 @@ def as_values(*values: Scalar) -> tuple[Array, ...]:
     >>> [value.dtype.name for value in as_values(0.1, jnp.bfloat16(2.0))]
     ['float32', 'float32']
     """
-    dtype = jnp.promote_types(jnp.result_type(*values, float), jnp.float32)
+    dtype = compute_dtype(*values, float)
     return tuple(jnp.asarray(value, dtype=dtype) for value in values)
 
 
@@ -55,7 +56,7 @@ def as_steps(value) -> Array:
         value = int(value) if abs(int(value)) <= _INT32_MAX else float(value)
     steps = jnp.asarray(value)
     if jnp.issubdtype(steps.dtype, jnp.floating):
-        return steps.astype(jnp.promote_types(steps.dtype, jnp.float32))
+        return steps.astype(widest(steps.dtype, jnp.float32))
     signed = jnp.dtype("int64" if steps.dtype.itemsize == 8 else "int32")
     if jnp.issubdtype(steps.dtype, jnp.unsignedinteger) and steps.dtype.itemsize == signed.itemsize:
         steps = jnp.minimum(steps, np.array(jnp.iinfo(signed).max, steps.dtype))

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nnlearn.checks import check_number, known
 from nnlearn.schedules.arithmetic import as_steps, as_values, check_steps
@@ -21,7 +23,7 @@ def check_increasing(name: str, boundaries: Sequence[Scalar]) -> None:
 
 
 @comparable
-def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[Scalar]) -> Schedule:
+def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[Scalar] | jax.Array | np.ndarray) -> Schedule:
     """Several schedules one after another, each of which counts its steps from 0.
 
     ::

@@ -1,7 +1,6 @@
 """Metrics over a whole set of examples, in batches that fit memory."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +10,12 @@ from nnlearn.train.calls import check_takes, hand
 from nnlearn.tree import compute_dtype
 from nnlearn.types import Batch, Params, Scalar
 
-MetricsFn = Callable[..., dict[str, Scalar]]
+MetricsFn = Callable[..., Mapping[str, Scalar]]
 
 
-def evaluation(metrics_fn: MetricsFn, examples: Batch, batch_size: int | None = None) -> Callable[..., dict[str, Any]]:
+def evaluation(
+    metrics_fn: MetricsFn, examples: Batch, batch_size: int | None = None
+) -> Callable[..., dict[str, jax.Array]]:
     """``evaluate(params) -> metrics`` over all examples, for ``make_train`` and ``fit``.
 
     Args:
@@ -41,7 +42,7 @@ def evaluation(metrics_fn: MetricsFn, examples: Batch, batch_size: int | None = 
         def on_batch(row):
             indices_b, where_b = row
             metrics = hand(metrics_fn, params, MaskedBatch(take(examples, indices_b), where_b), **offered)
-            if not isinstance(metrics, dict):
+            if not isinstance(metrics, Mapping):
                 raise TypeError(f"metrics_fn must return a dict of scalars, got {type(metrics).__name__}")
             arrays = {name: jnp.asarray(value) for name, value in metrics.items()}
             return {name: array.astype(compute_dtype(array.dtype)) for name, array in arrays.items()}
@@ -50,7 +51,7 @@ def evaluation(metrics_fn: MetricsFn, examples: Batch, batch_size: int | None = 
             return on_batch((indices_nb[0], where_nb[0]))
         count_n = jnp.sum(where_nb, axis=1)
         means_n = jax.lax.map(on_batch, (indices_nb, where_nb))
-        return {name: jnp.sum(mean_n * count_n) / size for name, mean_n in means_n.items()}
+        return {name: jnp.sum(mean_n * count_n.astype(mean_n.dtype)) / size for name, mean_n in means_n.items()}
 
     return evaluate
 

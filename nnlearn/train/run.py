@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -209,9 +209,9 @@ def make_train(
     *,
     steps: int | None = None,
     epochs: int | None = None,
-    evaluate: Callable[..., dict[str, Scalar]] | None = None,
+    evaluate: Callable[..., Mapping[str, Scalar]] | None = None,
     check_every: int | None = None,
-    stop: StopRule | Sequence[StopRule] | Callable[[PyTree], Sequence[StopRule]] = (),
+    stop: StopRule | Sequence[StopRule] | Callable[[PyTree], StopRule | Sequence[StopRule]] = (),
     record: Collection[str] = ("grad_norm",),
     record_every: int = 1,
     packed: bool | None = None,

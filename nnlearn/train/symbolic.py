@@ -18,6 +18,7 @@ import numpy as np
 from jax.extend.core import Literal
 
 from nnlearn.native.kernel import KERNEL
+from nnlearn.tree import widest
 
 ELEMENTWISE_NAMES = """
 abs acos acosh add and asin asinh atan atan2 atanh cbrt ceil clamp complex conj convert_element_type copy copy_p cos
@@ -261,7 +262,7 @@ class Interpreter:
         if self._widened.get(expression, (None, None))[1] == target:  # there and back
             return self._widened[expression][0]
         converted = self._express("convert", str(target), expression)
-        if source != target and jnp.promote_types(source, target) == target:
+        if source != target and widest(source, target) == target:
             self._widened[converted] = (expression, source)
         return converted
 

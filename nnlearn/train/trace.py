@@ -33,8 +33,9 @@ class Trace:
       check_step: steps made at each check, shape (..., checks).
       metrics: by name, their values at the checks, shape (..., checks): ``train_loss``, the mean over the steps since
         the check before, and what ``evaluate`` returned.
-      stop_step: steps made in all, shape (...). What lies beyond it in a run that has stopped is NaN,
-        or 0 where the numbers are integers.
+      stop_step: steps made in all, shape (...). What lies beyond it in a run that has stopped is infinite, or 0 where
+        the numbers are integers; ``made`` tells which records those are. It is not NaN, so that ``jax_debug_nans``
+        raises only at what went wrong.
       reason: which rule has stopped the run, counted from 1; 0 if none did. ``stopped_by`` says it in words.
       best_step: the check whose parameters the run has ended with, or None where no rule keeps them.
       rules: the names of the rules.
@@ -58,6 +59,21 @@ class Trace:
     def runs(self) -> tuple[int, ...]:
         """The shape of the runs: ``()`` for one, ``(64, 4)`` for a grid."""
         return jnp.shape(self.stop_step)
+
+    @property
+    def made(self) -> jax.Array:
+        """Booleans of the records' shape (..., records): False beyond the end of a run that has stopped.
+
+        >>> import nnlearn
+        >>> train = nnlearn.make_train(
+        ...     lambda p, b, k: p**2, nnlearn.sgd(0.1), nnlearn.generated(lambda key, step: step), jnp.ones(()),
+        ...     steps=3, check_every=1, stop=nnlearn.reached("train_loss", 0.7),
+        ... )
+        >>> trace = train({}, 0)[1]
+        >>> trace.loss[trace.made]
+        Array([1.  , 0.64], dtype=float32)
+        """
+        return self.step <= jnp.expand_dims(self.stop_step, -1)
 
     @property
     def stopped_by(self) -> np.ndarray | str:

@@ -1,7 +1,7 @@
 """The host-driven run, for data that do not fit into a program: batches from any iterable, with the same step."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def fit(
     *,
     steps: int | None = None,
     epochs: int | None = None,
-    evaluate: Callable[..., dict[str, Scalar]] | None = None,
+    evaluate: Callable[..., Mapping[str, Scalar]] | None = None,
     check_every: int | None = None,
     stop: StopRule | Sequence[StopRule] = (),
     record_every: int = 1,

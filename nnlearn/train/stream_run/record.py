@@ -30,7 +30,7 @@ class Recorder:
       metrics: the names of what checks find.
       begin: called with the names of all columns before the first rows.
       writers: functions that are given rows; without any, none are made.
-      watch: called with the step, loss and learning rate that were read last.
+      watch: called with the step, loss and learning rate, or None, that were read last.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Recorder:
         *,
         begin: Callable[[list[str]], None],
         writers: list[Callable[[list[Row]], None]],
-        watch: Callable[[int, float, float], None],
+        watch: Callable[[int, float, float | None], None],
     ):
         self.every, self.metrics = every, list(metrics)
         self.latest: dict[str, float] = {}  # what the last check found, as far as it was read
@@ -90,7 +90,9 @@ class Recorder:
             infos = jax.tree.map(lambda leaf: leaf[recorded], whole)
             self._steps.append(steps[recorded])
             self._infos.append(infos)
-            self._watch(last, float(whole.loss[entry.count - 1]), float(np.mean(whole.learning_rate[entry.count - 1])))
+            rates = whole.learning_rate
+            rate = None if rates is None else float(np.mean(rates[entry.count - 1]))
+            self._watch(last, float(whole.loss[entry.count - 1]), rate)
         metrics = {}
         if entry.metrics:
             found = {name: np.asarray(value) for name, value in entry.metrics.items()}
@@ -128,7 +130,7 @@ class Recorder:
             rules = (*rules, ended_by)
             reason = len(rules)
         # NumPy puts the pieces together: it need not compile for that
-        nothing = Info(np.zeros(0, np.float32), None, None, np.zeros(0, np.float32), None)
+        nothing = Info(np.zeros(0, np.float32), None, None, None, None)
         infos = jax.tree.map(lambda *parts: np.concatenate(parts), *self._infos) if self._infos else nothing
         checks = [metrics for _, metrics in self._checks]
         names = checks[0] if checks else ()
