@@ -191,7 +191,7 @@ def _advance(beam: Beam, log_probs_k: jax.Array, is_frame: jax.Array, blank_id: 
         jnp.where(grows_w, -jnp.inf, blank_w[from_w]),
         jnp.where(grows_w, score_w, label_w[from_w]),
         jnp.where(grows_w, by_w, beam.last_w[from_w]),
-        beam.length_w[from_w] + grows_w,
+        beam.length_w[from_w] + grows_w.astype(beam.length_w.dtype),
         jnp.where(grows_w[:, None], _extend_hash(beam.hash_w2[from_w], by_w), beam.hash_w2[from_w]),
         jnp.where(grows_w[:, None], beam.hash_w2[from_w], beam.parent_hash_w2[from_w]),
     )

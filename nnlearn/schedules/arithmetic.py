@@ -63,10 +63,27 @@ def as_steps(value) -> Array:
     return steps.astype(signed)
 
 
+def alike(*counts) -> tuple[Array, ...]:
+    """Step counts as arrays of one dtype, the widest of theirs, under ``jax_numpy_dtype_promotion=strict`` too.
+
+    >>> [count.dtype.name for count in alike(1, jnp.float32(2.0))]
+    ['float32', 'float32']
+    """
+    counts = tuple(as_steps(count) for count in counts)
+    dtype = widest(*(count.dtype for count in counts))
+    return tuple(count.astype(dtype) for count in counts)
+
+
+def is_before(count, step: Scalar) -> Array:
+    """Whether ``count`` is below ``step``, whatever their dtypes."""
+    count, step = alike(count, step)
+    return count < step
+
+
 def steps_since(count, begin: Scalar = 0) -> Array:
     """How many steps have passed since ``begin`` when ``count`` have passed; never below 0, as if both were >= 0."""
-    count, begin = jnp.maximum(as_steps(count), 0), jnp.maximum(as_steps(begin), 0)
-    return jnp.maximum(count - begin, 0)
+    count, begin = alike(count, begin)
+    return jnp.maximum(jnp.maximum(count, 0) - jnp.maximum(begin, 0), 0)
 
 
 def positive_steps(steps: Scalar) -> tuple[Array, Array]:
@@ -83,6 +100,7 @@ def fractions(done: Array, steps: Scalar, dtype) -> tuple[Array, Array]:
     >>> [float(fraction) for fraction in fractions(as_steps(1), 4, jnp.float32)]
     [0.25, 0.75]
     """
+    done, steps = alike(done, steps)
     real, steps = positive_steps(steps)
     gone = jnp.minimum(done, steps)
     left = steps - gone
@@ -95,7 +113,8 @@ def fractions(done: Array, steps: Scalar, dtype) -> tuple[Array, Array]:
 
 def whole_periods(done: Array, steps: Array) -> Array:
     """How many whole periods of ``steps`` (> 0) fit into ``done``: exact for integers, however large."""
-    if jnp.issubdtype(jnp.result_type(done, steps), jnp.integer):
+    done, steps = alike(done, steps)
+    if jnp.issubdtype(done.dtype, jnp.integer):
         return done // steps
     return jnp.floor(done / steps)
 

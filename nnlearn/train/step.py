@@ -146,7 +146,8 @@ def make_step(
         extra = {"value": seen.loss, "grad": seen.grads, "value_fn": seen.value_fn}
         if "update_norm" in record:
             updates, opt_state = tx.update(seen.grads, state.opt_state, state.stored, **extra)
-            stored = apply_updates(state.stored, updates)
+            with jax.numpy_dtype_promotion("standard"):  # an update may be wider than its parameter
+                stored = apply_updates(state.stored, updates)
         else:
             stored, opt_state = apply_gradients(tx, state.stored, seen.grads, state.opt_state, **extra)
         info = Info(
