@@ -120,7 +120,7 @@ def ctc_beam_search_decode(
             return _advance(beam, *frame, blank_id)
 
         beam, history = jax.lax.scan(step, _start(width, log_probs_tk.dtype), (log_probs_tk, is_frame_t))
-        _, labels_tp = jax.lax.scan(_go_back, jnp.arange(paths), history, reverse=True)
+        _, labels_tp = jax.lax.scan(_go_back, jnp.arange(paths, dtype=jnp.int32), history, reverse=True)
         return labels_tp.T, beam.total_w[:paths]
 
     labels_bpt, scores_bp = jax.vmap(search)(log_probs_btk, is_frame_bt)
