@@ -15,7 +15,7 @@ from nnlearn.train.state import TrainState, init_state
 from nnlearn.train.step import check_record, make_step, step_key
 from nnlearn.train.stopping import StopRule
 from nnlearn.train.stretches import blank, end_to_end, followed_by, lean_scan, scan_in_segments, stretch_length
-from nnlearn.train.trace import Trace
+from nnlearn.train.trace import Trace, leaf_names
 from nnlearn.train.verdict import Verdict, best_state, first_verdict, judge, kept_metric, measure
 from nnlearn.tree import is_function
 from nnlearn.types import Batch, GradientTransformation, Key, LossFn, Params, PyTree, Scalar
@@ -135,6 +135,7 @@ class Train:
             reason=run.verdict.reason,
             best_step=None if run.verdict.best is None else run.verdict.best.step,
             rules=tuple(rule.name for rule in rules),
+            leaves=leaf_names(run.state) if "leaf_grad_norms" in self.record else (),
         )
         return run, trace
 

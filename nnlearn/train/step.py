@@ -37,7 +37,8 @@ class Info(NamedTuple):
         ``optax.contrib.reduce_on_plateau`` where that is chained to it; a vector if the state holds several rates, in
         its order, and None if it holds none, as those of optax's own optimizers do.
       aux: what ``loss_fn`` returned beside the loss, or None.
-      leaf_grad_norms: Euclidean norm of each leaf's gradient, shape (leaves,), in the tree's order.
+      leaf_grad_norms: Euclidean norm of each leaf's gradient, shape (leaves,), in the tree's order; their names are
+        ``Trace.leaves``.
       noise_scale: how much the gradients of examples scatter, see ``noise_scale_from_examples``.
     """
 

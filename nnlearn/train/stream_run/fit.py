@@ -21,6 +21,7 @@ from nnlearn.train.stream_run.record import Recorder
 from nnlearn.train.stream_run.running import FitResult, Running
 from nnlearn.train.stream_run.stack import Stacker
 from nnlearn.train.stream_run.stream import Plan, Prefetch, known_length, passes, read_blocks
+from nnlearn.train.trace import leaf_names
 from nnlearn.types import Batch, Scalar
 
 
@@ -138,7 +139,9 @@ def fit(
                 writers.insert(0, stack.enter_context(History(history, columns, plan.first)).write)
 
         running = Running(step, state, evaluate, rules, calls, save, plan)
-        running.recorder = Recorder(record_every, running.metrics, begin=begin, writers=writers, watch=bar.update)
+        running.recorder = Recorder(
+            record_every, running.metrics, leaf_names(state), begin=begin, writers=writers, watch=bar.update
+        )
         ahead = Prefetch(read_blocks(epochs_left, plan, stacker, lambda: ahead.stopped, prefetch > 0), prefetch)
         stack.enter_context(ahead)
         try:
