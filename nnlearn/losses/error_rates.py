@@ -53,7 +53,7 @@ def edit_distance(
     first_bn = jnp.broadcast_to(places_1n, (len(targets_bn), places_1n.shape[1]))
     _, rows_mbn = jax.lax.scan(step, first_bn, predictions_bm.T)
     rows_mbn = jnp.concatenate([first_bn[None], rows_mbn])
-    return rows_mbn[prediction_lengths_b, jnp.arange(len(targets_bn)), target_lengths_b]
+    return rows_mbn[prediction_lengths_b, jnp.arange(len(targets_bn), dtype=jnp.int32), target_lengths_b]
 
 
 def _sequences(name: str, labels: ArrayLike, paddings: ArrayLike) -> tuple[jax.Array, jax.Array]:

@@ -107,8 +107,17 @@ def split_labels(labels: jax.Array, classes: int, dtype, keep: jax.Array | None 
     """
     labels = labels.astype(widest(labels.dtype, jnp.int32))  # a uint8 cannot be compared with 1,000
     valid = (labels >= 0) & (labels < classes)
-    weight = jnp.where(valid if keep is None else valid | ~keep, 1, jnp.nan).astype(dtype)
+    weight = one_or_nan(valid if keep is None else valid | ~keep, dtype)
     return jnp.where(valid, labels, 0), weight if keep is None else jnp.where(keep, weight, 0)
+
+
+def one_or_nan(valid: jax.Array, dtype) -> jax.Array:
+    """1 where ``valid``, else NaN; without a constant NaN, which ``jax_debug_nans`` would report where all is valid.
+
+    >>> one_or_nan(jnp.array([True, False]), jnp.float32)
+    Array([ 1., nan], dtype=float32)
+    """
+    return jnp.sqrt(jnp.where(valid, 1, -1).astype(dtype))
 
 
 def as_labels(labels: ArrayLike) -> jax.Array:
