@@ -325,7 +325,7 @@ def test_the_learning_rate_is_read_wherever_it_is_recorded():
 
 
 def test_the_recorded_rate_is_what_a_plateau_rule_leaves_of_it():
-    rule = optax.contrib.reduce_on_plateau(factor=0.5, patience=0, cooldown=0)
+    rule = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, cooldown=0)
     parts = {"w": optax.chain(nnlearn.sgd(0.1), rule), "b": nnlearn.sgd(0.2)}
     cases = {
         "chain": (optax.chain(nnlearn.sgd(0.1), rule), 0.1, 0.05),

@@ -22,7 +22,6 @@ from nnlearn.tree import global_norm, widest
 from nnlearn.types import Batch, GradientTransformation, Key, LossFn, OptState, PyTree, Scalar
 
 RECORDABLE = {"grad_norm", "update_norm", "leaf_grad_norms", "noise_scale"}
-Step = Callable[[TrainState, Batch], tuple[TrainState, "Info"]]
 
 
 class Info(NamedTuple):
@@ -49,6 +48,9 @@ class Info(NamedTuple):
     aux: PyTree
     leaf_grad_norms: jax.Array | None = None
     noise_scale: NoiseScale | None = None
+
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, Info]]
 
 
 def make_step(
