@@ -3,7 +3,7 @@
 import itertools
 import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +37,7 @@ def sweep(
     samples: int | None = None,
     method: Method = "grid",
     seed: int = 0,
-    static: dict[str, Sequence[Any]] | None = None,
+    static: Mapping[str, Sequence[Any]] | None = None,
     full: bool = False,
     width: int | None = None,
     memory_limit: int | None = None,

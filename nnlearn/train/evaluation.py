@@ -1,7 +1,6 @@
 """Metrics over a whole set of examples, in batches that fit memory."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from nnlearn.train.calls import check_takes, hand
 from nnlearn.tree import compute_dtype
 from nnlearn.types import Batch, Params, Scalar
 
-MetricsFn = Callable[..., dict[str, Scalar]]
+MetricsFn = Callable[..., Mapping[str, Scalar]]
 
 
 def evaluation(
@@ -21,7 +20,7 @@ def evaluation(
     batch_size: int | None = None,
     *,
     batch_weight: Callable[[MaskedBatch], Scalar] | None = None,
-) -> Callable[..., dict[str, Any]]:
+) -> Callable[..., dict[str, jax.Array]]:
     """``evaluate(params) -> metrics`` over all examples, for ``make_train`` and ``fit``.
 
     Args:
@@ -58,7 +57,7 @@ def evaluation(
             indices_b, where_b = row
             batch = MaskedBatch(take(examples, indices_b), where_b)
             metrics = hand(metrics_fn, params, batch, **offered)
-            if not isinstance(metrics, dict):
+            if not isinstance(metrics, Mapping):
                 raise TypeError(f"metrics_fn must return a dict of scalars, got {type(metrics).__name__}")
             arrays = {name: jnp.asarray(value) for name, value in metrics.items()}
             means = {name: array.astype(compute_dtype(array.dtype)) for name, array in arrays.items()}

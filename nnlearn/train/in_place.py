@@ -59,7 +59,8 @@ def apply_gradients(
 
     def update(grads, opt_state, params):
         updates, opt_state = tx.update(grads, opt_state, params, **extra)
-        return apply_updates(params, updates), opt_state
+        with jax.numpy_dtype_promotion("standard"):  # an update may be wider than its parameter
+            return apply_updates(params, updates), opt_state
 
     if _pays(params):
         careful = in_place(update)

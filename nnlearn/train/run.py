@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from nnlearn.train.state import TrainState, init_state
 from nnlearn.train.step import check_record, count_skipped, counted_loss, make_step, step_key
 from nnlearn.train.stopping import StopRule
 from nnlearn.train.stretches import blank, end_to_end, followed_by, lean_scan, scan_in_segments, stretch_length
-from nnlearn.train.trace import Trace
+from nnlearn.train.trace import Trace, leaf_names
 from nnlearn.train.verdict import Verdict, best_state, first_verdict, judge, kept_metric, measure
 from nnlearn.train.window import warn_of_last_window
 from nnlearn.tree import is_function
@@ -139,6 +139,7 @@ class Train:
             reason=run.verdict.reason,
             best_step=None if run.verdict.best is None else run.verdict.best.step,
             rules=tuple(rule.name for rule in rules),
+            leaves=leaf_names(run.state) if "leaf_grad_norms" in self.record else (),
         )
         return run, trace
 
@@ -238,9 +239,9 @@ def make_train(
     *,
     steps: int | None = None,
     epochs: int | None = None,
-    evaluate: Callable[..., dict[str, Scalar]] | None = None,
+    evaluate: Callable[..., Mapping[str, Scalar]] | None = None,
     check_every: int | None = None,
-    stop: StopRule | Sequence[StopRule] | Callable[[PyTree], Sequence[StopRule]] = (),
+    stop: StopRule | Sequence[StopRule] | Callable[[PyTree], StopRule | Sequence[StopRule]] = (),
     record: Collection[str] = ("grad_norm",),
     record_every: int = 1,
     packed: bool | None = None,

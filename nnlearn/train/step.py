@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from optax import ScaleByBacktrackingLinesearchState, apply_updates, with_extra_args_support
 
 from nnlearn.packing import is_packed, leaf_norms
@@ -18,11 +19,10 @@ from nnlearn.train.state import TrainState
 from nnlearn.transforms.hyperparams import is_injected
 from nnlearn.transforms.loss_scale import current_loss_scale
 from nnlearn.transforms.skipping import hold, skip_whole, was_skipped
-from nnlearn.tree import global_norm
+from nnlearn.tree import global_norm, widest
 from nnlearn.types import Batch, GradientTransformation, Grads, Key, LossFn, OptState, PyTree, Scalar
 
 RECORDABLE = {"grad_norm", "update_norm", "leaf_grad_norms", "noise_scale"}
-Step = Callable[[TrainState, Batch], tuple[TrainState, "Info"]]
 
 
 class Info(NamedTuple):
@@ -33,10 +33,12 @@ class Info(NamedTuple):
       grad_norm: Euclidean norm of the gradient, before the optimizer sees it; infinite or NaN if the gradient is. This
         and the other norms are None where ``make_step`` was not asked to record them.
       update_norm: Euclidean norm of the update.
-      learning_rate: the rate that made the update, as the optimizer's state records it; a vector if it holds several,
-        in the state's order, and NaN if it holds none.
+      learning_rate: the rate that made the update, as the optimizer's state records it, times the scale of
+        ``optax.contrib.reduce_on_plateau`` where that is chained to it; a vector if the state holds several rates, in
+        its order, and None if it holds none, as those of optax's own optimizers do.
       aux: what ``loss_fn`` returned beside the loss, or None.
-      leaf_grad_norms: Euclidean norm of each leaf's gradient, shape (leaves,), in the tree's order.
+      leaf_grad_norms: Euclidean norm of each leaf's gradient, shape (leaves,), in the tree's order; their names are
+        ``Trace.leaves``.
       noise_scale: how much the gradients of examples scatter, see ``noise_scale_from_examples``.
       skipped: whether the optimizer skipped the step, see ``was_skipped``; None if nothing in it skips steps. The loss
         and the norms are those of the batch all the same.
@@ -45,11 +47,14 @@ class Info(NamedTuple):
     loss: jax.Array
     grad_norm: jax.Array | None
     update_norm: jax.Array | None
-    learning_rate: jax.Array
+    learning_rate: jax.Array | None
     aux: PyTree
     leaf_grad_norms: jax.Array | None = None
     noise_scale: NoiseScale | None = None
     skipped: jax.Array | None = None
+
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, Info]]
 
 
 def make_step(
@@ -155,7 +160,8 @@ def make_step(
         with explaining_update(tx, state.opt_state, state.stored):
             if "update_norm" in record:
                 updates, opt_state = tx.update(seen.grads, state.opt_state, state.stored, **extra)
-                stored = apply_updates(state.stored, updates)
+                with jax.numpy_dtype_promotion("standard"):  # an update may be wider than its parameter
+                    stored = apply_updates(state.stored, updates)
             else:
                 stored, opt_state = apply_gradients(tx, state.stored, seen.grads, state.opt_state, **extra)
         skipped = was_skipped(tx, state.opt_state, opt_state)
@@ -241,26 +247,44 @@ def jit_step(step: Step) -> Step:
     return jax.jit(step, donate_argnums=0)
 
 
-def recorded_learning_rate(state: OptState) -> jax.Array:
-    """The learning rate that an optimizer's state records; see ``Info.learning_rate``.
+def recorded_learning_rate(state: OptState) -> jax.Array | None:
+    """The learning rate that an optimizer's state records, or None; see ``Info.learning_rate``.
 
     >>> import nnlearn
     >>> recorded_learning_rate(nnlearn.adam(0.1).init(jnp.zeros(1)))
     Array(0.1, dtype=float32)
     """
+    rates, _ = _rates_and_scale(state)
+    if len(rates) < 2:
+        return rates[0] if rates else None
+    dtype = widest(*(rate.dtype for rate in rates))
+    return jnp.concatenate([jnp.atleast_1d(rate).astype(dtype) for rate in rates])
 
-    def holds_rate(node):
-        return hasattr(node, "learning_rate") or is_injected(node)
 
-    rates = []
-    for node in filter(holds_rate, jax.tree.leaves(state, is_leaf=holds_rate)):
-        if is_injected(node):
-            rates.append(node.hyperparams.get("learning_rate", recorded_learning_rate(node.inner_state)))
-        else:
-            rates.append(node.learning_rate)
-    if not rates:
-        return jnp.array(jnp.nan)
-    return jnp.asarray(rates[0]) if len(rates) == 1 else jnp.concatenate([jnp.atleast_1d(rate) for rate in rates])
+def _rates_and_scale(node: OptState) -> tuple[list[jax.Array], Scalar]:
+    """The rates below a node of an optimizer's state, and what the plateau rules there multiply earlier updates by."""
+    if isinstance(node, optax.contrib.ReduceLROnPlateauState):
+        return [], node.scale
+    if is_injected(node) and "learning_rate" in node.hyperparams:
+        _, scale = _rates_and_scale(node.inner_state)
+        return [_times(jnp.asarray(node.hyperparams["learning_rate"]), scale)], scale
+    if hasattr(node, "learning_rate"):
+        return [jnp.asarray(node.learning_rate)], 1
+    if isinstance(node, optax.transforms.PartitionState):  # a rule in one part leaves the others alone
+        return [rate for part in node.inner_states.values() for rate in _rates_and_scale(part)[0]], 1
+    children = jax.tree.leaves(node, is_leaf=lambda child: child is not node)
+    if len(children) == 1 and children[0] is node:
+        return [], 1
+    rates, scale = [], 1
+    for child in children:  # in the order in which a chain applies them
+        found, factor = _rates_and_scale(child)
+        rates = [*(_times(rate, factor) for rate in rates), *found]
+        scale = scale if isinstance(factor, int) else _times(jnp.asarray(factor), scale)
+    return rates, scale
+
+
+def _times(rate: jax.Array, factor: Scalar) -> jax.Array:
+    return rate if isinstance(factor, int) else rate * jnp.asarray(factor).astype(rate.dtype)
 
 
 __all__ = [

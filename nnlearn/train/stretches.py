@@ -55,12 +55,14 @@ def is_kept(primitive, *_, **__) -> bool:
 
 
 def blank(shape: jax.ShapeDtypeStruct) -> jax.Array:
-    """What stands for numbers that were never made: NaN, or 0 where there is none.
+    """What stands for numbers that were never made: infinity, or 0 where there is none.
+
+    Not NaN: a healthy run that has stopped must pass ``jax_debug_nans``.
 
     >>> blank(jax.ShapeDtypeStruct((2,), jnp.float32))
-    Array([nan, nan], dtype=float32)
+    Array([inf, inf], dtype=float32)
     """
-    return jnp.full(shape.shape, jnp.nan if jnp.issubdtype(shape.dtype, jnp.inexact) else 0, shape.dtype)
+    return jnp.full(shape.shape, jnp.inf if jnp.issubdtype(shape.dtype, jnp.inexact) else 0, shape.dtype)
 
 
 def end_to_end(outputs: PyTree) -> PyTree:

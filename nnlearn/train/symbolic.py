@@ -18,6 +18,7 @@ import numpy as np
 from jax.extend.core import Literal
 
 from nnlearn.native.kernel import KERNEL
+from nnlearn.tree import widest
 
 ELEMENTWISE_NAMES = """
 abs acos acosh add and asin asinh atan atan2 atanh cbrt ceil clamp complex conj convert_element_type copy copy_p cos
@@ -258,10 +259,10 @@ class Interpreter:
     def _convert(self, expression: int, source, target, single: bool) -> int:
         if single and any(what == "all" for what, *_ in self._sets.get(expression, ("", ()))[1]):
             return expression  # a total is the same total in another precision; of each leaf's numbers it is a rounding
-        if self._widened.get(expression, (None, None))[1] == target:  # there and back
+        if expression in self._widened and self._widened[expression][1] == target:  # there and back
             return self._widened[expression][0]
         converted = self._express("convert", str(target), expression)
-        if source != target and jnp.promote_types(source, target) == target:
+        if source != target and widest(source, target) == target:
             self._widened[converted] = (expression, source)
         return converted
 

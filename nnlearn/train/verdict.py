@@ -1,6 +1,6 @@
 """What a check makes of a run: its metrics, whether a rule stops it, and the best state so far."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -92,7 +92,7 @@ def best_state(verdict: Verdict, state: TrainState) -> TrainState:
     return verdict.best.state._replace(key=state.key)
 
 
-def measure(evaluate: Callable[..., dict[str, Any]] | None, state: TrainState, **offered: Any) -> Metrics:
+def measure(evaluate: Callable[..., Mapping[str, Any]] | None, state: TrainState, **offered: Any) -> Metrics:
     """What ``evaluate`` says of a state, as arrays.
 
     Raises:
@@ -106,8 +106,8 @@ def measure(evaluate: Callable[..., dict[str, Any]] | None, state: TrainState, *
     if evaluate is None:
         return {}
     metrics = hand(evaluate, state.params, model_state=state.model_state, opt_state=state.opt_state, **offered)
-    if not isinstance(metrics, dict) or any(jnp.shape(value) != () for value in metrics.values()):
-        kinds = jax.tree.map(jnp.shape, metrics) if isinstance(metrics, dict) else type(metrics).__name__
+    if not isinstance(metrics, Mapping) or any(jnp.shape(value) != () for value in metrics.values()):
+        kinds = jax.tree.map(jnp.shape, metrics) if isinstance(metrics, Mapping) else type(metrics).__name__
         raise TypeError(f"evaluate must return a dict of scalars, such as {{'loss': loss}}; got {kinds}")
     if "train_loss" in metrics:
         raise ValueError("evaluate returns 'train_loss', the name of the training loss: give it another")

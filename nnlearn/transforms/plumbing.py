@@ -4,7 +4,7 @@ A method is a *kernel*: one pure function on arrays. ``from_kernel`` runs it on 
 its running arrays in the dtype asked for, and counts steps where the method needs them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ from optax import safe_increment, with_extra_args_support
 
 from nnlearn.packing import is_packed, map_stacks, pack_like, unpack
 from nnlearn.settings import comparable
-from nnlearn.tree import as_hyperparam, compute_dtype, map_unzip, real_dtype
+from nnlearn.tree import as_hyperparam, compute_dtype, map_unzip, real_dtype, widest
 from nnlearn.types import (
     DTypeLike,
     EmptyState,
@@ -45,7 +45,7 @@ class Slot(NamedTuple):
         def start_leaf(param):
             dtype = compute_dtype(jnp.result_type(param)) if self.dtype is None else jnp.dtype(self.dtype)
             if not self.real and jnp.issubdtype(jnp.result_type(param), jnp.complexfloating):
-                dtype = jnp.promote_types(dtype, jnp.complex64)  # never drop an imaginary part
+                dtype = widest(dtype, jnp.complex64)  # never drop an imaginary part
             dtype = real_dtype(dtype) if self.real else dtype
             return jnp.full_like(param, self.fill, dtype=dtype)
 
@@ -67,7 +67,7 @@ def from_kernel(
     kernel: Callable[..., tuple],
     state_type: type,
     slots: dict[str, Slot],
-    hyperparams: dict[str, Scalar],
+    hyperparams: Mapping[str, Scalar],
     per_step: Callable[..., dict[str, jax.Array]] | None = None,
 ) -> GradientTransformationExtraArgs:
     """A gradient transformation from a kernel on arrays.
@@ -155,7 +155,10 @@ def from_map(function: Callable[..., Updates], needs_params: str = "") -> Gradie
 
 
 def from_leaf_kernel(
-    kernel: Callable[..., jax.Array], hyperparams: dict[str, Scalar], needs_params: str = "", whole_leaf: bool = False
+    kernel: Callable[..., jax.Array],
+    hyperparams: Mapping[str, Scalar],
+    needs_params: str = "",
+    whole_leaf: bool = False,
 ) -> GradientTransformationExtraArgs:
     """A stateless transformation from ``kernel(update, **hyperparams)`` on arrays of one leaf.
 

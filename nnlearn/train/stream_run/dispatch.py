@@ -2,7 +2,7 @@
 
 import functools
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -61,7 +61,7 @@ def make_block(step: Step) -> Callable[..., tuple[Carry, PyTree]]:
     return block
 
 
-def make_check(evaluate: Callable[..., dict[str, Scalar]] | None, rules: Sequence[StopRule]) -> Callable[..., Any]:
+def make_check(evaluate: Callable[..., Mapping[str, Scalar]] | None, rules: Sequence[StopRule]) -> Callable[..., Any]:
     """``check(verdict, carry, count) -> (metrics, verdict)``, compiled; it takes the memory of ``verdict``.
 
     Args:

@@ -1,7 +1,7 @@
 """The host-driven run, for data that do not fit into a program: batches from any iterable, with the same step."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from nnlearn.train.stream_run.record import Recorder
 from nnlearn.train.stream_run.running import FitResult, Running
 from nnlearn.train.stream_run.stack import Stacker
 from nnlearn.train.stream_run.stream import Plan, Prefetch, known_length, passes, read_blocks
+from nnlearn.train.trace import leaf_names
 from nnlearn.train.window import warn_of_open_window
 from nnlearn.types import Batch, Scalar
 
@@ -32,7 +33,7 @@ def fit(
     *,
     steps: int | None = None,
     epochs: int | None = None,
-    evaluate: Callable[..., dict[str, Scalar]] | None = None,
+    evaluate: Callable[..., Mapping[str, Scalar]] | None = None,
     check_every: int | None = None,
     stop: StopRule | Sequence[StopRule] = (),
     record_every: int = 1,
@@ -143,7 +144,9 @@ def fit(
                 writers.insert(0, stack.enter_context(History(history, columns, plan.first)).write)
 
         running = Running(step, state, evaluate, rules, calls, save, plan)
-        running.recorder = Recorder(record_every, running.metrics, begin=begin, writers=writers, watch=bar.update)
+        running.recorder = Recorder(
+            record_every, running.metrics, leaf_names(state), begin=begin, writers=writers, watch=bar.update
+        )
         ahead = Prefetch(read_blocks(epochs_left, plan, stacker, lambda: ahead.stopped, prefetch > 0), prefetch)
         stack.enter_context(ahead)
         try:
