@@ -15,6 +15,7 @@ LEVELS = {
         "files",
         "native",
         "settings",
+        "sharding_axes",
         "tree",
         "packing",
         "schedules",

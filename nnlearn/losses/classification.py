@@ -32,6 +32,7 @@ from nnlearn.losses.softmax import (
     split_labels,
     spread_over,
 )
+from nnlearn.sharding_axes import take_rows
 from nnlearn.tree import as_hyperparam, safe_divide
 from nnlearn.types import ArrayLike, Scalar
 
@@ -87,7 +88,7 @@ def _label_loss(logits, labels, axis, where, options) -> tuple[jax.Array, jax.Ar
     if include is not None:
         weight = jnp.where(jnp.any(include, axes), weight, 0)
     if class_weights is not None:  # after the mask: a NaN times what is left out would be a class weight's gradient
-        weight = weight * class_weights.reshape(-1)[labels]
+        weight = weight * take_rows(class_weights.reshape(-1), labels)
     rows = normalize(exclude(logits, include), axes)
     if is_off(label_smoothing):
         loss = label_loss(rows, labels, weight, axes[0])

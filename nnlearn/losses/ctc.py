@@ -23,6 +23,7 @@ from nnlearn.losses.scaled import Scaled, add, from_log, multiply, normalize, po
 from nnlearn.losses.sequences import check_blank_id, check_examples, check_frames, check_labels, compact, running_count
 from nnlearn.native.ctc import CtcKernel
 from nnlearn.native.kernel import runs_here
+from nnlearn.sharding_axes import automatic_axes
 from nnlearn.tree import safe_divide
 from nnlearn.types import ArrayLike
 
@@ -322,6 +323,7 @@ def _kernel_backward(blank_id: int, residuals, cotangent_b: jax.Array):
 _by_kernel.defvjp(_kernel_forward, _kernel_backward)
 
 
+@automatic_axes(like="logits")
 def ctc_loss(
     logits: ArrayLike,
     logit_paddings: ArrayLike,

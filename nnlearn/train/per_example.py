@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from nnlearn.checks import NUMERIC, check_nonnegative, check_number, known
 from nnlearn.data import MaskedBatch, example_count
 from nnlearn.packing import unpack
+from nnlearn.sharding_axes import along_first_axes, automatic, lie_like
 from nnlearn.train.ghost import Dense, Program
 from nnlearn.tree import abs_sq, as_hyperparam, compute_dtype, path_name, real_dtype, safe_sqrt
 from nnlearn.types import Batch, Grads, Key, LossFn, Params, PyTree, Scalar
@@ -44,6 +45,10 @@ def per_example_grads(loss_fn: LossFn, params: Params, batch: Batch, key: Key | 
     >>> per_example_grads(loss_fn, jnp.zeros(2), batch).tolist()
     [[-2.0, 0.0], [0.0, -4.0]]
     """
+    return _by_example(_grads, batch, loss_fn, params, batch, key)
+
+
+def _grads(loss_fn: LossFn, params: Params, batch: Batch, key: Key | None) -> Grads:
     examples, where_b, keys_b = _parts(batch, key)
     params = _prepare(params, examples)
 
@@ -54,6 +59,14 @@ def per_example_grads(loss_fn: LossFn, params: Params, batch: Batch, key: Key | 
     if not isinstance(batch, MaskedBatch):
         return grads
     return jax.tree.map(lambda grad_b: _select(where_b, grad_b), grads)
+
+
+def _by_example(function: Callable, batch: Batch, *arguments: Any) -> Any:
+    """``function(*arguments)``, whose results have an axis of examples first, cut as that of the batch is.
+
+    JAX refuses to map a gather or a reshape over an axis that is cut over Explicit mesh axes.
+    """
+    return automatic(function, *arguments, spec=lambda result: along_first_axes(batch, result)[:1])
 
 
 def per_example_norms(loss_fn: LossFn, params: Params, batch: Batch, key: Key | None = None) -> jax.Array:
@@ -88,8 +101,11 @@ def per_example_norms(loss_fn: LossFn, params: Params, batch: Batch, key: Key | 
     >>> per_example_norms(loss_fn, jnp.zeros(2), batch).tolist()
     [2.0, 4.0]
     """
-    pieces = _differentiate(loss_fn, unpack(params), batch, key)
-    return safe_sqrt(pieces.squares_b)
+    return _by_example(_norms, batch, loss_fn, unpack(params), batch, key)
+
+
+def _norms(loss_fn: LossFn, params: Params, batch: Batch, key: Key | None) -> jax.Array:
+    return safe_sqrt(_differentiate(loss_fn, params, batch, key).squares_b)
 
 
 def clipped_value_and_grad(
@@ -142,21 +158,29 @@ def clipped_value_and_grad(
         if noisy and key is None:
             raise ValueError(f"noise_multiplier={noise_multiplier} draws noise, so key must be a random key, got None")
         tree, to_stored = jax.vjp(unpack, _prepare(params, batch))
-        pieces = _differentiate(loss_fn, tree, batch, key)
-        count = jnp.maximum(jnp.sum(pieces.where_b), 1).astype(pieces.squares_b.dtype)
-        bound = as_hyperparam(clip_norm, pieces.squares_b.dtype)
-        finite_b = jnp.isfinite(pieces.squares_b)
-        norms_b = safe_sqrt(jnp.where(finite_b, pieces.squares_b, 0))
-        factors_b = bound / jnp.maximum(norms_b, bound) / count
-        leaves = pieces.weighted_sum(factors_b, pieces.where_b & finite_b)
-        if noisy:
-            scale = as_hyperparam(noise_multiplier, count.dtype) * bound / count
-            leaves = _add_noise(leaves, scale, jax.random.fold_in(key, NOISE_STREAM))
-        loss = jnp.sum(_select(pieces.where_b, pieces.losses_b)) / count.astype(pieces.losses_b.dtype)
-        aux = _loss_and_aux(loss_fn, tree, batch, key)[1] if pieces.has_aux else None
+        arguments = loss_fn, tree, batch, key, clip_norm, noise_multiplier if noisy else None
+        loss, leaves, has_aux = automatic(_clipped_sum, *arguments)
+        leaves = map(lie_like, leaves, jax.tree.leaves(tree))
+        aux = None if has_aux is None else _loss_and_aux(loss_fn, tree, batch, key)[1]
         return (loss, aux), to_stored(jax.tree.unflatten(jax.tree.structure(tree), leaves))[0]
 
     return value_and_grad
+
+
+def _clipped_sum(loss_fn, tree, batch, key, clip_norm, noise_multiplier) -> tuple[jax.Array, list, tuple | None]:
+    """The mean loss, the gradient's leaves, and whether there is an aux: an empty tuple, or None."""
+    pieces = _differentiate(loss_fn, tree, batch, key)
+    count = jnp.maximum(jnp.sum(pieces.where_b), 1).astype(pieces.squares_b.dtype)
+    bound = as_hyperparam(clip_norm, pieces.squares_b.dtype)
+    finite_b = jnp.isfinite(pieces.squares_b)
+    norms_b = safe_sqrt(jnp.where(finite_b, pieces.squares_b, 0))
+    factors_b = bound / jnp.maximum(norms_b, bound) / count
+    leaves = pieces.weighted_sum(factors_b, pieces.where_b & finite_b)
+    if noise_multiplier is not None:
+        scale = as_hyperparam(noise_multiplier, count.dtype) * bound / count
+        leaves = _add_noise(leaves, scale, jax.random.fold_in(key, NOISE_STREAM))
+    loss = jnp.sum(_select(pieces.where_b, pieces.losses_b)) / count.astype(pieces.losses_b.dtype)
+    return loss, leaves, () if pieces.has_aux else None
 
 
 class _Pieces(NamedTuple):
