@@ -22,6 +22,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from nnlearn.checks import check_count
+from nnlearn.sharding_axes import take_rows
 from nnlearn.tree import path_name
 from nnlearn.types import Batch, Key, PyTree
 
@@ -203,7 +204,7 @@ def take(arrays: Batch, indices: ArrayLike | Sequence[int]) -> Batch:
     indices = jnp.asarray(indices)
     if not jnp.issubdtype(indices.dtype, jnp.integer):
         raise TypeError(f"indices must be integers, got {indices.dtype.name}; for a mask use jnp.where")
-    return jax.tree.map(lambda array: jnp.take(jnp.asarray(array), indices, axis=0), arrays)
+    return jax.tree.map(lambda array: take_rows(jnp.asarray(array), indices, spread=True), arrays)
 
 
 def split(

@@ -16,6 +16,7 @@ LEVELS = {
         "native",
         "settings",
         "sums",
+        "sharding_axes",
         "tree",
         "packing",
         "schedules",

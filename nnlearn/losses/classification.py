@@ -32,6 +32,7 @@ from nnlearn.losses.softmax import (
     split_labels,
     spread_over,
 )
+from nnlearn.sharding_axes import take_rows
 from nnlearn.tree import as_hyperparam, safe_divide
 from nnlearn.types import ArrayLike, Scalar
 
@@ -86,7 +87,7 @@ def _label_loss(logits, labels, axis, where, options) -> tuple[jax.Array, jax.Ar
     keep = None if include is None else jnp.broadcast_to(jnp.any(include, axes), labels.shape)
     labels, weight = split_labels(labels, logits.shape[axes[0]], logits.dtype, keep)
     if class_weights is not None:
-        weight = weight * class_weights.reshape(-1)[labels]
+        weight = weight * take_rows(class_weights.reshape(-1), labels)
     rows = normalize(exclude(logits, include), axes)
     if is_off(label_smoothing):
         loss = label_loss(rows, labels, weight, axes[0])

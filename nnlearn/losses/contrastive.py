@@ -14,6 +14,7 @@ from nnlearn.losses.arguments import as_boolean, as_floating, as_real, check_sam
 from nnlearn.losses.binary import sigmoid_binary_cross_entropy
 from nnlearn.losses.cosine import unit
 from nnlearn.losses.softmax import exclude, normalize
+from nnlearn.sharding_axes import automatic_axes
 from nnlearn.tree import as_hyperparam, safe_divide
 from nnlearn.types import ArrayLike, Scalar
 
@@ -89,6 +90,7 @@ def _choice_loss(logits: jax.Array, include: jax.Array, right: jax.Array) -> jax
     return jnp.squeeze(rows.log_total, 1) - (right - jnp.squeeze(rows.largest, 1))
 
 
+@automatic_axes(like="queries")
 def info_nce_loss(
     queries: ArrayLike,
     keys: ArrayLike,
@@ -152,6 +154,7 @@ def info_nce_loss(
     return _mean(loss, keep)
 
 
+@automatic_axes(like="embeddings")
 def ntxent(
     embeddings: ArrayLike, labels: ArrayLike, temperature: Scalar = 0.07, *, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -189,6 +192,7 @@ def ntxent(
     return safe_divide(jnp.sum(costs), jnp.sum(positive).astype(costs.dtype))
 
 
+@automatic_axes(like="embeddings")
 def supervised_contrastive_loss(
     embeddings: ArrayLike, labels: ArrayLike, *, temperature: Scalar = 0.07, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -225,6 +229,7 @@ def supervised_contrastive_loss(
     return _mean(safe_divide(jnp.sum(costs, 1), likes.astype(costs.dtype)), likes > 0)
 
 
+@automatic_axes(like="queries")
 def sigmoid_pair_loss(
     queries: ArrayLike,
     keys: ArrayLike,

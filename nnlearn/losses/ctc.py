@@ -24,6 +24,7 @@ from nnlearn.losses.sequences import check_blank_id, check_examples, check_frame
 from nnlearn.losses.softmax import one_or_nan
 from nnlearn.native.ctc import CtcKernel
 from nnlearn.native.kernel import runs_here
+from nnlearn.sharding_axes import automatic_axes
 from nnlearn.tree import safe_divide
 from nnlearn.types import ArrayLike
 
@@ -328,6 +329,7 @@ def _kernel_backward(blank_id: int, residuals, cotangent_b: jax.Array):
 _by_kernel.defvjp(_kernel_forward, _kernel_backward)
 
 
+@automatic_axes(like="logits")
 def ctc_loss(
     logits: ArrayLike,
     logit_paddings: ArrayLike,

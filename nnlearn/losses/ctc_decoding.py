@@ -13,6 +13,7 @@ from nnlearn.checks import check_count
 from nnlearn.losses.arguments import widen
 from nnlearn.losses.sequences import check_blank_id, check_frames, compact
 from nnlearn.losses.softmax import normalize
+from nnlearn.sharding_axes import automatic_axes
 from nnlearn.types import ArrayLike
 
 
@@ -42,6 +43,7 @@ class Beam(NamedTuple):
         return jnp.logaddexp(self.ends_in_blank_w, self.ends_in_label_w)
 
 
+@automatic_axes(like="logits")
 def ctc_greedy_decode(logits: ArrayLike, logit_paddings: ArrayLike, blank_id: int = 0) -> Decoded:
     """The labels of the likeliest alignment: the largest class of each frame, repeats merged, blanks dropped.
 
@@ -76,6 +78,7 @@ def ctc_greedy_decode(logits: ArrayLike, logit_paddings: ArrayLike, blank_id: in
     return _decoded(best_bt, is_new_bt, scores_b)
 
 
+@automatic_axes(like="logits")
 def ctc_beam_search_decode(
     logits: ArrayLike, logit_paddings: ArrayLike, beam_width: int = 16, blank_id: int = 0, *, top_paths: int = 1
 ) -> Decoded:

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 
 from nnlearn.losses.arguments import as_real, check_same_shape
 from nnlearn.losses.sequences import compact
+from nnlearn.sharding_axes import automatic_axes
 from nnlearn.types import ArrayLike
 
 
+@automatic_axes(like="predictions")
 def edit_distance(
     predictions: ArrayLike, prediction_paddings: ArrayLike, targets: ArrayLike, target_paddings: ArrayLike
 ) -> jax.Array:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nnlearn.sharding_axes import automatic, explicit_spec
 from nnlearn.tree import safe_divide, widest
 from nnlearn.types import ArrayLike, Scalar
 
@@ -87,7 +88,11 @@ def exclude(logits: jax.Array, include: jax.Array | None) -> jax.Array:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def pick(values: jax.Array, labels: jax.Array, axis: int) -> jax.Array:
     """The value at each label along ``axis``, which goes; labels must be valid."""
-    return jnp.squeeze(jnp.take_along_axis(values, jnp.expand_dims(labels, axis), axis), axis)
+
+    def take(values, labels):
+        return jnp.squeeze(jnp.take_along_axis(values, jnp.expand_dims(labels, axis), axis), axis)
+
+    return automatic(take, values, labels, spec=lambda _: explicit_spec(labels))
 
 
 @pick.defjvp

@@ -17,6 +17,7 @@ from nnlearn.losses.arguments import (
     weighted_mean,
     widen,
 )
+from nnlearn.sharding_axes import automatic_axes
 from nnlearn.tree import as_hyperparam
 from nnlearn.types import ArrayLike, Scalar
 
@@ -109,6 +110,7 @@ def _triplet_loss(anchors, positives, negatives, axes, norm_degree, margin, eps,
     return jnp.maximum(near - far + margin, 0)
 
 
+@automatic_axes(like="embeddings")
 def batch_hard_triplet_loss(
     embeddings: ArrayLike,
     labels: ArrayLike,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from nnlearn.checks import check_count, check_number
 from nnlearn.models.layers import dense
 from nnlearn.models.named import Initializer, initializer
+from nnlearn.sharding_axes import automatic_axes
 from nnlearn.tree import as_hyperparam, compute_dtype
 from nnlearn.types import DTypeLike, Key, Params, Scalar
 
@@ -171,6 +172,7 @@ def attention(
     def init(key):
         return {name: part.init(k) for (name, part), k in zip(parts.items(), jax.random.split(key, 4), strict=True)}
 
+    @automatic_axes(like="inputs_btd", when="params")
     def apply(params, inputs_btd, positions_t, mask=None, cache=None):
         def heads_of(name):
             return parts[name].apply(params[name], inputs_btd).reshape(*inputs_btd.shape[:2], -1, head_width)

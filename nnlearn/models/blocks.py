@@ -11,6 +11,7 @@ from nnlearn.models.attention import Cache, attention, scaled
 from nnlearn.models.layers import dense, rms_norm
 from nnlearn.models.layers import dropout as dropout_layer
 from nnlearn.models.named import Initializer, activation_function, initializer
+from nnlearn.sharding_axes import automatic_axes
 from nnlearn.types import DTypeLike, Key, Params, Scalar
 
 
@@ -115,6 +116,7 @@ def transformer_blocks(
         stacked = jax.lax.map(init_block, jax.random.split(key, layers))
         return stacked if scan else tuple(_layer(stacked, at) for at in range(layers))
 
+    @automatic_axes(like="h", when="params")
     def apply(params, h, positions_t, mask=None, key=None, cache=None):
         keys = None if key is None else jax.random.split(key, layers)
         if scan:

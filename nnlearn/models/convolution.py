@@ -14,6 +14,7 @@ from nnlearn.checks import check_count, check_dtype
 from nnlearn.models.factory import check_features, model_factory, parameter
 from nnlearn.models.layers import _along_last, _drawn, _floating
 from nnlearn.models.named import Initializer, initializer
+from nnlearn.sharding_axes import automatic_axes
 from nnlearn.tree import compute_dtype, widest
 from nnlearn.types import DTypeLike, Model
 
@@ -98,6 +99,7 @@ def conv(
         params = {"kernel": _drawn(make_kernel, kernel_key, kernel_shape, dtype)}
         return params | ({"bias": _drawn(make_bias, bias_key, (outputs,), dtype)} if bias else {})
 
+    @automatic_axes(like="x")
     def apply(params, x, key=None):
         x = _floating(x)
         check_features(layer, inputs, x)
@@ -234,6 +236,7 @@ def global_average_pool(dimensions: int = 2) -> Model:
     """
     dimensions = check_count("dimensions", dimensions)
 
+    @automatic_axes(like="x")
     def apply(params, x, key=None):
         x = _floating(x)
         _check_axes("global_average_pool", dimensions, x)
@@ -244,6 +247,7 @@ def global_average_pool(dimensions: int = 2) -> Model:
 
 
 def _pooling(layer: str, window: "_Window", pool) -> Model:
+    @automatic_axes(like="x")
     def apply(params, x, key=None):
         x = _floating(x)
         examples, pads = window.lay_out(layer, x)

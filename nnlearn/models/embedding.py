@@ -11,6 +11,7 @@ from nnlearn.checks import check_count, check_dtype
 from nnlearn.models.factory import check_features, model_factory, parameter
 from nnlearn.models.layers import _drawn
 from nnlearn.models.named import Initializer, initializer
+from nnlearn.sharding_axes import take_rows
 from nnlearn.tree import widest
 from nnlearn.types import DTypeLike, Model
 
@@ -54,7 +55,7 @@ def embedding(
         numbers = _integers(layer, numbers)
         table = parameter(layer, params, "embedding", shape)
         # -1 would be the last row, as in NumPy.
-        return jnp.take(table, jnp.where(numbers < 0, count, numbers), axis=0, mode="fill", fill_value=jnp.nan)
+        return take_rows(table, jnp.where(numbers < 0, count, numbers), mode="fill", fill_value=jnp.nan)
 
     return Model(lambda key: {"embedding": _drawn(make, key, shape, dtype)}, apply)
 

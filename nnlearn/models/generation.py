@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from nnlearn.checks import as_key, check_count, check_nonnegative, check_number
 from nnlearn.models.transformer import LanguageModel
+from nnlearn.sharding_axes import automatic_axes
 from nnlearn.tree import compute_dtype
 from nnlearn.types import Key, Params, Scalar
 
@@ -77,6 +78,7 @@ def _likeliest(logits: jax.Array, temperature: Scalar, top_k: Scalar | None, top
     return keep
 
 
+@automatic_axes(like="prompt")
 def generate(
     model: LanguageModel,
     params: Params,

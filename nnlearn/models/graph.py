@@ -11,6 +11,7 @@ from nnlearn.models.factory import check_features, model_factory, where_or_all
 from nnlearn.models.layers import _floating, dense, layer_norm
 from nnlearn.models.mlp import mlp
 from nnlearn.models.named import activation_function
+from nnlearn.sharding_axes import automatic_axes
 from nnlearn.tree import safe_divide, widest
 from nnlearn.types import DTypeLike, Model, Scalar
 
@@ -167,6 +168,7 @@ def graph_network(
             return jnp.where(graph.node_where[:, None], output.apply(params["output"], h_nh), 0)
         return output.apply(params["output"], _pooled(h_nh, graph.node_where, readout))
 
+    @automatic_axes(like="graphs")
     def apply(params, graphs, key=None):
         if not isinstance(graphs, Graphs):
             raise TypeError(f"{name} takes Graphs(nodes, senders, receivers, ...), got {type(graphs).__name__}")

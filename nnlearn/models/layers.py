@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from nnlearn.checks import check_count, check_dtype, check_nonnegative, check_number
 from nnlearn.models.factory import check_features, model_factory, parameter
 from nnlearn.models.named import Initializer, activation_function, initializer
+from nnlearn.sharding_axes import automatic, automatic_axes, explicit_spec, linear
 from nnlearn.tree import abs_sq, as_hyperparam, compute_dtype, real_dtype, safe_divide, safe_rsqrt
 from nnlearn.types import DTypeLike, Model, Scalar, StatefulModel
 
@@ -70,8 +71,8 @@ def dense(
     def apply(params, x, key=None):
         x = _floating(x)
         check_features(layer, inputs, x)
-        y = x @ parameter(layer, params, "kernel", (inputs, outputs))
-        return y + _along_last(parameter(layer, params, "bias", (outputs,)), y) if bias else y
+        kernel = parameter(layer, params, "kernel", (inputs, outputs))
+        return linear(x, kernel, parameter(layer, params, "bias", (outputs,)) if bias else None)
 
     return Model(init, apply)
 
@@ -107,9 +108,12 @@ def dropout(rate: Scalar) -> Model:
             return x
         wide = compute_dtype(x.dtype)
         keep = 1.0 - as_hyperparam(rate, wide)
-        kept = jax.random.bernoulli(key, keep, x.shape)
         factor = safe_divide(1.0, jnp.asarray(keep, real_dtype(wide)))  # 0, not infinity, for a traced rate of 1
-        return jnp.where(kept, x.astype(wide) * factor, 0).astype(x.dtype)
+
+        def drop(x, key, keep, factor):
+            return jnp.where(jax.random.bernoulli(key, keep, x.shape), x.astype(wide) * factor, 0).astype(x.dtype)
+
+        return automatic(drop, x, key, keep, factor, spec=lambda _: explicit_spec(x))  # each device draws its part
 
     return Model(lambda key: {}, apply)
 
@@ -140,6 +144,7 @@ def rms_norm(features: int, eps: Scalar = 1e-6, *, dtype: DTypeLike = jnp.float3
     check_nonnegative("eps", eps)
     layer, dtype = f"rms_norm({features})", check_dtype("dtype", dtype)
 
+    @automatic_axes(like="inputs", when="params")
     def apply(params, inputs, key=None):
         inputs = _floating(inputs)
         check_features(layer, features, inputs)
@@ -185,6 +190,7 @@ def layer_norm(features: int, eps: Scalar = 1e-6, *, bias: bool = True, dtype: D
         params = {"scale": jnp.ones((features,), dtype)}
         return params | ({"bias": jnp.zeros((features,), dtype)} if bias else {})
 
+    @automatic_axes(like="inputs", when="params")
     def apply(params, inputs, key=None):
         inputs = _floating(inputs)
         check_features(layer, features, inputs)

@@ -9,6 +9,7 @@ from nnlearn.checks import check_count, check_dtype, check_nonnegative, check_nu
 from nnlearn.losses.arguments import as_boolean, lead_over
 from nnlearn.models.factory import check_features, model_factory, parameter
 from nnlearn.models.layers import _along_last, _floating, _unit_variance
+from nnlearn.sharding_axes import automatic_axes
 from nnlearn.tree import as_hyperparam, compute_dtype, safe_divide, safe_rsqrt
 from nnlearn.types import ArrayLike, DTypeLike, Model, Scalar, StatefulModel
 
@@ -185,6 +186,7 @@ def group_norm(
         params = {"scale": jnp.ones((features,), dtype)}
         return params | ({"bias": jnp.zeros((features,), dtype)} if bias else {})
 
+    @automatic_axes(like="inputs")
     def apply(params, inputs, key=None):
         inputs = _floating(inputs)
         check_features(layer, features, inputs)

@@ -10,6 +10,7 @@ from nnlearn.checks import check_count, check_dtype
 from nnlearn.models.factory import check_features, model_factory, parameter, where_or_all
 from nnlearn.models.layers import _along_last, _drawn, _floating
 from nnlearn.models.named import Initializer, activation_function, initializer
+from nnlearn.sharding_axes import automatic_axes
 from nnlearn.types import DTypeLike, Model
 
 
@@ -151,6 +152,7 @@ def _recurrent(kind, inputs, hidden, gates, cell, biases, bidirectional, kernel_
             return init_one(key)
         return jax.tree.map(lambda *both: jnp.stack(both), *map(init_one, jax.random.split(key)))
 
+    @automatic_axes(like="x")
     def apply(params, x, key=None):
         x, where = x if isinstance(x, tuple) else (x, None)
         x = _floating(x)

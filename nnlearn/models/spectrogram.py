@@ -10,6 +10,7 @@ import numpy as np
 from nnlearn.checks import check_count, check_nonnegative, check_number
 from nnlearn.models.factory import where_or_all
 from nnlearn.models.layers import _along_last, _floating
+from nnlearn.sharding_axes import automatic_axes
 from nnlearn.tree import as_hyperparam, compute_dtype, safe_divide, safe_rsqrt
 from nnlearn.types import Key, Scalar
 
@@ -81,6 +82,7 @@ def frame_count(samples: int | jax.Array, *, window: int, hop: int) -> int | jax
     return jnp.maximum(0, (jnp.asarray(samples) - window) // hop + 1)
 
 
+@automatic_axes(like="audio")
 def log_mel_spectrogram(
     audio: jax.Array,
     *,

@@ -13,6 +13,7 @@ from nnlearn.models.factory import model_factory, parameter
 from nnlearn.models.layers import _drawn, dense, rms_norm
 from nnlearn.models.layers import dropout as dropout_layer
 from nnlearn.models.named import Initializer
+from nnlearn.sharding_axes import automatic, explicit_spec, matmul, take_rows
 from nnlearn.tree import compute_dtype as wide_dtype
 from nnlearn.tree import safe_divide
 from nnlearn.types import DTypeLike, Key, Model, Params, Scalar
@@ -151,7 +152,7 @@ def transformer(
 
     def logits_of(params, h):
         kernel = head(params).astype(h.dtype)
-        return jnp.matmul(h, kernel, preferred_element_type=wide_dtype(h.dtype))
+        return matmul(h, kernel, preferred_element_type=wide_dtype(h.dtype))
 
     def apply(params, tokens_bt, key=None, *, where=None):
         return logits_of(params, hidden_of(params, tokens_bt, key, where=where))
@@ -166,8 +167,14 @@ def transformer(
         slots, tokens = cache.key.shape[2], tokens_bt.shape[1]
         if known(position) and not 0 <= position <= slots - tokens:
             raise ValueError(f"position={position} and {tokens} tokens go beyond the cache of {slots}")
-        h, cache = run(params, tokens_bt, cache=cache, position=position)
-        return logits_of(params, h), cache
+
+        def work_out(params, tokens_bt, cache, position):
+            h, cache = run(params, tokens_bt, cache=cache, position=position)
+            return logits_of(params, h), cache
+
+        batch = explicit_spec(tokens_bt)[0]
+        spec = lambda array: (batch,) if array.ndim == 3 else (None, batch)  # noqa: E731
+        return automatic(work_out, params, tokens_bt, cache, position, spec=spec)
 
     return LanguageModel(init, apply, hidden_of, head, empty_cache, decode)
 
@@ -289,11 +296,11 @@ def _embedding(vocabulary, width, max_length, positions, dropout, dtype, compute
         if where is not None:
             tokens_bt = jnp.where(where, tokens_bt, 0)
         kernel = parameter("transformer", params["embedding"], "kernel", (vocabulary, width))
-        h = jnp.take(kernel, jnp.where(tokens_bt < 0, vocabulary, tokens_bt), axis=0).astype(compute)
+        h = take_rows(kernel, jnp.where(tokens_bt < 0, vocabulary, tokens_bt)).astype(compute)
         positions_t = position + jnp.arange(tokens_bt.shape[1])
         if learned:
             table = parameter("transformer", params["positions"], "kernel", (max_length, width))
-            h = h + table[positions_t][None].astype(compute)
+            h = h + take_rows(table, positions_t)[None].astype(compute)
         return drop.apply({}, h, key), positions_t
 
     return _Embedding(init, apply, lambda tree: jax.tree.map(lambda leaf: leaf.astype(compute), tree), compute)

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nnlearn.checks import NUMERIC, check_count
 from nnlearn.data import MaskedBatch
 from nnlearn.packing import Packed, unpack
+from nnlearn.sharding_axes import beside, deal_rows
 from nnlearn.sums import long_sum
 from nnlearn.train.calls import asks_for, check_takes, hand
 from nnlearn.train.custom_gradient import check_value_and_grad, parts_of_gradient, stored_like
@@ -71,7 +73,10 @@ def make_gradient(
         return (part, 1) if whole else _weigh(part, batch_weight)
 
     def gradient(stored, batch, key, model_state, scale, hparams) -> Outcome:
-        own, (stored, model_state, hparams) = None, equal_on_all((stored, model_state, hparams), axis_name)
+        own, (stored, model_state, hparams) = (
+            None,
+            equal_on_all((beside(batch, stored), model_state, hparams), axis_name),
+        )
         if value_and_grad is None:
             evaluate, differentiate = _plain(loss_fn, weigh, model_state, scale, hparams)
         else:
@@ -287,15 +292,17 @@ def _weighted(leaf, weight: jax.Array) -> jax.Array:
 
 
 def _split(batch: Batch, parts: int, key: Key) -> tuple[Batch, Key]:
-    """Equal slices of a batch, stacked along a new leading axis, and a key for each.
+    """Equal parts of a batch, stacked along a new leading axis, and a key for each.
 
-    A ``MaskedBatch`` that cannot be cut equally is filled up with examples that do not count.
+    Example ``i`` is in part ``i % parts``: of a batch that is divided among devices, each part has examples on all of
+    them. A ``MaskedBatch`` that cannot be cut equally is filled up with examples that do not count.
     """
-    if isinstance(batch, MaskedBatch) and len(batch.where) % parts:
-        missing = -len(batch.where) % parts
-        again = jnp.arange(missing) % len(batch.where)
-        filled = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[again]]), batch.examples)
-        batch = MaskedBatch(filled, jnp.concatenate([batch.where, jnp.zeros(missing, bool)]))
+    missing = -len(batch.where) % parts if isinstance(batch, MaskedBatch) else 0
+    if missing:
+        again = np.arange(missing) % len(batch.where)
+        examples = jax.tree.map(lambda leaf: deal_rows(leaf, parts, lambda rows: rows[again]), batch.examples)
+        where = deal_rows(batch.where, parts, lambda _: jnp.zeros(missing, bool))
+        return MaskedBatch(examples, where), jax.random.split(key, parts)
 
     def split_leaf(path, leaf):
         if jnp.ndim(leaf) == 0 or leaf.shape[0] % parts:
@@ -303,7 +310,7 @@ def _split(batch: Batch, parts: int, key: Key) -> tuple[Batch, Key]:
                 f"batch leaf {path_name(path)!r} of shape {jnp.shape(leaf)} cannot be split into microbatches={parts} "
                 "equal parts: make its first axis a multiple of it, or give a MaskedBatch, which is filled up"
             )
-        return leaf.reshape(parts, leaf.shape[0] // parts, *leaf.shape[1:])
+        return deal_rows(leaf, parts)
 
     return jax.tree.map_with_path(split_leaf, batch), jax.random.split(key, parts)
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from nnlearn.checks import NUMERIC, check_nonnegative, check_number, known
 from nnlearn.data import MaskedBatch, example_count
 from nnlearn.packing import unpack
+from nnlearn.sharding_axes import along_first_axes, automatic, lie_like
 from nnlearn.train.ghost import Dense, Program
 from nnlearn.train.slices import without_effects
 from nnlearn.tree import abs_sq, as_hyperparam, compute_dtype, path_name, real_dtype, safe_sqrt
@@ -45,6 +46,10 @@ def per_example_grads(loss_fn: LossFn, params: Params, batch: Batch, key: Key | 
     >>> per_example_grads(loss_fn, jnp.zeros(2), batch).tolist()
     [[-2.0, 0.0], [0.0, -4.0]]
     """
+    return _by_example(_grads, batch, loss_fn, params, batch, key)
+
+
+def _grads(loss_fn: LossFn, params: Params, batch: Batch, key: Key | None) -> Grads:
     examples, where_b, keys_b = _parts(batch, key)
     params = _prepare(params, examples)
 
@@ -55,6 +60,14 @@ def per_example_grads(loss_fn: LossFn, params: Params, batch: Batch, key: Key | 
     if not isinstance(batch, MaskedBatch):
         return grads
     return jax.tree.map(lambda grad_b: _select(where_b, grad_b), grads)
+
+
+def _by_example(function: Callable, batch: Batch, *arguments: Any) -> Any:
+    """``function(*arguments)``, whose results have an axis of examples first, cut as that of the batch is.
+
+    JAX refuses to map a gather or a reshape over an axis that is cut over Explicit mesh axes.
+    """
+    return automatic(function, *arguments, spec=lambda result: along_first_axes(batch, result)[:1])
 
 
 def per_example_norms(loss_fn: LossFn, params: Params, batch: Batch, key: Key | None = None) -> jax.Array:
@@ -89,8 +102,11 @@ def per_example_norms(loss_fn: LossFn, params: Params, batch: Batch, key: Key | 
     >>> per_example_norms(loss_fn, jnp.zeros(2), batch).tolist()
     [2.0, 4.0]
     """
-    pieces = _differentiate(loss_fn, unpack(params), batch, key)
-    return safe_sqrt(pieces.squares_b)
+    return _by_example(_norms, batch, loss_fn, unpack(params), batch, key)
+
+
+def _norms(loss_fn: LossFn, params: Params, batch: Batch, key: Key | None) -> jax.Array:
+    return safe_sqrt(_differentiate(loss_fn, params, batch, key).squares_b)
 
 
 def gradient_moments(
@@ -105,7 +121,10 @@ def gradient_moments(
     >>> gradient_moments(lambda params, batch, key: jnp.mean(batch @ params), jnp.ones(2), batch)
     (Array([3., 5.], dtype=float32), Array(26., dtype=float32), Array(2., dtype=float32))
     """
-    tree = _prepare(unpack(params), batch)
+    return automatic(_moments, loss_fn, _prepare(unpack(params), batch), batch, key)
+
+
+def _moments(loss_fn: LossFn, tree: Params, batch: Batch, key: Key | None) -> tuple[Grads, jax.Array, jax.Array]:
     pieces = _differentiate(loss_fn, tree, batch, key)
     leaves = pieces.weighted_sum(jnp.ones_like(pieces.squares_b), pieces.where_b)
     count = jnp.sum(pieces.where_b).astype(jnp.float32)
@@ -199,20 +218,11 @@ class ClippedGradient:
             the result infinite, so that ``dynamic_loss_scale`` skips the step, unless the scale is 1.
         """
         tree = _prepare(params, batch)
-        pieces = _differentiate(self.loss_fn, tree, batch, key, loss_scale)
-        count = jnp.maximum(jnp.sum(pieces.where_b), 1).astype(pieces.squares_b.dtype)
-        bound = as_hyperparam(self.clip_norm, pieces.squares_b.dtype)
-        finite_b = jnp.isfinite(pieces.squares_b)
-        norms_b = safe_sqrt(jnp.where(finite_b, pieces.squares_b, 0))
-        leaves = pieces.weighted_sum(bound / jnp.maximum(norms_b, bound) / count, pieces.where_b & finite_b)
-        if loss_scale is not None:
-            overflow = jnp.where(jnp.all(finite_b) | (jnp.asarray(loss_scale) <= 1), 0, jnp.inf)
-            leaves = [(_wide(leaf) / as_hyperparam(loss_scale, _wide(leaf).dtype) + overflow) for leaf in leaves]
-            leaves = [leaf.astype(like.dtype) for leaf, like in zip(leaves, pieces.leaves, strict=True)]
-        loss = jnp.sum(_select(pieces.where_b, pieces.losses_b)) / count.astype(pieces.losses_b.dtype)
+        loss, leaves, more = automatic(_clipped_sum, self.loss_fn, tree, batch, key, self.clip_norm, loss_scale)
+        leaves = map(lie_like, leaves, jax.tree.leaves(tree))
         # the effects of the loss occur once for each example: not again for the whole batch
         of_whole = without_effects(lambda params, batch, key: _loss_and_aux(self.loss_fn, params, batch, key)[1])
-        aux = of_whole(tree, batch, key) if pieces.has_more else None
+        aux = None if more is None else of_whole(tree, batch, key)
         return (loss, aux), jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
     def finish(self, grads: Grads, count: Scalar, key: Key | None) -> Grads:
@@ -237,6 +247,22 @@ class ClippedGradient:
             scale = as_hyperparam(self.noise_multiplier, dtype) * as_hyperparam(self.clip_norm, dtype) / size
             leaves = _add_noise(leaves, jnp.asarray(scale, dtype), jax.random.fold_in(key, NOISE_STREAM))
         return treedef.unflatten(leaves)
+
+
+def _clipped_sum(loss_fn, tree, batch, key, clip_norm, loss_scale) -> tuple[jax.Array, list, tuple | None]:
+    """The mean loss, the gradient's leaves, and whether there is more than a loss: an empty tuple, or None."""
+    pieces = _differentiate(loss_fn, tree, batch, key, loss_scale)
+    count = jnp.maximum(jnp.sum(pieces.where_b), 1).astype(pieces.squares_b.dtype)
+    bound = as_hyperparam(clip_norm, pieces.squares_b.dtype)
+    finite_b = jnp.isfinite(pieces.squares_b)
+    norms_b = safe_sqrt(jnp.where(finite_b, pieces.squares_b, 0))
+    leaves = pieces.weighted_sum(bound / jnp.maximum(norms_b, bound) / count, pieces.where_b & finite_b)
+    if loss_scale is not None:
+        overflow = jnp.where(jnp.all(finite_b) | (jnp.asarray(loss_scale) <= 1), 0, jnp.inf)
+        leaves = [(_wide(leaf) / as_hyperparam(loss_scale, _wide(leaf).dtype) + overflow) for leaf in leaves]
+        leaves = [leaf.astype(like.dtype) for leaf, like in zip(leaves, pieces.leaves, strict=True)]
+    loss = jnp.sum(_select(pieces.where_b, pieces.losses_b)) / count.astype(pieces.losses_b.dtype)
+    return loss, leaves, () if pieces.has_more else None
 
 
 class _Pieces(NamedTuple):

@@ -14,6 +14,7 @@ import numpy as np
 
 from nnlearn.checks import check_count
 from nnlearn.data import MaskedBatch, batch_count, epoch_indices, example_count
+from nnlearn.sharding_axes import take_rows
 from nnlearn.train.calls import check_takes
 from nnlearn.types import Batch, Key, PyTree
 
@@ -70,7 +71,7 @@ def shuffled(examples: Batch, batch_size: int, *, shuffle: bool = True, remainde
     where_pb = np.arange(per_epoch * batch_size).reshape(per_epoch, batch_size) < size
 
     def take_in_range(indices):
-        return jax.tree.map(lambda array: jnp.take(array, indices, axis=0, mode="clip"), examples)
+        return jax.tree.map(lambda array: take_rows(array, indices, spread=True, mode="clip"), examples)
 
     def order_of(key, epochs):
         def one(epoch):
