@@ -1,11 +1,13 @@
 """Gradient accumulation: several mini-steps, one step of the optimizer."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 from optax import MultiStepsState, safe_increment, with_extra_args_support
 
 from nnlearn.checks import check_dtype, check_number, known
-from nnlearn.settings import Made, Same
+from nnlearn.settings import Same, bind, remember
 from nnlearn.transforms.plumbing import Slot, run_or_hold
 from nnlearn.tree import real_dtype
 from nnlearn.types import DTypeLike, GradientTransformation, GradientTransformationExtraArgs, OptState
@@ -100,17 +102,12 @@ class MultiSteps(GradientTransformationExtraArgs):
             if known(every_k_schedule) and int(every_k_schedule) != every_k_schedule:
                 raise ValueError(f"every_k_schedule must be a whole number of mini-steps, got {every_k_schedule}")
         accumulator_dtype = check_dtype("accumulator_dtype", accumulator_dtype)
-        skip = should_skip_update_fn or _never_skip
-        init, update = _accumulated(opt, every_k_schedule, use_grad_mean, skip, accumulator_dtype)
-        arguments = {
-            "opt": opt,
-            "every_k_schedule": every_k_schedule,
-            "use_grad_mean": use_grad_mean,
-            "should_skip_update_fn": should_skip_update_fn,
-            "accumulator_dtype": accumulator_dtype,
-        }
-        tx = tuple.__new__(cls, (Made(init, cls, arguments, "init"), Made(update, cls, arguments, "update")))
-        tx._arguments = arguments
+        given = (opt, every_k_schedule, use_grad_mean, should_skip_update_fn, accumulator_dtype)
+        bound = bind(inspect.signature(MultiSteps), given, {})
+        opt, every_k_schedule, use_grad_mean, skip, accumulator_dtype = bound.args
+        made = _accumulated(opt, every_k_schedule, use_grad_mean, skip or _never_skip, accumulator_dtype)
+        tx = remember(cls, bound, tuple.__new__(cls, made))
+        tx._arguments = bound.arguments
         return tx
 
     def __getnewargs__(self):  # what copying calls the constructor with
