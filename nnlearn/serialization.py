@@ -1,5 +1,6 @@
 """Names under which ``jax.export`` writes the states of training, so that exported steps and runs can be read again."""
 
+import contextlib
 import inspect
 import sys
 from typing import Any
@@ -27,10 +28,8 @@ def register_for_export() -> None:
 def _register(kind: Any, name: str) -> None:
     if not inspect.isclass(kind) or not issubclass(kind, tuple) or not hasattr(kind, "_fields"):
         return
-    try:
+    with contextlib.suppress(ValueError):  # the caller has done it
         jax.export.register_namedtuple_serialization(kind, serialized_name=name)
-    except ValueError:  # the caller has done it
-        pass
 
 
 __all__ = ["register_for_export"]

@@ -43,7 +43,7 @@ def unpack_python_package(name: str, version: str, *, source: bool = False) -> P
             _extract(archive, folder)
             archive.unlink()
 
-    return _once(f"{name}-{version}", fetch)
+    return _once(f"{name}-{version}" + ("-source" if source else ""), fetch)  # the two hold other files
 
 
 def unpack_debian_package(name: str) -> Path:

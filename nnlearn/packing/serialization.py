@@ -1,9 +1,10 @@
-"""Packed trees outside of their process: pickled, in ``flax.serialization``, and in programs that ``jax.export`` writes.
+"""Packed trees outside of their process: pickled, in ``flax.serialization``, in programs that ``jax.export`` writes.
 
 A layout is written as the tree's structure and a description of plain values. Neither holds a hash, whose value is
 another in every process, nor a device, which is found again by its number.
 """
 
+import contextlib
 import json
 import sys
 from typing import Any
@@ -101,10 +102,8 @@ def register_with_flax(packed_type: type, to_tree: Any, pack_like: Any) -> bool:
         packed_type, lambda packed: flax.to_state_dict(to_tree(packed)), restore, override=True
     )
     key_type = type(jax.random.key(0))
-    try:
+    with contextlib.suppress(ValueError):  # flax or the caller did
         flax.register_serialization_state(key_type, write_key, restore_key)
-    except ValueError:  # flax or the caller did
-        pass
     return True
 
 

@@ -13,6 +13,7 @@ from jax.extend.core import jaxpr_as_fun
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
+from nnlearn.sweeps.fingerprint import program_hash
 from nnlearn.train import Train
 from nnlearn.train.trace import Trace
 from nnlearn.types import Key
@@ -51,7 +52,21 @@ class Program(NamedTuple):
     compile_seconds: float
 
 
-def trace_member(train: Train, setting: dict, varied: Sequence[str], full: bool) -> tuple[Member, Trace]:
+class Traced(NamedTuple):
+    """A run, traced.
+
+    Attributes:
+      member: the run as a function of its varied hyper-parameters and its key.
+      shapes: its trace, of ``jax.ShapeDtypeStruct``.
+      identity: JAX's version and a hash of what it computes.
+    """
+
+    member: Member
+    shapes: Trace
+    identity: str
+
+
+def trace_member(train: Train, setting: dict, varied: Sequence[str], full: bool) -> Traced:
     """One run as a function of its varied hyper-parameters and its key, traced here once and for all.
 
     What comes back replays the trace, so that no ``vmap`` and no second width calls the user's functions again.
@@ -59,9 +74,6 @@ def trace_member(train: Train, setting: dict, varied: Sequence[str], full: bool)
     Args:
       setting: any one of the settings; what is not in ``varied`` is the same for all.
       full: whether to return all records; otherwise those at the checks.
-
-    Returns:
-      The function, and a trace of ``jax.ShapeDtypeStruct``.
     """
 
     def member(values, key):
@@ -75,7 +87,7 @@ def trace_member(train: Train, setting: dict, varied: Sequence[str], full: bool)
     def replayed(values, key):
         return jax.tree.unflatten(structure, replay(*jax.tree.leaves((values, key))))
 
-    return replayed, shapes
+    return Traced(replayed, shapes, f"jax {jax.__version__}:{program_hash(jaxpr)}")
 
 
 def compile_batch(
@@ -209,4 +221,4 @@ def _fitting_width(tried: list[tuple[int, int]], limit: int) -> int:
     return max(1, min(int(runs - (needed - limit) / slope), runs - 1))
 
 
-__all__ = ["Program", "Shape", "batch_shape", "compile_batch", "free_bytes", "program_bytes", "trace_member"]
+__all__ = ["Program", "Shape", "Traced", "batch_shape", "compile_batch", "free_bytes", "program_bytes", "trace_member"]
