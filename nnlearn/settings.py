@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 Factory = TypeVar("Factory", bound=Callable)
+HASHED = 1 << 24  # bytes; to hash a larger array costs more than a missed match
 DICTS = (dict, collections.OrderedDict, collections.defaultdict)
 
 
@@ -75,7 +76,7 @@ def _children(value: Any) -> tuple[list, Any]:
 
 
 def frozen(value: Any) -> Hashable:
-    """A hashable stand-in for one setting as it is now: by value where that is cheap and safe, else by identity.
+    """A hashable stand-in for one setting, ``copied``, as it is now: by value where that is cheap and safe, else by identity.
 
     Too few matches cost a compilation; one too many runs the wrong program. So what may change without its identity
     changing is taken by content, or never matches.
@@ -128,6 +129,8 @@ def _hashed(value: Any) -> Hashable:
 def _frozen_array(value: np.ndarray | np.generic) -> Hashable:
     if value.dtype.hasobject:
         return Same(object())
+    if value.nbytes > HASHED:
+        return Same(value)
     return ("array", str(value.dtype), value.shape, hashlib.sha256(np.ascontiguousarray(value)).digest())
 
 
@@ -173,8 +176,9 @@ class Made:
     """
 
     def __init__(self, call: Call, part: str = ""):
+        # Before the rest, as it takes over the attributes of another Made; inspect.signature follows __wrapped__.
+        functools.update_wrapper(self, call.functions[part])
         self._call, self._part, self._function = call, part, call.functions[part]
-        functools.update_wrapper(self, self._function)  # also keeps inspect.signature honest, through __wrapped__
 
     @property
     def function(self) -> Callable:

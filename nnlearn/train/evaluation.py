@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.data import MaskedBatch, epoch_indices, example_count, take
+from nnlearn.settings import comparable
 from nnlearn.train.calls import check_takes, hand
 from nnlearn.tree import compute_dtype
 from nnlearn.types import Batch, Params, Scalar
@@ -14,6 +15,7 @@ from nnlearn.types import Batch, Params, Scalar
 MetricsFn = Callable[..., dict[str, Scalar]]
 
 
+@comparable
 def evaluation(metrics_fn: MetricsFn, examples: Batch, batch_size: int | None = None) -> Callable[..., dict[str, Any]]:
     """``evaluate(params) -> metrics`` over all examples, for ``make_train`` and ``fit``.
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from nnlearn.checks import NUMERIC, check_nonnegative, check_number, known
 from nnlearn.data import MaskedBatch, example_count
 from nnlearn.packing import unpack
+from nnlearn.settings import comparable
 from nnlearn.train.ghost import Dense, Program
 from nnlearn.tree import abs_sq, as_hyperparam, compute_dtype, path_name, real_dtype, safe_sqrt
 from nnlearn.types import Batch, Grads, Key, LossFn, Params, PyTree, Scalar
@@ -92,6 +93,7 @@ def per_example_norms(loss_fn: LossFn, params: Params, batch: Batch, key: Key | 
     return safe_sqrt(pieces.squares_b)
 
 
+@comparable
 def clipped_value_and_grad(
     loss_fn: LossFn, clip_norm: Scalar, noise_multiplier: Scalar = 0.0
 ) -> Callable[[Params, Batch, Key], tuple[tuple[jax.Array, PyTree], Grads]]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.checks import check_dtype
+from nnlearn.settings import comparable
 from nnlearn.types import DTypeLike, LossFn, PyTree
 
 
@@ -33,6 +34,7 @@ class Policy(NamedTuple):
         """A tree with its floating leaves in the dtype of ``params``."""
         return cast_floating(tree, self.params)
 
+    @comparable
     def wrap(self, loss_fn: LossFn) -> LossFn:
         """The loss under this policy; ``hparams`` and ``model_state`` are handed on as they are."""
         for name, dtype in self._asdict().items():

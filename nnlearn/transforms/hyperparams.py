@@ -12,7 +12,7 @@ from optax import InjectHyperparamsState, InjectStatefulHyperparamsState, safe_i
 from optax.schedules import StatefulSchedule
 
 from nnlearn.checks import NUMERIC, check_dtype
-from nnlearn.settings import bind, frozen, remember
+from nnlearn.settings import bind, copied, frozen, remember
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, OptState, Scalar
 
 STATES = (InjectHyperparamsState, InjectStatefulHyperparamsState)
@@ -64,7 +64,7 @@ class _Injected:
 
     def __init__(self, inner_factory, static_args: frozenset[str], hyperparam_dtype):
         functools.update_wrapper(self, inner_factory)
-        self._arguments = (inner_factory, static_args, hyperparam_dtype)
+        self._arguments = copied((inner_factory, static_args, hyperparam_dtype))
         self._identity = frozen(self._arguments)
 
     def __call__(self, *args, **kwargs):
