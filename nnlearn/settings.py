@@ -76,7 +76,7 @@ def _children(value: Any) -> tuple[list, Any]:
 
 
 def frozen(value: Any) -> Hashable:
-    """A hashable stand-in for one setting, ``copied``, as it is now: by value where that is cheap and safe, else by identity.
+    """A hashable stand-in for a setting that was ``copied``: by value where that is cheap and safe, else by identity.
 
     Too few matches cost a compilation; one too many runs the wrong program. So what may change without its identity
     changing is taken by content, or never matches.

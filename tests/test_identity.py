@@ -1,4 +1,4 @@
-"""What compares, hashes or is copied means the same in another process, and does not change with the caller's objects."""
+"""What compares or hashes means the same in another process, and does not change with the caller's objects."""
 
 import copy
 import functools
