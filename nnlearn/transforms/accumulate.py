@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from optax import MultiStepsState, safe_increment, with_extra_args_support
 
 from nnlearn.checks import check_dtype, check_number, known
-from nnlearn.settings import Same, bind, remember
+from nnlearn.settings import bind, remember
 from nnlearn.transforms.plumbing import Slot, run_or_hold
 from nnlearn.tree import real_dtype
 from nnlearn.types import DTypeLike, GradientTransformation, GradientTransformationExtraArgs, OptState
@@ -107,11 +107,11 @@ class MultiSteps(GradientTransformationExtraArgs):
         opt, every_k_schedule, use_grad_mean, skip, accumulator_dtype = bound.args
         made = _accumulated(opt, every_k_schedule, use_grad_mean, skip or _never_skip, accumulator_dtype)
         tx = remember(cls, bound, tuple.__new__(cls, made))
-        tx._arguments = bound.arguments
+        tx._call = tx.init.call
         return tx
 
     def __getnewargs__(self):  # what copying calls the constructor with
-        return tuple(self._arguments.values())
+        return self._call.bound.args
 
     def has_updated(self, state: OptState) -> jax.Array:
         """Whether the window is empty because the optimizer has run: a boolean scalar.
@@ -123,7 +123,7 @@ class MultiSteps(GradientTransformationExtraArgs):
     @property
     def inner_opt(self) -> GradientTransformationExtraArgs:
         """The optimizer that runs every k mini-steps."""
-        return with_extra_args_support(self._arguments["opt"])
+        return with_extra_args_support(self._call.bound.arguments["opt"])
 
     def gradient_transformation(self) -> GradientTransformationExtraArgs:
         """Itself, for code written for optax, whose ``MultiSteps`` is not yet a transformation."""
@@ -131,12 +131,12 @@ class MultiSteps(GradientTransformationExtraArgs):
 
 
 # Unflattening a named tuple calls its class with the fields, and this one's constructor takes other things.
-def _unflatten(arguments, parts):
+def _unflatten(call, parts):
     tx = tuple.__new__(MultiSteps, tuple(parts))
-    tx._arguments = arguments.value
+    tx._call = call
     return tx
 
 
-jax.tree_util.register_pytree_node(MultiSteps, lambda tx: (tuple(tx), Same(tx._arguments)), _unflatten)
+jax.tree_util.register_pytree_node(MultiSteps, lambda tx: (tuple(tx), tx._call), _unflatten)
 
 __all__ = ["MultiSteps"]
