@@ -65,6 +65,8 @@ def copied(value: Any) -> Any:
     if type(value) is functools.partial:
         function, arguments, keywords = (copied(part) for part in (value.func, value.args, value.keywords))
         return functools.partial(function, *arguments, **keywords)
+    if any(kind.__module__.startswith("flax.nnx") for kind in type(value).__mro__):
+        return value  # a graph, whose shared parts would come apart; from_nnx takes its numbers at once
     leaves, treedef = _children(value)
     return value if treedef is None else jax.tree.unflatten(treedef, [copied(leaf) for leaf in leaves])
 

@@ -1,6 +1,7 @@
 """What compares or hashes means the same in another process, and does not change with the caller's objects."""
 
 import copy
+import dataclasses
 import functools
 import gc
 import json
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 
 import nnlearn
-from nnlearn.settings import comparable
+from nnlearn.settings import comparable, copied
 from nnlearn.sweeps.fingerprint import program_hash
 
 OTHER_PROCESS = """
@@ -84,6 +85,27 @@ def test_the_source_of_a_package_is_not_taken_for_its_wheel(monkeypatch):
     monkeypatch.setattr(packages, "_once", lambda name, fetch: name)
     names = {packages.unpack_python_package("a", "1.0", source=source) for source in (False, True)}
     assert len(names) == 2
+
+
+def test_trees_of_ones_own_are_copied_and_graphs_of_nnx_are_not():
+    @functools.partial(jax.tree_util.register_dataclass, data_fields=["w"], meta_fields=[])
+    @dataclasses.dataclass
+    class Mask:
+        w: bool
+
+    mask = Mask(True)
+    kept = copied(mask)
+    mask.w = False
+    assert kept.w is True
+    nnx = pytest.importorskip("flax.nnx")
+
+    class Shared(nnx.Module):
+        def __init__(self):
+            self.one = nnx.Param(jnp.ones(2))
+            self.other = self.one
+
+    module = Shared()
+    assert copied({"net": module})["net"] is module
 
 
 def test_a_lambda_among_the_settings_does_not_pickle():
