@@ -64,17 +64,17 @@ def test_another_process_has_equal_objects_and_programs(tmp_path):
 
 def test_copies_are_equal():
     for name, made in objects.equal_by_settings().items():
-        for copied in (copy.copy(made), copy.deepcopy(made)):
-            assert copied == made, name
+        for again in (copy.copy(made), copy.deepcopy(made)):
+            assert again == made, name
     for state in objects.states().values():
-        for copied in (copy.copy(state), copy.deepcopy(state)):
-            assert jax.tree.structure(copied) == jax.tree.structure(state)
+        for again in (copy.copy(state), copy.deepcopy(state)):
+            assert jax.tree.structure(again) == jax.tree.structure(state)
 
 
 def test_an_accumulating_optimizer_is_the_same_node_of_a_tree_when_made_again():
     one, other = (nnlearn.MultiSteps(nnlearn.adam(1e-3), count) for count in (2, 3))
-    for copied in (copy.deepcopy(one), pickle.loads(pickle.dumps(one)), nnlearn.MultiSteps(nnlearn.adam(1e-3), 2)):
-        assert jax.tree.structure({"tx": copied}) == jax.tree.structure({"tx": one})
+    for again in (copy.deepcopy(one), pickle.loads(pickle.dumps(one)), nnlearn.MultiSteps(nnlearn.adam(1e-3), 2)):
+        assert jax.tree.structure({"tx": again}) == jax.tree.structure({"tx": one})
     assert jax.tree.structure(one) != jax.tree.structure(other)
     assert jax.tree.map(lambda part: part, one).inner_opt == nnlearn.adam(1e-3)
 
