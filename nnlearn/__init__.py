@@ -16,6 +16,7 @@ from nnlearn import models as models
 from nnlearn import optimizers as optimizers
 from nnlearn import packing as packing
 from nnlearn import schedules as schedules
+from nnlearn import serialization as serialization
 from nnlearn import sweeps as sweeps
 from nnlearn import tasks as tasks
 from nnlearn import train as train
@@ -200,6 +201,8 @@ from nnlearn.types import GradientTransformationExtraArgs as GradientTransformat
 from nnlearn.types import MaskedNode as MaskedNode
 from nnlearn.types import Model as Model
 from nnlearn.types import StatefulModel as StatefulModel
+
+serialization.register_for_export()
 
 __version__ = "0.1.0"
 

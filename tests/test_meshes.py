@@ -34,7 +34,10 @@ def mesh_of(kind, *names):
     return jax.make_mesh(shape, names, axis_types=(kind,) * len(names))
 
 
-def assert_equal_on(mesh, function, replicated, *sharded, spec=P("data"), tolerance=1e-4, entered=False):
+ROWS = P("data")
+
+
+def assert_equal_on(mesh, function, replicated, *sharded, spec=ROWS, tolerance=1e-4, entered=False):
     """The function's results for arguments that lie on a mesh are those on one device."""
     expected = jax.jit(function)(replicated, *sharded)
     whole = jax.device_put(replicated, NamedSharding(mesh, P()))

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from nnlearn.compare.runs import Curves
 from nnlearn.compare.settings import Settings
+from nnlearn.files import replacing
 from nnlearn.native import native_status
 
 Results = dict[str, dict[str, Curves]]  # optimizer -> library -> curves
@@ -201,4 +202,5 @@ def write_results(
         "table": [row._asdict() for row in rows],
         "curves": {name: {lib: curves._asdict() for lib, curves in libs.items()} for name, libs in results.items()},
     }
-    path.write_text(json.dumps(_plain(document), indent=1) + "\n")
+    with replacing(path) as file:
+        file.write(json.dumps(_plain(document), indent=1) + "\n")

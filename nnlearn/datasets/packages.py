@@ -48,7 +48,8 @@ def unpack_python_package(project: str, filename: str, sha256: str) -> Path:
         _extract(archive, folder)
         archive.unlink()
 
-    return _once(filename.removesuffix(".whl").removesuffix(".tar.gz"), fetch)
+    name = filename.removesuffix(".whl").removesuffix(".tar.gz")
+    return _once(name + ("-source" if filename.endswith(".gz") else ""), fetch)  # the two hold other files
 
 
 def unpack_debian_package(name: str, pool_path: str, sha256: str) -> Path:

@@ -13,6 +13,7 @@ from jax.extend.core import jaxpr_as_fun
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
+from nnlearn.sweeps.fingerprint import program_hash
 from nnlearn.train import Train
 from nnlearn.train.trace import Trace
 from nnlearn.types import Key
@@ -51,7 +52,23 @@ class Program(NamedTuple):
     compile_seconds: float
 
 
-def trace_member(train: Train, setting: dict, varied: Sequence[str], full: bool) -> tuple[Member, Trace]:
+class Traced(NamedTuple):
+    """A run, traced.
+
+    Attributes:
+      member: the run as a function of its varied hyper-parameters and its key.
+      shapes: its trace, of ``jax.ShapeDtypeStruct``.
+      identity: JAX's version and a hash of what it computes.
+      has_effects: whether a run prints or calls the host.
+    """
+
+    member: Member
+    shapes: Trace
+    identity: str
+    has_effects: bool
+
+
+def trace_member(train: Train, setting: dict, varied: Sequence[str], full: bool) -> Traced:
     """One run as a function of its varied hyper-parameters and its key, traced here once and for all.
 
     What comes back replays the trace, so that no ``vmap`` and no second width calls the user's functions again.
@@ -59,10 +76,6 @@ def trace_member(train: Train, setting: dict, varied: Sequence[str], full: bool)
     Args:
       setting: any one of the settings; what is not in ``varied`` is the same for all.
       full: whether to return all records; otherwise those at the checks.
-
-    Returns:
-      The function, and a trace of ``jax.ShapeDtypeStruct``. The function's ``has_effects`` says whether a run prints or
-      calls the host.
     """
 
     def member(values, key):
@@ -76,8 +89,8 @@ def trace_member(train: Train, setting: dict, varied: Sequence[str], full: bool)
     def replayed(values, key):
         return jax.tree.unflatten(structure, replay(*jax.tree.leaves((values, key))))
 
-    replayed.has_effects = bool(jaxpr.effects)
-    return replayed, shapes
+    identity = f"jax {jax.__version__}:{program_hash(jaxpr)}"
+    return Traced(replayed, shapes, identity, bool(jaxpr.effects))
 
 
 def compile_batch(
@@ -217,4 +230,4 @@ def _fitting_width(tried: list[tuple[int, int]], limit: int) -> int:
     return max(1, min(int(runs - (needed - limit) / slope), runs - 1))
 
 
-__all__ = ["Program", "Shape", "batch_shape", "compile_batch", "free_bytes", "program_bytes", "trace_member"]
+__all__ = ["Program", "Shape", "Traced", "batch_shape", "compile_batch", "free_bytes", "program_bytes", "trace_member"]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.data import MaskedBatch, epoch_indices, example_count, take
+from nnlearn.settings import comparable
 from nnlearn.sums import long_sum
 from nnlearn.train.calls import check_takes, hand
 from nnlearn.tree import compute_dtype
@@ -14,6 +15,7 @@ from nnlearn.types import Batch, Params, Scalar
 MetricsFn = Callable[..., Mapping[str, Scalar]]
 
 
+@comparable
 def evaluation(
     metrics_fn: MetricsFn,
     examples: Batch,

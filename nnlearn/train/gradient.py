@@ -73,10 +73,8 @@ def make_gradient(
         return (part, 1) if whole else _weigh(part, batch_weight)
 
     def gradient(stored, batch, key, model_state, scale, hparams) -> Outcome:
-        own, (stored, model_state, hparams) = (
-            None,
-            equal_on_all((beside(batch, stored), model_state, hparams), axis_name),
-        )
+        own = None
+        stored, model_state, hparams = equal_on_all((beside(batch, stored), model_state, hparams), axis_name)
         if value_and_grad is None:
             evaluate, differentiate = _plain(loss_fn, weigh, model_state, scale, hparams)
         else:

@@ -5,6 +5,7 @@ The gradient of an example is that of the loss on a batch of this example alone,
 
 import dataclasses
 import math
+from collections.abc import Callable
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from nnlearn.checks import NUMERIC, check_nonnegative, check_number, known
 from nnlearn.data import MaskedBatch, example_count
 from nnlearn.packing import unpack
+from nnlearn.settings import comparable
 from nnlearn.sharding_axes import along_first_axes, automatic, lie_like
 from nnlearn.train.ghost import Dense, Program
 from nnlearn.train.slices import without_effects
@@ -131,6 +133,7 @@ def _moments(loss_fn: LossFn, tree: Params, batch: Batch, key: Key | None) -> tu
     return jax.tree.unflatten(jax.tree.structure(tree), leaves), jnp.sum(pieces.squares_b), count
 
 
+@comparable
 def clipped_value_and_grad(
     loss_fn: LossFn, clip_norm: Scalar, noise_multiplier: Scalar = 0.0, *, batch_size: Scalar | None = None
 ) -> "ClippedGradient":

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from nnlearn.checks import check_dtype
 from nnlearn.data import MaskedBatch
+from nnlearn.settings import comparable
 from nnlearn.tree import path_name
 from nnlearn.types import Batch, DTypeLike, LossFn, PyTree
 
@@ -40,6 +41,7 @@ class Policy(NamedTuple):
         """A tree with its floating leaves in the dtype of ``params``."""
         return cast_floating(tree, self.params)
 
+    @comparable
     def wrap(self, loss_fn: LossFn, is_input: Callable[[str], bool] | None = None) -> LossFn:
         """The loss under this policy; ``hparams`` and ``model_state`` are handed on as they are.
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from nnlearn.checks import check_count
 from nnlearn.data import MaskedBatch, batch_count, epoch_indices, example_count
+from nnlearn.settings import comparable
 from nnlearn.sharding_axes import take_rows
 from nnlearn.train.calls import check_takes
 from nnlearn.types import Batch, Key, PyTree
@@ -64,9 +65,14 @@ def shuffled(examples: Batch, batch_size: int, *, shuffle: bool = True, remainde
     >>> sampler.batch(jax.tree.map(lambda row: row[1], rows))
     Array([2, 3], dtype=int32)
     """
+    batch_count(example_count(examples), batch_size, remainder=remainder)
+    return _shuffled(jax.tree.map(jnp.asarray, examples), batch_size, shuffle, remainder)
+
+
+@comparable  # by the arrays that JAX has by now, which need not be copied
+def _shuffled(examples: Batch, batch_size: int, shuffle: bool, remainder: str) -> Sampler:
     size = example_count(examples)
     per_epoch = batch_count(size, batch_size, remainder=remainder)
-    examples = jax.tree.map(jnp.asarray, examples)
     example_bytes = sum(leaf.nbytes // size for leaf in jax.tree.leaves(examples))
     where_pb = np.arange(per_epoch * batch_size).reshape(per_epoch, batch_size) < size
 
@@ -119,6 +125,7 @@ def shuffled(examples: Batch, batch_size: int, *, shuffle: bool = True, remainde
     return Sampler(per_epoch, start, rows, batch)
 
 
+@comparable
 def poisson_sampled(
     examples: Batch, batch_size: int, *, epoch_steps: int | None = None, capacity: int | None = None
 ) -> Sampler:
@@ -189,6 +196,7 @@ def poisson_capacity(size: int, batch_size: int) -> int:
     return min(size, math.ceil(batch_size + bits / 3 + math.sqrt((bits / 3) ** 2 + 2 * variance * bits)))
 
 
+@comparable
 def generated(batch_fn: Callable[[Key, jax.Array], Batch]) -> Sampler:
     """Batches that a function makes, such as fresh random data.
 

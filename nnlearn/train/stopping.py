@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.checks import check_nonnegative, check_number
+from nnlearn.settings import comparable
 from nnlearn.types import PyTree, Scalar
 
 Metrics = dict[str, jax.Array]
@@ -68,6 +69,7 @@ def worst(mode: str) -> jax.Array:
     return jnp.array(jnp.inf if mode == "min" else -jnp.inf, jnp.float32)
 
 
+@comparable
 def patience(
     metric: str,
     checks: Scalar,
@@ -112,6 +114,7 @@ def patience(
     return StopRule(f"patience({metric})", lambda: (worst(mode), jnp.zeros([], jnp.int32)), update, keep)
 
 
+@comparable
 def converged(tolerance: Scalar, checks: Scalar = 1, *, metric: str = "train_loss") -> StopRule:
     """Stop once a metric has changed by no more than ``tolerance`` for so many checks in a row.
 
@@ -137,6 +140,7 @@ def converged(tolerance: Scalar, checks: Scalar = 1, *, metric: str = "train_los
     return StopRule(f"converged({metric})", lambda: (worst("min"), jnp.zeros([], jnp.int32)), update)
 
 
+@comparable
 def reached(metric: str, target: Scalar, *, mode: Literal["min", "max"] = "min") -> StopRule:
     """Stop once a metric is at its target or beyond it.
 
@@ -158,6 +162,7 @@ def reached(metric: str, target: Scalar, *, mode: Literal["min", "max"] = "min")
     return StopRule(f"reached({metric})", lambda: (), update)
 
 
+@comparable
 def diverged(limit: Scalar = float("inf"), *, metric: str = "train_loss") -> StopRule:
     """Stop once a metric is not finite, or above a limit: this run is lost.
 
@@ -177,6 +182,7 @@ def diverged(limit: Scalar = float("inf"), *, metric: str = "train_loss") -> Sto
     return StopRule(f"diverged({metric})", lambda: (), update)
 
 
+@comparable
 def keep_best(metric: str, mode: Literal["min", "max"] = "min") -> StopRule:
     """Never stop, and end with the state of the best check.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 
@@ -287,5 +288,13 @@ def join(parts: Sequence[Trace]) -> Trace:
     step, info, check_step, metrics = jax.tree.map(along, *timed)
     return dataclasses.replace(last, step=step, info=info, check_step=check_step, metrics=metrics)
 
+
+jax.export.register_pytree_node_serialization(
+    Trace,
+    serialized_name="nnlearn.Trace",
+    serialize_auxdata=lambda static: json.dumps(static).encode(),
+    deserialize_auxdata=lambda content: tuple(map(tuple, json.loads(content))),
+    from_children=lambda static, children: Trace(*children, *static),
+)
 
 __all__ = ["Trace", "join"]

@@ -1,11 +1,13 @@
 """Gradient accumulation: several mini-steps, one step of the optimizer."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 from optax import MultiStepsState, safe_increment, with_extra_args_support
 
 from nnlearn.checks import check_dtype, check_number, known
-from nnlearn.settings import Made, Same
+from nnlearn.settings import bind, remember
 from nnlearn.transforms.loss_scale import refuse_loss_scale_inside
 from nnlearn.transforms.plumbing import Slot, run_or_hold
 from nnlearn.tree import real_dtype
@@ -121,21 +123,16 @@ class MultiSteps(GradientTransformationExtraArgs):
             if known(every_k_schedule) and int(every_k_schedule) != every_k_schedule:
                 raise ValueError(f"every_k_schedule must be a whole number of mini-steps, got {every_k_schedule}")
         accumulator_dtype = check_dtype("accumulator_dtype", accumulator_dtype)
-        skip = should_skip_update_fn or _never_skip
-        init, update = _accumulated(opt, every_k_schedule, use_grad_mean, skip, accumulator_dtype)
-        arguments = {
-            "opt": opt,
-            "every_k_schedule": every_k_schedule,
-            "use_grad_mean": use_grad_mean,
-            "should_skip_update_fn": should_skip_update_fn,
-            "accumulator_dtype": accumulator_dtype,
-        }
-        tx = tuple.__new__(cls, (Made(init, cls, arguments, "init"), Made(update, cls, arguments, "update")))
-        tx._arguments = arguments
+        given = (opt, every_k_schedule, use_grad_mean, should_skip_update_fn, accumulator_dtype)
+        bound = bind(inspect.signature(MultiSteps), given, {})
+        opt, every_k_schedule, use_grad_mean, skip, accumulator_dtype = bound.args
+        made = _accumulated(opt, every_k_schedule, use_grad_mean, skip or _never_skip, accumulator_dtype)
+        tx = remember(cls, bound, tuple.__new__(cls, made))
+        tx._call = tx.init.call
         return tx
 
     def __getnewargs__(self):  # what copying calls the constructor with
-        return tuple(self._arguments.values())
+        return self._call.bound.args
 
     def has_updated(self, state: OptState) -> jax.Array:
         """Whether the window is empty because the optimizer has run: a boolean scalar.
@@ -147,7 +144,7 @@ class MultiSteps(GradientTransformationExtraArgs):
     @property
     def inner_opt(self) -> GradientTransformationExtraArgs:
         """The optimizer that runs every k mini-steps."""
-        return with_extra_args_support(self._arguments["opt"])
+        return with_extra_args_support(self._call.bound.arguments["opt"])
 
     def gradient_transformation(self) -> GradientTransformationExtraArgs:
         """Itself, for code written for optax, whose ``MultiSteps`` is not yet a transformation."""
@@ -155,12 +152,12 @@ class MultiSteps(GradientTransformationExtraArgs):
 
 
 # Unflattening a named tuple calls its class with the fields, and this one's constructor takes other things.
-def _unflatten(arguments, parts):
+def _unflatten(call, parts):
     tx = tuple.__new__(MultiSteps, tuple(parts))
-    tx._arguments = arguments.value
+    tx._call = call
     return tx
 
 
-jax.tree_util.register_pytree_node(MultiSteps, lambda tx: (tuple(tx), Same(tx._arguments)), _unflatten)
+jax.tree_util.register_pytree_node(MultiSteps, lambda tx: (tuple(tx), tx._call), _unflatten)
 
 __all__ = ["MultiSteps"]

@@ -12,7 +12,7 @@ from optax import InjectHyperparamsState, InjectStatefulHyperparamsState, safe_i
 from optax.schedules import StatefulSchedule
 
 from nnlearn.checks import NUMERIC, check_dtype
-from nnlearn.settings import comparable
+from nnlearn.settings import bind, copied, frozen, remember
 from nnlearn.tree import path_name
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, OptState, Scalar
 
@@ -33,7 +33,8 @@ def inject_hyperparams(
     Args:
       inner_factory: a function that returns a transformation, nnlearn's, optax's or your own.
       static_args: names of arguments that must stay Python values, because the factory branches on them. Booleans,
-        strings, None, and arguments called ``mask`` or ``..._mask`` always do; any other function is a schedule.
+        strings, None, and arguments called ``mask`` or ``..._mask`` always do; any other function is a schedule. What
+        the factory takes as ``**others`` counts like its named arguments; ``*rates`` as ``rates[0]`` and so on.
       hyperparam_dtype: the dtype of floating hyper-parameters; None for float32, or float64 where x64 is on.
 
     Returns:
@@ -53,24 +54,69 @@ def inject_hyperparams(
     """
     names = frozenset([static_args] if isinstance(static_args, str) else static_args)
     parameters = inspect.signature(inner_factory).parameters
-    if unknown := names - set(parameters):
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if (unknown := names - set(parameters)) and not takes_any:
         raise ValueError(f"static_args names {sorted(unknown)}, but the arguments are {sorted(parameters)}")
-    return _injected(inner_factory, names, check_dtype("hyperparam_dtype", hyperparam_dtype))
+    return _Injected(inner_factory, names, check_dtype("hyperparam_dtype", hyperparam_dtype))
 
 
-@functools.cache  # one factory per inner factory, so that equal settings compare equal
-def _injected(inner_factory, static_args, hyperparam_dtype):
-    signature = inspect.signature(inner_factory)
+class _Injected:
+    """What ``inject_hyperparams`` returns: a factory; two of one inner factory are equal."""
 
-    @comparable
-    @functools.wraps(inner_factory)
-    def make(*args, **kwargs):
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        split = _split_arguments(bound.arguments, static_args)
-        return _with_state(inner_factory, *split, hyperparam_dtype)
+    def __init__(self, inner_factory, static_args: frozenset[str], hyperparam_dtype):
+        functools.update_wrapper(self, inner_factory)
+        self._arguments = copied((inner_factory, static_args, hyperparam_dtype))
+        self._identity = frozen(self._arguments)
 
-    return make
+    def __call__(self, *args, **kwargs):
+        inner_factory, static_args, hyperparam_dtype = self._arguments
+        bound = bind(inspect.signature(inner_factory), args, kwargs)
+        every = inspect.BoundArguments(bound.signature, dict(bound.arguments))
+        every.apply_defaults()
+        split = _split_arguments(_flat(every), static_args)
+
+        def build(values):
+            arguments = _nested(every, values)
+            return inner_factory(*arguments.args, **arguments.kwargs)
+
+        return remember(self, bound, _with_state(build, *split, hyperparam_dtype))
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, _Injected) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    def __reduce__(self):
+        return inject_hyperparams, self._arguments
+
+
+def _flat(bound: inspect.BoundArguments) -> dict[str, Any]:
+    """All arguments by name: those of ``**others`` by their own, those of ``*rates`` as ``rates[0]``."""
+    flat = {}
+    for name, value in bound.arguments.items():
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            flat |= value
+        elif kind is inspect.Parameter.VAR_POSITIONAL:
+            flat |= {f"{name}[{index}]": part for index, part in enumerate(value)}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _nested(like: inspect.BoundArguments, values: dict[str, Any]) -> inspect.BoundArguments:
+    """The reverse of ``_flat``, with new values of the same names."""
+    arguments = {}
+    for name, old in like.arguments.items():
+        kind = like.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            arguments[name] = {part: values[part] for part in old}
+        elif kind is inspect.Parameter.VAR_POSITIONAL:
+            arguments[name] = tuple(values[f"{name}[{index}]"] for index in range(len(old)))
+        else:
+            arguments[name] = values[name]
+    return inspect.BoundArguments(like.signature, arguments)
 
 
 def _split_arguments(arguments: dict[str, Any], static_args: frozenset[str]):
@@ -91,7 +137,7 @@ def _split_arguments(arguments: dict[str, Any], static_args: frozenset[str]):
     return stateful, schedules, numbers, rest
 
 
-def _with_state(inner_factory, stateful, schedules, numbers, rest, hyperparam_dtype):
+def _with_state(inner, stateful, schedules, numbers, rest, hyperparam_dtype):
     def as_entry(name, value):
         if not isinstance(value, NUMERIC):
             raise ValueError(
@@ -109,7 +155,7 @@ def _with_state(inner_factory, stateful, schedules, numbers, rest, hyperparam_dt
         return values | {name: as_entry(name, s(states[name], **extra_args)) for name, s in stateful.items()}
 
     def build(hyperparams):
-        return with_extra_args_support(inner_factory(**rest, **hyperparams))
+        return with_extra_args_support(inner({**rest, **hyperparams}))
 
     def init(params):
         count = jnp.zeros([], jnp.int32)
