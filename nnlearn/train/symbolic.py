@@ -31,6 +31,7 @@ REDUCTIONS = {"reduce_sum": "add", "reduce_max": "max", "reduce_min": "min", "re
 NEUTRAL = {"add": 0, "and": 1, "or": 0}
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat2": "jaxpr"}
 CALLS |= {"checkpoint": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
+CALLS |= {"custom_vmap_call": "call"}
 
 
 class Run(NamedTuple):
