@@ -139,17 +139,19 @@ def power_of_two(x: jax.Array) -> jax.Array:
 
 
 def rarely(when: jax.Array, slow: Callable[..., jax.Array], fast: jax.Array, *operands: PyTree) -> jax.Array:
-    """``slow(*operands)`` where ``when`` holds, else ``fast``: a real conditional, under ``vmap`` too.
+    """``slow(*operands)``, worked out only if ``when`` holds; otherwise ``fast``, which then is the same.
 
-    ``jax.vmap`` turns ``jax.lax.cond`` into both branches and a selection. Here ``slow`` runs only if ``when`` holds
-    somewhere in the batch.
+    Under ``jax.vmap`` it stays a real conditional, where ``jax.lax.cond`` becomes both branches and a selection: if
+    ``when`` holds for one member of the batch, ``slow`` is run for all.
 
     Args:
       when: a boolean scalar.
       slow: returns an array like ``fast``. All arrays that it uses must be among its operands.
 
-    >>> rarely(jnp.array(True), lambda x: 2 * x, jnp.array(0.0), jnp.array(3.0))
-    Array(6., dtype=float32)
+    >>> double = lambda x: jnp.where(x < 1, x, 2 * x)
+    >>> x = jnp.array(3.0)
+    >>> rarely(x >= 1, double, x, x)
+    Array(6., dtype=float32, weak_type=True)
     """
 
     @jax.custom_batching.custom_vmap
@@ -158,10 +160,9 @@ def rarely(when: jax.Array, slow: Callable[..., jax.Array], fast: jax.Array, *op
 
     @choose.def_vmap
     def choose_in_batch(size, batched, when, fast, *operands):
-        axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, tuple(batched))
-        select = jax.vmap(lambda when, fast, *operands: jnp.where(when, slow(*operands), fast), in_axes=axes)
+        axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, tuple(batched[2:]))
         all_fast = fast if batched[1] else jnp.broadcast_to(fast, (size, *fast.shape))
-        return rarely(jnp.any(when), select, all_fast, when, fast, *operands), True
+        return rarely(jnp.any(when), jax.vmap(slow, axes, axis_size=size), all_fast, *operands), True
 
     return choose(when, fast, *operands)
 
