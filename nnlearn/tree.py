@@ -121,11 +121,11 @@ def finite_part(x: jax.Array) -> jax.Array:
     return clip_parts(x, float(jnp.finfo(x.dtype).max))
 
 
-def clip_parts(x: jax.Array, limit: Scalar) -> jax.Array:
-    """``x`` cut to [-limit, limit]; of complex numbers, each part."""
+def clip_parts(x: jax.Array, limit: Scalar, scale: Scalar = 1) -> jax.Array:
+    """``scale * x`` cut to [-limit, limit]; of complex numbers, each part, for ``inf * (1 + 0j)`` holds a NaN."""
     if jnp.iscomplexobj(x):
-        return jax.lax.complex(clip_parts(jnp.real(x), limit), clip_parts(jnp.imag(x), limit))
-    return jnp.clip(x, -limit, limit)
+        return jax.lax.complex(clip_parts(jnp.real(x), limit, scale), clip_parts(jnp.imag(x), limit, scale))
+    return jnp.clip(x if isinstance(scale, int) and scale == 1 else x * scale, -limit, limit)
 
 
 def power_of_two(x: jax.Array) -> jax.Array:
@@ -226,7 +226,8 @@ def _scaled_norm_jvp(axis, bounded, primals, tangents):
     inverse, total = jnp.where(usable, 1 / jnp.where(usable, norm, 1), 0), jnp.zeros_like(norm)
     for array, change in zip(arrays, changes, strict=True):
         wide = compute_dtype(array.dtype)
-        unit = finite_part(array.astype(wide)) * scale.astype(real_dtype(wide)) * inverse.astype(real_dtype(wide))
+        limit = float(jnp.finfo(wide).max)
+        unit = clip_parts(array.astype(wide), limit, scale.astype(real_dtype(wide))) * inverse.astype(real_dtype(wide))
         product = jnp.real(jnp.conj(unit) * change.astype(wide))
         total = total + jnp.sum(product, axis=axis, keepdims=axis is not None).astype(total.dtype)
     return (norm, scale), (scale * total, jnp.zeros_like(scale))

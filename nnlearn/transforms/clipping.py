@@ -46,9 +46,8 @@ def _shorten(updates: list[jax.Array], norm: jax.Array, scale: jax.Array, longes
     def shorten(update):
         wide = update.astype(compute_dtype(update.dtype, norm.dtype))
         dtype = real_dtype(wide.dtype)
-        scaled, largest = wide * scale.astype(dtype), float(jnp.finfo(dtype).max)
-        limit = jnp.where(long, largest * scale.astype(dtype), jnp.inf)
-        return (clip_parts(scaled, limit) * factor.astype(dtype)).astype(update.dtype)
+        limit = jnp.where(long, float(jnp.finfo(dtype).max) * scale.astype(dtype), jnp.inf)
+        return (clip_parts(wide, limit, scale.astype(dtype)) * factor.astype(dtype)).astype(update.dtype)
 
     return list(map(shorten, updates))
 

@@ -98,7 +98,10 @@ def average_with_mean(average: jax.Array, value: jax.Array, *, decay, seen, seen
       seen, seen_before: ``weight_seen`` of this step and of the last one.
     """
     first = step_towards(average, value, 1 - decay)
-    mean = step_towards(safe_divide(average, seen_before), value, (1 - decay) / seen)
+    before = safe_divide(average, seen_before)
+    # Keeping mean * seen rounds the mean. Where only that parts it from the value it is the value, or it would drift.
+    near = jnp.abs(value - before) <= 4 * jnp.finfo(before.dtype).eps * jnp.abs(value)
+    mean = step_towards(jnp.where(near, value, before), value, (1 - decay) / seen)
     begun = seen_before > 0
     return jnp.where(begun, mean * seen, first), jnp.where(begun, mean, first / seen)
 

@@ -133,7 +133,7 @@ def trust_ratio_kernel(update, param, *, min_norm, trust_coefficient, eps):
     inverse = 1 / jnp.where(usable, update_norm + eps * scale, 1)
     inverse, ratio = jnp.where(usable, inverse, 1), jnp.where(usable, trust_coefficient * param_norm, 1)
     scale, limit = jnp.where(usable, scale, 1), jnp.where(usable, largest * scale, jnp.inf)
-    return clip_parts(update * scale, limit) * inverse * ratio
+    return clip_parts(update, limit, scale) * inverse * ratio
 
 
 @comparable
