@@ -167,6 +167,11 @@ def rarely(when: jax.Array, slow: Callable[..., jax.Array], fast: jax.Array, *op
     return choose(when, fast, *operands)
 
 
+def squares_fit(norm: jax.Array) -> jax.Array:
+    """Whether a norm that was summed from plain squares is right: nothing overflowed, and nothing was lost below."""
+    return (norm > float(jnp.finfo(norm.dtype).tiny) ** 0.5 * 2.0**31) & (norm < jnp.inf)
+
+
 def scaled_norm(
     arrays: Sequence[jax.Array], axis: int | tuple[int, ...] | None = None, bounded: bool = False
 ) -> tuple[jax.Array, jax.Array]:
@@ -212,7 +217,7 @@ def _scaled_norm(arrays, axis, bounded):
         return jnp.where(scale == 1, norm, root(arrays, square))
 
     norm = root(arrays)
-    fits = (norm > float(info.tiny) ** 0.5 * 2.0**31) & (norm < jnp.inf)
+    fits = squares_fit(norm)
     # beside entries so large or so small that they need a scale, those that would need the other one do not count
     scale = jnp.where(fits, 1, jnp.where(norm > 1, 2.0**-exponent, 2.0**exponent)).astype(info.dtype)
     return rarely(~jnp.all(fits), rescaled, norm, norm, scale, arrays), scale

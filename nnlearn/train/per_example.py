@@ -15,7 +15,7 @@ from nnlearn.checks import NUMERIC, check_nonnegative, check_number, known
 from nnlearn.data import MaskedBatch, example_count
 from nnlearn.packing import unpack
 from nnlearn.train.ghost import Dense, Program
-from nnlearn.tree import abs_sq, as_hyperparam, compute_dtype, path_name, real_dtype, safe_sqrt
+from nnlearn.tree import as_hyperparam, compute_dtype, global_norm, path_name, real_dtype
 from nnlearn.types import Batch, Grads, Key, LossFn, Params, PyTree, Scalar
 
 NOISE_STREAM = 0x7D9F1E55  # an arbitrary constant, above any batch size: example i's key may be fold_in(key, i)
@@ -89,7 +89,7 @@ def per_example_norms(loss_fn: LossFn, params: Params, batch: Batch, key: Key | 
     [2.0, 4.0]
     """
     pieces = _differentiate(loss_fn, unpack(params), batch, key)
-    return safe_sqrt(pieces.squares_b)
+    return pieces.norms_b
 
 
 def clipped_value_and_grad(
@@ -143,10 +143,10 @@ def clipped_value_and_grad(
             raise ValueError(f"noise_multiplier={noise_multiplier} draws noise, so key must be a random key, got None")
         tree, to_stored = jax.vjp(unpack, _prepare(params, batch))
         pieces = _differentiate(loss_fn, tree, batch, key)
-        count = jnp.maximum(jnp.sum(pieces.where_b), 1).astype(pieces.squares_b.dtype)
-        bound = as_hyperparam(clip_norm, pieces.squares_b.dtype)
-        finite_b = jnp.isfinite(pieces.squares_b)
-        norms_b = safe_sqrt(jnp.where(finite_b, pieces.squares_b, 0))
+        count = jnp.maximum(jnp.sum(pieces.where_b), 1).astype(pieces.norms_b.dtype)
+        bound = as_hyperparam(clip_norm, pieces.norms_b.dtype)
+        finite_b = jnp.isfinite(pieces.norms_b)
+        norms_b = jnp.where(finite_b, pieces.norms_b, 0)
         factors_b = bound / jnp.maximum(norms_b, bound) / count
         leaves = pieces.weighted_sum(factors_b, pieces.where_b & finite_b)
         if noisy:
@@ -163,7 +163,7 @@ class _Pieces(NamedTuple):
     """What the norms, and any weighted sum, of the examples' gradients are put together from.
 
     Attributes:
-      losses_b, squares_b, where_b: each example's loss, squared gradient norm (0 if masked out), and whether it counts.
+      losses_b, norms_b, where_b: each example's loss, gradient norm (0 if masked out), and whether it counts.
       dense, inputs_b, deltas_b: leaves that matrix products use, the products' other operands, and their deltas.
       grads_b: the examples' gradients of other leaves, by the leaf's number.
       leaves: all parameters.
@@ -171,7 +171,7 @@ class _Pieces(NamedTuple):
     """
 
     losses_b: jax.Array
-    squares_b: jax.Array
+    norms_b: jax.Array
     where_b: jax.Array
     dense: list[Dense]
     inputs_b: list[jax.Array]
@@ -220,14 +220,12 @@ def _differentiate(loss_fn: LossFn, params: Params, batch: Batch, key: Key | Non
         others = {number: leaves[number] for number in program.others}
         loss, backward, inputs = jax.vjp(run, shifts, others, has_aux=True)
         deltas, grads = backward(jnp.ones_like(loss))
-        squares = [jnp.sum(abs_sq(grad.astype(compute_dtype(grad.dtype)))) for grad in grads.values()]
-        for dense, x, delta in zip(program.dense, inputs, deltas, strict=True):
-            squares.append(dense.squared_norm(x, delta))
-        return loss, sum(squares, jnp.zeros([], jnp.float32)), inputs, deltas, grads
+        norms = [dense.norm(x, delta) for dense, x, delta in zip(program.dense, inputs, deltas, strict=True)]
+        return loss, global_norm([*norms, *grads.values()]), inputs, deltas, grads
 
-    losses_b, squares_b, inputs_b, deltas_b, grads_b = jax.vmap(differentiate)(data_b)
-    squares_b = _select(where_b, squares_b)
-    pieces = losses_b, squares_b, where_b, program.dense, inputs_b, deltas_b, grads_b, leaves, program.has_aux
+    losses_b, norms_b, inputs_b, deltas_b, grads_b = jax.vmap(differentiate)(data_b)
+    norms_b = _select(where_b, norms_b)
+    pieces = losses_b, norms_b, where_b, program.dense, inputs_b, deltas_b, grads_b, leaves, program.has_aux
     return _Pieces(*pieces)
 
 
