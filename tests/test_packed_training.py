@@ -446,7 +446,7 @@ def test_an_update_needs_no_more_than_a_buffer_beside_its_state(name, tx):
     lowered = jax.jit(update, donate_argnums=(0, 1)).lower(packed, tx.init(packed), packed)
     memory = lowered.compile().memory_analysis()
     size = packed.buffers[0].nbytes
-    assert size == 400_000 and memory.temp_size_in_bytes <= size
+    assert size == 400_000 and memory.temp_size_in_bytes <= size + 1000  # single numbers
     assert memory.alias_size_in_bytes >= (2 if name == "sgd" else 3) * size
 
 

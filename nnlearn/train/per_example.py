@@ -19,7 +19,7 @@ from nnlearn.settings import comparable
 from nnlearn.sharding_axes import along_first_axes, automatic, lie_like
 from nnlearn.train.ghost import Dense, Program
 from nnlearn.train.slices import without_effects
-from nnlearn.tree import abs_sq, as_hyperparam, compute_dtype, path_name, real_dtype, safe_sqrt
+from nnlearn.tree import as_hyperparam, compute_dtype, global_norm, path_name, real_dtype
 from nnlearn.types import Batch, Grads, Key, LossFn, Params, PyTree, Scalar
 
 NOISE_STREAM = 0x7D9F1E55  # an arbitrary constant, above any batch size: example i's key may be fold_in(key, i)
@@ -108,7 +108,7 @@ def per_example_norms(loss_fn: LossFn, params: Params, batch: Batch, key: Key | 
 
 
 def _norms(loss_fn: LossFn, params: Params, batch: Batch, key: Key | None) -> jax.Array:
-    return safe_sqrt(_differentiate(loss_fn, params, batch, key).squares_b)
+    return _differentiate(loss_fn, params, batch, key).norms_b
 
 
 def gradient_moments(
@@ -128,9 +128,9 @@ def gradient_moments(
 
 def _moments(loss_fn: LossFn, tree: Params, batch: Batch, key: Key | None) -> tuple[Grads, jax.Array, jax.Array]:
     pieces = _differentiate(loss_fn, tree, batch, key)
-    leaves = pieces.weighted_sum(jnp.ones_like(pieces.squares_b), pieces.where_b)
+    leaves = pieces.weighted_sum(jnp.ones_like(pieces.norms_b), pieces.where_b)
     count = jnp.sum(pieces.where_b).astype(jnp.float32)
-    return jax.tree.unflatten(jax.tree.structure(tree), leaves), jnp.sum(pieces.squares_b), count
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves), jnp.sum(jnp.square(pieces.norms_b)), count
 
 
 @comparable
@@ -255,10 +255,10 @@ class ClippedGradient:
 def _clipped_sum(loss_fn, tree, batch, key, clip_norm, loss_scale) -> tuple[jax.Array, list, tuple | None]:
     """The mean loss, the gradient's leaves, and whether there is more than a loss: an empty tuple, or None."""
     pieces = _differentiate(loss_fn, tree, batch, key, loss_scale)
-    count = jnp.maximum(jnp.sum(pieces.where_b), 1).astype(pieces.squares_b.dtype)
-    bound = as_hyperparam(clip_norm, pieces.squares_b.dtype)
-    finite_b = jnp.isfinite(pieces.squares_b)
-    norms_b = safe_sqrt(jnp.where(finite_b, pieces.squares_b, 0))
+    count = jnp.maximum(jnp.sum(pieces.where_b), 1).astype(pieces.norms_b.dtype)
+    bound = as_hyperparam(clip_norm, pieces.norms_b.dtype)
+    finite_b = jnp.isfinite(pieces.norms_b)
+    norms_b = jnp.where(finite_b, pieces.norms_b, 0)
     leaves = pieces.weighted_sum(bound / jnp.maximum(norms_b, bound) / count, pieces.where_b & finite_b)
     if loss_scale is not None:
         overflow = jnp.where(jnp.all(finite_b) | (jnp.asarray(loss_scale) <= 1), 0, jnp.inf)
@@ -272,7 +272,7 @@ class _Pieces(NamedTuple):
     """What the norms, and any weighted sum, of the examples' gradients are put together from.
 
     Attributes:
-      losses_b, squares_b, where_b: each example's loss, squared gradient norm (0 if masked out), and whether it counts.
+      losses_b, norms_b, where_b: each example's loss, gradient norm (0 if masked out), and whether it counts.
       dense, inputs_b, deltas_b: leaves that matrix products use, the products' other operands, and their deltas.
       grads_b: the examples' gradients of other leaves, by the leaf's number.
       leaves: all parameters.
@@ -280,7 +280,7 @@ class _Pieces(NamedTuple):
     """
 
     losses_b: jax.Array
-    squares_b: jax.Array
+    norms_b: jax.Array
     where_b: jax.Array
     dense: list[Dense]
     inputs_b: list[jax.Array]
@@ -335,16 +335,14 @@ def _differentiate(
         loss, backward, inputs = jax.vjp(run, shifts, others, has_aux=True)
         factor = jnp.ones_like(loss) if loss_scale is None else jnp.asarray(loss_scale).astype(loss.dtype)
         deltas, grads = backward(_varying_like(factor, examples))
-        squares = [jnp.sum(abs_sq(grad.astype(compute_dtype(grad.dtype)))) for grad in grads.values()]
-        for dense, x, delta in zip(program.dense, inputs, deltas, strict=True):
-            squares.append(dense.squared_norm(x, delta))
-        return loss, sum(squares, jnp.zeros([], jnp.float32)), inputs, deltas, grads
+        norms = [dense.norm(x, delta) for dense, x, delta in zip(program.dense, inputs, deltas, strict=True)]
+        return loss, global_norm([*norms, *grads.values()]), inputs, deltas, grads
 
-    losses_b, squares_b, inputs_b, deltas_b, grads_b = jax.vmap(differentiate)(data_b)
-    squares_b = _select(where_b, squares_b)
+    losses_b, norms_b, inputs_b, deltas_b, grads_b = jax.vmap(differentiate)(data_b)
+    norms_b = _select(where_b, norms_b)
     if loss_scale is not None:
-        squares_b = squares_b / jnp.square(jnp.asarray(loss_scale).astype(squares_b.dtype))
-    pieces = losses_b, squares_b, where_b, program.dense, inputs_b, deltas_b, grads_b, leaves, program.has_more
+        norms_b = norms_b / jnp.asarray(loss_scale).astype(norms_b.dtype)
+    pieces = losses_b, norms_b, where_b, program.dense, inputs_b, deltas_b, grads_b, leaves, program.has_more
     return _Pieces(*pieces)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from jax.extend.core import Literal
 
 from nnlearn.native.kernel import KERNEL
-from nnlearn.tree import widest
+from nnlearn.tree import rarely, widest
 
 ELEMENTWISE_NAMES = """
 abs acos acosh add and asin asinh atan atan2 atanh cbrt ceil clamp complex conj convert_element_type copy copy_p cos
@@ -29,6 +29,7 @@ shift_right_arithmetic shift_right_logical sign sin sinh sqrt square sub tan tan
 ELEMENTWISE = frozenset(ELEMENTWISE_NAMES.split())
 ELEMENTWISE_SETTINGS = ("y", "new_dtype", "exponent_bits", "mantissa_bits", "rounding_method")
 REDUCTIONS = {"reduce_sum": "add", "reduce_max": "max", "reduce_min": "min", "reduce_and": "and", "reduce_or": "or"}
+RARELY = f"{rarely.__qualname__}.<locals>."
 NEUTRAL = {"add": 0, "and": 1, "or": 0}
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat2": "jaxpr"}
 CALLS |= {"checkpoint": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
@@ -138,9 +139,11 @@ class Interpreter:
         if name == KERNEL:
             forms = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in equation.invars]
             return self._call(jax.make_jaxpr(params["kernel"].reference)(*forms), values)
+        if name == "custom_vmap_call" and params["rule"].__qualname__.startswith(RARELY):
+            return self._rarely(params["call"], values) or self._opaque(equation, values)
         if name == "cond":
             return self._branch(params["branches"], values) or self._opaque(equation, values)
-        if name in ("optimization_barrier", "sharding_constraint", "reshard"):
+        if name in ("optimization_barrier", "sharding_constraint", "reshard", "stop_gradient"):
             return values
         if name == "split":
             return self._split(values[0], params["sizes"], params["axis"], shapes[0]) or self._opaque(equation, values)
@@ -368,6 +371,13 @@ class Interpreter:
                 return None
             results.append(result)
         return results
+
+    def _rarely(self, program, values) -> list[Value] | None:
+        """What ``rarely`` chooses from is the same on both sides, so the side that holds for all arguments is read."""
+        choice = program.jaxpr.eqns[-1]
+        if choice.primitive.name != "cond" or list(choice.invars[1:]) != list(program.jaxpr.invars[1:]):
+            return None
+        return self._inside(choice.params["branches"][1], values[1:])
 
     def _opaque(self, equation, values) -> list[Value]:
         """An operation that is not understood, on arrays as they are: equal only to itself."""

@@ -9,13 +9,13 @@ from optax import apply_updates, safe_increment
 from nnlearn.checks import check_decay
 from nnlearn.packing import unpack
 from nnlearn.settings import comparable
-from nnlearn.transforms.plumbing import Slot, bias_correction, require_params
-from nnlearn.tree import as_hyperparam, compute_dtype, real_dtype
+from nnlearn.transforms.plumbing import Slot, one_minus, require_params, step_towards, weight_seen
+from nnlearn.tree import compute_dtype, real_dtype
 from nnlearn.types import GradientTransformationExtraArgs, OptState, Params, Scalar
 
 
 class AverageParamsState(NamedTuple):
-    """Steps seen, and the average so far before its correction; before the first step, the initial parameters."""
+    """Steps seen, and the average so far, corrected for its start; before the first step, the initial parameters."""
 
     count: jax.Array
     average: Params
@@ -34,7 +34,8 @@ def average_params(decay: Scalar = 0.999) -> GradientTransformationExtraArgs:
     does not count in ``make_step``; inside of ``MultiSteps`` it counts windows, behind it mini-steps.
 
     Args:
-      decay: in [0, 1); about ``1 / (1 - decay)`` steps are averaged.
+      decay: in [0, 1); about ``1 / (1 - decay)`` steps are averaged. A constant is its own average at every step,
+        however near to 1 the decay is.
 
     Returns:
       A transformation with ``AverageParamsState(count, average, decay)``; the average is float32 at least.
@@ -66,15 +67,18 @@ def average_params(decay: Scalar = 0.999) -> GradientTransformationExtraArgs:
     def update(updates, state, params=None, **extra_args):
         del extra_args
         require_params(params, "average_params")
+        count = safe_increment(state.count)
+        # a_t / (1 - decay ** t), not a_t, is kept: next to it a small 1 - decay is not rounded away
+        weight = one_minus(decay) / weight_seen(decay, count)
 
         def mix(average, param):
             wide = compute_dtype(average.dtype)
-            rate = as_hyperparam(decay, wide)
-            average = jnp.where(state.count == 0, jnp.zeros_like(average), average)
-            return (rate * average + (1 - rate) * param.astype(wide)).astype(average.dtype)
+            param = param.astype(wide)
+            mixed = step_towards(average.astype(wide), param, weight.astype(real_dtype(wide)))
+            return jnp.where(count == 1, param, mixed).astype(average.dtype)
 
         average = jax.tree.map(mix, state.average, apply_updates(params, updates))
-        return updates, AverageParamsState(safe_increment(state.count), average, jnp.asarray(decay, jnp.float32))
+        return updates, AverageParamsState(count, average, jnp.asarray(decay, jnp.float32))
 
     return GradientTransformationExtraArgs(init, update)
 
@@ -106,13 +110,7 @@ def averaged_params(opt_state: OptState) -> Params:
             f"opt_state keeps {len(found)} averages of the parameters; put one average_params() at the end of the chain"
         )
     (state,) = found
-    seen = jnp.where(state.count == 0, 1, bias_correction(state.decay, jnp.maximum(state.count, 1)))
-
-    def correct(leaf):
-        runs = seen.astype(compute_dtype(real_dtype(leaf.dtype)))
-        return (leaf / runs.reshape(runs.shape + (1,) * (leaf.ndim - runs.ndim))).astype(leaf.dtype)
-
-    return unpack(jax.tree.map(correct, state.average))
+    return unpack(state.average)
 
 
 __all__ = ["AverageParamsState", "average_params", "averaged_params"]
