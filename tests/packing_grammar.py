@@ -476,7 +476,7 @@ def random_link(draw: random.Random, honest: bool) -> tuple[str, optax.GradientT
     scalar_states = [pick(draw, table) for table in tables]
     registers = Registers(2 + len(tree_states), 2 + len(scalar_states))
     operations = []
-    for _ in range(draw.randint(1, 7)):
+    for _ in range(draw.randint(1, 6)):
         operation = random_operation(draw, registers, honest)
         operations.append(operation)
         if operation.makes == "tree":
@@ -622,7 +622,7 @@ def random_transformation(seed: int) -> tuple[str, optax.GradientTransformationE
     draw = random.Random(seed)
     honest = draw.random() < 0.5
     names, links = [], []
-    for _ in range(draw.choice([1, 1, 2, 3])):
+    for _ in range(draw.choice([1, 1, 1, 2])):
         if draw.random() < 0.75:
             name, link = random_link(draw, honest)
         else:

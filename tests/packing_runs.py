@@ -204,30 +204,29 @@ def trajectory(tx, problem: Problem, packed: bool) -> list:
     """All updates and states of a run, as leaves."""
     layout = make_layout(problem.params, problem.labels)
     lay = functools.partial(pack_like, layout) if packed else lambda tree: tree
-    tx, seen = optax.with_extra_args_support(tx), []
+    tx = optax.with_extra_args_support(tx)
 
     def value_fn(params):
         return loss_of(unpack(params))
 
     @traced
     def start(params):
-        return unpack(tx.init(lay(params))), tx.init(lay(params))
+        params = lay(params)
+        state = tx.init(params)
+        return unpack(state), state, params
 
     @traced
     def step(gradient, state, params):
         value, gradient = value_fn(params), lay(gradient)
         updates, state = tx.update(gradient, state, params, value=value, grad=gradient, value_fn=value_fn)
-        return updates, state, jax.tree.map(lambda p, u: p + 0.3 * u.astype(p.dtype), params, updates)
+        params = jax.tree.map(lambda p, u: p + 0.3 * u.astype(p.dtype), params, updates)
+        return unpack((updates, state)), state, params
 
-    @traced
-    def leaves(tree):
-        return unpack(tree)
-
-    shown, state = start(problem.params)
-    params, seen = traced(lay)(problem.params), [shown]
+    shown, state, params = start(problem.params)
+    seen = [shown]
     for gradient in problem.gradients:
-        updates, state, params = step(gradient, state, params)
-        seen.append(leaves((updates, state)))
+        shown, state, params = step(gradient, state, params)
+        seen.append(shown)
     return seen
 
 

@@ -27,7 +27,7 @@ from nnlearn.types import GradientTransformation, Params, PyTree
 SETTLED = 3  # steps after which a state must have the form that it keeps
 FEW = 24  # leaves that are all looked at, always
 KNOWN = {"optax", "nnlearn", "jax"}
-LOW = " (a sum in {}, below float32, depends on its grouping: take nnlearn's norms and clipping, or by_leaf)"
+LOW = " (perhaps by a sum in {}, below float32, which depends on its grouping: take nnlearn's norms, or by_leaf)"
 PLAIN = {"builtins", "numpy", "jaxlib", "ml_dtypes", "inspect"}  # where data comes from
 NOT_FOLLOWED = {"builtins", "numpy"}  # whose callables may hold functions that nobody sees
 SCHEDULES = {"learning_rate", "weight_decay", "step_size_fn", "every_k_schedule", "_every_k_schedule"}
@@ -134,27 +134,27 @@ class _Trace(NamedTuple):
     Attributes:
       program: as jax.make_jaxpr returns it.
       shapes: of what the function returns.
-      leaves: the positions of arguments that hold the numbers of one leaf.
+      leaves: of which leaf an argument holds the numbers, by its position.
       form: of the state that it returns.
     """
 
     program: ClosedJaxpr
     shapes: PyTree
-    leaves: frozenset[int]
+    leaves: dict[int, int]
     form: PyTree
 
 
 def _trace_all(view: _AsLeaves, sample: Params) -> list[_Trace]:
     """``init`` and as many updates as it takes until the state keeps its form; nothing if it does not."""
     count, value = len(jax.tree.leaves(sample)), jax.ShapeDtypeStruct((), jnp.float32)
-    traces = [_Trace(*jax.make_jaxpr(view.init, return_shape=True)(sample), frozenset(range(count)), view.form)]
+    traces = [_Trace(*jax.make_jaxpr(view.init, return_shape=True)(sample), dict(enumerate(range(count))), view.form)]
     state = traces[0].shapes
     for _ in range(SETTLED):
         before = view.form
-        held = [is_held for node in jax.tree.leaves(before, is_leaf=is_packed) for is_held in _held(node)]
-        local = [*[True] * count, *held, *[True] * count]
+        held = [leaf for node in jax.tree.leaves(before, is_leaf=is_packed) for leaf in _held(node)]
+        owners = [*range(count), *held, *range(count), None]
         program, shapes = jax.make_jaxpr(view.update, return_shape=True)(sample, state, sample, value)
-        leaves = frozenset(at for at, is_local in enumerate(local) if is_local)
+        leaves = {at: leaf for at, leaf in enumerate(owners) if leaf is not None}
         traces.append(_Trace(program, shapes, leaves, view.form))
         if _form(before) == _form(view.form):
             return traces
@@ -162,12 +162,11 @@ def _trace_all(view: _AsLeaves, sample: Params) -> list[_Trace]:
     return []
 
 
-def _held(node) -> list[bool]:
-    """For each array that a node of a state is unpacked to, whether it has a leaf's numbers."""
+def _held(node) -> list[int | None]:
+    """For each array that a node of a state is unpacked to, of which leaf it has the numbers."""
     if not is_packed(node):
-        return [False]
-    pairs = zip(node.layout.buffers, node.buffers, strict=True)
-    return [True for buffer, array in pairs if hasattr(array, "shape") for _ in buffer.leaves]
+        return [None]
+    return [leaf for leaf, (number, _) in enumerate(node.layout.places) if hasattr(node.buffers[number], "shape")]
 
 
 def _form(tree: PyTree) -> tuple:

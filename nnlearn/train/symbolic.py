@@ -12,7 +12,7 @@ and so is a total that is rounded to bfloat16: the last bit of it is 0.4 %.
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -120,23 +120,24 @@ class Interpreter:
         self._sets: dict[int, tuple[str, tuple]] = {}
         self._neutral: dict[str, set[int]] = {kind: set() for kind in REDUCTIONS.values()}
         self._regrouped: set[int] = set()  # of single numbers, those that depend on the order of a sum, by rounding
-        self._local: set[int] = set()  # of single numbers, those made elementwise from a leaf of one number
+        self._owner: dict[int, int] = {}  # of single numbers made elementwise from a leaf of one number: which leaf
         self._kept: list = []  # what is known by its address must not be freed
         self._depth, self._path = 0, []
-        self._rounded: dict[tuple, Value | None] = {}  # by path, what was rounded to less than float32
+        self._rounded: dict[tuple, Hashable] = {}  # by path, what is or may be rounded to less than float32
+        self._roundings = 0  # of numbers that depend on the order of a sum
         self._to_the_bit: Interpreter | None = None
-        self._program, self._leaves = None, frozenset()
+        self._program, self._leaves = None, {}
 
-    def run(self, program, leaves: Collection[int] = ()) -> list[Value]:
+    def run(self, program, leaves: Mapping[int, int]) -> list[Value]:
         """The values of a closed program's results; arguments are told apart by their position.
 
         Args:
           program: as ``jax.make_jaxpr`` returns it.
-          leaves: the positions of arguments that hold the numbers of a leaf, and not one number for all leaves.
+          leaves: of which leaf an argument holds the numbers, by its position; others have one number for all leaves.
         """
         self._program, self._leaves, self._rounded = program, leaves, {}
         arguments = [self._express("argument", position) for position in range(len(program.jaxpr.invars))]
-        self._local.update(arguments[position] for position in leaves)
+        self._owner.update({arguments[position]: leaf for position, leaf in leaves.items()})
         values = [self._of_size(var.aval, one) for var, one in zip(program.jaxpr.invars, arguments, strict=True)]
         return list(map(_whole, self._inside(program, values)))
 
@@ -298,10 +299,10 @@ class Interpreter:
         any_order |= name == "add" and not is_low(out.dtype) and not self.exact
 
         def combine(row, single):
-            if single and rounds and self._sets.get(row[0], ("",))[0] == "add":
+            if single and rounds and not self.exact and self._regrouped.intersection(row).difference(self._owner):
                 self.low.add(str(out.dtype))
-            if single and rounds and not self.exact and self._regrouped.intersection(row) - self._local:
-                return self._express("rounded", settings, self._rounded_exactly())
+                self._roundings += 1
+                return self._express("rounded", self._read_exactly())
             if any_order and (name != "add" or single):
                 items = [item for expression in row for item in self._items(name, 1, expression)]
                 expression = self._gather(name, items, out.dtype)
@@ -311,13 +312,14 @@ class Interpreter:
 
         result = self._by_run(values, combine)
         if rounds:
-            self._rounded[self._place()] = result
+            self._rounded[self._place()] = None if result is None else _whole(result)
         return result
 
     def _mark(self, expression: int, row: Sequence[int], dtype) -> int:
-        """An expression of single numbers, which is known to be of the kinds that these are of."""
-        if not self._local.isdisjoint(row):
-            self._local.add(expression)
+        """An expression of single numbers, with what is known of them."""
+        owners = {self._owner[part] for part in row if part in self._owner}
+        if len(owners) == 1 and all(what == "one" for what, *_ in self._sets.get(expression, ("", ()))[1]):
+            self._owner.setdefault(expression, *owners)
         if not self._regrouped.isdisjoint(row) and jnp.issubdtype(dtype, jnp.inexact):
             self._regrouped.add(expression)
         return expression
@@ -325,14 +327,14 @@ class Interpreter:
     def _place(self) -> tuple:
         return self._depth, *map(id, self._path)
 
-    def _rounded_exactly(self) -> Value | int:
-        """The value of the operation that is being read, if sums made in another order are other sums."""
+    def _read_exactly(self) -> Hashable:
+        """What comes out of the operation that is being read, if sums made in another order are other sums."""
         if self._to_the_bit is None:
             self._to_the_bit = Interpreter(exact=True)
         if self._to_the_bit._program is not self._program:
             self._to_the_bit.run(self._program, self._leaves)
         found = self._to_the_bit._rounded.get(self._place())
-        return self._unique() if found is None else _whole(found)
+        return self._unique() if found is None else found
 
     def _dot(self, values, params, inputs, out) -> Value | None:
         """The product of two vectors, if its sum is over exact products or in the precision of its arguments."""
@@ -396,7 +398,7 @@ class Interpreter:
             total = self._gather(kind, [item for run in runs for item in self._items(kind, *run[:3])], dtype)
             if kind == "add" and len(runs) > 1:  # even if no run has more than one number
                 self._regrouped.add(total)
-                self._local.discard(total)
+                self._owner.pop(total, None)
             return total
         if isinstance(value, Along):
             return None
@@ -470,14 +472,19 @@ class Interpreter:
 
     def _opaque(self, equation, values) -> list[Value]:
         """An operation that is not understood, on arrays as they are: equal only to itself."""
-        shapes = tuple((var.aval.shape, str(var.aval.dtype)) for var in equation.invars)
+        shapes, before = tuple((var.aval.shape, str(var.aval.dtype)) for var in equation.invars), self._roundings
         settings = tuple((key, self._key(equation.params[key])) for key in sorted(equation.params))
         key = (equation.primitive.name, settings, shapes, tuple(map(_whole, values)))
+        rounds = self._roundings > before or any(is_low(var.aval.dtype) for var in equation.outvars)
+        regrouped = any(not self._regrouped.isdisjoint(_expressions(value)) for value in values)
+        if regrouped and rounds and not self.exact:
+            key = self._read_exactly()
         results = [self._express("opaque", position, key) for position in range(len(equation.outvars))]
-        if any(not self._regrouped.isdisjoint(_expressions(value)) for value in values):
+        self._rounded[self._place()] = tuple(results)
+        if regrouped:
             self._regrouped.update(results)
         if equation.primitive.name in LEAF_BY_LEAF:
-            self._local.update(results)
+            self._owner.update({result: leaf for leaf, result in enumerate(results)})
         return [self._of_size(var.aval, result) for var, result in zip(equation.outvars, results, strict=True)]
 
     def _key(self, setting: Any) -> Hashable:
