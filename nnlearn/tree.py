@@ -81,7 +81,7 @@ def map_unzip(function: Callable[..., tuple], results: int, names: Sequence[str]
     """
     flat, treedef = jax.tree.flatten(trees[0])
     columns = [flat]
-    for name, tree in zip(names[1:], trees[1:], strict=True):
+    for name, tree in zip(names[1:], trees[1:], strict=False):  # some callers name more than they have
         columns.append(jax.tree.leaves(matching(tree, trees[0], (name, names[0]))))
     for position, row in enumerate(zip(*columns, strict=True)):
         if any(jnp.shape(leaf) != jnp.shape(row[0]) for leaf in row[1:]):
