@@ -147,7 +147,8 @@ def rarely(when: jax.Array, slow: Callable[..., jax.Array], fast: jax.Array, *op
     """``slow(*operands)``, worked out only if ``when`` holds; otherwise ``fast``, which then is the same.
 
     Under ``jax.vmap`` it stays a real conditional, where ``jax.lax.cond`` becomes both branches and a selection: if
-    ``when`` holds for one member of the batch, ``slow`` is run for all.
+    ``when`` holds for one member of the batch, ``slow`` is run for all. It has no derivative in reverse mode, so it
+    belongs into functions that have their own.
 
     Args:
       when: a boolean scalar.
