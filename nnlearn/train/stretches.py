@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
+from nnlearn.sharding_axes import filled
 from nnlearn.types import PyTree
 
 KEPT = {"dot_general", "conv_general_dilated", "exp", "log", "reduce_sum", "reduce_max"}
@@ -59,7 +60,7 @@ def blank(shape: jax.ShapeDtypeStruct) -> jax.Array:
     >>> blank(jax.ShapeDtypeStruct((2,), jnp.float32))
     Array([nan, nan], dtype=float32)
     """
-    return jnp.full(shape.shape, jnp.nan if jnp.issubdtype(shape.dtype, jnp.inexact) else 0, shape.dtype)
+    return filled(shape, jnp.nan if jnp.issubdtype(shape.dtype, jnp.inexact) else 0)
 
 
 def end_to_end(outputs: PyTree) -> PyTree:
