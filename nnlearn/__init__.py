@@ -16,6 +16,7 @@ from nnlearn import models as models
 from nnlearn import optimizers as optimizers
 from nnlearn import packing as packing
 from nnlearn import schedules as schedules
+from nnlearn import serialization as serialization
 from nnlearn import sweeps as sweeps
 from nnlearn import tasks as tasks
 from nnlearn import train as train
@@ -73,6 +74,7 @@ from nnlearn.losses import squared_error as squared_error
 from nnlearn.losses import supervised_contrastive_loss as supervised_contrastive_loss
 from nnlearn.losses import triplet_margin_loss as triplet_margin_loss
 from nnlearn.losses import tversky_loss as tversky_loss
+from nnlearn.native import native_kernels as native_kernels
 from nnlearn.native import native_status as native_status
 from nnlearn.optimizers import adabelief as adabelief
 from nnlearn.optimizers import adadelta as adadelta
@@ -126,6 +128,7 @@ from nnlearn.train import StopRule as StopRule
 from nnlearn.train import Trace as Trace
 from nnlearn.train import Train as Train
 from nnlearn.train import TrainState as TrainState
+from nnlearn.train import apply_accumulated as apply_accumulated
 from nnlearn.train import apply_gradients as apply_gradients
 from nnlearn.train import clipped_value_and_grad as clipped_value_and_grad
 from nnlearn.train import converged as converged
@@ -146,6 +149,7 @@ from nnlearn.train import packing_difference as packing_difference
 from nnlearn.train import patience as patience
 from nnlearn.train import per_example_grads as per_example_grads
 from nnlearn.train import per_example_norms as per_example_norms
+from nnlearn.train import poisson_sampled as poisson_sampled
 from nnlearn.train import reached as reached
 from nnlearn.train import shuffled as shuffled
 from nnlearn.transforms import MasterParamsState as MasterParamsState
@@ -187,7 +191,9 @@ from nnlearn.transforms import scale_by_yogi as scale_by_yogi
 from nnlearn.transforms import set_hyperparams as set_hyperparams
 from nnlearn.transforms import skip_large_updates as skip_large_updates
 from nnlearn.transforms import skip_not_finite as skip_not_finite
+from nnlearn.transforms import skip_whole as skip_whole
 from nnlearn.transforms import trace as trace
+from nnlearn.transforms import was_skipped as was_skipped
 from nnlearn.tree import global_norm as global_norm
 from nnlearn.types import EmptyState as EmptyState
 from nnlearn.types import GradientTransformation as GradientTransformation
@@ -196,4 +202,26 @@ from nnlearn.types import MaskedNode as MaskedNode
 from nnlearn.types import Model as Model
 from nnlearn.types import StatefulModel as StatefulModel
 
+serialization.register_for_export()
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """Name the cure for what is not here: where optax or another part of nnlearn has it, or the nearest name."""
+    import difflib
+
+    import optax
+    import optax.contrib
+
+    cure = ""
+    if not name.startswith("_"):
+        parts = {"optax.": optax, "optax.contrib.": optax.contrib, "optax.tree.": optax.tree}
+        parts = {"nnlearn.models.": models, "nnlearn.sweeps.": sweeps, "nnlearn.train.": train} | parts
+        places = [f"{place}{name}" for place, part in parts.items() if hasattr(part, name)]
+        near = difflib.get_close_matches(name.lower(), [known for known in globals() if known[0] != "_"], 1)
+        if places:
+            cure = f": use {places[0]}" + (", which works inside nnlearn" if places[0].startswith("optax") else "")
+        elif near:
+            cure = f"; did you mean nnlearn.{near[0]}?"
+    raise AttributeError(f"module 'nnlearn' has no attribute {name!r}{cure}")

@@ -1,4 +1,4 @@
-"""The console command: ``nnlearn compare``, ``nnlearn learn`` and ``nnlearn versions``."""
+"""The console command: ``nnlearn compare``, ``nnlearn learn``, ``nnlearn versions``, ``nnlearn --version``."""
 
 import os
 import sys
@@ -15,6 +15,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
       The exit status: 0 when all went well, 1 where a package is missing or cannot be fetched, 2 for a wrong argument,
       130 if interrupted.
     """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words == ["--version"]:
+        import nnlearn
+
+        print(f"nnlearn {nnlearn.__version__}")
+        return 0
+    from json import dumps as to_json
+
     import tyro
 
     from nnlearn import compare
@@ -34,13 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         learn.learn(settings)
 
     @app.command(name="versions")
-    def versions_command() -> None:
-        """Print hardware and versions, for a report."""
-        for name, value in describe_machine().items():
-            print(f"{name}: {value}")
+    def versions_command(json: bool = False) -> None:
+        """Print hardware and versions, for a report.
+
+        Args:
+          json: Print one JSON object.
+        """
+        machine = describe_machine()
+        print(to_json(machine) if json else "\n".join(f"{name}: {value}" for name, value in machine.items()))
 
     try:
-        app.cli(prog="nnlearn", args=arguments)
+        app.cli(prog="nnlearn", args=words)
     except KeyboardInterrupt:
         return 130
     except (ImportError, OSError, ValueError) as error:

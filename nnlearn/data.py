@@ -46,7 +46,7 @@ class MaskedBatch(NamedTuple):
     """
 
     examples: PyTree
-    where: jax.Array
+    where: jax.Array | np.ndarray
 
 
 class Split(NamedTuple):
@@ -181,7 +181,7 @@ def epoch_indices(
     return indices_nb, jnp.asarray(places < size).reshape(shape)
 
 
-def take(arrays: Batch, indices: ArrayLike) -> Batch:
+def take(arrays: Batch, indices: ArrayLike | Sequence[int]) -> Batch:
     """The examples with these indices: gathers every array of a tree along its leading axis.
 
     Args:

@@ -28,17 +28,28 @@ def is_function(value: Any) -> bool:
     return callable(value) and (isinstance(value, functools.partial) or jax.tree_util.all_leaves([value]))
 
 
-def matching(tree: PyTree, like: PyTree) -> PyTree:
+def matching(tree: PyTree, like: PyTree, names: Sequence[str] = ("params", "updates")) -> PyTree:
     """``tree`` without what ``like`` has None for, as gradients have for what is not trained.
+
+    Raises:
+      ValueError: the structures differ; the message has the first leaf where they do, and ``names`` for the two.
 
     >>> matching({"w": 1.0, "activation": jnp.tanh}, {"w": 2.0, "activation": None})
     {'activation': None, 'w': 1.0}
     """
     if jax.tree.structure(tree) == jax.tree.structure(like):
         return tree
-    return jax.tree.map(
-        lambda node, part: None if node is None else part, like, tree, is_leaf=lambda node: node is None
-    )
+    try:
+        found = jax.tree.map(
+            lambda node, part: None if node is None else part, like, tree, is_leaf=lambda node: node is None
+        )
+    except ValueError:
+        found = None
+    if found is None or jax.tree.structure(found) != jax.tree.structure(like):
+        raise ValueError(
+            f"{names[0]} and {names[1]} must have one structure: {_explain_mismatch(names[::-1], (like, tree))}"
+        ) from None
+    return found
 
 
 def _explain_mismatch(names: Sequence[str], trees: Sequence[PyTree]) -> str:
@@ -70,14 +81,8 @@ def map_unzip(function: Callable[..., tuple], results: int, names: Sequence[str]
     """
     flat, treedef = jax.tree.flatten(trees[0])
     columns = [flat]
-    for tree in trees[1:]:
-        try:
-            leaves, other = jax.tree.flatten(matching(tree, trees[0]))
-        except ValueError:
-            other = None
-        if other != treedef:
-            raise ValueError(f"{names[0]} and {names[1:]} must have one structure: {_explain_mismatch(names, trees)}")
-        columns.append(leaves)
+    for name, tree in zip(names[1:], trees[1:], strict=False):  # some callers name more than they have
+        columns.append(jax.tree.leaves(matching(tree, trees[0], (name, names[0]))))
     for position, row in enumerate(zip(*columns, strict=True)):
         if any(jnp.shape(leaf) != jnp.shape(row[0]) for leaf in row[1:]):
             where = path_name(jax.tree.leaves_with_path(trees[0])[position][0])
@@ -116,18 +121,150 @@ def abs_sq(x: jax.Array) -> jax.Array:
     return jnp.real(x * jnp.conj(x)) if jnp.iscomplexobj(x) else jnp.square(x)
 
 
+def finite_part(x: jax.Array) -> jax.Array:
+    """Infinite entries as the largest finite number of their sign; NaN stays."""
+    return clip_parts(x, float(jnp.finfo(x.dtype).max))
+
+
+def clip_parts(x: jax.Array, limit: Scalar, scale: Scalar = 1) -> jax.Array:
+    """``scale * x`` cut to [-limit, limit]; of complex numbers, each part, for ``inf * (1 + 0j)`` holds a NaN."""
+    if jnp.iscomplexobj(x):
+        return jax.lax.complex(clip_parts(jnp.real(x), limit, scale), clip_parts(jnp.imag(x), limit, scale))
+    return jnp.clip(x if isinstance(scale, int) and scale == 1 else x * scale, -limit, limit)
+
+
+def power_of_two(x: jax.Array) -> jax.Array:
+    """The power of two next to ``x >= 0``, from the smallest to the largest one whose inverse is a normal number.
+
+    Dividing by it costs no digits, so a scale that is one leaves an ordinary result as it is, to the bit.
+    """
+    info = jnp.finfo(x.dtype)
+    most = 2.0 ** (info.maxexp - 2)
+    return jax.lax.reduce_precision(jnp.clip(x, 1 / most, most), info.nexp, 0)
+
+
+def rarely(when: jax.Array, slow: Callable[..., jax.Array], fast: jax.Array, *operands: PyTree) -> jax.Array:
+    """``slow(*operands)``, worked out only if ``when`` holds; otherwise ``fast``, which then is the same.
+
+    Under ``jax.vmap`` it stays a real conditional, where ``jax.lax.cond`` becomes both branches and a selection: if
+    ``when`` holds for one member of the batch, ``slow`` is run for all.
+
+    Args:
+      when: a boolean scalar.
+      slow: returns an array like ``fast``. All arrays that it uses must be among its operands.
+
+    >>> double = lambda x: jnp.where(x < 1, x, 2 * x)
+    >>> x = jnp.array(3.0)
+    >>> rarely(x >= 1, double, x, x)
+    Array(6., dtype=float32, weak_type=True)
+    """
+
+    @jax.custom_batching.custom_vmap
+    def choose(when, fast, *operands):
+        return jax.lax.cond(when, lambda fast, *operands: slow(*operands), lambda fast, *_: fast, fast, *operands)
+
+    @choose.def_vmap
+    def choose_in_batch(size, batched, when, fast, *operands):
+        axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, tuple(batched[2:]))
+        all_fast = fast if batched[1] else jnp.broadcast_to(fast, (size, *fast.shape))
+        return rarely(jnp.any(when), jax.vmap(slow, axes, axis_size=size), all_fast, *operands), True
+
+    return choose(when, fast, *operands)
+
+
+def squares_fit(norm: jax.Array) -> jax.Array:
+    """Whether a norm that was summed from plain squares is right: nothing overflowed, and nothing was lost below."""
+    return (norm > float(jnp.finfo(norm.dtype).tiny) ** 0.5 * 2.0**31) & (norm < jnp.inf)
+
+
+def scaled_norm(
+    arrays: Sequence[jax.Array], axis: int | tuple[int, ...] | None = None, bounded: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """``(r, s)`` with the Euclidean norm ``r / s`` of all arrays; neither squares nor ``r`` leave the dtype.
+
+    ``s`` is 1 in the ordinary case, which takes one pass over the arrays, and else a power of two. It is a constant to
+    derivatives, and ``r`` has derivative 0 where it is 0 or infinite.
+
+    Args:
+      arrays: real or complex. They are summed in the widest of their dtypes, float32 at least.
+      axis: the axes to sum over, which keep length 1; None for all axes of any number of arrays, to scalars.
+      bounded: count infinite entries as the largest finite number.
+
+    >>> r, s = scaled_norm((jnp.array([3e20, 4e20]),))
+    >>> float(r) < 1e4, f"{float(r / s):.4g}"
+    (True, '5e+20')
+    """
+    norm, scale = _scaled_norm(tuple(arrays), axis, bounded)
+    return norm, jax.lax.stop_gradient(scale)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _scaled_norm(arrays, axis, bounded):
+    wide = compute_dtype(*(array.dtype for array in arrays))
+    info = jnp.finfo(wide)
+    exponent = 5 * info.maxexp // 8
+
+    def root(arrays, square=abs_sq):
+        total = jnp.zeros([], info.dtype)
+        for array in arrays:
+            array = array.astype(wide if jnp.iscomplexobj(array) else info.dtype)
+            total = total + jnp.sum(square(array), axis=axis, keepdims=axis is not None)
+        return jnp.sqrt(total)
+
+    def rescaled(norm, scale, arrays):
+        limit = 2.0 ** (info.maxexp - exponent) if bounded else 2.0 ** (info.maxexp - 8)  # the latter's square is inf
+
+        def square(array):
+            if jnp.iscomplexobj(array):
+                return square(jnp.real(array)) + square(jnp.imag(array))
+            return jnp.square(jnp.minimum(jnp.abs(array) * scale, limit))  # or compilers square before they scale
+
+        return jnp.where(scale == 1, norm, root(arrays, square))
+
+    norm = root(arrays)
+    fits = squares_fit(norm)
+    # beside entries so large or so small that they need a scale, those that would need the other one do not count
+    scale = jnp.where(fits, 1, jnp.where(norm > 1, 2.0**-exponent, 2.0**exponent)).astype(info.dtype)
+    return rarely(~jnp.all(fits), rescaled, norm, norm, scale, arrays), scale
+
+
+@_scaled_norm.defjvp
+def _scaled_norm_jvp(axis, bounded, primals, tangents):
+    (arrays,), (changes,) = primals, tangents
+    norm, scale = _scaled_norm(arrays, axis, bounded)
+    usable = (norm > 0) & (norm < jnp.inf)
+    inverse, total = jnp.where(usable, 1 / jnp.where(usable, norm, 1), 0), jnp.zeros_like(norm)
+    for array, change in zip(arrays, changes, strict=True):
+        wide = compute_dtype(array.dtype)
+        limit = float(jnp.finfo(wide).max)
+        unit = clip_parts(array.astype(wide), limit, scale.astype(real_dtype(wide))) * inverse.astype(real_dtype(wide))
+        product = jnp.real(jnp.conj(unit) * change.astype(wide))
+        total = total + jnp.sum(product, axis=axis, keepdims=axis is not None).astype(total.dtype)
+    return (norm, scale), (scale * total, jnp.zeros_like(scale))
+
+
+def array_norm(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
+    """Euclidean norm of an array, or over some axes, which keep length 1; see ``global_norm``."""
+    norm, scale = scaled_norm((x,), axis)
+    return norm / scale
+
+
 def global_norm(tree: PyTree) -> jax.Array:
     """Euclidean norm over all numbers of a tree, summed in float32 or better; 0 for an empty tree, gradient 0 at 0.
+
+    It is right wherever the norm itself is a number of its dtype, though squares may not be.
 
     Returns:
       A real scalar, float32 unless a leaf is wider.
 
     >>> float(global_norm({"a": jnp.array([3.0]), "b": jnp.array([4.0])}))
     5.0
+    >>> f"{float(global_norm(jnp.array([3e-30, 4e-30]))):.4g}"
+    '5e-30'
     """
-    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-    squares = [jnp.sum(abs_sq(leaf.astype(compute_dtype(leaf.dtype)))) for leaf in leaves]
-    return safe_sqrt(sum(squares, jnp.zeros([], jnp.float32)))
+    leaves = tuple(jnp.asarray(leaf) for leaf in jax.tree.leaves(tree))
+    norm, scale = scaled_norm(leaves)
+    return norm / scale
 
 
 @jax.custom_jvp

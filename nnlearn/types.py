@@ -4,7 +4,7 @@ The transformation types are optax's own classes, imported: an nnlearn optimizer
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 from jax.typing import ArrayLike, DTypeLike
@@ -32,14 +32,12 @@ Key = jax.Array
 """A random key, from ``jax.random.key``."""
 Scalar = ArrayLike
 """A Python number, an array of shape ``()`` or a tracer of one."""
+LossFn = Callable[..., Any]
+"""``loss_fn(params, batch, key) -> loss`` or ``(loss, aux)``; ``loss`` is a real scalar, a mean over examples.
+
+It may have further arguments, ``model_state`` and ``hparams``, so its type leaves the arguments open."""
 MaskOrFn = PyTree | Callable[[Params], PyTree] | None
 """A pytree of booleans shaped like the parameters (or a prefix of them), or a function from parameters to one."""
-
-
-class LossFn(Protocol):
-    """``loss_fn(params, batch, key) -> loss`` or ``(loss, aux)``; ``loss`` is a real scalar, a mean over examples."""
-
-    def __call__(self, params: Params, batch: Batch, key: Key, /) -> Any: ...
 
 
 class Model(NamedTuple):

@@ -119,7 +119,7 @@ CASES = [
         torch_settings=MOMENTS | {"weight_decay": 0.02},
     ),
     Case("adabelief", MOMENTS | {"eps_root": 1e-3}, NESTEROV),
-    Case("radam", MOMENTS | {"eps_root": 1e-3, "threshold": 5.5}, NESTEROV, rosenbrock=(0.003, 20000)),
+    Case("radam", MOMENTS | {"eps_root": 1e-3, "threshold": 6.0}, NESTEROV, rosenbrock=(0.003, 20000)),
     Case("yogi", MOMENTS, rosenbrock=(0.3, 5000)),
     Case(
         "lion",
@@ -137,6 +137,8 @@ CASES = [
     ),
     Case("sign_sgd", {"learning_rate": 0.03}, bowl=(0.01, 1000), rosenbrock=(0.003, 5000)),
 ]
+
+EVERYDAY = ("sgd", "adam", "adamw", "lion", "rmsprop")  # their long runs are compared in every gate
 
 BY_NAME = {case.name: case for case in CASES}
 STEPS = 200

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import nnlearn
 from nnlearn import cli
 from nnlearn.compare import Settings, compare
 from nnlearn.compare.runs import Curves
@@ -136,6 +137,10 @@ def test_a_missing_extra_says_which_to_install(tmp_path, capsys, monkeypatch):
 def test_versions(capsys):
     assert cli.main(["versions"]) == 0
     assert "jaxlib" in capsys.readouterr().out
+    assert cli.main(["versions", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["versions"]["nnlearn"] == nnlearn.__version__
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"nnlearn {nnlearn.__version__}\n"
 
 
 def test_interrupted_it_says_what_it_had_and_exits_130(tmp_path):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from contract import BY_NAME, CASES, STEPS, make_noise, make_params, named_states, relative_error, run
+from contract import BY_NAME, CASES, EVERYDAY, STEPS, make_noise, make_params, named_states, relative_error, run
 
 import nnlearn
 
@@ -136,8 +136,6 @@ def test_vmap_over_each_numeric_argument_equals_the_loop(case):
         for left, right in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(left, right, rtol=2e-6, atol=1e-6)
     for index, name in enumerate(names, start=1):
-        if name == "threshold":  # moves nothing within a few steps
-            continue
         moved = [np.max(np.abs(column[index] - column[0])) for column in jax.tree.leaves(together)]
         assert max(moved) > 0, f"{name} changes nothing"
 
@@ -264,7 +262,10 @@ PRECISIONS = [
 ]
 
 
-@each
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.always if case.name in EVERYDAY else (), id=case.name) for case in CASES],
+)
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
 def test_200_steps_equal_optax_s_states_too(case, dtype, tolerance):
     if dtype is jnp.complex64 and not case.complex:

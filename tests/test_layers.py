@@ -15,6 +15,7 @@ LEVELS = {
         "files",
         "native",
         "settings",
+        "sums",
         "sharding_axes",
         "tree",
         "packing",

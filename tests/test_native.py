@@ -6,19 +6,24 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from contract import CASES
+from jax.experimental import serialize_executable
 from jax.extend.core import Var
 from jax.sharding import PartitionSpec as P
 
 import nnlearn
+from nnlearn.files import cache_folder
 from nnlearn.native import is_native, library, native_status
 from nnlearn.native.elementwise import BLOCK, can_compute, make_pass
+from nnlearn.native.folder import private_folder
 from nnlearn.train import in_place as in_place_module
 from nnlearn.train import one_pass as one_pass_module
 from nnlearn.train.in_place import apply_gradients
@@ -172,6 +177,25 @@ def test_every_operation_is_numpy_s(name, dtype, everything_large):
         rtol = 0 if exact else {"float32": 3e-7, "float64": 4e-16, "bfloat16": 8e-3}[dtype]
         np.testing.assert_allclose(one[~tiny], other[~tiny], rtol=rtol)
         np.testing.assert_allclose(one[tiny], other[tiny], atol=2.4e-38)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_subnormal_numbers_are_flushed_where_xla_flushes_them(dtype, everything_large):
+    numbers = np.array([0.0, 1e-39, -1e-39, 9e-39, -9e-39, 2e-38, -2e-38, 1e-30, 1.0]).astype(jnp.dtype(dtype))
+    x, y = (jnp.asarray(each.reshape(-1)) for each in np.meshgrid(numbers, numbers))
+    half = jnp.asarray(0.5, dtype)
+
+    def update(grads, opt_state, params):
+        x, y = params
+        extremes = jnp.maximum(x, y), jnp.minimum(x, y), jnp.clip(x, -1, 1)
+        return grads, (*extremes, jnp.where(x > y, x, y), x * half, -x)
+
+    expected = jax.jit(update)((), (), (x, y))[1]
+    results = jax.jit(in_one_pass(update, refuse))((), (), (x, y))[1]
+    assert np.float64(expected[0][10]) == 0 != np.float64(x[10])  # the larger of two subnormal numbers
+    for one, other in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(np.asarray(one, np.float64), np.asarray(other, np.float64))
 
 
 @needs_compiler
@@ -391,9 +415,9 @@ print(nnlearn.native_status(), "|", "nnlearn_one_pass" in text)
     [
         pytest.param({}, "on:", True, marks=needs_compiler),
         ({"PATH": "/nowhere"}, "off: there is no C compiler", False),
-        ({"CC": "true"}, "off: .*true made nothing", False),
+        ({"CC": "true"}, "off: .*true made no library", False),
         pytest.param(
-            {"NNLEARN_CACHE": "/dev/null/here"}, "off: a kernel could not be kept", False, marks=needs_compiler
+            {"NNLEARN_CACHE": "/dev/null/here"}, "off: a kernel cannot be stored", False, marks=needs_compiler
         ),
         ({"NNLEARN_NATIVE": "off"}, "off: NNLEARN_NATIVE=0", False),
     ],
@@ -420,13 +444,99 @@ def test_a_damaged_kernel_in_the_cache_is_compiled_again(tmp_path):
     assert kernels() == kept
 
 
+@pytest.mark.parametrize(
+    ("place", "mode", "owner", "fault"),
+    [
+        ("cache/native", 0o777, None, "cache/native can be written to by other users"),
+        ("cache", 0o777, None, "cache can be written to by other users"),
+        ("cache", 0o1777, None, None),  # as in /tmp, where only an owner can rename an entry
+        ("cache/native", 0o700, 4711, "cache/native belongs to user 4711, and this process runs as user"),
+        ("cache", 0o755, 4711, "cache belongs to user 4711, and this process runs as user"),
+        ("cache", 0o755, 0, None),
+    ],
+)
+def test_a_folder_that_others_can_change_is_refused_with_the_cause(tmp_path, monkeypatch, place, mode, owner, fault):
+    folder = tmp_path / "cache" / "native"
+    folder.mkdir(parents=True)
+    (tmp_path / place).chmod(mode)
+    if owner is not None:
+        real = Path.stat
+        monkeypatch.setattr(
+            Path, "stat", lambda path: os.stat_result(
+                [*real(path)[:4], owner if path == tmp_path / place else os.getuid(), *real(path)[5:]]
+            )
+        )  # fmt: skip
+    if fault is None:
+        assert private_folder(folder) == folder.resolve()
+    else:
+        with pytest.raises(PermissionError, match=f"{fault}.* or set NNLEARN_CACHE"):
+            private_folder(folder)
+
+
+def test_missing_folders_of_the_cache_are_private(tmp_path):
+    before = os.umask(0)
+    try:
+        private_folder(tmp_path / "a" / "b")
+    finally:
+        os.umask(before)
+    assert [(tmp_path / place).stat().st_mode & 0o777 for place in ("a", "a/b")] == [0o700, 0o700]
+
+
+def test_a_user_without_a_home_has_a_cache(monkeypatch):
+    def unknown(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("HOME", "NNLEARN_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert cache_folder().name == f"nnlearn-{os.getuid()}"
+
+
+def test_no_fault_of_a_compiler_ends_a_program(tmp_path, monkeypatch):
+    compiler = tmp_path / "my cc"
+    compiler.write_bytes(
+        b"#!/bin/sh\n[ \"$1\" = --version ] && echo 'caf\xe9 1.0' || { echo 'error: \xff\xe9' >&2; exit 1; }\n"
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", f"'{compiler}'")
+    command, version = library._compiler.__wrapped__()
+    assert command == (str(compiler),) and version == "caf\ufffd 1.0"
+    with pytest.raises(library.CannotCompile, match="my cc' says: error: \ufffd"):
+        library._compile(command, (), "", tmp_path / "kernel")
+
+    def broken(*words):
+        raise UnicodeError("surprise")
+
+    monkeypatch.setattr(library, "_tuning", broken)
+    assert library._fault.__wrapped__() == "UnicodeError: surprise"
+    monkeypatch.setattr(library, "_register", broken)
+    with pytest.raises(library.CannotCompile, match="UnicodeError: surprise"):
+        library.target_name("any", "")
+
+
 @needs_compiler
-def test_a_folder_that_others_may_write_to_is_not_used(tmp_path, monkeypatch):
-    monkeypatch.setenv("NNLEARN_CACHE", str(tmp_path))
-    (tmp_path / "native").mkdir()
-    (tmp_path / "native").chmod(0o777)
-    with pytest.raises(library.CannotCompile, match="others may write"):
-        library._load.__wrapped__(library.PROBE)
+def test_a_program_that_leaves_the_process_is_traced_without_kernels(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    arguments = jnp.zeros((1, 4, 3)), jnp.zeros((1, 4)), jnp.ones((1, 1), jnp.int32), jnp.zeros((1, 1))
+    loss = jax.jit(nnlearn.ctc_loss)
+    expected = loss(*arguments)
+    with pytest.raises(ValueError, match=r"native_kernels\(False\)"):  # from JAX, which prints the kernel's name
+        jax.export.export(loss)(*arguments)
+    with nnlearn.native_kernels(False):
+        assert native_status() == "off: inside native_kernels(False)"
+        exported = jax.export.export(loss)(*arguments)
+        executable = serialize_executable.serialize(loss.lower(*arguments).compile())
+        with nnlearn.native_kernels(True):
+            assert is_native()
+        lowered_outside = jax.jit(lambda *values: loss(*values)).trace(*arguments)
+    assert is_native()
+    assert "custom_call_target=" not in lowered_outside.lower().compile().as_text()
+    assert_close(exported.call(*arguments), expected, 1e-6)
+    assert_close(
+        serialize_executable.deserialize_and_load(*executable, execution_devices=jax.devices()[:1])(*arguments),
+        expected,
+        1e-6,
+    )
 
 
 @needs_compiler

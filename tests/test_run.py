@@ -197,7 +197,8 @@ def test_a_run_that_diverges_leaves_its_neighbours_alone():
         same(*(jax.tree.map(lambda leaf, run=run: leaf[run], states.params) for states in (good, mixed)))
     assert list(trace.stopped_by) == ["all steps", "diverged(train_loss)", "all steps"]
     assert trace.stop_step.tolist() == [20, 5, 20]
-    assert np.isnan(trace.loss[1, 5:]).all() and np.isnan(trace.metrics["loss"][1, 1:]).all()
+    assert np.isinf(trace.loss[1, 5:]).all() and np.isinf(trace.metrics["loss"][1, 1:]).all()
+    np.testing.assert_array_equal(trace.made, np.arange(1, 21)[None] <= np.array([[20], [5], [20]]))
 
 
 def test_a_run_that_has_stopped_does_no_more_work():

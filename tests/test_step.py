@@ -316,12 +316,39 @@ def test_any_optax_optimizer_runs_in_the_step_line_searches_too():
 def test_the_learning_rate_is_read_wherever_it_is_recorded():
     read = nnlearn.train.step.recorded_learning_rate
     params = make_params()
-    assert np.isnan(read(optax.adam(0.1).init(params)))
+    assert read(optax.adam(0.1).init(params)) is None
     assert read(nnlearn.inject_hyperparams(nnlearn.adam)(0.1).init(params)) == jnp.float32(0.1)
     assert read(optax.inject_hyperparams(optax.adam)(0.1).init(params)) == jnp.float32(0.1)
     assert read(nnlearn.MultiSteps(nnlearn.sgd(0.1), 2).init(params)) == jnp.float32(0.1)
     parts = nnlearn.partition({"w": nnlearn.sgd(0.1), "b": nnlearn.sgd(0.2)}, {"w": "w", "b": "b"})
     np.testing.assert_allclose(sorted(read(parts.init(params))), [0.1, 0.2])
+
+
+def test_the_recorded_rate_is_what_a_plateau_rule_leaves_of_it():
+    rule = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, cooldown=0)
+    parts = {"w": optax.chain(nnlearn.sgd(0.1), rule), "b": nnlearn.sgd(0.2)}
+    cases = {
+        "chain": (optax.chain(nnlearn.sgd(0.1), rule), 0.1, 0.05),
+        "nested": (optax.chain(optax.chain(nnlearn.sgd(0.1)), optax.chain(optax.identity(), rule)), 0.1, 0.05),
+        "injected": (optax.inject_hyperparams(lambda learning_rate: optax.chain(optax.sgd(learning_rate), rule))(0.1),
+                     0.1, 0.05),
+        "before": (optax.chain(rule, nnlearn.sgd(0.1)), 0.1, 0.1),  # it scales the gradient, not the update
+        "parts": (nnlearn.partition(parts, {"w": "w", "b": "b"}), [0.1, 0.2], [0.05, 0.2]),
+        "unknown": (optax.chain(optax.sgd(0.1), rule), None, None),
+    }  # fmt: skip
+    params, grads = {"w": jnp.ones(2), "b": jnp.ones(())}, {"w": jnp.ones(2), "b": jnp.ones(())}
+    for name, (tx, first, second) in cases.items():
+        state, rates = tx.init(params), []
+        for value in (1.0, 1.0):  # the second is no better than the first
+            updates, state = tx.update(grads, state, params, value=value)
+            rates.append(nnlearn.train.step.recorded_learning_rate(state))
+        if first is None:
+            assert rates == [None, None]
+            continue
+        np.testing.assert_allclose(np.sort(np.atleast_1d(rates[0])), first, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(np.sort(np.atleast_1d(rates[1])), second, rtol=1e-6, err_msg=name)
+        if name != "before" and name != "parts":
+            np.testing.assert_allclose(-updates["w"], rates[1], rtol=1e-6, err_msg=name)
 
 
 def test_the_state_s_key_is_its_own():

@@ -199,7 +199,7 @@ def test_the_best_is_a_mean_over_seeds_with_its_error(at_once):
 
 
 def test_settings_of_a_seed_share_their_batches():
-    member, _ = trace_member(Counted().train, list_settings(SPACE)[0], ["rate", "noise"], full=False)
+    member = trace_member(Counted().train, list_settings(SPACE)[0], ["rate", "noise"], full=False).member
     values = {"rate": jnp.zeros(7), "noise": jnp.zeros(7)}
     program = str(jax.make_jaxpr(jax.vmap(member, in_axes=(0, None)))(values, jax.random.key(0)))
     assert "f32[7,3,4]" in program and "f32[8,3]" in program  # parameters for each, batches for all
@@ -270,8 +270,9 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path):
     assert resumed.plan.batches == 6 - finished // 5
     assert_same(resumed, whole)
     again = Counted()
-    assert_same(sweep(again.train, SPACE, 3, folder=tmp_path, **options), whole)
-    assert again.calls == 0
+    again_results = sweep(again.train, SPACE, 3, folder=tmp_path, **options)
+    assert_same(again_results, whole)
+    assert again.calls == 1 and again_results.plan is None  # traced to see that it is the same sweep, not compiled
 
 
 def test_a_folder_of_another_sweep_is_refused(tmp_path):

@@ -1,5 +1,7 @@
 """Every task is whole: it runs, alone and vmapped to the same numbers, learns, and can be told from its baselines."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,9 +103,13 @@ def test_a_number_that_no_row_has_is_nan_and_never_another_row():
         model.apply(params, jnp.zeros(2))
 
 
-def test_learn_trains_and_reports(capsys):
-    assert cli.main(["learn", "breast-cancer", "--epochs", "3", "--checks", "2"]) == 0
+def test_learn_trains_and_reports(capsys, tmp_path):
+    arguments = ["breast-cancer", "--epochs", "3", "--checks", "2", "--out", str(tmp_path / "new")]
+    assert cli.main(["learn", *arguments]) == 0
     printed = capsys.readouterr().out
+    result = json.loads((tmp_path / "new" / "result.json").read_text())
+    assert result["metrics"]["accuracy"] > 0.8 and result["settings"]["epochs"] == 3 and len(result["checks"]) == 2
+    assert f"accuracy {result['metrics']['accuracy']:.4g}" in printed
     assert "breast-cancer" in printed and "target accuracy 0.95" in printed and "majority" in printed
     assert printed.count("  step ") == 2
 
@@ -111,7 +117,11 @@ def test_learn_trains_and_reports(capsys):
 def test_learn_refuses_what_cannot_work(capsys):
     assert cli.main(["learn", "chess"]) == 2
     assert "name must be one of mnist" in capsys.readouterr().err
-    assert cli.main(["learn", "graphs", "--checks", "0"]) == 2
+    for name in ("checks", "epochs"):
+        assert cli.main(["learn", "graphs", f"--{name}", "0"]) == 2
+        assert f"{name} must be an int >= 1, got 0" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="epochs must be an int >= 1, got 0"):
+        load_task("clicks", epochs=0, examples=100)
 
 
 def test_examples_that_do_not_count_leave_the_statistics_of_a_batch_alone():

@@ -8,6 +8,7 @@ import numpy as np
 from nnlearn.compare.runs import Curves
 from nnlearn.compare.settings import Settings
 from nnlearn.compare.summary import Results, best_index
+from nnlearn.train.figure import PALETTE, scale_log
 
 STYLES = {
     "nnlearn": {"linestyle": "-", "linewidth": 4.0, "alpha": 0.45},
@@ -35,17 +36,17 @@ def draw(path: Path, results: Results, settings: Settings) -> None:
     train_axes, validation_axes, rate_axes = figure.subplots(1, 3)
     for index, (optimizer, libraries) in enumerate(results.items()):
         for library, curves in libraries.items():
-            style = STYLES[library] | {"color": f"C{index}", "label": f"{optimizer}, {library}"}
+            style = STYLES[library] | {"color": PALETTE[index % len(PALETTE)], "label": f"{optimizer}, {library}"}
             best = best_index(curves)
             epochs = np.arange(1, curves.train_sre.shape[-1] + 1)
             _mean_and_sd(train_axes, epochs, curves.train_sre[:, best], style)
             _mean_and_sd(validation_axes, epochs, curves.validation_sre[:, best], style)
             _median_and_range(rate_axes, settings, curves, style)
     for axes, title in ((train_axes, "training loss"), (validation_axes, "validation loss")):
-        axes.set(title=f"{title}, at the best learning rate", xlabel="epoch")
+        axes.set(title=f"{title}, at the best learning rate", xlabel="epoch", ylabel="loss")
         axes.xaxis.get_major_locator().set_params(integer=True)
     rates = settings.learning_rates
-    rate_axes.set(title="validation loss after the last epoch", xlabel="learning rate", xscale="log")
+    rate_axes.set(title="validation loss after the last epoch", xlabel="learning rate", ylabel="loss", xscale="log")
     rate_axes.set_xlim(min(rates) / 1.5, max(rates) * 1.5)
     for axes in (train_axes, validation_axes, rate_axes):
         axes.grid(alpha=0.3)
@@ -71,7 +72,7 @@ def _scale_losses(axes) -> None:
     """A logarithmic axis if there is a number to show on it, else a word in its place."""
     shown = np.concatenate([line.get_ydata() for line in axes.get_lines() if line.get_linestyle() != "None"])
     if np.any(np.isfinite(shown) & (shown > 0)):
-        axes.set_yscale("log")
+        scale_log(axes)
     else:
         axes.text(0.5, 0.5, "every run diverged", transform=axes.transAxes, horizontalalignment="center")
 

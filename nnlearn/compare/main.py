@@ -63,7 +63,7 @@ def _report(results: Results, problem: Problem, settings: Settings, console: Con
     if not results:
         return
     rows = make_rows(results, settings)
-    console.print(make_table(rows, problem.metric, target_loss(results), settings))
+    console.print(make_table(rows, problem.metric, target_loss(results), settings, console.width))
     write_results(settings.out / "results.json", results, rows, settings, problem.metric, complete)
     draw(settings.out / "curves.png", results, settings)
     console.print(f"data: {problem.bundle.source}", style="dim")

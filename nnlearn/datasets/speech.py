@@ -12,6 +12,16 @@ import numpy as np
 from nnlearn.data import Split, split
 from nnlearn.datasets.packages import unpack_debian_package
 
+SOUNDS_PACKAGE = (
+    "asterisk-core-sounds-en-wav",
+    "pool/main/a/asterisk-core-sounds/asterisk-core-sounds-en-wav_1.6.1-1_all.deb",
+    "2be3ea287d83299d143815fa804f11179a75b7affd4a758b98b55f5afc18a35d",
+)
+TRANSCRIPTS_PACKAGE = (
+    "asterisk-core-sounds-en",
+    "pool/main/a/asterisk-core-sounds/asterisk-core-sounds-en_1.6.1-1_all.deb",
+    "973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50",
+)
 SAMPLE_RATE = 8000  # of all prompts, in hertz
 SOUNDS = "usr/share/asterisk/sounds/en_US_f_Allison"
 TRANSCRIPTS = "usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz"
@@ -72,8 +82,8 @@ def asterisk_prompts(max_seconds: float = 6.0) -> Speech:
     """
     if not max_seconds > 0:
         raise ValueError(f"max_seconds must be above 0, got {max_seconds!r}")
-    sounds = unpack_debian_package("asterisk-core-sounds-en-wav") / SOUNDS
-    texts = _read_texts(unpack_debian_package("asterisk-core-sounds-en") / TRANSCRIPTS)
+    sounds = unpack_debian_package(*SOUNDS_PACKAGE) / SOUNDS
+    texts = _read_texts(unpack_debian_package(*TRANSCRIPTS_PACKAGE) / TRANSCRIPTS)
     names, clips, transcripts = [], [], []
     left_out = {"no speech": 0, "number": 0, "too long": 0}
     for path in sorted(sounds.rglob("*.wav")):

@@ -13,6 +13,11 @@ CATEGORIES = {
     "color": tuple("JIHGFED"),
     "clarity": ("I1", "SI2", "SI1", "VS2", "VS1", "VVS2", "VVS1", "IF"),
 }
+DIAMONDS_PACKAGE = (
+    "plotnine",
+    "plotnine-0.15.9-py3-none-any.whl",
+    "36f4526235b3ddd9ea379dd677093ea2ee1b58ab98adec1bde891930283448cd",
+)
 NUMBERS = ("carat", "depth", "table", "x", "y", "z")
 
 
@@ -29,7 +34,7 @@ def diamonds() -> Examples:
     >>> diamonds().inputs.shape  # doctest: +SKIP
     (53940, 26)
     """
-    path = unpack_python_package("plotnine", "0.15.9") / "plotnine" / "data" / "diamonds.csv"
+    path = unpack_python_package(*DIAMONDS_PACKAGE) / "plotnine" / "data" / "diamonds.csv"
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     columns = [np.array([[float(row[name]) for name in NUMBERS] for row in rows], np.float32)]

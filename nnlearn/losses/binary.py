@@ -71,6 +71,18 @@ def _wrongness(size: jax.Array, against: jax.Array, agreeing: jax.Array) -> tupl
 
 
 @jax.custom_jvp
+def _quotient(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """``numerator / denominator`` whose derivative does not square the denominator, which may be as small as 1e-30."""
+    return numerator / denominator
+
+
+@_quotient.defjvp
+def _quotient_jvp(primals, tangents):
+    ratio = _quotient(*primals)
+    return ratio, _quotient(tangents[0] - ratio * tangents[1], primals[1])
+
+
+@jax.custom_jvp
 def _focal(logits: jax.Array, labels: jax.Array, gamma: jax.Array) -> jax.Array:
     _, size, against, agreeing = _sides(logits, labels)
     log_wrong, _, _ = _wrongness(jnp.minimum(size, jnp.finfo(size.dtype).max), against, agreeing)
@@ -94,12 +106,12 @@ def _focal_jvp(primals, tangents):
     weight = jnp.exp(gamma * log_wrong)
 
     def along_logits():
-        ratio = likely * jnp.where(far, 1, small / mixed)  # p (1 - p) / u
+        ratio = likely * jnp.where(far, 1, _quotient(small, mixed))  # p (1 - p) / u
         pull = gamma * (against - agreeing) * (entropy * ratio)  # the bounded product first: gamma H may overflow
         return sign * weight * (against - small * likely + pull)
 
     def along_labels():
-        return sign * weight * (gamma * (small - 1) * jnp.where(far, 1, entropy / mixed) - size)
+        return sign * weight * (gamma * (small - 1) * jnp.where(far, 1, _quotient(entropy, mixed)) - size)
 
     tangent = _along(tangents[0], along_logits) + _along(tangents[1], along_labels)
     return _focal(*primals), tangent + _along(tangents[2], lambda: weight * log_wrong * entropy)

@@ -84,10 +84,9 @@ def _label_loss(logits, labels, axis, where, options) -> tuple[jax.Array, jax.Ar
         axes = (logits.ndim - 1,)
     (logits,) = widen(logits)
     label_smoothing, z_loss, class_weights = _check_options(*options, logits, axes)
-    labels, weight = split_labels(labels, logits.shape[axes[0]], logits.dtype)
-    if include is not None:
-        weight = jnp.where(jnp.any(include, axes), weight, 0)
-    if class_weights is not None:  # after the mask: a NaN times what is left out would be a class weight's gradient
+    keep = None if include is None else jnp.broadcast_to(jnp.any(include, axes), labels.shape)
+    labels, weight = split_labels(labels, logits.shape[axes[0]], logits.dtype, keep)
+    if class_weights is not None:
         weight = weight * take_rows(class_weights.reshape(-1), labels)
     rows = normalize(exclude(logits, include), axes)
     if is_off(label_smoothing):

@@ -267,5 +267,7 @@ def sigmoid_pair_loss(
     check_number("logit_bias", logit_bias, low=-math.inf, high=math.inf, low_open=True, high_open=True)
     queries, keys, keep = _prepare_pairs(queries, keys, where)
     scale, bias = as_hyperparam(logit_scale, queries.dtype), as_hyperparam(logit_bias, queries.dtype)
-    costs = sigmoid_binary_cross_entropy(_products(queries, keys) * scale + bias, jnp.eye(keep.shape[0]))
+    costs = sigmoid_binary_cross_entropy(
+        _products(queries, keys) * scale + bias, jnp.eye(keep.shape[0], dtype=queries.dtype)
+    )
     return _mean(jnp.sum(jnp.where(keep[None, :], costs, 0), 1), keep)

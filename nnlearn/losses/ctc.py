@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from nnlearn.losses.arguments import check_reduction, widen
 from nnlearn.losses.scaled import Scaled, add, from_log, multiply, normalize, power_of_two
 from nnlearn.losses.sequences import check_blank_id, check_examples, check_frames, check_labels, compact, running_count
+from nnlearn.losses.softmax import one_or_nan
 from nnlearn.native.ctc import CtcKernel
 from nnlearn.native.kernel import runs_here
 from nnlearn.sharding_axes import automatic_axes
@@ -77,11 +78,12 @@ class Frames(NamedTuple):
     label_srw: Scaled
 
 
-def _softmax(logits_btk: jax.Array) -> Softmax:
+def _softmax(logits_btk: jax.Array, is_frame_bt: jax.Array) -> Softmax:
     # The smallest number and not -inf, so that a row of -inf needs no ``where``, which XLA would not fuse.
     smallest = jnp.finfo(logits_btk.dtype).min
     largest_bt = jax.lax.stop_gradient(jnp.max(logits_btk, 2, initial=smallest))
     weights_xk = jnp.exp(logits_btk.reshape(-1, logits_btk.shape[2]) - largest_bt.reshape(-1, 1))
+    weights_xk = jnp.where(is_frame_bt.reshape(-1, 1), weights_xk, 0)  # padding may hold inf, and inf - inf is NaN
     total_bt = jnp.sum(weights_xk, 1).reshape(largest_bt.shape)
     return Softmax(weights_xk, largest_bt, jnp.where(total_bt == 0, 1, total_bt))
 
@@ -91,7 +93,7 @@ def _rows(sequences: Sequences) -> Rows:
     numbers_bt = jnp.broadcast_to(jnp.arange(is_frame_bt.shape[1], dtype=jnp.int32)[None], is_frame_bt.shape)
     order_bt, frame_counts_b = compact(numbers_bt, is_frame_bt)
     labels_bw = jnp.pad(labels_bn, ((0, 0), (1, 1)))
-    column_1w = jnp.arange(labels_bw.shape[1])[None]
+    column_1w = jnp.arange(labels_bw.shape[1], dtype=jnp.int32)[None]
     is_label_bw = (column_1w > 0) & (column_1w <= lengths_b[:, None])
     labels_rw, is_label_rw = (jnp.concatenate([one, jnp.flip(one, 1)]) for one in (labels_bw, is_label_bw))
     start_r = jnp.concatenate([jnp.ones_like(lengths_b), labels_bw.shape[1] - 1 - lengths_b])
@@ -100,9 +102,9 @@ def _rows(sequences: Sequences) -> Rows:
 
 def _frames(logits_btk: jax.Array, largest_bt: jax.Array, rows: Rows, blank_id: int) -> Frames:
     batch, frames, _ = logits_btk.shape
-    forward_s1 = jnp.arange(rows.steps)[:, None]
+    forward_s1 = jnp.arange(rows.steps, dtype=jnp.int32)[:, None]
     place_sr = jnp.repeat(jnp.concatenate([forward_s1, 2 * rows.steps - 1 - forward_s1], 1), batch, 1)
-    example_sr = jnp.broadcast_to(jnp.tile(jnp.arange(batch), 2)[None], place_sr.shape)
+    example_sr = jnp.broadcast_to(jnp.tile(jnp.arange(batch, dtype=jnp.int32), 2)[None], place_sr.shape)
     frame_sr = rows.order_bt[example_sr, jnp.minimum(place_sr, frames - 1)]
     is_frame_sr = place_sr < jnp.tile(rows.frame_counts_b, 2)[None]
     shape = (*place_sr.shape, rows.labels_rw.shape[1])
@@ -129,7 +131,7 @@ def _split(states_4rw: jax.Array) -> tuple[Scaled, Scaled]:
 
 def _start(rows: Rows, dtype) -> jax.Array:
     """Before the first frame: certainly in the blank before the first label."""
-    is_start_rw = jnp.arange(rows.labels_rw.shape[1])[None] == rows.start_r[:, None]
+    is_start_rw = jnp.arange(rows.labels_rw.shape[1], dtype=jnp.int32)[None] == rows.start_r[:, None]
     zero = Scaled(jnp.zeros(is_start_rw.shape, dtype), jnp.full(is_start_rw.shape, -jnp.inf, dtype))
     return jnp.stack([is_start_rw.astype(dtype), jnp.where(is_start_rw, 0, zero.exponent), *zero])
 
@@ -178,7 +180,7 @@ def _to_the_middle(rows: Rows, frames: Frames, keep: bool) -> tuple[jax.Array, j
         return after_4rw, states_4rw[2:] if keep else None
 
     start_4rw = _start(rows, frames.label_srw.mantissa.dtype)
-    return jax.lax.scan(one_step, start_4rw, (jnp.arange(rows.steps), frames), unroll=_unroll())
+    return jax.lax.scan(one_step, start_4rw, (jnp.arange(rows.steps, dtype=jnp.int32), frames), unroll=_unroll())
 
 
 def _other_way(rows: Rows, states_4rw: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -207,10 +209,9 @@ def _loss(softmax: Softmax, is_frame_bt: jax.Array, likelihood: Scaled) -> jax.A
     return jnp.maximum(cost_b - (jnp.log(mantissa_b) + exponent_b * math.log(2)), 0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _negative_log_likelihood(sequences: Sequences, blank_id: int) -> jax.Array:
+def _likelihood_alone(sequences: Sequences, blank_id: int) -> jax.Array:
     """The loss of each example. Without a gradient, half the steps are made, and no history is kept."""
-    softmax, rows = _softmax(*widen(sequences.logits_btk)), _rows(sequences)
+    softmax, rows = _softmax(*widen(sequences.logits_btk), sequences.is_frame_bt), _rows(sequences)
     frames = _frames(sequences.logits_btk, softmax.largest_bt, rows, blank_id)
     states_4rw, _ = _to_the_middle(rows, frames, keep=False)
     return _loss(softmax, sequences.is_frame_bt, _meet(states_4rw, _other_way(rows, states_4rw)[0]))
@@ -218,7 +219,7 @@ def _negative_log_likelihood(sequences: Sequences, blank_id: int) -> jax.Array:
 
 def _forward(sequences: Sequences, blank_id: int):
     """The loss, and the share of its probability that each frame spends in each label."""
-    softmax, rows = _softmax(*widen(sequences.logits_btk)), _rows(sequences)
+    softmax, rows = _softmax(*widen(sequences.logits_btk), sequences.is_frame_bt), _rows(sequences)
     frames = _frames(sequences.logits_btk, softmax.largest_bt, rows, blank_id)
     states_4rw, history_s2rw = _to_the_middle(rows, frames, keep=True)
     entered_4rw, may_skip_rw = _other_way(rows, states_4rw)
@@ -242,7 +243,9 @@ def _forward(sequences: Sequences, blank_id: int):
         return _emit(entered_4rw, _at(frames, jnp.maximum(step - 1, 0))), share(entered_4rw, *before)
 
     first_4rw = _normalize(_emit(entered_4rw, _at(frames, rows.steps - 1)))
-    _, share_srw = jax.lax.scan(one_step, first_4rw, jnp.arange(rows.steps), reverse=True, unroll=_unroll())
+    _, share_srw = jax.lax.scan(
+        one_step, first_4rw, jnp.arange(rows.steps, dtype=jnp.int32), reverse=True, unroll=_unroll()
+    )
     # A step gives the shares of the frame before it, and step 0 nothing: its place takes those of the last frame.
     share_srw = share_srw.at[0].set(share(entered_4rw, *states_4rw[2:]))
     share_btn = _in_order(share_srw, sequences.is_frame_bt)
@@ -255,8 +258,8 @@ def _in_order(share_srw: jax.Array, is_frame_bt: jax.Array) -> jax.Array:
     place_bt = running_count(is_frame_bt) - 1
     is_forward_bt = place_bt < steps
     step_bt = (jnp.where(is_forward_bt, place_bt, 2 * steps - 1 - place_bt) + 1) % steps
-    row_bt = jnp.arange(batch)[:, None] + jnp.where(is_forward_bt, 0, batch)
-    column_11n = jnp.arange(1, columns - 1)[None, None]
+    row_bt = jnp.arange(batch, dtype=jnp.int32)[:, None] + jnp.where(is_forward_bt, 0, batch)
+    column_11n = jnp.arange(1, columns - 1, dtype=jnp.int32)[None, None]
     column_btn = jnp.where(is_forward_bt[..., None], column_11n, columns - 1 - column_11n)
     step_btn, row_btn = (jnp.broadcast_to(one[..., None], column_btn.shape) for one in (step_bt, row_bt))
     share_btn = share_srw.at[step_btn, row_btn, column_btn].get(mode="promise_in_bounds")
@@ -270,7 +273,7 @@ def _backward(blank_id: int, residuals, cotangent_b: jax.Array):
     blank_bt = jnp.where(is_frame_bt, 1 - jnp.sum(share_btn, 2), 0) * scale_bt  # what labels leave of a frame
     scale_x1, blank_x1 = (scale_bt / softmax.total_bt).reshape(-1, 1), blank_bt.reshape(-1, 1)
     softmax_xk = jnp.where(is_frame_bt.reshape(-1, 1), softmax.weights_xk * scale_x1, 0)
-    is_blank_1k = (jnp.arange(logits_btk.shape[2]) == blank_id)[None]
+    is_blank_1k = (jnp.arange(logits_btk.shape[2], dtype=jnp.int32) == blank_id)[None]
     grad_xk = softmax_xk - jnp.where(is_blank_1k, blank_x1, 0)
     grad_xk = _subtract_at(grad_xk, labels_bn, share_btn * scale_bt[..., None])
     return (Sequences(grad_xk.reshape(logits_btk.shape).astype(logits_btk.dtype), None, None, None),)
@@ -280,19 +283,22 @@ def _subtract_at(grad_xk: jax.Array, labels_bn: jax.Array, label_btn: jax.Array)
     """``grad`` less the share of every label at its class, where equal labels add up."""
     labels, classes = label_btn.shape[2], grad_xk.shape[1]
     if classes <= FEW_CLASSES:
-        one_hot_bnk = (labels_bn[..., None] == jnp.arange(classes)[None, None]).astype(grad_xk.dtype)
+        one_hot_bnk = (labels_bn[..., None] == jnp.arange(classes, dtype=jnp.int32)[None, None]).astype(grad_xk.dtype)
         label_btk = jnp.einsum("btn,bnk->btk", label_btn, one_hot_bnk, precision=jax.lax.Precision.HIGHEST)
         return grad_xk - label_btk.reshape(grad_xk.shape)
     at_xn = jnp.broadcast_to(labels_bn[:, None], label_btn.shape).reshape(-1, labels)
-    rows_x1 = jnp.arange(len(grad_xk))[:, None]
+    rows_x1 = jnp.arange(len(grad_xk), dtype=jnp.int32)[:, None]
     return grad_xk.at[rows_x1, at_xn].add(-label_btn.reshape(-1, labels), mode="promise_in_bounds")
 
 
-_negative_log_likelihood.defvjp(_forward, _backward)
+# Each is one program: inside, the exponents of impossible states make NaN that ``Scaled`` reads as 0, and eager
+# operations would show it to ``jax_debug_nans``.
+_negative_log_likelihood = jax.custom_vjp(jax.jit(_likelihood_alone, static_argnums=1), nondiff_argnums=(1,))
+_negative_log_likelihood.defvjp(jax.jit(_forward, static_argnums=1), jax.jit(_backward, static_argnums=0))
 
 
 def _reference(logits_btk, is_frame_bt, labels_bn, lengths_b, blank_id):
-    return [_negative_log_likelihood.fun(Sequences(logits_btk, is_frame_bt, labels_bn, lengths_b), blank_id)]
+    return [_likelihood_alone(Sequences(logits_btk, is_frame_bt, labels_bn, lengths_b), blank_id)]
 
 
 def _reference_with_gradient(logits_btk, is_frame_bt, labels_bn, lengths_b, blank_id):
@@ -389,7 +395,7 @@ def ctc_loss(
     sequences = Sequences(logits_btk, is_frame_bt, labels_bn, lengths_b)
     in_c = logits_btk.dtype == jnp.float32 and runs_here(logits_btk)
     loss_b = (_by_kernel if in_c else _negative_log_likelihood)(sequences, blank_id)
-    loss_b = loss_b * jnp.where(is_valid_b, 1, jnp.nan).astype(loss_b.dtype)
+    loss_b = loss_b * one_or_nan(is_valid_b, loss_b.dtype)
     if zero_infinity:
         loss_b = jnp.where(loss_b == jnp.inf, 0, loss_b)
     if reduction == "none":

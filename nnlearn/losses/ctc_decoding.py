@@ -73,7 +73,7 @@ def ctc_greedy_decode(logits: ArrayLike, logit_paddings: ArrayLike, blank_id: in
     best_bt, lengths_b = compact(jnp.argmax(log_probs_btk, 2).astype(jnp.int32), is_frame_bt)
     before_bt = jnp.pad(best_bt[:, :-1], ((0, 0), (1, 0)), constant_values=-1)[:, : best_bt.shape[1]]
     is_new_bt = (best_bt != blank_id) & (best_bt != before_bt)
-    is_new_bt &= jnp.arange(best_bt.shape[1])[None] < lengths_b[:, None]
+    is_new_bt &= jnp.arange(best_bt.shape[1], dtype=jnp.int32)[None] < lengths_b[:, None]
     scores_b = jnp.sum(jnp.where(is_frame_bt, jnp.max(log_probs_btk, 2), 0), 1)
     return _decoded(best_bt, is_new_bt, scores_b)
 
@@ -123,7 +123,7 @@ def ctc_beam_search_decode(
             return _advance(beam, *frame, blank_id)
 
         beam, history = jax.lax.scan(step, _start(width, log_probs_tk.dtype), (log_probs_tk, is_frame_t))
-        _, labels_tp = jax.lax.scan(_go_back, jnp.arange(paths), history, reverse=True)
+        _, labels_tp = jax.lax.scan(_go_back, jnp.arange(paths, dtype=jnp.int32), history, reverse=True)
         return labels_tp.T, beam.total_w[:paths]
 
     labels_bpt, scores_bp = jax.vmap(search)(log_probs_btk, is_frame_bt)
@@ -140,13 +140,13 @@ def _log_probs(logits: ArrayLike, logit_paddings: ArrayLike) -> tuple[jax.Array,
 
 def _decoded(labels_bt: jax.Array, is_label_bt: jax.Array, scores: jax.Array) -> Decoded:
     labels_bt, lengths_b = compact(labels_bt, is_label_bt)
-    paddings_bt = (jnp.arange(labels_bt.shape[1])[None] >= lengths_b[:, None]).astype(scores.dtype)
+    paddings_bt = (jnp.arange(labels_bt.shape[1], dtype=jnp.int32)[None] >= lengths_b[:, None]).astype(scores.dtype)
     return Decoded(labels_bt, paddings_bt, scores)
 
 
 def _start(width: int, dtype) -> Beam:
     """The empty prefix, and places for more, which have probability 0."""
-    first_w = jnp.arange(width) == 0
+    first_w = jnp.arange(width, dtype=jnp.int32) == 0
     hash_w2 = jnp.zeros((width, 2), jnp.uint32)
     return Beam(
         jnp.where(first_w, 0, -jnp.inf).astype(dtype),
@@ -176,12 +176,14 @@ def _advance(beam: Beam, log_probs_k: jax.Array, is_frame: jax.Array, blank_id: 
     """The beam after one frame; where each prefix came from, and the label it got, or -1."""
     width, classes = len(beam.last_w), len(log_probs_k)
     total_w, last_w = beam.total_w, jnp.maximum(beam.last_w, 0)
-    repeats_wk = beam.last_w[:, None] == jnp.arange(classes)[None]
+    repeats_wk = beam.last_w[:, None] == jnp.arange(classes, dtype=jnp.int32)[None]
     grown_wk = jnp.where(repeats_wk, beam.ends_in_blank_w[:, None], total_w[:, None]) + log_probs_k[None]
     # A prefix that grows into one that is kept already is added to that one, and is no candidate itself.
     is_parent_ww = _is_parent(beam)
     joined_w = jax.nn.logsumexp(jnp.where(is_parent_ww, grown_wk[:, last_w], -jnp.inf), 0)
-    grown_wk = grown_wk.at[jnp.arange(width)[:, None], last_w[None]].min(jnp.where(is_parent_ww, -jnp.inf, jnp.inf))
+    grown_wk = grown_wk.at[jnp.arange(width, dtype=jnp.int32)[:, None], last_w[None]].min(
+        jnp.where(is_parent_ww, -jnp.inf, jnp.inf)
+    )
     blank_w = total_w + log_probs_k[blank_id]
     repeated_w = jnp.where(beam.last_w < 0, -jnp.inf, beam.ends_in_label_w + log_probs_k[last_w])
     label_w = jnp.logaddexp(repeated_w, joined_w)
@@ -194,7 +196,7 @@ def _advance(beam: Beam, log_probs_k: jax.Array, is_frame: jax.Array, blank_id: 
         jnp.where(grows_w, -jnp.inf, blank_w[from_w]),
         jnp.where(grows_w, score_w, label_w[from_w]),
         jnp.where(grows_w, by_w, beam.last_w[from_w]),
-        beam.length_w[from_w] + grows_w,
+        beam.length_w[from_w] + grows_w.astype(beam.length_w.dtype),
         jnp.where(grows_w[:, None], _extend_hash(beam.hash_w2[from_w], by_w), beam.hash_w2[from_w]),
         jnp.where(grows_w[:, None], beam.hash_w2[from_w], beam.parent_hash_w2[from_w]),
     )

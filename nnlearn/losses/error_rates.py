@@ -55,7 +55,7 @@ def edit_distance(
     first_bn = jnp.broadcast_to(places_1n, (len(targets_bn), places_1n.shape[1]))
     _, rows_mbn = jax.lax.scan(step, first_bn, predictions_bm.T)
     rows_mbn = jnp.concatenate([first_bn[None], rows_mbn])
-    return rows_mbn[prediction_lengths_b, jnp.arange(len(targets_bn)), target_lengths_b]
+    return rows_mbn[prediction_lengths_b, jnp.arange(len(targets_bn), dtype=jnp.int32), target_lengths_b]
 
 
 def _sequences(name: str, labels: ArrayLike, paddings: ArrayLike) -> tuple[jax.Array, jax.Array]:
@@ -66,7 +66,7 @@ def _sequences(name: str, labels: ArrayLike, paddings: ArrayLike) -> tuple[jax.A
         raise kind(f"{name} must be integers of shape [batch, labels], got {labels_bn.dtype.name} {labels_bn.shape}")
     paddings_bn = as_real("paddings", paddings)
     check_same_shape((name, "their paddings"), labels_bn, paddings_bn)
-    return compact(labels_bn, paddings_bn == 0)
+    return compact(labels_bn, ~paddings_bn.astype(bool))
 
 
 def character_error_rate(predictions: Sequence[str], targets: Sequence[str]) -> float:

@@ -145,8 +145,7 @@ def _weigh(labels, keep, label_smoothing, z_loss, head, classes, dtype, axis_nam
     first = 0
     if axis_name is not None:
         first, classes = classes * jax.lax.axis_index(axis_name), classes * jax.lax.axis_size(axis_name)
-    labels, weight = split_labels(labels, classes, dtype)
-    weight = weight if keep is None else jnp.where(keep, weight, 0)
+    labels, weight = split_labels(labels, classes, dtype, keep)
     if head.class_weights is not None:
         mine = (labels >= first) & (labels < first + len(head.class_weights))
         label_weight = jnp.where(mine, head.class_weights[jnp.where(mine, labels - first, 0)], 0)

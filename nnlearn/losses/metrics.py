@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from nnlearn.losses.arguments import as_boolean, as_floating, as_real, weighted_mean, widen
 from nnlearn.losses.softmax import as_labels, check_label_shape
+from nnlearn.tree import widest
 from nnlearn.types import ArrayLike
 
 
@@ -35,7 +36,8 @@ def accuracy(logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None = Non
         labels = jnp.argmax(as_real("labels", labels), -1)
     labels = as_labels(labels)
     check_label_shape(labels, logits.shape[:-1], logits.shape)
-    right = (jnp.argmax(logits, -1) == labels) & ~jnp.any(jnp.isnan(logits), -1)
+    classes = widest(labels.dtype, jnp.int32)
+    right = (jnp.argmax(logits, -1).astype(classes) == labels.astype(classes)) & ~jnp.any(jnp.isnan(logits), -1)
     mask = None if where is None else as_boolean(where)
     if mask is not None and mask.shape != right.shape:
         raise ValueError(f"where must have the labels' shape {right.shape}, got {mask.shape}")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from nnlearn.losses.arguments import as_boolean, as_floating, as_real, check_same_shape
 from nnlearn.losses.softmax import as_labels
+from nnlearn.tree import widest
 from nnlearn.types import ArrayLike
 
 
@@ -33,7 +34,7 @@ def check_frames(logits: ArrayLike, logit_paddings: ArrayLike) -> tuple[jax.Arra
         )
     paddings_bt = as_real("logit_paddings", logit_paddings)
     check_same_shape(("logits[..., 0]", "logit_paddings"), logits_btk[..., 0], paddings_bt)
-    return logits_btk, paddings_bt == 0
+    return logits_btk, ~paddings_bt.astype(bool)
 
 
 def running_count(is_one_bn: jax.Array, width: int = 16) -> jax.Array:
@@ -65,7 +66,7 @@ def check_labels(labels: ArrayLike, label_paddings: ArrayLike, shape) -> tuple[j
         )
     check_same_shape(("labels", "label_paddings"), labels_bn, paddings_bn)
     # Wider first: -1 or 300 must not turn into a class in a comparison with a uint8.
-    return labels_bn.astype(jnp.promote_types(labels_bn.dtype, jnp.int32)), paddings_bn == 0
+    return labels_bn.astype(widest(labels_bn.dtype, jnp.int32)), ~paddings_bn.astype(bool)
 
 
 def check_examples(where: ArrayLike, shape) -> jax.Array:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.sharding_axes import automatic, explicit_spec
-from nnlearn.tree import safe_divide
+from nnlearn.tree import safe_divide, widest
 from nnlearn.types import ArrayLike, Scalar
 
 Axes = tuple[int, ...]
@@ -104,14 +104,25 @@ def _pick_jvp(axis, primals, tangents):
     return pick(values, labels, axis), jnp.sum(picked, axis)
 
 
-def split_labels(labels: jax.Array, classes: int, dtype) -> tuple[jax.Array, jax.Array]:
-    """Labels with 0 for what is no class, and a weight that is 1 or, there, NaN.
+def split_labels(labels: jax.Array, classes: int, dtype, keep: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """Labels with 0 for what is no class, and the weight of each: 1, or NaN for what is no class.
 
-    An index out of range does not fail in a compiled program: -1 would quietly mean the last class.
+    An index out of range does not fail in a compiled program: -1 would quietly mean the last class. Labels that
+    ``keep`` leaves out, booleans of the labels' shape, have weight 0 whatever they are.
     """
-    labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # a uint8 cannot be compared with 1,000
+    labels = labels.astype(widest(labels.dtype, jnp.int32))  # a uint8 cannot be compared with 1,000
     valid = (labels >= 0) & (labels < classes)
-    return jnp.where(valid, labels, 0), jnp.where(valid, 1, jnp.nan).astype(dtype)
+    weight = one_or_nan(valid if keep is None else valid | ~keep, dtype)
+    return jnp.where(valid, labels, 0), weight if keep is None else jnp.where(keep, weight, 0)
+
+
+def one_or_nan(valid: jax.Array, dtype) -> jax.Array:
+    """1 where ``valid``, else NaN; without a constant NaN, which ``jax_debug_nans`` would report where all is valid.
+
+    >>> one_or_nan(jnp.array([True, False]), jnp.float32)
+    Array([ 1., nan], dtype=float32)
+    """
+    return jnp.sqrt(jnp.where(valid, 1, -1).astype(dtype))
 
 
 def as_labels(labels: ArrayLike) -> jax.Array:

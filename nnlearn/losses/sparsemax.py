@@ -86,7 +86,7 @@ def _label_loss(scores: jax.Array, labels: jax.Array) -> jax.Array:
 @_label_loss.defjvp
 def _label_loss_jvp(primals, tangents):
     scores, labels = primals
-    error = _project(scores, scores.ndim - 1) - _is_label(scores, labels)
+    error = _project(scores, scores.ndim - 1) - _is_label(scores, labels).astype(scores.dtype)
     return _label_loss(scores, labels), jnp.sum(error * tangents[0], -1)
 
 
@@ -122,9 +122,10 @@ def multiclass_sparsemax_loss(scores: ArrayLike, labels: ArrayLike, *, where: Ar
     check_label_shape(labels, scores.shape[:-1], scores.shape, "scores")
     (scores,) = widen(scores)
     include = mask_over(where, scores.shape, normalize_axes(-1, scores.ndim))
-    labels, valid = split_labels(labels, scores.shape[-1], scores.dtype)
-    loss = valid * _label_loss(exclude(scores, include), labels)
-    return loss if include is None else jnp.where(jnp.any(include, -1), loss, 0)
+    keep = None if include is None else jnp.broadcast_to(jnp.any(include, -1), labels.shape)
+    labels, weight = split_labels(labels, scores.shape[-1], scores.dtype, keep)
+    loss = _label_loss(exclude(scores, include), labels)
+    return weight * (loss if keep is None else jnp.where(keep, loss, 0))  # a row without classes costs +inf
 
 
 def sparsemax_loss(logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:

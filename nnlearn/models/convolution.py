@@ -15,7 +15,7 @@ from nnlearn.models.factory import check_features, model_factory, parameter
 from nnlearn.models.layers import _along_last, _drawn, _floating
 from nnlearn.models.named import Initializer, initializer
 from nnlearn.sharding_axes import automatic_axes
-from nnlearn.tree import compute_dtype
+from nnlearn.tree import compute_dtype, widest
 from nnlearn.types import DTypeLike, Model
 
 Padding = Literal["SAME", "VALID"] | Sequence[tuple[int, int]]
@@ -104,7 +104,7 @@ def conv(
         x = _floating(x)
         check_features(layer, inputs, x)
         kernel = parameter(layer, params, "kernel", kernel_shape)
-        x, kernel = x.astype(jnp.result_type(x, kernel)), kernel.astype(jnp.result_type(x, kernel))
+        x, kernel = x.astype(widest(x, kernel)), kernel.astype(widest(x, kernel))
         examples, pads = window.lay_out(layer, x)
         patches = method == "patches" or (method == "auto" and jax.default_backend() == "cpu")
         y = (_convolve_patches if patches else _convolve)(examples, kernel, window, pads, groups)

@@ -12,6 +12,7 @@ from nnlearn.models.factory import check_features, model_factory, parameter
 from nnlearn.models.layers import _drawn
 from nnlearn.models.named import Initializer, initializer
 from nnlearn.sharding_axes import take_rows
+from nnlearn.tree import widest
 from nnlearn.types import DTypeLike, Model
 
 SMALL: Initializer = jax.nn.initializers.normal(0.02)
@@ -121,4 +122,4 @@ def _integers(layer: str, numbers) -> jax.Array:
     numbers = jnp.asarray(numbers)
     if not jnp.issubdtype(numbers.dtype, jnp.integer):
         raise TypeError(f"{layer} looks up integers, got {numbers.dtype.name} of shape {numbers.shape}")
-    return numbers.astype(jnp.promote_types(numbers.dtype, jnp.int32))  # small ones have no room for a count
+    return numbers.astype(widest(numbers.dtype, jnp.int32))  # small ones have no room for a count

@@ -1,7 +1,5 @@
 """What every model is made with: the factory mark, and the checks that give shape faults a name and a cure."""
 
-import functools
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -9,7 +7,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
-from nnlearn.settings import Made
+from nnlearn.settings import comparable
 from nnlearn.tree import path_name
 from nnlearn.types import Model, Params, StatefulModel
 
@@ -27,16 +25,7 @@ def model_factory(factory: Factory) -> Factory:
     >>> dense(2, 3).init
     dense(inputs=2, outputs=3).init
     """
-    signature = inspect.signature(factory)
-
-    @functools.wraps(factory)
-    def make(*args, **kwargs):
-        model = factory(*args, **kwargs)
-        arguments = dict(signature.bind(*args, **kwargs).arguments)
-        parts = zip(model._fields, model, strict=True)
-        return type(model)(*(Made(function, make, arguments, name) for name, function in parts))
-
-    return make
+    return comparable(factory)
 
 
 def parameter_count(params: Params) -> int:

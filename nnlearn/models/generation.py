@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from nnlearn.checks import as_key, check_count, check_nonnegative, check_number
 from nnlearn.models.transformer import LanguageModel
 from nnlearn.sharding_axes import automatic_axes
+from nnlearn.tree import compute_dtype
 from nnlearn.types import Key, Params, Scalar
 
 COLDEST = 1e-6  # temperature below which the largest logit is all that top_p sees
@@ -47,7 +48,7 @@ def sample_token(
     """
     check_nonnegative("temperature", temperature)
     _check_cuts(top_k, top_p)
-    logits = jnp.asarray(logits).astype(jnp.promote_types(jnp.asarray(logits).dtype, jnp.float32))
+    logits = jnp.asarray(logits).astype(compute_dtype(jnp.asarray(logits).dtype))
     if top_k is not None or top_p is not None:
         logits = jnp.where(_likeliest(logits, temperature, top_k, top_p), logits, -jnp.inf)
     noise = jax.random.gumbel(key, logits.shape, logits.dtype)

@@ -12,7 +12,7 @@ from nnlearn.models.layers import _floating, dense, layer_norm
 from nnlearn.models.mlp import mlp
 from nnlearn.models.named import activation_function
 from nnlearn.sharding_axes import automatic_axes
-from nnlearn.tree import safe_divide
+from nnlearn.tree import safe_divide, widest
 from nnlearn.types import DTypeLike, Model, Scalar
 
 REDUCTIONS = ("sum", "mean")
@@ -273,7 +273,7 @@ def _filled(graphs: Graphs) -> Graphs:
                 f"{nodes.shape}, got {senders.shape} and {receivers.shape}"
             )
     # before they are compared with the number of nodes, for which small integers have no room
-    senders, receivers = (ends.astype(jnp.promote_types(ends.dtype, jnp.int32)) for ends in (senders, receivers))
+    senders, receivers = (ends.astype(widest(ends.dtype, jnp.int32)) for ends in (senders, receivers))
     edges = None if graphs.edges is None else _floating(graphs.edges)
     if edges is not None and edges.shape[:-1] != senders.shape:
         raise ValueError(f"edges must have one row for each of the senders {senders.shape}, got {edges.shape}")

@@ -9,7 +9,16 @@ from nnlearn.checks import check_count, check_dtype, check_nonnegative, check_nu
 from nnlearn.models.factory import check_features, model_factory, parameter
 from nnlearn.models.named import Initializer, activation_function, initializer
 from nnlearn.sharding_axes import automatic, automatic_axes, explicit_spec, linear
-from nnlearn.tree import abs_sq, as_hyperparam, compute_dtype, real_dtype, safe_divide, safe_rsqrt
+from nnlearn.tree import (
+    abs_sq,
+    as_hyperparam,
+    clip_parts,
+    compute_dtype,
+    power_of_two,
+    real_dtype,
+    safe_divide,
+    safe_rsqrt,
+)
 from nnlearn.types import DTypeLike, Model, Scalar, StatefulModel
 
 
@@ -150,7 +159,7 @@ def rms_norm(features: int, eps: Scalar = 1e-6, *, dtype: DTypeLike = jnp.float3
         check_features(layer, features, inputs)
         x = inputs.astype(compute_dtype(inputs.dtype))
         scale = parameter(layer, params, "scale", (features,)).astype(x.dtype)
-        return (_unit_variance(x, eps) * _along_last(scale, x)).astype(inputs.dtype)
+        return (_unit_variance(x, eps, centre=False) * _along_last(scale, x)).astype(inputs.dtype)
 
     return Model(lambda key: {"scale": jnp.ones((features,), dtype)}, apply)
 
@@ -196,7 +205,7 @@ def layer_norm(features: int, eps: Scalar = 1e-6, *, bias: bool = True, dtype: D
         check_features(layer, features, inputs)
         x = inputs.astype(compute_dtype(inputs.dtype))
         scale = parameter(layer, params, "scale", (features,)).astype(x.dtype)
-        y = _unit_variance(x - jnp.mean(x, axis=-1, keepdims=True), eps) * _along_last(scale, x)
+        y = _unit_variance(x, eps, centre=True) * _along_last(scale, x)
         if bias:
             y = y + _along_last(parameter(layer, params, "bias", (features,)).astype(x.dtype), x)
         return y.astype(inputs.dtype)
@@ -204,9 +213,29 @@ def layer_norm(features: int, eps: Scalar = 1e-6, *, bias: bool = True, dtype: D
     return Model(init, apply)
 
 
-def _unit_variance(x: jax.Array, eps: Scalar) -> jax.Array:
+def _unit_variance(x: jax.Array, eps: Scalar, *, centre: bool) -> jax.Array:
+    """``x``, less its mean if ``centre``, over the root of its mean square plus ``eps``, along the last axis.
+
+    Squares of numbers over 1e19 or under 1e-19 leave float32, so ``x`` is divided by about its largest number first. An
+    infinite entry counts as a very large one.
+    """
+    x, inverse = scaled_to_one(x, eps, (-1,))
+    if centre:
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
     mean_square = jnp.mean(abs_sq(x), axis=-1, keepdims=True)
-    return x * safe_rsqrt(mean_square + as_hyperparam(eps, mean_square.dtype))
+    return x * safe_rsqrt(mean_square + as_hyperparam(eps, mean_square.dtype) * inverse * inverse)
+
+
+def scaled_to_one(x: jax.Array, eps: Scalar, axes: tuple[int, ...], axis_name=None) -> tuple[jax.Array, jax.Array]:
+    """``x`` times a power of two that brings its largest number, or the root of ``eps``, near 1; and that power.
+
+    The power is one for all of ``axes``, which keep length 1, and of a mapped axis; derivatives take it for a constant.
+    """
+    size = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=axes, keepdims=True, initial=0)
+    size = size if axis_name is None else jax.lax.pmax(size, axis_name)
+    size = jnp.maximum(size, jnp.sqrt(jax.lax.stop_gradient(jnp.asarray(eps, size.dtype))))
+    inverse = 1 / power_of_two(size)
+    return clip_parts(x, 4, inverse), inverse  # cuts infinities alone
 
 
 @model_factory

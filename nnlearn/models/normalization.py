@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from nnlearn.checks import check_count, check_dtype, check_nonnegative, check_number
 from nnlearn.losses.arguments import as_boolean, lead_over
 from nnlearn.models.factory import check_features, model_factory, parameter
-from nnlearn.models.layers import _along_last, _floating, _unit_variance
+from nnlearn.models.layers import _along_last, _floating, _unit_variance, scaled_to_one
 from nnlearn.sharding_axes import automatic_axes
-from nnlearn.tree import as_hyperparam, compute_dtype, safe_divide, safe_rsqrt
+from nnlearn.tree import as_hyperparam, compute_dtype, finite_part, safe_divide, safe_rsqrt
 from nnlearn.types import ArrayLike, DTypeLike, Model, Scalar, StatefulModel
 
 
@@ -49,11 +49,15 @@ def batch_norm(
       ``{"mean": (features,), "var": (features,)}``, zeros and ones at first, float32 at least. It calculates in float32
       at least and returns the dtype of ``x``. Its ``apply(params, model_state, x, key=None, where=None)`` takes
       ``where``, booleans of the shape of ``x`` without its last axis, or of the first axes of it: what is False
-      counts in no statistic and gets no gradient, whatever it holds. Without any that counts the state stays.
+      counts in no statistic and gets no gradient, whatever it holds. Where fewer than two numbers of each feature
+      count, there is no variance, and the state stays.
 
     Raises:
       ValueError: ``features`` is below 1, ``eps`` negative or ``momentum`` outside [0, 1]; in ``apply``, shapes do not
-        fit, or there is no batch to train on.
+        fit, or there is no batch to train on, or one with a single number of each feature.
+
+    An infinite entry counts as a very large one, and a variance that is no number of the state's dtype is kept as the
+    largest one.
 
     Source: Ioffe and Szegedy 2015, arXiv:1502.03167.
 
@@ -85,25 +89,41 @@ def batch_norm(
             x = jnp.where(mask, x, 0)
         if key is None:
             mean, var = (running[name].astype(x.dtype) for name in ("mean", "var"))
+            inverse = jnp.ones_like(mean)
         else:
             if inputs.ndim == 1 and axis_name is None:
                 raise ValueError(
                     f"{layer} trains on a batch, got one example of shape {inputs.shape}; give axis_name if the "
                     "examples lie along a mapped axis"
                 )
+            if _numbers(x, axis_name) == 1:
+                raise ValueError(
+                    f"{layer} trains on more than one number per feature, got a batch of one example, of shape "
+                    f"{inputs.shape}: it has no variance, and every output would be the bias. Use larger batches, "
+                    "remainder='drop', or group_norm"
+                )
+            x, inverse = scaled_to_one(x, eps, tuple(range(x.ndim - 1)), axis_name)
+            inverse = inverse.reshape(-1)
             mean, var, count = _statistics(x, mask, axis_name)
-            weight = jnp.where(count > 0, 1 - as_hyperparam(momentum, x.dtype), 0)
+            weight = jnp.where(count > 1, 1 - as_hyperparam(momentum, x.dtype), 0)
+            batch = mean / inverse, finite_part(var / inverse / inverse)
             model_state = {
                 name: (old + weight.astype(old.dtype) * (new.astype(old.dtype) - old))
-                for (name, old), new in zip(running.items(), (mean, var), strict=True)
+                for (name, old), new in zip(running.items(), batch, strict=True)
             }
-        y = (x - _along_last(mean, x)) * _along_last(safe_rsqrt(var + as_hyperparam(eps, var.dtype)), x)
+        eps_here = as_hyperparam(eps, var.dtype) * inverse * inverse
+        y = (x - _along_last(mean, x)) * _along_last(safe_rsqrt(var + eps_here), x)
         y = y * _along_last(parameter(layer, params, "scale", (features,)).astype(x.dtype), x)
         if bias:
             y = y + _along_last(parameter(layer, params, "bias", (features,)).astype(x.dtype), x)
         return y.astype(inputs.dtype), model_state
 
     return StatefulModel(init, apply)
+
+
+def _numbers(x: jax.Array, axis_name) -> int:
+    """How many numbers of each feature a batch holds, on all devices."""
+    return math.prod(x.shape[:-1]) * (1 if axis_name is None else jax.lax.psum(1, axis_name))
 
 
 def _statistics(x: jax.Array, mask: jax.Array | None, axis_name) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -175,7 +195,7 @@ def group_norm(
         return params | ({"bias": jnp.zeros((features,), dtype)} if bias else {})
 
     @automatic_axes(like="inputs")
-    def apply(params, inputs, key=None):
+    def normalized(params, inputs, eps):
         inputs = _floating(inputs)
         check_features(layer, features, inputs)
         if inputs.ndim < dimensions + 1:
@@ -185,11 +205,14 @@ def group_norm(
         grouped = x.reshape(*lead, math.prod(positions), groups, features // groups)
         grouped = jnp.swapaxes(grouped, -3, -2)  # (..., groups, positions, channels)
         flat = grouped.reshape(*lead, groups, math.prod(positions) * (features // groups))
-        flat = _unit_variance(flat - jnp.mean(flat, axis=-1, keepdims=True), eps)
+        flat = _unit_variance(flat, eps, centre=True)
         y = jnp.swapaxes(flat.reshape(grouped.shape), -3, -2).reshape(*lead, *positions, features)
         y = y * _along_last(parameter(layer, params, "scale", (features,)).astype(x.dtype), x)
         if bias:
             y = y + _along_last(parameter(layer, params, "bias", (features,)).astype(x.dtype), x)
         return y.astype(inputs.dtype)
+
+    def apply(params, inputs, key=None):
+        return normalized(params, inputs, eps)
 
     return Model(init, apply)

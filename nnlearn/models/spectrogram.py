@@ -9,7 +9,7 @@ import numpy as np
 
 from nnlearn.checks import check_count, check_nonnegative, check_number
 from nnlearn.models.factory import where_or_all
-from nnlearn.models.layers import _along_last, _floating
+from nnlearn.models.layers import _along_last, _floating, scaled_to_one
 from nnlearn.sharding_axes import automatic_axes
 from nnlearn.tree import as_hyperparam, compute_dtype, safe_divide, safe_rsqrt
 from nnlearn.types import Key, Scalar
@@ -166,11 +166,11 @@ def normalize_utterance(features: jax.Array, where: jax.Array | None = None, eps
     x = _floating(features)
     wide = x.astype(compute_dtype(x.dtype))
     there = where_or_all(where, x.shape[:-1])[..., None]
-    wide = jnp.where(there, wide, 0)
+    wide, inverse = scaled_to_one(jnp.where(there, wide, 0), eps, (-2,))
     count = jnp.sum(there, axis=-2, keepdims=True).astype(wide.dtype)
     centred = jnp.where(there, wide - safe_divide(jnp.sum(wide, -2, keepdims=True), count), 0)
     variance = safe_divide(jnp.sum(jnp.square(centred), -2, keepdims=True), count)
-    return (centred * safe_rsqrt(variance + as_hyperparam(eps, wide.dtype))).astype(x.dtype)
+    return (centred * safe_rsqrt(variance + as_hyperparam(eps, wide.dtype) * inverse * inverse)).astype(x.dtype)
 
 
 def spec_augment(

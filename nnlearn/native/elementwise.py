@@ -37,8 +37,11 @@ static inline uint16_t to_bfloat16(float value) { /* to the nearest, to even in 
 }
 
 #define rounded_bfloat16(value) from_bfloat16(to_bfloat16(value))
-#define larger(a, b) ((a) > (b) || (a) != (a) ? (a) : (b))
-#define smaller(a, b) ((a) < (b) || (a) != (a) ? (a) : (b))
+/* A comparison alone keeps a subnormal operand, where XLA gives 0. A product with 1 flushes it; the compiler does not
+   know that it is 1, and so cannot drop it. */
+static volatile float unknown_one = 1;
+#define larger(a, b) (one * ((a) > (b) || (a) != (a) ? (a) : (b)))
+#define smaller(a, b) (one * ((a) < (b) || (a) != (a) ? (a) : (b)))
 #define sign_of(a) ((a) > 0 ? 1 : (a) < 0 ? -1 : (a))
 #ifdef __clang__
 #define SAME_PLACES _Pragma("clang loop vectorize(assume_safety)")
@@ -250,6 +253,7 @@ static void run(void* data, int64_t block) {{
   /* From the end: what was read or written last, the end of the gradient, is still in the cache. */
   const int64_t first = ((work->numbers - 1) / {BLOCK} - block) * {BLOCK};
   const int64_t last = first + {BLOCK} < work->numbers ? first + {BLOCK} : work->numbers;
+  const float one = unknown_one;
   {" ".join(heads)}
   SAME_PLACES
   for (int64_t i = first; i < last; i++) {{

@@ -91,6 +91,8 @@ def _lower(context, *operands, kernel: Kernel):
 
 
 def _lower_for_cpu(context, *operands, kernel: Kernel):
+    if not is_native():  # lowered inside native_kernels(False)
+        return _lower(context, *operands, kernel=kernel)
     try:
         target = target_name(kernel.handler, kernel.source, kernel.flags)
     except CannotCompile:

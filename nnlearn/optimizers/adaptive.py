@@ -1,11 +1,9 @@
 """AdaGrad, RMSProp and AdaDelta; the equations are in ``nnlearn.transforms.adaptive``."""
 
-from optax import identity
-
 from nnlearn.settings import comparable
 from nnlearn.transforms.adaptive import scale_by_adadelta, scale_by_rms, scale_by_rss, scale_by_stddev
 from nnlearn.transforms.decay import add_decayed_weights
-from nnlearn.transforms.momentum import trace
+from nnlearn.transforms.momentum import trace_if
 from nnlearn.transforms.precision import assemble
 from nnlearn.transforms.scaling import scale_by_learning_rate
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, MaskOrFn, Scalar, ScalarOrSchedule
@@ -111,7 +109,7 @@ def rmsprop(
       eps_in_sqrt: add eps inside of the square root; PyTorch adds it outside.
       centered: divide by the standard deviation, not the root mean square.
       momentum: decay of a trace of the steps, in [0, 1]; None keeps none.
-      nesterov: look one step ahead.
+      nesterov: look one step ahead; without ``momentum`` it has no effect, and warns.
       bias_correction: divide :math:`v_t` by :math:`1-\beta^t`.
       nu_dtype: what the mean of squares is stored in; None for the parameter's dtype, float32 at least.
       master_dtype: keep a copy of low-precision parameters in this dtype, see ``assemble``.
@@ -125,6 +123,6 @@ def rmsprop(
     return assemble(
         scale_by(decay, eps, initial_scale, eps_in_sqrt, bias_correction, nu_dtype=nu_dtype),
         scale_by_learning_rate(learning_rate),
-        identity() if momentum is None else trace(momentum, nesterov),
+        trace_if(momentum, nesterov),
         master_dtype=master_dtype,
     )

@@ -1,9 +1,7 @@
 """Stochastic gradient descent, with momentum, and by sign alone."""
 
-from optax import identity
-
 from nnlearn.settings import comparable
-from nnlearn.transforms.momentum import scale_by_sign, trace
+from nnlearn.transforms.momentum import scale_by_sign, trace_if
 from nnlearn.transforms.precision import assemble
 from nnlearn.transforms.scaling import scale_by_learning_rate
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, Scalar, ScalarOrSchedule
@@ -26,7 +24,7 @@ def sgd(
     Args:
       learning_rate: :math:`\alpha`, a number >= 0 or a schedule.
       momentum: :math:`\beta` in [0, 1]; None keeps no trace at all.
-      nesterov: look one step ahead.
+      nesterov: look one step ahead; without ``momentum`` it has no effect, and warns.
       accumulator_dtype: what the trace is stored in; None for the parameter's dtype, float32 at least.
       master_dtype: keep a copy of low-precision parameters in this dtype, see ``assemble``.
 
@@ -39,7 +37,7 @@ def sgd(
     Array([-0.05], dtype=float32)
     """
     return assemble(
-        identity() if momentum is None else trace(momentum, nesterov, accumulator_dtype),
+        trace_if(momentum, nesterov, accumulator_dtype),
         scale_by_learning_rate(learning_rate),
         master_dtype=master_dtype,
     )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from nnlearn.packing.serialization import describe_sharding, find_sharding
 from nnlearn.tree import is_function, path_name
 from nnlearn.types import Params, PyTree
 
@@ -131,12 +132,45 @@ class Layout:
         labels = [self.buffers[number].label for number, _ in self.places]
         return None if all(label is None for label in labels) else self.treedef.unflatten(labels)
 
+    def describe(self) -> dict[str, Any]:
+        """All but the structure as values that JSON can hold; the reverse is ``layout_of``."""
+        leaves = [(leaf.path, leaf.shape, describe_sharding(leaf.sharding)) for leaf in self.leaves]
+        buffers = [
+            (b.name, b.dtype.name, b.label, b.leaves, b.shape, describe_sharding(b.sharding)) for b in self.buffers
+        ]
+        return {"leaves": leaves, "buffers": buffers}
+
+    def __reduce__(self):
+        # as an empty tree, because a treedef pickles nodes of one's own classes so that they are not equal again
+        return _from_tree, (self.treedef.unflatten(range(len(self.leaves))), self.describe())
+
+    def __copy__(self) -> "Layout":
+        return self
+
+    def __deepcopy__(self, memo) -> "Layout":
+        return self
+
     def __repr__(self) -> str:
         held = ", ".join(f"{b.name}[{'x'.join(map(str, b.shape))}] of {len(b.leaves)}" for b in self.buffers)
         return f"Layout({len(self.leaves)} leaves: {held})"
 
 
 _KNOWN: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+
+
+def layout_of(treedef: Any, facts: dict[str, Any]) -> Layout:
+    """The layout of a structure and what ``Layout.describe`` said."""
+    leaves = tuple(Leaf(path, tuple(shape), find_sharding(sharding)) for path, shape, sharding in facts["leaves"])
+    buffers = tuple(
+        Buffer(name, jnp.dtype(dtype), label, tuple(members), tuple(shape), find_sharding(sharding))
+        for name, dtype, label, members, shape, sharding in facts["buffers"]
+    )
+    layout = Layout(treedef, leaves, buffers)
+    return _KNOWN.setdefault(layout, layout)  # one object for equal layouts: comparing them is then comparing addresses
+
+
+def _from_tree(tree: PyTree, facts: dict[str, Any]) -> Layout:
+    return layout_of(jax.tree.structure(tree), facts)
 
 
 def _spread(leaf: Any) -> NamedSharding | None:
@@ -205,7 +239,7 @@ def make_layout(params: Params, labels: Any = None) -> Layout:
         sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec(*(axes for axes, _ in front), None))
         buffers.append(Buffer(name, dtype, label, tuple(members), (*parts, length), sharding))
     layout = Layout(treedef, tuple(leaves), tuple(buffers))
-    return _KNOWN.setdefault(layout, layout)  # one object for equal layouts: comparing them is then comparing addresses
+    return _KNOWN.setdefault(layout, layout)
 
 
-__all__ = ["Buffer", "Layout", "Leaf", "make_layout"]
+__all__ = ["Buffer", "Layout", "Leaf", "layout_of", "make_layout"]

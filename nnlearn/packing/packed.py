@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from nnlearn.native.split import split
-from nnlearn.packing.layout import Buffer, Layout, Leaf, make_layout
+from nnlearn.packing.layout import Buffer, Layout, Leaf, layout_of, make_layout
+from nnlearn.packing.serialization import export_structure, import_structure, register_with_flax
 from nnlearn.types import MaskedNode, Params, PyTree
 
 
@@ -41,8 +43,12 @@ class Packed:
            [2., 2., 2.]], dtype=float32)
     """
 
+    _is_known_to_flax = False
+
     def __init__(self, buffers: Sequence[Any], layout: Layout):
         self.buffers, self.layout = tuple(buffers), layout
+        if not Packed._is_known_to_flax:  # which may be imported at any time
+            Packed._is_known_to_flax = register_with_flax(Packed, unpack, pack_like)
 
     def tree_flatten_with_keys(self):
         names = [jax.tree_util.DictKey(buffer.name) for buffer in self.layout.buffers]
@@ -265,5 +271,13 @@ def _unpack(packed: Packed) -> Params:
             leaves[position] = place(to_leaf(part, leaf), leaf.sharding)
     return layout.treedef.unflatten(leaves)
 
+
+jax.export.register_pytree_node_serialization(
+    Packed,
+    serialized_name="nnlearn.Packed",
+    serialize_auxdata=lambda layout: export_structure(layout.treedef, layout.describe()),
+    deserialize_auxdata=lambda content: layout_of(*import_structure(content)),
+    from_children=lambda layout, buffers: Packed(buffers, layout),
+)
 
 __all__ = ["Packed", "is_packed", "pack", "pack_like", "place", "to_flat", "to_leaf", "unpack"]

@@ -8,6 +8,7 @@ import numpy as np
 
 from nnlearn.packing.layout import Layout
 from nnlearn.packing.packed import Packed, is_packed
+from nnlearn.settings import comparable
 from nnlearn.tree import is_function
 from nnlearn.types import Params, PyTree
 
@@ -15,6 +16,7 @@ MANY_LEAVES = 16
 SMALL_LEAF = 100_000
 
 
+@comparable
 def per_buffer(rule: PyTree | Callable[[Params], PyTree]) -> Callable[[Params], PyTree]:
     """A rule about leaves as a rule that holds for packed parameters too.
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from nnlearn.packing.layout import Buffer, Layout, Leaf
 from nnlearn.packing.packed import Packed, is_packed, place, to_flat, to_leaf
-from nnlearn.tree import abs_sq, compute_dtype, safe_sqrt
+from nnlearn.tree import array_norm
 from nnlearn.types import MaskedNode, PyTree
 
 
@@ -99,7 +99,7 @@ def leaf_norms(tree: PyTree) -> jax.Array:
     """
 
     def norm(leaf):
-        return safe_sqrt(jnp.sum(abs_sq(leaf.astype(compute_dtype(leaf.dtype)))).astype(jnp.float32))
+        return array_norm(leaf).astype(jnp.float32)
 
     if is_packed(tree):
         return stack_values(jax.vmap(norm), tree)

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from nnlearn.checks import check_number
+from nnlearn.tree import compute_dtype, widest
 from nnlearn.types import Scalar
 
 _INT32_MAX = 2**31 - 1
@@ -38,7 +39,7 @@ def as_values(*values: Scalar) -> tuple[Array, ...]:
     >>> [value.dtype.name for value in as_values(0.1, jnp.bfloat16(2.0))]
     ['float32', 'float32']
     """
-    dtype = jnp.promote_types(jnp.result_type(*values, float), jnp.float32)
+    dtype = compute_dtype(*values, float)
     return tuple(jnp.asarray(value, dtype=dtype) for value in values)
 
 
@@ -55,17 +56,34 @@ def as_steps(value) -> Array:
         value = int(value) if abs(int(value)) <= _INT32_MAX else float(value)
     steps = jnp.asarray(value)
     if jnp.issubdtype(steps.dtype, jnp.floating):
-        return steps.astype(jnp.promote_types(steps.dtype, jnp.float32))
+        return steps.astype(widest(steps.dtype, jnp.float32))
     signed = jnp.dtype("int64" if steps.dtype.itemsize == 8 else "int32")
     if jnp.issubdtype(steps.dtype, jnp.unsignedinteger) and steps.dtype.itemsize == signed.itemsize:
         steps = jnp.minimum(steps, np.array(jnp.iinfo(signed).max, steps.dtype))
     return steps.astype(signed)
 
 
+def alike(*counts) -> tuple[Array, ...]:
+    """Step counts as arrays of one dtype, the widest of theirs, under ``jax_numpy_dtype_promotion=strict`` too.
+
+    >>> [count.dtype.name for count in alike(1, jnp.float32(2.0))]
+    ['float32', 'float32']
+    """
+    counts = tuple(as_steps(count) for count in counts)
+    dtype = widest(*(count.dtype for count in counts))
+    return tuple(count.astype(dtype) for count in counts)
+
+
+def is_before(count, step: Scalar) -> Array:
+    """Whether ``count`` is below ``step``, whatever their dtypes."""
+    count, step = alike(count, step)
+    return count < step
+
+
 def steps_since(count, begin: Scalar = 0) -> Array:
     """How many steps have passed since ``begin`` when ``count`` have passed; never below 0, as if both were >= 0."""
-    count, begin = jnp.maximum(as_steps(count), 0), jnp.maximum(as_steps(begin), 0)
-    return jnp.maximum(count - begin, 0)
+    count, begin = alike(count, begin)
+    return jnp.maximum(jnp.maximum(count, 0) - jnp.maximum(begin, 0), 0)
 
 
 def positive_steps(steps: Scalar) -> tuple[Array, Array]:
@@ -82,6 +100,7 @@ def fractions(done: Array, steps: Scalar, dtype) -> tuple[Array, Array]:
     >>> [float(fraction) for fraction in fractions(as_steps(1), 4, jnp.float32)]
     [0.25, 0.75]
     """
+    done, steps = alike(done, steps)
     real, steps = positive_steps(steps)
     gone = jnp.minimum(done, steps)
     left = steps - gone
@@ -94,7 +113,8 @@ def fractions(done: Array, steps: Scalar, dtype) -> tuple[Array, Array]:
 
 def whole_periods(done: Array, steps: Array) -> Array:
     """How many whole periods of ``steps`` (> 0) fit into ``done``: exact for integers, however large."""
-    if jnp.issubdtype(jnp.result_type(done, steps), jnp.integer):
+    done, steps = alike(done, steps)
+    if jnp.issubdtype(done.dtype, jnp.integer):
         return done // steps
     return jnp.floor(done / steps)
 

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from nnlearn.checks import check_number
 from nnlearn.schedules.arithmetic import (
+    alike,
     as_values,
     check_positive_steps,
     check_value,
@@ -95,7 +96,7 @@ def cosine_annealing_schedule(init_value: Scalar, decay_steps: Scalar, end_value
     def schedule(count):
         start, end = as_values(init_value, end_value)
         real, steps = positive_steps(decay_steps)
-        done = steps_since(count)
+        done, steps = alike(steps_since(count), steps)
         halves = whole_periods(done, steps)
         gone, left = fractions(done - halves * steps, steps, start.dtype)
         falls = halves % 2 == 0

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nnlearn.checks import check_number, known
-from nnlearn.schedules.arithmetic import as_steps, as_values, check_steps
+from nnlearn.schedules.arithmetic import alike, as_values, check_steps
 from nnlearn.settings import comparable
 from nnlearn.types import Scalar, Schedule
 
@@ -21,7 +23,7 @@ def check_increasing(name: str, boundaries: Sequence[Scalar]) -> None:
 
 
 @comparable
-def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[Scalar]) -> Schedule:
+def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[Scalar] | jax.Array | np.ndarray) -> Schedule:
     """Several schedules one after another, each of which counts its steps from 0.
 
     ::
@@ -61,8 +63,8 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[Scalar]) 
     check_increasing("boundaries", boundaries)
 
     def schedule(count):
-        count = jnp.maximum(as_steps(count), 0)
-        starts = [as_steps(0), *(as_steps(boundary) for boundary in boundaries)]
+        count, *starts = alike(count, 0, *boundaries)
+        count = jnp.maximum(count, 0)
         pieces = []
         for position, piece in enumerate(schedules):
             inside = jnp.maximum(count - starts[position], 0)

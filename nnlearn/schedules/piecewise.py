@@ -6,12 +6,14 @@ import jax.numpy as jnp
 
 from nnlearn.checks import check_number, known
 from nnlearn.schedules.arithmetic import (
+    alike,
     as_steps,
     as_values,
     check_positive_steps,
     check_value,
     fractions,
     half_wave,
+    is_before,
     mix,
     steps_since,
 )
@@ -62,7 +64,7 @@ def piecewise_constant_schedule(init_value: Scalar, boundaries_and_scales: Bound
         done = steps_since(count)
         value = jnp.broadcast_to(value, done.shape)
         for (step, _), scale in zip(pairs, scales, strict=True):
-            value = value * jnp.where(done >= as_steps(step), scale, 1)
+            value = value * jnp.where(is_before(done, step), 1, scale)
         return value
 
     return schedule
@@ -71,15 +73,14 @@ def piecewise_constant_schedule(init_value: Scalar, boundaries_and_scales: Bound
 def _through_points(interpolate_type: str, count, start_value, points: Sequence[tuple[Scalar, Scalar]]):
     """The value at ``count`` on the way from (0, start_value) through all ``points``, constant after the last."""
     level, *targets = as_values(start_value, *(target for _, target in points))
-    done = steps_since(count)
+    done, start, *steps = alike(steps_since(count), 0, *(step for step, _ in points))
     value = jnp.broadcast_to(level, done.shape)
-    start = as_steps(0)
-    for (step, _), target in zip(points, targets, strict=True):
-        gone, left = fractions(steps_since(done, start), as_steps(step) - start, value.dtype)
+    for step, target in zip(steps, targets, strict=True):
+        gone, left = fractions(steps_since(done, start), step - start, value.dtype)
         if interpolate_type == "cosine":
             gone, left = half_wave(gone), half_wave(left)
         value = jnp.where(done >= start, mix(level, target, gone, left), value)
-        level, start = target, as_steps(step)
+        level, start = target, step
     return value
 
 

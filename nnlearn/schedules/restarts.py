@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from nnlearn.checks import check_number
 from nnlearn.schedules.arithmetic import (
+    alike,
     as_values,
     check_positive_steps,
     check_value,
@@ -73,7 +74,7 @@ def _cycle(done: jax.Array, first: jax.Array, ratio: jax.Array) -> tuple[jax.Arr
     rough = jnp.floor(jnp.log1p(done / first * (ratio - 1)) / jnp.log1p(ratio - 1)) - 1
     index = jax.lax.stop_gradient(jnp.maximum(rough, 0))
     for _ in range(2):  # the logarithms can be one cycle out; the starts are the authority
-        index = jax.lax.stop_gradient(index + (done >= first * _geometric(ratio, index + 1)))
+        index = jax.lax.stop_gradient(index + (done >= first * _geometric(ratio, index + 1)).astype(index.dtype))
     cycles = _geometric(ratio, index)
     return first * cycles, first * (1 + (ratio - 1) * cycles)
 
@@ -118,7 +119,7 @@ def cosine_annealing_warm_restarts_schedule(
     def schedule(count):
         start, end, factor = as_values(init_value, end_value, cycle_factor)
         real, first = positive_steps(first_cycle_steps)
-        done = steps_since(count)
+        done, first = alike(steps_since(count), first)
         # Equal cycles are a remainder, exact in integers; growing ones are searched for. Which it is, is a value.
         even_gone, even_left = fractions(done - whole_periods(done, first) * first, first, start.dtype)
         grows = factor > 1

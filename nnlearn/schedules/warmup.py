@@ -5,12 +5,14 @@ from jax import Array
 
 from nnlearn.checks import check_number, known
 from nnlearn.schedules.arithmetic import (
+    alike,
     as_steps,
     as_values,
     check_steps,
     check_value,
     fractions,
     half_wave,
+    is_before,
     mix,
     safe_power,
     steps_since,
@@ -23,7 +25,7 @@ from nnlearn.types import Scalar, Schedule
 def _warm_up(done: Array, init: Array, peak: Array, warmup_steps: Scalar, later: Array) -> Array:
     """The line from ``init`` to ``peak`` for the first ``warmup_steps``, the value ``later`` from then on."""
     rise = mix(init, peak, *fractions(done, warmup_steps, peak.dtype))
-    return jnp.where(done < as_steps(warmup_steps), rise, later)
+    return jnp.where(is_before(done, warmup_steps), rise, later)
 
 
 @comparable
@@ -108,8 +110,8 @@ def warmup_cosine_decay_schedule(
     def schedule(count):
         init, peak, end, power = as_values(init_value, peak_value, end_value, exponent)
         end = jnp.where(peak == 0, 0, end)
-        done, length = steps_since(count), as_steps(decay_steps) - as_steps(warmup_steps)
-        _, left = fractions(steps_since(done, warmup_steps), length, peak.dtype)
+        done, (warmup, last) = steps_since(count), alike(warmup_steps, decay_steps)
+        _, left = fractions(steps_since(done, warmup_steps), last - warmup, peak.dtype)
         shape = safe_power(half_wave(left), power)
         return _warm_up(done, init, peak, warmup_steps, mix(peak, end, 1 - shape, shape))
 
@@ -229,7 +231,7 @@ def warmup_stable_decay_schedule(
             moved = gone > 0  # the root's derivative at 0 is infinite
             gone = jnp.where(moved, jnp.sqrt(jnp.where(moved, gone, 1)), 0)
             left = left / (1 + gone)  # 1 - sqrt(x), without the cancellation near the end
-        held_or_falling = jnp.where(since < as_steps(stable_steps), peak, mix(peak, end, gone, left))
+        held_or_falling = jnp.where(is_before(since, stable_steps), peak, mix(peak, end, gone, left))
         return _warm_up(done, init, peak, warmup_steps, held_or_falling)
 
     return schedule

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import math
 import os
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
@@ -14,11 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.checks import check_count
-from nnlearn.sweeps.members import check_metric
-from nnlearn.sweeps.program import CPU_WIDTH, DEVICE_WIDTH, Program, Shape, compile_batch, free_bytes, trace_member
+from nnlearn.sweeps.program import CPU_WIDTH, DEVICE_WIDTH, Program, Shape, Traced, compile_batch, free_bytes
 from nnlearn.sweeps.results import Plan, Results, fill
 from nnlearn.sweeps.store import Store, read_batches
-from nnlearn.train import Train
 from nnlearn.train.trace import Trace
 
 
@@ -49,29 +46,33 @@ class Means(NamedTuple):
 class Runs:
     """The runs of a sweep so far: what is finished, in memory and in the folder."""
 
-    def __init__(self, results: Results, keep: Store | None, progress: Callable[[int, int], None] | None):
-        self.sweep, self.keep, self.progress = results, keep, progress
+    def __init__(
+        self,
+        results: Results,
+        members: Sequence[Traced],
+        keep: Store | None,
+        progress: Callable[[int, int], None] | None,
+    ):
+        self.sweep, self.members, self.keep, self.progress = results, members, keep, progress
         self.shape = Shape(seeds=len(results.seeds), settings=len(results.settings))
         self.traces: list[Trace | None] = [None] * len(results.statics)
-        self.batches, self.trace_seconds, self.compile_seconds = 0, 0.0, 0.0
+        self.batches, self.compile_seconds = 0, 0.0
         self.program: Program | None = None
         for at, setting, seed, batch in read_batches(keep.folder) if keep else ():
             self._fill(at, setting, seed, batch)
 
-    def finish(self, at: int, train: Train, means: Means) -> None:
+    def finish(self, at: int, means: Means) -> None:
         """Make all runs of one static choice that are not there yet."""
         done = self._done(at)
         if done.all():
             return
-        began = time.perf_counter()
-        settings, varied = self.sweep.settings, self.sweep.varied
-        member, shapes = trace_member(train, settings[0], varied, self.sweep.full)
-        self.trace_seconds += time.perf_counter() - began
-        check_metric(shapes.metrics, self.sweep.metric)
+        settings, varied, traced = self.sweep.settings, self.sweep.varied, self.members[at]
+        if traced.has_effects:
+            means = means._replace(width=1, devices=means.devices[:1], workers=1)
         columns = {name: np.asarray(jnp.asarray([setting[name] for setting in settings])) for name in varied}
         example = {name: column[0] for name, column in columns.items()}
         width = means.width_for(int(done.size - done.sum()))
-        program = compile_batch(member, example, self.shape, width=width, devices=means.devices, limit=means.limit())
+        program = compile_batch(traced, example, self.shape, width=width, devices=means.devices, limit=means.limit())
         self.program, self.compile_seconds = program, self.compile_seconds + program.compile_seconds
         self._run_batches(at, program, columns, means.workers)
 
@@ -111,7 +112,7 @@ class Runs:
                     self._keep(at, *under_way[future], future.result())  # it cannot be stopped, so it is not wasted
                 raise
 
-    def results(self, means: Means, seconds: float) -> Results:
+    def results(self, means: Means, trace_seconds: float, seconds: float) -> Results:
         """All that is finished."""
         program = self.program
         plan = None
@@ -123,7 +124,7 @@ class Runs:
                 limit=program.limit,
                 workers=means.workers,
                 devices=len(means.devices),
-                trace_seconds=self.trace_seconds,
+                trace_seconds=trace_seconds,
                 compile_seconds=self.compile_seconds,
                 seconds=seconds,
             )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnlearn.train.figure import require_matplotlib
+from nnlearn.train.figure import PALETTE, require_matplotlib, scale_log
 
 ACROSS = 4  # panels side by side
 
@@ -29,7 +29,7 @@ def draw_results(results, path: str | Path | None = None):
         column = table[name]
         if column.dtype.kind not in "iuf":
             column = column.astype(str)
-            axes.plot(column[finite], values[finite], "o", markersize=3, alpha=0.5)
+            axes.plot(column[finite], values[finite], "o", color=PALETTE[0], markersize=3, alpha=0.5)
         else:
             _draw_numbers(axes, column, values, finite, name in results.logarithmic)
         place = {**best.setting, **best.static}[name]
@@ -38,7 +38,7 @@ def draw_results(results, path: str | Path | None = None):
     for axes in panels[len(names) :]:
         axes.set_visible(False)
     if values[finite].min() > 0 and values[finite].max() / values[finite].min() > 30:
-        panels[0].set_yscale("log")
+        scale_log(panels[0])
     for axes in panels[::across]:
         axes.set_ylabel(results.metric)
     if path is not None:
@@ -46,14 +46,14 @@ def draw_results(results, path: str | Path | None = None):
     return figure
 
 
-RING = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": "C3", "markeredgewidth": 1.6, "zorder": 4}
+RING = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": PALETTE[1], "markeredgewidth": 1.6, "zorder": 4}
 
 
 def _draw_numbers(axes, column, values, finite, logarithmic: bool) -> None:
-    axes.plot(column[finite], values[finite], "o", markersize=3, alpha=0.5)
+    axes.plot(column[finite], values[finite], "o", color=PALETTE[0], markersize=3, alpha=0.5)
     if not finite.all():
         lost = column[~finite]
-        axes.plot(lost, np.full(len(lost), 0.97), "x", color="C3", transform=axes.get_xaxis_transform())
+        axes.plot(lost, np.full(len(lost), 0.97), "x", color=PALETTE[1], transform=axes.get_xaxis_transform())
     order = np.argsort(column[finite], kind="stable")
     distinct = np.unique(column[finite])
     if len(distinct) <= 12:
@@ -61,7 +61,7 @@ def _draw_numbers(axes, column, values, finite, logarithmic: bool) -> None:
     else:
         parts = np.array_split(order, 12)
     middle = [(np.median(column[finite][part]), np.median(values[finite][part])) for part in parts if len(part)]
-    axes.plot(*np.transpose(middle), color="C1", linewidth=1.4)
+    axes.plot(*np.transpose(middle), color=PALETTE[2], linewidth=1.4)
     positive = column.size and column.min() > 0
     if logarithmic or (positive and column.max() / column.min() > 50):
         axes.set_xscale("log")

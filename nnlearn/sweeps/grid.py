@@ -1,9 +1,10 @@
 """Many runs as one program: every setting and every seed, in batches that fit memory."""
 
+import contextlib
 import itertools
 import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,8 @@ import numpy as np
 
 from nnlearn.checks import check_count
 from nnlearn.sweeps.batches import Means, Runs, default_workers
+from nnlearn.sweeps.members import check_metric
+from nnlearn.sweeps.program import trace_member
 from nnlearn.sweeps.results import Results
 from nnlearn.sweeps.space import Interval, Method, Setting, axes_of, list_settings
 from nnlearn.sweeps.store import Store
@@ -37,7 +40,7 @@ def sweep(
     samples: int | None = None,
     method: Method = "grid",
     seed: int = 0,
-    static: dict[str, Sequence[Any]] | None = None,
+    static: Mapping[str, Sequence[Any]] | None = None,
     full: bool = False,
     width: int | None = None,
     memory_limit: int | None = None,
@@ -50,6 +53,9 @@ def sweep(
 
     Settings lie side by side under ``vmap``; those of one seed share their key, and so their batches. The training
     functions are called for one trace, whatever the number of runs, and all batches of runs have one shape.
+
+    Runs with effects (``jax.debug.print``, ``io_callback``) are made one after the other on one device, so that every
+    effect occurs once for each run and in order. That is slow: leave effects out of a large sweep.
 
     Args:
       train: made by ``make_train``, with hyper-parameters as a dict; or, with ``static``, a function from a static
@@ -68,7 +74,8 @@ def sweep(
       devices: those to spread each batch over; all if None.
       workers: batches at once, from as many threads; on a CPU that is one device, its cores if None, since a program of
         small matrices keeps but one of them busy.
-      folder: where each finished batch is written, and finished ones are read from: a sweep that was cut short goes on.
+      folder: where each finished batch is written, and finished ones are read from: a sweep that was cut short goes on,
+        if ``train`` still computes the same with the same version of JAX. One process at a time may use it.
       progress: ``progress(finished, all)`` after each batch, in runs.
 
     Returns:
@@ -76,7 +83,7 @@ def sweep(
 
     Raises:
       ValueError: no settings, an unknown metric, a run that needs more than ``memory_limit``, or a folder of another
-        sweep.
+        sweep (of another ``train``, say), or one that another process is using.
       SweepInterrupted: on a ``KeyboardInterrupt``, with the finished runs as ``results``.
 
     >>> import jax.numpy as jnp, nnlearn
@@ -95,6 +102,10 @@ def sweep(
     statics = _combinations(static)
     trains = _make_trains(train, static, statics)
     seeds = _seeds(seeds)
+    members = [trace_member(each, settings[0], tuple(axes), full) for each in trains]
+    for each in members:
+        check_metric(each.shapes.metrics, metric)
+    trace_seconds = time.perf_counter() - began
     results = Results(
         settings=tuple(settings),
         varied=tuple(axes),
@@ -106,18 +117,19 @@ def sweep(
         metric=metric,
         mode=mode,
         traces=(None,) * len(statics),
+        programs=tuple(each.identity for each in members),
     )
     devices = list(jax.devices() if devices is None else devices)
     workers = default_workers(devices) if workers is None else check_count("workers", workers)
     means = Means(width, memory_limit, devices, workers)
-    keep = None if folder is None else Store(folder, results.header())
-    runs = Runs(results, keep, progress)
-    try:
-        for at, each in enumerate(trains):
-            runs.finish(at, each, means)
-    except KeyboardInterrupt as error:
-        raise SweepInterrupted(runs.results(means, time.perf_counter() - began)) from error
-    return runs.results(means, time.perf_counter() - began)
+    with contextlib.nullcontext() if folder is None else Store(folder, results.header()) as keep:
+        runs = Runs(results, members, keep, progress)
+        try:
+            for at in range(len(members)):
+                runs.finish(at, means)
+        except KeyboardInterrupt as error:
+            raise SweepInterrupted(runs.results(means, trace_seconds, time.perf_counter() - began)) from error
+        return runs.results(means, trace_seconds, time.perf_counter() - began)
 
 
 def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from jax.extend.core import jaxpr_as_fun
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
+from nnlearn.sweeps.fingerprint import program_hash
 from nnlearn.train import Train
 from nnlearn.train.trace import Trace
 from nnlearn.types import Key
@@ -51,7 +52,23 @@ class Program(NamedTuple):
     compile_seconds: float
 
 
-def trace_member(train: Train, setting: dict, varied: Sequence[str], full: bool) -> tuple[Member, Trace]:
+class Traced(NamedTuple):
+    """A run, traced.
+
+    Attributes:
+      member: the run as a function of its varied hyper-parameters and its key.
+      shapes: its trace, of ``jax.ShapeDtypeStruct``.
+      identity: JAX's version and a hash of what it computes.
+      has_effects: whether a run prints or calls the host.
+    """
+
+    member: Member
+    shapes: Trace
+    identity: str
+    has_effects: bool
+
+
+def trace_member(train: Train, setting: dict, varied: Sequence[str], full: bool) -> Traced:
     """One run as a function of its varied hyper-parameters and its key, traced here once and for all.
 
     What comes back replays the trace, so that no ``vmap`` and no second width calls the user's functions again.
@@ -59,9 +76,6 @@ def trace_member(train: Train, setting: dict, varied: Sequence[str], full: bool)
     Args:
       setting: any one of the settings; what is not in ``varied`` is the same for all.
       full: whether to return all records; otherwise those at the checks.
-
-    Returns:
-      The function, and a trace of ``jax.ShapeDtypeStruct``.
     """
 
     def member(values, key):
@@ -75,11 +89,12 @@ def trace_member(train: Train, setting: dict, varied: Sequence[str], full: bool)
     def replayed(values, key):
         return jax.tree.unflatten(structure, replay(*jax.tree.leaves((values, key))))
 
-    return replayed, shapes
+    identity = f"jax {jax.__version__}:{program_hash(jaxpr)}"
+    return Traced(replayed, shapes, identity, bool(jaxpr.effects))
 
 
 def compile_batch(
-    member: Member,
+    traced: Traced,
     example: dict,
     counts: Shape,
     *,
@@ -101,7 +116,7 @@ def compile_batch(
     began = time.perf_counter()
     for _ in range(ATTEMPTS):
         shape = batch_shape(width, counts, len(devices))
-        compiled = _compile(member, example, shape, devices)
+        compiled = _compile(traced, example, shape, devices)
         runs, needed = shape.seeds * shape.settings, program_bytes(compiled)
         if needed <= limit:
             return Program(compiled, shape, needed, limit, time.perf_counter() - began)
@@ -174,10 +189,18 @@ def _at_checks(train: Train, trace: Trace) -> Trace:
     return dataclasses.replace(trace, step=step, info=info)
 
 
-def _compile(member: Member, example: dict, shape: Shape, devices: Sequence[Any]) -> Any:
+def _compile(traced: Traced, example: dict, shape: Shape, devices: Sequence[Any]) -> Any:
+    member = traced.member
+
     def batch(values, keys):
         over_settings = jax.vmap(member, in_axes=(0, None))  # the key has no axis here, so neither have the batches
         return jax.vmap(over_settings, in_axes=(None, 0), out_axes=1)(values, keys)
+
+    if traced.has_effects:  # vmap would share an effect among runs, pad with more of them, and refuse ordered ones
+
+        def batch(values, keys):
+            trace = member({name: column[0] for name, column in values.items()}, keys[0])
+            return jax.tree.map(lambda leaf: leaf[None, None], trace)
 
     by_settings = _split_settings(shape, len(devices))
     values_spec, keys_spec = (P("run"), P()) if by_settings else (P(), P("run"))
@@ -209,4 +232,4 @@ def _fitting_width(tried: list[tuple[int, int]], limit: int) -> int:
     return max(1, min(int(runs - (needed - limit) / slope), runs - 1))
 
 
-__all__ = ["Program", "Shape", "batch_shape", "compile_batch", "free_bytes", "program_bytes", "trace_member"]
+__all__ = ["Program", "Shape", "Traced", "batch_shape", "compile_batch", "free_bytes", "program_bytes", "trace_member"]

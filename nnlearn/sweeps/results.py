@@ -14,7 +14,7 @@ from nnlearn.sweeps import store
 from nnlearn.sweeps.space import Setting
 from nnlearn.train.trace import Trace, metric_column
 
-HEADER = ("settings", "varied", "logarithmic", "statics", "seeds", "steps", "full", "metric", "mode")
+HEADER = ("settings", "varied", "logarithmic", "statics", "seeds", "steps", "full", "metric", "mode", "programs")
 
 
 class Score(NamedTuple):
@@ -75,6 +75,7 @@ class Results:
       metric, mode: what ``best`` goes by, and whether small or large is better.
       traces: for each static choice a trace with runs (settings, seeds), or None before its first batch is finished. A
         run that is not finished has ``stop_step`` 0.
+      programs: for each static choice JAX's version and a hash of what ``train`` computes; empty if it is not known.
       plan: how it was run; None if it was read from files.
     """
 
@@ -88,6 +89,7 @@ class Results:
     metric: str
     mode: Literal["min", "max"]
     traces: tuple[Trace | None, ...]
+    programs: tuple[str, ...] = ()
     plan: Plan | None = None
 
     @property
@@ -203,12 +205,12 @@ class Results:
         """Write the results to a folder, as ``sweep(..., folder=...)`` does.
 
         Raises:
-          ValueError: the folder holds another sweep.
+          ValueError: the folder holds another sweep, or another process is using it.
         """
-        keep = store.Store(folder, self.header())
-        for at, trace in enumerate(self.traces):
-            if trace is not None:
-                keep.write(at, 0, 0, trace)
+        with store.Store(folder, self.header()) as keep:
+            for at, trace in enumerate(self.traces):
+                if trace is not None:
+                    keep.write(at, 0, 0, trace)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Results":
@@ -218,7 +220,7 @@ class Results:
           ValueError: it is no sweep, or damaged.
         """
         header = store.read_header(folder)
-        facts = {name: header[name] for name in HEADER}
+        facts = {name: header[name] for name in HEADER if name in header}
         facts = {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
         shape = (len(facts["settings"]), len(facts["seeds"]))
         traces: list[Trace | None] = [None] * len(facts["statics"])

@@ -156,15 +156,20 @@ def axes_of(space: Setting) -> dict[str, Axis]:
     """What varies in a space.
 
     Raises:
-      TypeError: ``space`` is no dict.
+      TypeError: ``space`` is not a dict, or holds a list where it needs an axis.
       ValueError: it has no axis, and so no settings.
     """
     if not isinstance(space, dict):
         raise TypeError(f"space must be a dict of axes and numbers, got {type(space).__name__}")
+    for name, value in space.items():
+        if isinstance(value, list | tuple | range | set):
+            values = ", ".join(map(repr, value))
+            raise TypeError(f"space[{name!r}] is a {type(value).__name__}: to try each value, give choice({values})")
     axes = {name: value for name, value in space.items() if isinstance(value, Axis)}
     if not axes:
         raise ValueError(
-            f"space has no settings to try: of {sorted(space)} none is uniform(...), log_uniform(...) or choice(...)"
+            f"space has no settings to try: of {sorted(space)} none is uniform(...), log_uniform(...) or choice(...). "
+            "To try each number of an array, give choice(*array.tolist())"
         )
     return axes
 

@@ -1,7 +1,7 @@
 """Handwritten digits: 5,000 images of MNIST for a convolutional network, and small scans for a perceptron."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,11 @@ from nnlearn.datasets import load
 from nnlearn.losses import accuracy, cross_entropy
 from nnlearn.models import mlp
 from nnlearn.models.convnet import convnet
+from nnlearn.settings import comparable
 from nnlearn.tasks.baselines import linear_map, majority
 from nnlearn.tasks.objectives import classification
 from nnlearn.tasks.task import Task, warmed_adamw
-from nnlearn.types import Key
+from nnlearn.types import Key, StatefulModel
 
 
 def mnist(
@@ -47,19 +48,11 @@ def mnist(
     classes = int(np.max(parts.train.targets)) + 1
     model = convnet(parts.train.inputs.shape[-1], classes, widths=widths, blocks=blocks, stride=stride, method=method)
 
-    def loss_fn(params, batch, key, model_state):
-        (images, labels), where = batch
-        shift_key, model_key = jax.random.split(key)
-        images = shifted(shift_key, images, shift)
-        logits, model_state = model.apply(params, model_state, images, model_key, where=where)
-        loss = cross_entropy(logits, labels, label_smoothing=0.1, where=where)
-        return loss, {"accuracy": accuracy(logits, labels, where)}, model_state
-
     return Task(
         name="mnist",
         **parts._asdict(),
         model=model,
-        loss_fn=loss_fn,
+        loss_fn=_shifting_loss(model, shift),
         metrics_fn=classification(model)[1],
         metric="accuracy",
         goal="max",
@@ -106,6 +99,19 @@ def digits(*, seed: int = 0, data: Examples | None = None, hidden: Sequence[int]
         source=source,
         licence=licence,
     )
+
+
+@comparable
+def _shifting_loss(model: StatefulModel, shift: int) -> Callable:
+    def loss_fn(params, batch, key, model_state):
+        (images, labels), where = batch
+        shift_key, model_key = jax.random.split(key)
+        images = shifted(shift_key, images, shift)
+        logits, model_state = model.apply(params, model_state, images, model_key, where=where)
+        loss = cross_entropy(logits, labels, label_smoothing=0.1, where=where)
+        return loss, {"accuracy": accuracy(logits, labels, where)}, model_state
+
+    return loss_fn
 
 
 def shifted(key: Key, images: jax.Array, most: int) -> jax.Array:

@@ -6,12 +6,14 @@ import jax.numpy as jnp
 
 from nnlearn.losses import absolute_error, cross_entropy, squared_error
 from nnlearn.losses.arguments import weighted_mean
+from nnlearn.settings import comparable
 from nnlearn.train.calls import hand
 from nnlearn.types import Model, StatefulModel
 
 Objective = tuple[Callable, Callable]
 
 
+@comparable
 def classification(model: Model | StatefulModel, **options) -> Objective:
     """Cross-entropy to learn by; ``loss`` and ``accuracy`` to look at. Batches are ``MaskedBatch(Examples, where)``.
 
@@ -30,6 +32,7 @@ def classification(model: Model | StatefulModel, **options) -> Objective:
     return _objective(model, lambda logits, batch: loss(logits, batch, **options), metrics)
 
 
+@comparable
 def regression(model: Model | StatefulModel, elementwise: Callable = squared_error) -> Objective:
     """A mean of errors to learn by, as ``loss``; ``absolute_error`` to look at. Targets have the outputs' shape."""
 

@@ -19,6 +19,7 @@ from nnlearn.models.spectrogram import frame_count, spec_augment
 from nnlearn.models.speech_encoder import Utterances, log_mel_front_end, speech_encoder
 from nnlearn.optimizers import adamw
 from nnlearn.schedules import warmup_cosine_decay_schedule
+from nnlearn.settings import comparable
 from nnlearn.tasks.task import Task
 from nnlearn.transforms import clip_by_global_norm
 
@@ -105,6 +106,7 @@ def speech(
     )
 
 
+@comparable
 def _objective(model):
     """The loss to learn by, per character, and the error rate to look at."""
 

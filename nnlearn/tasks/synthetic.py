@@ -14,9 +14,11 @@ from nnlearn.models import mlp
 from nnlearn.models.embedding import factorization_machine
 from nnlearn.models.graph import Graphs, graph_network
 from nnlearn.optimizers import adam
+from nnlearn.settings import comparable
 from nnlearn.tasks.baselines import majority
-from nnlearn.tasks.objectives import classification
+from nnlearn.tasks.objectives import Objective, classification
 from nnlearn.tasks.task import Task, warmed_adamw
+from nnlearn.types import Model
 
 
 def masked_digits(
@@ -38,19 +40,7 @@ def masked_digits(
     train, validation, test = (part.inputs for part in bundle.parts)
     pixels = train.shape[1]
     model = mlp((2 * pixels, hidden, hidden, pixels), activation="gelu")
-
-    def loss_of(params, batch, hidden_bp, drop=None):
-        shown_bp = jnp.where(hidden_bp, 0, batch.examples)
-        guessed_bp = model.apply(params, jnp.concatenate([shown_bp, hidden_bp.astype(shown_bp.dtype)], axis=-1), drop)
-        return weighted_mean(jnp.square(guessed_bp - batch.examples), None, hidden_bp & batch.where[:, None])
-
-    def loss_fn(params, batch, key):
-        return loss_of(params, batch, jax.random.bernoulli(key, share, batch.examples.shape), key)
-
-    def metrics_fn(params, batch):
-        hidden_p = jax.random.bernoulli(jax.random.key(0), share, (pixels,))  # the same in batches of any size
-        return {"loss": loss_of(params, batch, jnp.broadcast_to(hidden_p[None], batch.examples.shape))}
-
+    loss_fn, metrics_fn = _reconstruction(model, share, pixels)
     return Task(
         name="masked-digits",
         train=train,
@@ -70,6 +60,39 @@ def masked_digits(
         source=bundle.source,
         licence=bundle.licence,
     )
+
+
+@comparable
+def _reconstruction(model: Model, share: float, pixels: int) -> Objective:
+    def loss_of(params, batch, hidden_bp, drop=None):
+        shown_bp = jnp.where(hidden_bp, 0, batch.examples)
+        guessed_bp = model.apply(params, jnp.concatenate([shown_bp, hidden_bp.astype(shown_bp.dtype)], axis=-1), drop)
+        return weighted_mean(jnp.square(guessed_bp - batch.examples), None, hidden_bp & batch.where[:, None])
+
+    def loss_fn(params, batch, key):
+        return loss_of(params, batch, jax.random.bernoulli(key, share, batch.examples.shape), key)
+
+    def metrics_fn(params, batch):
+        hidden_p = jax.random.bernoulli(jax.random.key(0), share, (pixels,))  # the same in batches of any size
+        return {"loss": loss_of(params, batch, jnp.broadcast_to(hidden_p[None], batch.examples.shape))}
+
+    return loss_fn, metrics_fn
+
+
+@comparable
+def _click_objective(model: Model) -> Objective:
+    def loss_fn(params, batch, key):
+        logits = model.apply(params, batch.examples.inputs, key)
+        return weighted_mean(sigmoid_binary_cross_entropy(logits, batch.examples.targets), None, batch.where)
+
+    def metrics_fn(params, batch):
+        return {"loss": loss_fn(params, batch, None)}
+
+    return loss_fn, metrics_fn
+
+
+def _adam_at(hparams):
+    return adam(hparams["learning_rate"])
 
 
 def clicks(
@@ -99,10 +122,7 @@ def clicks(
     everything = split({"shown": shown, "clicked": clicked, "logits": logits}, seed=seed)
     train, validation, test = (Examples(part["shown"], part["clicked"]) for part in everything)
     model = factorization_machine((values,) * fields, features)
-
-    def loss_fn(params, batch, key):
-        logits = model.apply(params, batch.examples.inputs, key)
-        return weighted_mean(sigmoid_binary_cross_entropy(logits, batch.examples.targets), None, batch.where)
+    loss_fn, metrics_fn = _click_objective(model)
 
     def entropy(logits):
         return float(np.mean(np.logaddexp(0, logits) - test.targets * logits))
@@ -119,12 +139,12 @@ def clicks(
         test=test,
         model=model,
         loss_fn=loss_fn,
-        metrics_fn=lambda params, batch: {"loss": loss_fn(params, batch, None)},
+        metrics_fn=metrics_fn,
         metric="loss",
         goal="min",
         target=(baselines["mean rate"] + baselines["true probabilities"]) / 2,
         baselines=baselines,
-        make_tx=lambda hparams: adam(hparams["learning_rate"]),
+        make_tx=_adam_at,
         hparams={"learning_rate": 3e-3},
         batch_size=256,
         epochs=epochs,

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import jax
 
+from nnlearn.checks import check_count
 from nnlearn.data import batch_count, example_count
 from nnlearn.optimizers import adamw
 from nnlearn.schedules import warmup_cosine_decay_schedule
@@ -57,6 +58,10 @@ class Task:
     source: str
     licence: str
     show: Callable[[Params, PyTree], str] | None = None
+
+    def __post_init__(self):
+        check_count("batch_size", self.batch_size)
+        check_count("epochs", self.epochs)
 
     @property
     def sampler(self) -> Sampler:

@@ -19,6 +19,7 @@ from nnlearn.models.generation import generate
 from nnlearn.models.transformer import LanguageModel, transformer
 from nnlearn.optimizers.adam import adamw
 from nnlearn.schedules.warmup import warmup_cosine_decay_schedule
+from nnlearn.settings import comparable
 from nnlearn.tasks.ngram import gzip_bits, ngram_bits, uniform_bits
 from nnlearn.tasks.task import Task
 from nnlearn.transforms.clipping import clip_by_global_norm
@@ -171,6 +172,7 @@ def _character_losses(model: LanguageModel, params: Params, batch: MaskedBatch, 
     return logits_btv, labels_bt, softmax_cross_entropy_with_integer_labels(logits_btv, labels_bt)
 
 
+@comparable
 def _loss_fn(model: LanguageModel) -> Callable:
     def loss_fn(params, batch, key):
         *_, losses_bt = _character_losses(model, params, batch, key)
@@ -179,6 +181,7 @@ def _loss_fn(model: LanguageModel) -> Callable:
     return loss_fn
 
 
+@comparable
 def _metrics_fn(model: LanguageModel, half: int) -> Callable:
     """Of each window's last half."""
 

@@ -17,6 +17,7 @@ from nnlearn.train.run import Train as Train
 from nnlearn.train.run import make_train as make_train
 from nnlearn.train.sampler import Sampler as Sampler
 from nnlearn.train.sampler import generated as generated
+from nnlearn.train.sampler import poisson_sampled as poisson_sampled
 from nnlearn.train.sampler import shuffled as shuffled
 from nnlearn.train.state import TrainState as TrainState
 from nnlearn.train.state import init_state as init_state
@@ -36,3 +37,4 @@ from nnlearn.train.stream_run import fit as fit
 from nnlearn.train.stream_run import tensorboard as tensorboard
 from nnlearn.train.stream_run import wandb_offline as wandb_offline
 from nnlearn.train.trace import Trace as Trace
+from nnlearn.train.window import apply_accumulated as apply_accumulated

@@ -1,20 +1,28 @@
 """Metrics over a whole set of examples, in batches that fit memory."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 
 from nnlearn.data import MaskedBatch, epoch_indices, example_count, take
+from nnlearn.settings import comparable
+from nnlearn.sums import long_sum
 from nnlearn.train.calls import check_takes, hand
 from nnlearn.tree import compute_dtype
 from nnlearn.types import Batch, Params, Scalar
 
-MetricsFn = Callable[..., dict[str, Scalar]]
+MetricsFn = Callable[..., Mapping[str, Scalar]]
 
 
-def evaluation(metrics_fn: MetricsFn, examples: Batch, batch_size: int | None = None) -> Callable[..., dict[str, Any]]:
+@comparable
+def evaluation(
+    metrics_fn: MetricsFn,
+    examples: Batch,
+    batch_size: int | None = None,
+    *,
+    batch_weight: Callable[[MaskedBatch], Scalar] | None = None,
+) -> Callable[..., dict[str, jax.Array]]:
     """``evaluate(params) -> metrics`` over all examples, for ``make_train`` and ``fit``.
 
     Args:
@@ -22,9 +30,16 @@ def evaluation(metrics_fn: MetricsFn, examples: Batch, batch_size: int | None = 
         count; may ask for ``hparams``, ``model_state`` and ``opt_state`` by name. NaN is passed on.
       examples: a pytree of arrays of shape (size, ...).
       batch_size: examples at once; None for all.
+      batch_weight: how much a batch counts beside the others, a scalar >= 0, where metrics are means over something
+        else than examples: ``lambda batch: jnp.sum(batch.examples["mask"] * batch.where[:, None])`` for tokens. The
+        result is then the mean over all tokens, whatever the batch size. None for the examples that count.
 
     Returns:
-      A pure function. Batches weigh by the examples that count, so that every example weighs the same.
+      A pure function. Batches weigh by ``batch_weight``; one of weight 0 counts for nothing, whatever its metrics are.
+
+    Raises:
+      TypeError: ``metrics_fn`` or ``batch_weight`` does not take the arguments above.
+      ValueError: ``batch_weight`` returns no scalar.
 
     >>> def metrics_fn(params, batch):
     ...     return {"mean": jnp.mean(params * batch.examples, where=batch.where)}
@@ -32,6 +47,8 @@ def evaluation(metrics_fn: MetricsFn, examples: Batch, batch_size: int | None = 
     {'mean': Array(6., dtype=float32)}
     """
     check_takes(metrics_fn, "metrics_fn", "params, batch", "hparams", "model_state", "opt_state")
+    if batch_weight is not None:
+        check_takes(batch_weight, "batch_weight", "batch")
     size = example_count(examples)
     indices_nb, where_nb = epoch_indices(None, size, batch_size or size, shuffle=False)
 
@@ -40,19 +57,34 @@ def evaluation(metrics_fn: MetricsFn, examples: Batch, batch_size: int | None = 
 
         def on_batch(row):
             indices_b, where_b = row
-            metrics = hand(metrics_fn, params, MaskedBatch(take(examples, indices_b), where_b), **offered)
-            if not isinstance(metrics, dict):
+            batch = MaskedBatch(take(examples, indices_b), where_b)
+            metrics = hand(metrics_fn, params, batch, **offered)
+            if not isinstance(metrics, Mapping):
                 raise TypeError(f"metrics_fn must return a dict of scalars, got {type(metrics).__name__}")
             arrays = {name: jnp.asarray(value) for name, value in metrics.items()}
-            return {name: array.astype(compute_dtype(array.dtype)) for name, array in arrays.items()}
+            means = {name: array.astype(compute_dtype(array.dtype)) for name, array in arrays.items()}
+            return means, _weight(batch, batch_weight)
 
         if len(indices_nb) == 1:
-            return on_batch((indices_nb[0], where_nb[0]))
-        count_n = jnp.sum(where_nb, axis=1)
-        means_n = jax.lax.map(on_batch, (indices_nb, where_nb))
-        return {name: jnp.sum(mean_n * count_n) / size for name, mean_n in means_n.items()}
+            return on_batch((indices_nb[0], where_nb[0]))[0]
+        means_n, weight_n = jax.lax.map(on_batch, (indices_nb, where_nb))
+
+        def mean(mean_n):
+            part_n = weight_n.astype(mean_n.dtype)
+            return long_sum(jnp.where(part_n == 0, 0, mean_n * part_n)) / long_sum(part_n)
+
+        return {name: mean(mean_n) for name, mean_n in means_n.items()}
 
     return evaluate
+
+
+def _weight(batch: MaskedBatch, batch_weight: Callable[[MaskedBatch], Scalar] | None) -> jax.Array:
+    if batch_weight is None:
+        return jnp.sum(batch.where, dtype=jnp.float32)
+    weight = batch_weight(batch)
+    if jnp.shape(weight) != ():
+        raise ValueError(f"batch_weight must return a scalar, got an array of shape {jnp.shape(weight)}: sum it")
+    return jnp.asarray(weight, jnp.float32)
 
 
 __all__ = ["evaluation"]

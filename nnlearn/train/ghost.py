@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from nnlearn.tree import abs_sq, compute_dtype
+from nnlearn.tree import abs_sq, compute_dtype, power_of_two, rarely, squares_fit
 
 # Calls that are read as what they hold. Functions with a derivative of their own are not, or they would lose it.
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
@@ -75,6 +75,21 @@ class Dense(NamedTuple):
 
         return jax.linear_transpose(move, leaf)(operand)[0] if self.moves else operand.astype(leaf.dtype)
 
+    def norm(self, x: jax.Array, delta: jax.Array) -> jax.Array:
+        """The norm of one example's gradient, from both at about 1 where their products leave the dtype."""
+        norm = jnp.sqrt(self.squared_norm(x, delta))
+
+        def rescaled(x, delta):
+            arrays = [array.astype(norm.dtype) for array in (x, delta)]
+            sizes = [power_of_two(jnp.max(jnp.abs(array), initial=0)) for array in arrays]
+            return (
+                jnp.sqrt(self.squared_norm(*(a / size for a, size in zip(arrays, sizes, strict=True))))
+                * sizes[0]
+                * sizes[1]
+            )
+
+        return rarely(~squares_fit(norm), rescaled, norm, x, delta)
+
     def squared_norm(self, x: jax.Array, delta: jax.Array) -> jax.Array:
         """The squared norm of one example's gradient, in float32 or better.
 
@@ -130,7 +145,7 @@ class Program:
       dense: leaves whose one use is a matrix product.
       others: the numbers of all other leaves that the loss depends on.
       shifts: a zero for the result of each product of ``dense``.
-      has_aux: whether the function returns ``(loss, aux)``.
+      has_more: whether the function returns ``(loss, aux)``, or has effects, such as printing.
     """
 
     def __init__(self, function: Callable, leaves: Sequence[jax.Array], *data: Any):
@@ -139,7 +154,7 @@ class Program:
             raise TypeError(
                 f"loss_fn must return a real scalar, or (loss, aux); got {loss.dtype.name} of shape {loss.shape}"
             )
-        self.has_aux, self._count, self._constants, self._ops = aux is not None, 0, {}, []
+        self.has_more, self._count, self._constants, self._ops = aux is not None or bool(closed.effects), 0, {}, []
         self._inputs = [self._number() for _ in closed.jaxpr.invars]
         self._loss = self._read(closed.jaxpr, closed.consts, self._inputs)[0]
         self._drop_unused()
@@ -152,8 +167,9 @@ class Program:
         shift_of = {dense.result: shift for dense, shift in zip(self.dense, shifts, strict=True)}
         for op in self._ops:
             op.run(values)
-            if op.outputs[0] in shift_of:
-                values[op.outputs[0]] += shift_of[op.outputs[0]]
+            for number in op.outputs:  # an operation that is there for its effect has none
+                if number in shift_of:
+                    values[number] += shift_of[number]
         return values[self._loss], [values[dense.product.inputs[1 - dense.side]] for dense in self.dense]
 
     def _number(self) -> int:
@@ -184,10 +200,13 @@ class Program:
         return [number(atom) for atom in jaxpr.outvars]
 
     def _drop_unused(self) -> None:
-        """Keep what the loss depends on: the aux output may use the parameters in ways of its own."""
+        """Keep what the loss depends on: the aux output may use the parameters in ways of its own.
+
+        Effects that nothing depends on go too: the loss on the whole batch has them, once, and not on each example.
+        """
         used, kept = {self._loss}, []
         for op in reversed(self._ops):
-            if used.intersection(op.outputs) or op.equation.effects:
+            if used.intersection(op.outputs):
                 used.update(op.inputs)
                 kept.append(op)
         self._ops = kept[::-1]

@@ -14,7 +14,10 @@ from nnlearn.checks import NUMERIC, check_count
 from nnlearn.data import MaskedBatch
 from nnlearn.packing import Packed, unpack
 from nnlearn.sharding_axes import beside, deal_rows
+from nnlearn.sums import long_sum
 from nnlearn.train.calls import asks_for, check_takes, hand
+from nnlearn.train.custom_gradient import check_value_and_grad, parts_of_gradient, stored_like
+from nnlearn.train.devices import device_key, equal_on_all, is_key, of_first_device, varying
 from nnlearn.tree import compute_dtype, global_norm, path_name, safe_divide
 from nnlearn.types import Batch, Grads, Key, LossFn, Params, PyTree, Scalar
 
@@ -22,7 +25,9 @@ from nnlearn.types import Batch, Grads, Key, LossFn, Params, PyTree, Scalar
 class Outcome(NamedTuple):
     """What a batch says about the parameters; ``value_fn`` is its loss at others.
 
-    ``part_squares`` are the squared norms of the gradients of the microbatches, None where there is only one.
+    ``grads`` points uphill: of a complex parameter it is the conjugate of ``jax.grad``. ``part_squares`` and
+    ``part_counts`` are the squared norms of the gradients of this device's microbatches, and the examples that count in
+    each; None where there is only one. All else is the whole batch's, and the same on all devices.
     """
 
     loss: jax.Array
@@ -30,7 +35,19 @@ class Outcome(NamedTuple):
     model_state: PyTree
     grads: Grads
     part_squares: jax.Array | None
+    part_counts: jax.Array | None
     value_fn: Callable[[Params], jax.Array]
+
+
+class _Sums(NamedTuple):
+    """What a part of a batch adds to the whole: loss, aux and state times its weight; and the state it may decide."""
+
+    loss: jax.Array
+    aux: PyTree
+    means: list
+    firsts: list
+    weight: Any
+    count: Any
 
 
 def make_gradient(
@@ -43,72 +60,133 @@ def make_gradient(
 ) -> Callable[..., Outcome]:
     """``gradient(stored, batch, key, model_state, scale, hparams) -> Outcome``; its arguments are ``make_step``'s.
 
-    ``scale`` multiplies the loss while it is differentiated and divides the gradient after, for dynamic loss scaling;
-    None leaves both alone.
+    ``key`` is the same on all devices. ``scale`` multiplies the loss while it is differentiated and divides the
+    gradient after, for dynamic loss scaling; None leaves both alone.
     """
     check_takes(loss_fn, "loss_fn", "params, batch, key", "hparams", "model_state")
     check_count("microbatches", microbatches)
-    if value_and_grad is not None and (microbatches > 1 or axis_name is not None):
-        raise ValueError("value_and_grad takes the whole batch: it goes with neither microbatches nor axis_name")
-    carries_state = asks_for(loss_fn, "model_state")
     whole = axis_name is None and microbatches == 1
+    if value_and_grad is not None:
+        check_value_and_grad(value_and_grad, in_parts=not whole, batch_weight=batch_weight)
 
-    def summed_loss(params, batch, key, model_state, scale, hparams):
-        """Loss, aux and state of a part times its weight, summed over devices, as is the weight, and other state."""
-        batch, weight = (batch, 1) if whole else _weigh(batch, batch_weight)
-        if not whole:
-            params = jax.tree.map(lambda leaf: _constant_where(weight == 0, leaf), params)
-        result = hand(loss_fn, unpack(params), batch, key, model_state=model_state, hparams=hparams)
-        loss, aux, new_state = _parts_of(result, carries_state)
-        means, firsts = _new_leaves(new_state, model_state)
-        sums = (loss, aux, means, weight)
-        if not whole:
-            sums = jax.tree.map(lambda leaf: _weighted(leaf, weight), (loss, aux, means, jnp.float32(1)))
-        # Summed inside of the derivative: under shard_map the gradient of replicated parameters is summed over devices
-        # by the transpose already, and the mean taken outside then changes nothing.
-        if axis_name is not None:
-            sums = jax.lax.psum(sums, axis_name)
-            firsts = jax.tree.map(lambda leaf: _of_first_device(leaf, axis_name), firsts)
-        loss = sums[0]
-        return loss if scale is None else loss * scale.astype(loss.dtype), (*sums, firsts)
+    def weigh(part):
+        return (part, 1) if whole else _weigh(part, batch_weight)
 
     def gradient(stored, batch, key, model_state, scale, hparams) -> Outcome:
-        stored = beside(batch, stored)
-
-        def on_part(params, part, part_key):
-            return summed_loss(params, part, part_key, model_state, scale, hparams)
-
-        differentiate, part_squares = jax.value_and_grad(on_part, has_aux=True), None
-        if value_and_grad is not None:
-            own = value_and_grad(lambda params, part, part_key: hand(loss_fn, params, part, part_key, hparams=hparams))
-            (loss, aux), grads = own(stored, batch, key)
-            sums = (loss, aux, [], 1, [])
-        elif microbatches == 1:
-            (_, sums), grads = differentiate(stored, batch, key)
+        own = None
+        stored, model_state, hparams = equal_on_all((beside(batch, stored), model_state, hparams), axis_name)
+        if value_and_grad is None:
+            evaluate, differentiate = _plain(loss_fn, weigh, model_state, scale, hparams)
         else:
-            parts = _split(batch, microbatches, key)
-            sums, grads, part_squares = _accumulate(differentiate, stored, parts)
+            own, evaluate, differentiate = _custom(value_and_grad, loss_fn, weigh, model_state, scale, hparams, whole)
+        params = jax.tree.map(lambda leaf: varying(leaf, axis_name), stored if own is None else unpack(stored))
+        local_key, squares, counts = device_key(key, axis_name), None, None
+        if microbatches == 1:
+            sums, grads = differentiate(params, batch, local_key)
+        else:
+            parts = _split(batch, microbatches, local_key)
+            sums, grads, squares, counts = _accumulate(differentiate, params, parts, axis_name)
         if axis_name is not None:
-            grads = jax.lax.pmean(grads, axis_name)
-        loss, aux, means, weight, firsts = sums
+            firsts = jax.tree.map(lambda leaf: of_first_device(leaf, axis_name), sums.firsts)
+            sums, grads = jax.lax.psum((sums._replace(firsts=[]), grads), axis_name)
+            sums = sums._replace(firsts=firsts)
+        loss, aux, means, firsts, weight, count = sums
         if not whole:
             loss, aux, means, grads = jax.tree.map(lambda total: safe_divide(total, weight), (loss, aux, means, grads))
-            grads = jax.tree.map(lambda grad, param: grad.astype(param.dtype), grads, stored)
-        if scale is not None:  # not in float16, where what the scaling has saved would be lost again
+            grads = jax.tree.map(lambda grad, param: grad.astype(param.dtype), grads, params)
+        if own is not None:
+            grads = own.finish(grads, count, key) if not whole and hasattr(own, "finish") else grads
+            grads = stored_like(grads, stored)
+        elif scale is not None:  # not in float16, where what the scaling has saved would be lost again
             grads = jax.tree.map(lambda grad: grad.astype(compute_dtype(grad.dtype)) / scale, grads)
-            part_squares = None if part_squares is None else part_squares / jnp.square(scale)
+            squares = None if squares is None else squares / jnp.square(scale)
 
         def value_fn(params):
+            params = equal_on_all(params, axis_name)
             if microbatches == 1:
-                _, (total, _, _, weight, _) = on_part(params, batch, key)
-                return total if whole else safe_divide(total, weight)
-            _, (totals, _, _, weights, _) = jax.lax.map(lambda part: on_part(params, *part), parts)
-            return safe_divide(jnp.sum(totals), jnp.sum(weights))
+                found = evaluate(params, batch, local_key)
+                total, weight = found.loss, found.weight
+            else:
+                found = jax.lax.map(lambda part: evaluate(params, *part), parts)
+                total, weight = long_sum(found.loss), long_sum(found.weight)
+            if axis_name is not None:
+                total, weight = jax.lax.psum((total, weight), axis_name)
+            return total if whole else safe_divide(total, weight)
 
+        # The one place where a complex gradient is turned uphill: sums, clipping and custom gradients are JAX's way.
+        grads = jax.tree.map(lambda grad: jnp.conj(grad) if jnp.iscomplexobj(grad) else grad, grads)
         new_state = _joined(means, firsts, model_state, None if whole else weight == 0)
-        return Outcome(loss, aux, new_state, grads, part_squares, value_fn)
+        return Outcome(loss, aux, new_state, grads, squares, counts, value_fn)
 
     return gradient
+
+
+def _plain(loss_fn, weigh, model_state, scale, hparams) -> tuple[Callable, Callable]:
+    """``evaluate(params, part, key) -> sums`` and ``differentiate(params, part, key) -> (sums, grads)`` by JAX."""
+    carries_state = asks_for(loss_fn, "model_state")
+
+    def scaled_loss(params, part, key):
+        count, (part, weight) = _count(part), weigh(part)
+        params = _constant_where_empty(params, weight)
+        result = hand(loss_fn, unpack(params), part, key, model_state=model_state, hparams=hparams)
+        loss, aux, new_state = _parts_of(result, carries_state)
+        sums = _weighted_sums(loss, aux, *_new_leaves(new_state, model_state), weight, count)
+        return sums.loss if scale is None else sums.loss * scale.astype(sums.loss.dtype), sums
+
+    def differentiate(params, part, key):
+        (_, sums), grads = jax.value_and_grad(scaled_loss, has_aux=True)(params, part, key)
+        return sums, grads
+
+    return lambda *part: scaled_loss(*part)[1], differentiate
+
+
+def _custom(value_and_grad, loss_fn, weigh, model_state, scale, hparams, whole: bool):
+    """The user's function, and ``evaluate`` and ``differentiate`` of ``_plain`` by it."""
+    carries_state = asks_for(loss_fn, "model_state")
+
+    def loss_with(model_state, hparams, params, batch, key):
+        result = hand(loss_fn, params, batch, key, model_state=model_state, hparams=hparams)
+        if not carries_state:
+            return result
+        loss, aux, new_state = _parts_of(result, carries_state)
+        return loss, (aux, *_new_leaves(new_state, model_state))
+
+    # arrays as arguments, because those of an explicit mesh may not be captured in a region of automatic axes
+    own = value_and_grad(jax.tree_util.Partial(loss_with, model_state, hparams))
+    run = own if whole else getattr(own, "over_part", own)
+    extra = {} if scale is None or not asks_for(run, "loss_scale") else {"loss_scale": scale}
+
+    def differentiate(params, part, key):
+        count, (part, weight) = _count(part), weigh(part)
+        params = _constant_where_empty(unpack(params), weight)
+        loss, aux, grads = parts_of_gradient(run(params, part, key, **extra), params)
+        if carries_state and not (isinstance(aux, tuple) and len(aux) == 3):
+            raise TypeError(
+                "value_and_grad must return the aux of the loss that it was given, as loss_fn takes model_state and "
+                f"aux holds the new one; got {type(aux).__name__}"
+            )
+        aux, means, firsts = aux if carries_state else (aux, [], [])
+        return _weighted_sums(loss, aux, means, firsts, weight, count), _weighted_tree(grads, weight)
+
+    return own, lambda *part: differentiate(*part)[0], differentiate
+
+
+def _weighted_sums(loss, aux, means, firsts, weight, count) -> _Sums:
+    loss, aux, means = _weighted_tree((loss, aux, means), weight)
+    return _Sums(loss, aux, means, firsts, weight, count)
+
+
+def _weighted_tree(tree: PyTree, weight) -> PyTree:
+    """Every leaf times the weight, which is 1 where the batch is in one part, and the tree itself then."""
+    return tree if isinstance(weight, int) else jax.tree.map(lambda leaf: _weighted(leaf, weight), tree)
+
+
+def _count(batch: Batch) -> jax.Array:
+    """How many examples of a part count, float32; of a batch without arrays 1."""
+    if isinstance(batch, MaskedBatch):
+        return jnp.sum(batch.where).astype(jnp.float32)
+    shapes = map(jnp.shape, jax.tree.leaves(batch))
+    return jnp.float32(next((shape[0] for shape in shapes if shape), 1))
 
 
 def _parts_of(result: Any, carries_state: bool) -> tuple[jax.Array, PyTree, PyTree]:
@@ -171,22 +249,10 @@ def _joined(means: list, firsts: list, old: PyTree, nothing: jax.Array | None) -
         leaf = mean if first is None else first
         if leaf is None:
             return before
-        leaf = leaf if _is_key(before) else jnp.asarray(leaf).astype(before.dtype)
+        leaf = leaf if is_key(before) else jnp.asarray(leaf).astype(before.dtype)
         return leaf if nothing is None else jnp.where(nothing, before, leaf)
 
     return treedef.unflatten([cast(*row) for row in zip(means, firsts, leaves, strict=True)])
-
-
-def _is_key(leaf) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
-
-
-def _of_first_device(leaf, axis_name: str | tuple[str, ...]) -> jax.Array:
-    """The first device's value on all, for what cannot be averaged: integers, booleans and keys."""
-    bits = jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
-    numbers = bits.astype(jnp.int32) if bits.dtype == bool else bits
-    first = jax.lax.psum(jnp.where(jax.lax.axis_index(axis_name) == 0, numbers, 0), axis_name).astype(bits.dtype)
-    return jax.random.wrap_key_data(first, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else first
 
 
 def _weigh(batch: Batch, batch_weight: Callable[[Batch], Scalar] | None) -> tuple[Batch, jax.Array]:
@@ -209,12 +275,14 @@ def _weigh(batch: Batch, batch_weight: Callable[[Batch], Scalar] | None) -> tupl
     return MaskedBatch(jax.tree.map(shown, batch.examples), batch.where | none), count.astype(jnp.float32)
 
 
-def _constant_where(condition: jax.Array, leaf: jax.Array) -> jax.Array:
-    """The leaf, with derivative 0 where the condition holds: 0 times a derivative would be NaN where that is.
+def _constant_where_empty(params: Params, weight) -> Params:
+    """The parameters, with derivative 0 where the weight is 0: 0 times a derivative would be NaN where that is.
 
     The program that is compiled has no trace of it but in the derivative.
     """
-    return jnp.where(condition, jax.lax.stop_gradient(leaf), leaf)
+    if isinstance(weight, int):
+        return params
+    return jax.tree.map(lambda leaf: jnp.where(weight == 0, jax.lax.stop_gradient(leaf), leaf), params)
 
 
 def _weighted(leaf, weight: jax.Array) -> jax.Array:
@@ -246,20 +314,20 @@ def _split(batch: Batch, parts: int, key: Key) -> tuple[Batch, Key]:
     return jax.tree.map_with_path(split_leaf, batch), jax.random.split(key, parts)
 
 
-def _accumulate(differentiate, params: Params | Packed, parts: tuple[Batch, Key]):
-    """Results and gradients, summed over the parts of a batch one after the other, and the parts' squared norms."""
+def _accumulate(differentiate, params: Params | Packed, parts: tuple[Batch, Key], axis_name):
+    """Sums and gradients, added up over the parts of a batch one by one; the parts' squared norms and counts."""
 
-    def add(sums, part):
-        (_, results), grads = differentiate(params, *part)
-        *_, weight, _ = results
-        square = jnp.square(safe_divide(global_norm(grads), weight))
-        return jax.tree.map(lambda total, grad: total + grad.astype(total.dtype), sums, grads), (results, square)
+    def add(total, part):
+        sums, grads = differentiate(params, *part)
+        square = jnp.square(safe_divide(global_norm(grads), sums.weight))
+        return jax.tree.map(lambda total, grad: total + grad.astype(total.dtype), total, grads), (sums, square)
 
     start = jax.tree.map(lambda param: jnp.zeros_like(param, dtype=compute_dtype(param.dtype)), params)
-    grads, (results, squares) = jax.lax.scan(add, start, parts)
-    *sums, firsts = results
-    sums = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), sums)
-    return (*sums, jax.tree.map(lambda leaf: leaf[0], firsts)), grads, squares
+    start = jax.tree.map(lambda zero: varying(zero, axis_name), start)
+    grads, (sums, squares) = jax.lax.scan(add, start, parts)
+    total = jax.tree.map(long_sum, sums._replace(firsts=[]))
+    firsts = jax.tree.map(lambda leaf: leaf[0], sums.firsts)
+    return total._replace(firsts=firsts), grads, squares, sums.count
 
 
 __all__ = ["Outcome", "make_gradient"]

@@ -23,6 +23,9 @@ def hyper_value_and_grad(
     mode carries a derivative along for each number: it costs about one more run for each, and memory that does not grow
     with the steps.
 
+    In reverse mode ``jax.debug`` effects of a run occur again where steps are worked out again, and JAX refuses
+    ``io_callback``; in forward mode both occur once a step.
+
     Args:
       objective: ``objective(hparams, *args) -> scalar``, such as the last validation loss of ``train(hparams, key)``.
         Through a ``train`` with stopping rules the derivative is that of the steps that were made.

@@ -32,6 +32,8 @@ def apply_gradients(
 ) -> tuple[Params, OptState]:
     """``tx.update`` and ``apply_updates`` in one, as the steps of ``make_step`` do it.
 
+    ``make_step`` calls it with ``skip_whole(tx)``; so should a step of your own where ``tx`` skips updates.
+
     Compiled for one CPU, with parameters and state donated, what is elementwise becomes one pass over each large array,
     by a kernel in C (see ``nnlearn.native_status``). Where there is no C compiler, it makes fewer copies of what is
     still needed when its place is overwritten, and none for Lion. The numbers are the same, but for the rounding of
@@ -57,7 +59,8 @@ def apply_gradients(
 
     def update(grads, opt_state, params):
         updates, opt_state = tx.update(grads, opt_state, params, **extra)
-        return apply_updates(params, updates), opt_state
+        with jax.numpy_dtype_promotion("standard"):  # an update may be wider than its parameter
+            return apply_updates(params, updates), opt_state
 
     if _pays(params):
         careful = in_place(update)

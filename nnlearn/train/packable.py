@@ -8,22 +8,26 @@ of the results is made of, and the two have to agree. Nothing is run.
 
 import functools
 import types
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 from optax import with_extra_args_support
 
 from nnlearn.packing import Layout, Packed, is_packed, make_layout, pack_like, per_buffer, unpack
 from nnlearn.settings import Made
+from nnlearn.train.stand_in import unknown_loss
 from nnlearn.train.symbolic import Interpreter
 from nnlearn.tree import path_name
 from nnlearn.types import GradientTransformation, Params, PyTree
 
+SETTLED = 3  # steps after which a state must have the form that it keeps
 FEW = 24  # leaves that are all looked at, always
 KNOWN = {"optax", "nnlearn", "jax"}
+LOW = " (perhaps by a sum in {}, below float32, which depends on its grouping: take nnlearn's norms, or by_leaf)"
 PLAIN = {"builtins", "numpy", "jaxlib", "ml_dtypes", "inspect"}  # where data comes from
 NOT_FOLLOWED = {"builtins", "numpy"}  # whose callables may hold functions that nobody sees
 SCHEDULES = {"learning_rate", "weight_decay", "step_size_fn", "every_k_schedule", "_every_k_schedule"}
@@ -32,6 +36,11 @@ SCHEDULES |= {"schedule", "schedules", "schedule_fn"}
 
 def packing_difference(tx: GradientTransformation, params: Params, labels: Any = None) -> str:
     """Where the updates of packed parameters would differ from those of the leaves; empty if nowhere.
+
+    What cannot be proven to be the same is a difference. The same means: but for the rounding of sums in float32 or
+    better, which go over the buffers in another order. Nothing is assumed about the values of gradients, parameters,
+    state and loss, and ``value_fn`` is an unknown function. ``tx`` must be what JAX demands of a function that it
+    traces: its results depend on its arguments alone.
 
     Args:
       tx: an optimizer, nnlearn's or optax's.
@@ -55,59 +64,123 @@ def packing_difference(tx: GradientTransformation, params: Params, labels: Any =
     sample, labels = params, whole.labels
     if len(whole.leaves) > FEW and not _foreign(tx):
         sample, labels = _thin(whole, params), None if labels is None else _thin(whole, labels)
-    layout = make_layout(sample, labels)
-    tx = with_extra_args_support(tx)
-
-    def packed_init(tree):
-        return unpack(tx.init(pack_like(layout, tree)))
-
-    def plain(*arguments):
-        return _update(tx, *arguments)
-
-    def packed(gradients, state, tree, value):
-        packs = [pack_like(layout, part) for part in (gradients, tree)]
-        results = _update(tx, packs[0], _pack_state(layout, packed_state, state), packs[1], value)
-        if jax.tree.structure(results[0]) != jax.tree.structure(packs[0]):  # unpacked it might look right
-            raise TypeError("its updates of packed parameters are not packed alike")
-        return unpack(results)
-
     try:
-        # masks of nnlearn's own transformations are asked about every leaf here
-        jax.eval_shape(tx.init, Packed([jax.ShapeDtypeStruct(part.shape, part.dtype) for part in whole.buffers], whole))
-        packed_state = jax.eval_shape(lambda tree: tx.init(pack_like(layout, tree)), sample)
-        state = jax.eval_shape(tx.init, sample)
-        arguments = (sample, state, sample, jax.ShapeDtypeStruct((), jnp.float32))
-        inits = [_trace(function, sample) for function in (tx.init, packed_init)]
-        updates = [_trace(function, *arguments) for function in (plain, packed)]
-        return _difference(*inits, "state") or _difference(*updates, "update")
+        return _compare(with_extra_args_support(tx), make_layout(sample, labels), sample, whole)
     except Exception as error:  # anything may go wrong in a transformation that was not written for this
         reason = str(error).partition("\n")[0][:200]  # the rest is advice on another program
         return f"it does not run on packed parameters ({type(error).__name__}: {reason})"
+
+
+def _compare(tx: GradientTransformation, layout: Layout, sample: Params, whole: Layout) -> str:
+    """The difference for parameters like ``sample``, which are some of those in ``whole``.
+
+    By induction over steps: both states are the same at the start, and of equal states every step makes equal ones.
+    """
+    value_fn = unknown_loss(sample)
+    # the leaves before what is packed, as in use: a transformation may keep what init has seen
+    plain = _trace_all(_AsLeaves(tx, value_fn), sample)
+    # masks of nnlearn's own transformations are asked about every leaf here
+    buffers = [jax.ShapeDtypeStruct(part.shape, part.dtype) for part in whole.buffers]
+    every = jax.eval_shape(tx.init, Packed(buffers, whole))
+    packed = _trace_all(_AsLeaves(tx, value_fn, layout), sample)
+    if not plain or not packed or len(plain) != len(packed):
+        return "its state changes its structure, shapes or dtypes from step to step"
+    if _axes(every) != _axes(packed[0].form):
+        return "its state depends on how many leaves there are"
+    for what, *traces in zip(["state", *["update"] * (len(plain) - 1)], plain, packed, strict=True):
+        if difference := _difference(*traces, what):
+            return difference
+    return ""
+
+
+class _AsLeaves:
+    """An optimizer as a transformation of leaves, which are packed first if there is a layout.
+
+    Attributes:
+      form: the shapes of the state that was made last, with what is packed in it.
+    """
+
+    def __init__(self, tx: GradientTransformation, value_fn: Callable, layout: Layout | None = None):
+        self.tx, self.value_fn, self.layout, self.form = tx, value_fn, layout, None
+
+    def init(self, params):
+        return self._shown(self.tx.init(self._laid(params)))
+
+    def update(self, gradients, state, params, value):
+        gradients, params, state = self._laid(gradients), self._laid(params), self._stored(state)
+        extra = {"value": value, "grad": gradients, "value_fn": self.value_fn}
+        updates, state = self.tx.update(gradients, state, params, **extra)
+        if jax.tree.structure(updates) != jax.tree.structure(gradients):  # unpacked it might look right
+            raise TypeError("its updates of packed parameters are not packed alike")
+        return unpack(updates), self._shown(state)
+
+    def _laid(self, tree):
+        return tree if self.layout is None else pack_like(self.layout, tree)
+
+    def _shown(self, state):
+        self.form = jax.tree.map(_shape_of, state)
+        return unpack(state)
+
+    def _stored(self, state):
+        """The state as it was before it was unpacked."""
+        nodes, treedef = jax.tree.flatten(self.form, is_leaf=is_packed)
+        parts = zip(nodes, treedef.flatten_up_to(state), strict=True)
+        return treedef.unflatten([pack_like(node.layout, part) if is_packed(node) else part for node, part in parts])
+
+
+class _Trace(NamedTuple):
+    """A traced function.
+
+    Attributes:
+      program: as jax.make_jaxpr returns it.
+      shapes: of what the function returns.
+      leaves: of which leaf an argument holds the numbers, by its position.
+      form: of the state that it returns.
+    """
+
+    program: ClosedJaxpr
+    shapes: PyTree
+    leaves: dict[int, int]
+    form: PyTree
+
+
+def _trace_all(view: _AsLeaves, sample: Params) -> list[_Trace]:
+    """``init`` and as many updates as it takes until the state keeps its form; nothing if it does not."""
+    count, value = len(jax.tree.leaves(sample)), jax.ShapeDtypeStruct((), jnp.float32)
+    traces = [_Trace(*jax.make_jaxpr(view.init, return_shape=True)(sample), dict(enumerate(range(count))), view.form)]
+    state = traces[0].shapes
+    for _ in range(SETTLED):
+        before = view.form
+        held = [leaf for node in jax.tree.leaves(before, is_leaf=is_packed) for leaf in _held(node)]
+        owners = [*range(count), *held, *range(count), None]
+        program, shapes = jax.make_jaxpr(view.update, return_shape=True)(sample, state, sample, value)
+        leaves = {at: leaf for at, leaf in enumerate(owners) if leaf is not None}
+        traces.append(_Trace(program, shapes, leaves, view.form))
+        if _form(before) == _form(view.form):
+            return traces
+        state = shapes[1]
+    return []
+
+
+def _held(node) -> list[int | None]:
+    """For each array that a node of a state is unpacked to, of which leaf it has the numbers."""
+    if not is_packed(node):
+        return [None]
+    return [leaf for leaf, (number, _) in enumerate(node.layout.places) if hasattr(node.buffers[number], "shape")]
+
+
+def _form(tree: PyTree) -> tuple:
+    return jax.tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
+
+
+def _axes(tree: PyTree) -> list[tuple]:
+    return [(leaf.ndim, leaf.dtype) for leaf in jax.tree.leaves(tree)]
 
 
 def _shape_of(leaf) -> jax.ShapeDtypeStruct:
     """What stands for a leaf in the check: where it lies decides on the shape of its buffer."""
     sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
     return jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf), sharding=sharding)
-
-
-def _trace(function, *arguments):
-    return jax.make_jaxpr(function, return_shape=True)(*arguments)
-
-
-def _update(tx, gradients, state, params, value):
-    def value_fn(params):
-        return sum(jnp.sum(jnp.real(leaf).astype(jnp.float32)) for leaf in jax.tree.leaves(params))
-
-    return tx.update(gradients, state, params, value=value, grad=gradients, value_fn=value_fn)
-
-
-def _pack_state(layout: Layout, packed_state: PyTree, state: PyTree) -> PyTree:
-    """The state of an optimizer of leaves in the form that it has for packed parameters."""
-    nodes, treedef = jax.tree.flatten(packed_state, is_leaf=is_packed)
-    parts = treedef.flatten_up_to(state)
-    packed = [pack_like(layout, part) if is_packed(node) else part for node, part in zip(nodes, parts, strict=True)]
-    return treedef.unflatten(packed)
 
 
 def _thin(layout: Layout, tree: PyTree) -> PyTree:
@@ -169,18 +242,19 @@ def _filled(cell) -> bool:
     return True
 
 
-def _difference(plain, packed, what: str) -> str:
+def _difference(plain: _Trace, packed: _Trace, what: str) -> str:
     """The first result of two traced functions that is not made in the same way of the same arguments."""
-    interpreter, trees = Interpreter(), [shapes for _, shapes in (plain, packed)]
+    interpreter, trees = Interpreter(), [plain.shapes, packed.shapes]
     if jax.tree.structure(trees[0]) != jax.tree.structure(trees[1]):
         return "its state has another structure"
-    results = [interpreter.run(program) for program, _ in (plain, packed)]
+    results = [interpreter.run(trace.program, packed.leaves) for trace in (plain, packed)]
     paths = jax.tree.leaves_with_path(trees[0])
     for (path, shape), other, one, two in zip(paths, jax.tree.leaves(trees[1]), *results, strict=True):
         if (shape.shape, shape.dtype) != (other.shape, other.dtype) or (shape.size and one != two):
             updates_first = what == "update"  # an update returns (updates, state)
             part = "update" if updates_first and path[0].idx == 0 else "state"
-            return f"the {part} of {path_name(path[1:] if updates_first else path)!r}"
+            place = f"the {part} of {path_name(path[1:] if updates_first else path)!r}"
+            return place + (LOW.format(" and ".join(sorted(interpreter.low))) if interpreter.low else "")
     return ""
 
 

@@ -3,6 +3,7 @@
 The gradient of an example is that of the loss on a batch of this example alone, with a random key of its own.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from itertools import accumulate
@@ -14,9 +15,11 @@ import jax.numpy as jnp
 from nnlearn.checks import NUMERIC, check_nonnegative, check_number, known
 from nnlearn.data import MaskedBatch, example_count
 from nnlearn.packing import unpack
+from nnlearn.settings import comparable
 from nnlearn.sharding_axes import along_first_axes, automatic, lie_like
 from nnlearn.train.ghost import Dense, Program
-from nnlearn.tree import abs_sq, as_hyperparam, compute_dtype, path_name, real_dtype, safe_sqrt
+from nnlearn.train.slices import without_effects
+from nnlearn.tree import as_hyperparam, compute_dtype, global_norm, path_name, real_dtype
 from nnlearn.types import Batch, Grads, Key, LossFn, Params, PyTree, Scalar
 
 NOISE_STREAM = 0x7D9F1E55  # an arbitrary constant, above any batch size: example i's key may be fold_in(key, i)
@@ -105,12 +108,35 @@ def per_example_norms(loss_fn: LossFn, params: Params, batch: Batch, key: Key | 
 
 
 def _norms(loss_fn: LossFn, params: Params, batch: Batch, key: Key | None) -> jax.Array:
-    return safe_sqrt(_differentiate(loss_fn, params, batch, key).squares_b)
+    return _differentiate(loss_fn, params, batch, key).norms_b
 
 
+def gradient_moments(
+    loss_fn: LossFn, params: Params, batch: Batch, key: Key | None = None
+) -> tuple[Grads, jax.Array, jax.Array]:
+    """The sum of the examples' gradients, the sum of their squared norms, and how many count; in one pass.
+
+    Args:
+      loss_fn, params, batch, key: as in ``per_example_grads``.
+
+    >>> batch = jnp.array([[3.0, 4.0], [0.0, 1.0]])
+    >>> gradient_moments(lambda params, batch, key: jnp.mean(batch @ params), jnp.ones(2), batch)
+    (Array([3., 5.], dtype=float32), Array(26., dtype=float32), Array(2., dtype=float32))
+    """
+    return automatic(_moments, loss_fn, _prepare(unpack(params), batch), batch, key)
+
+
+def _moments(loss_fn: LossFn, tree: Params, batch: Batch, key: Key | None) -> tuple[Grads, jax.Array, jax.Array]:
+    pieces = _differentiate(loss_fn, tree, batch, key)
+    leaves = pieces.weighted_sum(jnp.ones_like(pieces.norms_b), pieces.where_b)
+    count = jnp.sum(pieces.where_b).astype(jnp.float32)
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves), jnp.sum(jnp.square(pieces.norms_b)), count
+
+
+@comparable
 def clipped_value_and_grad(
-    loss_fn: LossFn, clip_norm: Scalar, noise_multiplier: Scalar = 0.0
-) -> Callable[[Params, Batch, Key], tuple[tuple[jax.Array, PyTree], Grads]]:
+    loss_fn: LossFn, clip_norm: Scalar, noise_multiplier: Scalar = 0.0, *, batch_size: Scalar | None = None
+) -> "ClippedGradient":
     """The mean of the examples' clipped gradients plus noise: the gradient of DP-SGD.
 
     With ``g_b`` the gradient of example b, and n examples that count::
@@ -121,8 +147,9 @@ def clipped_value_and_grad(
     finite adds 0 to the sum, and still counts in n: its gradient has no direction to keep, and a bound that one bad
     example breaks is none. What leaves the function besides ``grads`` (the loss, aux) is not private; nor is n, the
     number of examples that count. No accountant is included: the privacy that a run spends depends on how its batches
-    are drawn. In ``jax.shard_map`` every device clips, and adds noise to, the mean of its own examples; average the
-    results, and give every device a key of its own.
+    are drawn, see ``poisson_sampled``. In ``make_step(value_and_grad=...)`` with ``microbatches`` or an ``axis_name``
+    the noise is added once, to the whole batch's sum. Called by hand in ``jax.shard_map``, every device clips, and adds
+    noise to, the mean of its own examples.
 
     One forward and one backward pass for the whole batch: the sum is put together from the layers' inputs and deltas
     that the norms were worked out from, so nothing of size batch_size x parameters is held for dense layers.
@@ -131,6 +158,8 @@ def clipped_value_and_grad(
       loss_fn: ``loss_fn(params, batch, key) -> loss`` or ``(loss, aux)``; the mean over a batch.
       clip_norm: the largest norm of one example's gradient, > 0; may be traced.
       noise_multiplier: the noise's standard deviation in units of ``clip_norm``, >= 0; may be traced. 0 adds none.
+      batch_size: what to divide by in place of n, > 0; may be traced. With ``poisson_sampled`` it is the expected size,
+        which is the same whoever takes part, as n is not.
 
     Returns:
       ``f(params, batch, key) -> ((loss, aux), grads)``, like ``jax.value_and_grad(loss_fn, has_aux=True)``. ``loss`` is
@@ -152,57 +181,113 @@ def clipped_value_and_grad(
     """
     check_number("clip_norm", clip_norm, low=0.0, low_open=True, high=math.inf, high_open=True)
     check_nonnegative("noise_multiplier", noise_multiplier)
-    noisy = not (known(noise_multiplier) and float(noise_multiplier) == 0)
+    if batch_size is not None:
+        check_number("batch_size", batch_size, low=0.0, low_open=True, high=math.inf, high_open=True)
+    return ClippedGradient(loss_fn, clip_norm, noise_multiplier, batch_size)
 
-    def value_and_grad(params, batch, key=None):
-        if noisy and key is None:
-            raise ValueError(f"noise_multiplier={noise_multiplier} draws noise, so key must be a random key, got None")
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ClippedGradient:
+    """The gradient of DP-SGD as a function, and in the two halves that parts of a batch need.
+
+    ``over_part`` clips and averages the gradients of one part; ``finish`` adds the noise, once, to the average over all
+    parts. Made by ``clipped_value_and_grad``.
+    """
+
+    loss_fn: LossFn
+    clip_norm: Scalar
+    noise_multiplier: Scalar
+    batch_size: Scalar | None
+
+    def __call__(
+        self, params: Params, batch: Batch, key: Key | None = None, loss_scale: Scalar | None = None
+    ) -> tuple[tuple[jax.Array, PyTree], Grads]:
+        """``((loss, aux), grads)`` of a whole batch."""
         tree, to_stored = jax.vjp(unpack, _prepare(params, batch))
-        arguments = loss_fn, tree, batch, key, clip_norm, noise_multiplier if noisy else None
-        loss, leaves, has_aux = automatic(_clipped_sum, *arguments)
+        value, grads = self.over_part(tree, batch, key, loss_scale)
+        count = jnp.sum(batch.where) if isinstance(batch, MaskedBatch) else example_count(batch)
+        return value, to_stored(self.finish(grads, count, key))[0]
+
+    def over_part(
+        self, params: Params, batch: Batch, key: Key | None = None, loss_scale: Scalar | None = None
+    ) -> tuple[tuple[jax.Array, PyTree], Grads]:
+        """``((loss, aux), grads)`` of a part of a batch, the mean over its examples, without noise.
+
+        Args:
+          params: the parameters, as a tree.
+          batch, key: the part and its key.
+          loss_scale: by how much the loss is multiplied while it is differentiated, for float16. Clipping and the
+            result are those of the loss itself. A number that is not finite may then come from the scale, and makes
+            the result infinite, so that ``dynamic_loss_scale`` skips the step, unless the scale is 1.
+        """
+        tree = _prepare(params, batch)
+        loss, leaves, more = automatic(_clipped_sum, self.loss_fn, tree, batch, key, self.clip_norm, loss_scale)
         leaves = map(lie_like, leaves, jax.tree.leaves(tree))
-        aux = None if has_aux is None else _loss_and_aux(loss_fn, tree, batch, key)[1]
-        return (loss, aux), to_stored(jax.tree.unflatten(jax.tree.structure(tree), leaves))[0]
+        # the effects of the loss occur once for each example: not again for the whole batch
+        of_whole = without_effects(lambda params, batch, key: _loss_and_aux(self.loss_fn, params, batch, key)[1])
+        aux = None if more is None else of_whole(tree, batch, key)
+        return (loss, aux), jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
-    return value_and_grad
+    def finish(self, grads: Grads, count: Scalar, key: Key | None) -> Grads:
+        """Add the noise to the average over all parts, and divide by ``batch_size`` in place of ``count``.
+
+        Args:
+          grads: the average of what ``over_part`` returned, each part weighing by its examples that count.
+          count: the examples that count in all parts.
+          key: the whole batch's key, the same on all devices.
+        """
+        leaves, treedef = jax.tree.flatten(grads)
+        dtype = compute_dtype(*(real_dtype(leaf.dtype) for leaf in leaves))
+        number = jnp.asarray(count).astype(dtype)
+        size = jnp.maximum(number, 1) if self.batch_size is None else as_hyperparam(self.batch_size, dtype)
+        if self.batch_size is not None:
+            leaves = [(_wide(leaf) * (number / size)).astype(leaf.dtype) for leaf in leaves]
+        if not known(self.noise_multiplier) or float(self.noise_multiplier) != 0:
+            if key is None:
+                raise ValueError(
+                    f"noise_multiplier={self.noise_multiplier} draws noise, so key must be a random key, got None"
+                )
+            scale = as_hyperparam(self.noise_multiplier, dtype) * as_hyperparam(self.clip_norm, dtype) / size
+            leaves = _add_noise(leaves, jnp.asarray(scale, dtype), jax.random.fold_in(key, NOISE_STREAM))
+        return treedef.unflatten(leaves)
 
 
-def _clipped_sum(loss_fn, tree, batch, key, clip_norm, noise_multiplier) -> tuple[jax.Array, list, tuple | None]:
-    """The mean loss, the gradient's leaves, and whether there is an aux: an empty tuple, or None."""
-    pieces = _differentiate(loss_fn, tree, batch, key)
-    count = jnp.maximum(jnp.sum(pieces.where_b), 1).astype(pieces.squares_b.dtype)
-    bound = as_hyperparam(clip_norm, pieces.squares_b.dtype)
-    finite_b = jnp.isfinite(pieces.squares_b)
-    norms_b = safe_sqrt(jnp.where(finite_b, pieces.squares_b, 0))
-    factors_b = bound / jnp.maximum(norms_b, bound) / count
-    leaves = pieces.weighted_sum(factors_b, pieces.where_b & finite_b)
-    if noise_multiplier is not None:
-        scale = as_hyperparam(noise_multiplier, count.dtype) * bound / count
-        leaves = _add_noise(leaves, scale, jax.random.fold_in(key, NOISE_STREAM))
+def _clipped_sum(loss_fn, tree, batch, key, clip_norm, loss_scale) -> tuple[jax.Array, list, tuple | None]:
+    """The mean loss, the gradient's leaves, and whether there is more than a loss: an empty tuple, or None."""
+    pieces = _differentiate(loss_fn, tree, batch, key, loss_scale)
+    count = jnp.maximum(jnp.sum(pieces.where_b), 1).astype(pieces.norms_b.dtype)
+    bound = as_hyperparam(clip_norm, pieces.norms_b.dtype)
+    finite_b = jnp.isfinite(pieces.norms_b)
+    norms_b = jnp.where(finite_b, pieces.norms_b, 0)
+    leaves = pieces.weighted_sum(bound / jnp.maximum(norms_b, bound) / count, pieces.where_b & finite_b)
+    if loss_scale is not None:
+        overflow = jnp.where(jnp.all(finite_b) | (jnp.asarray(loss_scale) <= 1), 0, jnp.inf)
+        leaves = [(_wide(leaf) / as_hyperparam(loss_scale, _wide(leaf).dtype) + overflow) for leaf in leaves]
+        leaves = [leaf.astype(like.dtype) for leaf, like in zip(leaves, pieces.leaves, strict=True)]
     loss = jnp.sum(_select(pieces.where_b, pieces.losses_b)) / count.astype(pieces.losses_b.dtype)
-    return loss, leaves, () if pieces.has_aux else None
+    return loss, leaves, () if pieces.has_more else None
 
 
 class _Pieces(NamedTuple):
     """What the norms, and any weighted sum, of the examples' gradients are put together from.
 
     Attributes:
-      losses_b, squares_b, where_b: each example's loss, squared gradient norm (0 if masked out), and whether it counts.
+      losses_b, norms_b, where_b: each example's loss, gradient norm (0 if masked out), and whether it counts.
       dense, inputs_b, deltas_b: leaves that matrix products use, the products' other operands, and their deltas.
       grads_b: the examples' gradients of other leaves, by the leaf's number.
       leaves: all parameters.
-      has_aux: whether the loss has an aux beside it.
+      has_more: whether the loss does more than return a number: it has an aux beside it, or effects.
     """
 
     losses_b: jax.Array
-    squares_b: jax.Array
+    norms_b: jax.Array
     where_b: jax.Array
     dense: list[Dense]
     inputs_b: list[jax.Array]
     deltas_b: list[jax.Array]
     grads_b: dict[int, jax.Array]
     leaves: list[jax.Array]
-    has_aux: bool
+    has_more: bool
 
     def weighted_sum(self, factors_b: jax.Array, chosen_b: jax.Array) -> list[jax.Array]:
         """The sum over the chosen examples of factor times gradient, for every leaf."""
@@ -222,8 +307,13 @@ class _Pieces(NamedTuple):
         return sums
 
 
-def _differentiate(loss_fn: LossFn, params: Params, batch: Batch, key: Key | None) -> _Pieces:
-    """One forward and one backward pass over all examples, each on its own."""
+def _differentiate(
+    loss_fn: LossFn, params: Params, batch: Batch, key: Key | None, loss_scale: Scalar | None = None
+) -> _Pieces:
+    """One forward and one backward pass over all examples, each on its own, without the loss's effects.
+
+    Deltas and gradients are those of ``loss_scale`` times the loss; the squared norms are the loss's own.
+    """
     examples, where_b, keys_b = _parts(batch, key)
     leaves, treedef = jax.tree.flatten(_prepare(params, examples))
 
@@ -243,15 +333,16 @@ def _differentiate(loss_fn: LossFn, params: Params, batch: Batch, key: Key | Non
 
         others = {number: leaves[number] for number in program.others}
         loss, backward, inputs = jax.vjp(run, shifts, others, has_aux=True)
-        deltas, grads = backward(jnp.ones_like(loss))
-        squares = [jnp.sum(abs_sq(grad.astype(compute_dtype(grad.dtype)))) for grad in grads.values()]
-        for dense, x, delta in zip(program.dense, inputs, deltas, strict=True):
-            squares.append(dense.squared_norm(x, delta))
-        return loss, sum(squares, jnp.zeros([], jnp.float32)), inputs, deltas, grads
+        factor = jnp.ones_like(loss) if loss_scale is None else jnp.asarray(loss_scale).astype(loss.dtype)
+        deltas, grads = backward(_varying_like(factor, examples))
+        norms = [dense.norm(x, delta) for dense, x, delta in zip(program.dense, inputs, deltas, strict=True)]
+        return loss, global_norm([*norms, *grads.values()]), inputs, deltas, grads
 
-    losses_b, squares_b, inputs_b, deltas_b, grads_b = jax.vmap(differentiate)(data_b)
-    squares_b = _select(where_b, squares_b)
-    pieces = losses_b, squares_b, where_b, program.dense, inputs_b, deltas_b, grads_b, leaves, program.has_aux
+    losses_b, norms_b, inputs_b, deltas_b, grads_b = jax.vmap(differentiate)(data_b)
+    norms_b = _select(where_b, norms_b)
+    if loss_scale is not None:
+        norms_b = norms_b / jnp.asarray(loss_scale).astype(norms_b.dtype)
+    pieces = losses_b, norms_b, where_b, program.dense, inputs_b, deltas_b, grads_b, leaves, program.has_more
     return _Pieces(*pieces)
 
 
@@ -293,6 +384,10 @@ def _select(chosen_b: jax.Array, array_b: jax.Array) -> jax.Array:
     return jnp.where(chosen_b.reshape(-1, *(1,) * (array_b.ndim - 1)), array_b, jnp.zeros_like(array_b))
 
 
+def _wide(array: jax.Array) -> jax.Array:
+    return array.astype(compute_dtype(array.dtype))
+
+
 def _varying_like(leaf: jax.Array, examples: PyTree) -> jax.Array:
     """Mark the leaf as another on every device that holds other examples, in ``shard_map``.
 
@@ -322,4 +417,4 @@ def _add_noise(leaves: list[jax.Array], scale: jax.Array, key: Key) -> list[jax.
     return list(map(add, leaves, parts, ends))
 
 
-__all__ = ["clipped_value_and_grad", "per_example_grads", "per_example_norms"]
+__all__ = ["ClippedGradient", "clipped_value_and_grad", "gradient_moments", "per_example_grads", "per_example_norms"]

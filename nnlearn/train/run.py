@@ -2,21 +2,23 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from nnlearn.checks import as_key, check_count, known
+from nnlearn.sums import long_sum
 from nnlearn.train.calls import asks_for, check_takes, hand
 from nnlearn.train.sampler import Sampler
 from nnlearn.train.state import TrainState, init_state
-from nnlearn.train.step import check_record, make_step, step_key
+from nnlearn.train.step import check_record, count_skipped, counted_loss, make_step, step_key
 from nnlearn.train.stopping import StopRule
 from nnlearn.train.stretches import blank, end_to_end, followed_by, lean_scan, scan_in_segments, stretch_length
-from nnlearn.train.trace import Trace
+from nnlearn.train.trace import Trace, leaf_names
 from nnlearn.train.verdict import Verdict, best_state, first_verdict, judge, kept_metric, measure
+from nnlearn.train.window import warn_of_last_window
 from nnlearn.tree import is_function
 from nnlearn.types import Batch, GradientTransformation, Key, LossFn, Params, PyTree, Scalar
 
@@ -75,7 +77,9 @@ class Train:
             if not isinstance(params, tuple) or len(params) != 2:
                 raise ValueError("loss_fn takes model_state, so init must return (params, model_state)")
             params, model_state = params
-        state = init_state(params, self._tx(hparams), state_key, model_state=model_state, **self.packing)
+        tx = self._tx(hparams)
+        warn_of_last_window(tx, self.steps)
+        state = init_state(params, tx, state_key, model_state=model_state, **self.packing)
         order = self.batches.start(data_key, self.stretch)
         return Run(state, data_key, order, first_verdict(self._rules(hparams), state))
 
@@ -135,16 +139,37 @@ class Train:
             reason=run.verdict.reason,
             best_step=None if run.verdict.best is None else run.verdict.best.step,
             rules=tuple(rule.name for rule in rules),
+            leaves=leaf_names(run.state) if "leaf_grad_norms" in self.record else (),
         )
         return run, trace
 
     def finish(self, run: Run) -> TrainState:
-        """The state at the end: the run's, or with the best check's parameters where a rule keeps them."""
+        """The state at the end: the run's last, or the best check's where a rule keeps that.
+
+        The best check's state is whole: parameters, optimizer state, model state and ``step``, which is then
+        ``trace.best_step`` and not ``trace.stop_step``. Training goes on from it as it went on from that check.
+        """
         return best_state(run.verdict, run.state)
 
     def _tx(self, hparams: PyTree) -> GradientTransformation:
-        is_tx = hasattr(self.make_tx, "init") and hasattr(self.make_tx, "update")
-        return self.make_tx if is_tx else self.make_tx(hparams)
+        if is_transformation(self.make_tx):
+            return self.make_tx
+        try:
+            tx = self.make_tx(hparams)
+        except TypeError as error:
+            name = getattr(self.make_tx, "__name__", "make_tx")
+            if not isinstance(hparams, dict) or name == "<lambda>":
+                raise
+            raise TypeError(
+                f"{name}(hparams) failed: {error}. It is called with all of hparams, a dict with {sorted(hparams)}: "
+                f"write make_tx=lambda hparams: nnlearn.{name}(hparams[...])"
+            ) from error
+        if not is_transformation(tx):
+            raise TypeError(
+                f"make_tx must be an optimizer, or a function of hparams that returns one; it returned "
+                f"{type(tx).__name__}"
+            )
+        return tx
 
     def _rules(self, hparams: PyTree) -> tuple[StopRule, ...]:
         rules = self.stop(hparams) if callable(self.stop) else self.stop
@@ -156,8 +181,11 @@ class Train:
         """So many steps and a check; or nothing at all, if the run has stopped."""
 
         def go(run):
-            run, infos, loss_sum = self._steps(step, keys, run, first, count)
-            metrics = {"train_loss": loss_sum / count, **measure(self.evaluate, run.state, hparams=hparams)}
+            run, infos, loss_sum, skipped = self._steps(step, keys, run, first, count)
+            metrics = {
+                "train_loss": loss_sum / (count - skipped).astype(jnp.float32),
+                **measure(self.evaluate, run.state, hparams=hparams),
+            }
             return run._replace(verdict=judge(run.verdict, rules, run.state, metrics)), (infos, metrics)
 
         if not rules:
@@ -172,7 +200,7 @@ class Train:
         """So many steps in stretches; a derivative keeps the state before each, and works the rest out again."""
 
         def stretch(carry, first, count):
-            state, order, total = carry
+            state, order = carry
             order, rows = self.batches.rows(keys[1], order, first, count, self.stretch)
             step_keys = jax.vmap(step_key, in_axes=(None, 0))(keys[0], first + jnp.arange(count))
 
@@ -182,23 +210,25 @@ class Train:
                 return state._replace(key=None), info
 
             state, infos = lean_scan(one, state, (rows, step_keys))
-            total = total + jnp.sum(infos.loss).astype(jnp.float32)
             thinned = jax.tree.map(lambda leaf: leaf[self.record_every - 1 :: self.record_every], infos)
-            return (state, order, total), thinned
+            skipped = jnp.asarray(count_skipped(infos), jnp.int32)
+            return (state, order), (thinned, long_sum(counted_loss(infos)), skipped)
 
-        carry = (run.state, run.order, jnp.zeros([], jnp.float32))
+        carry = (run.state, run.order)
         many, rest = divmod(count, self.stretch)
         if many == 1 and not rest:
-            carry, infos = stretch(carry, first, count)
+            carry, (infos, loss_sum, skipped) = stretch(carry, first, count)
         else:
             segment = jax.checkpoint(lambda carry, at: stretch(carry, at, self.stretch), prevent_cse=False)
-            carry, infos = jax.lax.scan(segment, carry, first + self.stretch * jnp.arange(many))
+            carry, (infos, loss_sums, skipped) = jax.lax.scan(segment, carry, first + self.stretch * jnp.arange(many))
             infos = end_to_end(infos)
             if rest:
-                carry, last = stretch(carry, first + many * self.stretch, rest)
-                infos = followed_by(infos, last)
-        state, order, total = carry
-        return run._replace(state=state, order=order), infos, total
+                carry, (last, last_sum, last_skipped) = stretch(carry, first + many * self.stretch, rest)
+                infos, loss_sums = followed_by(infos, last), jnp.append(loss_sums, last_sum)
+                skipped = jnp.append(skipped, last_skipped)
+            loss_sum, skipped = long_sum(loss_sums), jnp.sum(skipped, dtype=jnp.int32)
+        state, order = carry
+        return run._replace(state=state, order=order), infos, loss_sum, skipped
 
 
 def make_train(
@@ -209,9 +239,9 @@ def make_train(
     *,
     steps: int | None = None,
     epochs: int | None = None,
-    evaluate: Callable[..., dict[str, Scalar]] | None = None,
+    evaluate: Callable[..., Mapping[str, Scalar]] | None = None,
     check_every: int | None = None,
-    stop: StopRule | Sequence[StopRule] | Callable[[PyTree], Sequence[StopRule]] = (),
+    stop: StopRule | Sequence[StopRule] | Callable[[PyTree], StopRule | Sequence[StopRule]] = (),
     record: Collection[str] = ("grad_norm",),
     record_every: int = 1,
     packed: bool | None = None,
@@ -228,10 +258,14 @@ def make_train(
     comes out of it. A derivative keeps about the square root of the steps in memory. The functions below are called
     while that is traced; each that has an argument named ``hparams`` is given the run's.
 
+    Effects of these functions (``jax.debug.print``, ``io_callback``) occur once for each step or check, in order if
+    they are ordered; those of a schedule once more at the start, where its first rate is recorded. Under ``vmap`` they
+    still occur for a run that has stopped, and JAX refuses ``io_callback`` beside a stopping rule.
+
     Args:
       loss_fn: ``loss_fn(params, batch, key)``, see ``make_step``.
       make_tx: ``make_tx(hparams) -> tx``, an optimizer of nnlearn's or optax's; or one that needs no hyper-parameters.
-      batches: ``shuffled(examples, batch_size)`` or ``generated(batch_fn)``.
+      batches: ``shuffled(examples, batch_size)``, ``poisson_sampled(examples, batch_size)`` or ``generated(batch_fn)``.
       init: ``init(key) -> params``, such as ``model.init``, or the parameters. If ``loss_fn`` takes ``model_state``, it
         returns ``(params, model_state)``.
       steps: the steps of a run; or give ``epochs``.
@@ -248,6 +282,10 @@ def make_train(
 
     Returns:
       A ``Train``: call it, or run it in stretches with its ``start``, ``advance`` and ``finish``.
+
+    Warns:
+      UserWarning: the run, when it is started, will end inside an accumulation window of ``MultiSteps``, as far as its
+        k is known then; see ``apply_accumulated``.
 
     Raises:
       TypeError: a function does not take the arguments above.
@@ -271,7 +309,8 @@ def make_train(
     if evaluate is not None:
         check_takes(evaluate, "evaluate", "params", "hparams", "model_state", "opt_state")
     if not isinstance(batches, Sampler):
-        raise TypeError(f"batches must be made by shuffled(...) or generated(...), got {type(batches).__name__}")
+        made = "shuffled(...), poisson_sampled(...) or generated(...)"
+        raise TypeError(f"batches must be made by {made}, got {type(batches).__name__}")
     check_record(record)
     total = _total_steps(steps, epochs, batches.epoch_steps)
     record_every = check_count("record_every", record_every)
@@ -304,6 +343,16 @@ def make_train(
         },
         packing={"packed": packed, "labels": labels},
     )
+
+
+def is_transformation(value: Any) -> bool:
+    """Whether a value speaks optax's protocol: has an ``init`` and an ``update``.
+
+    >>> import nnlearn
+    >>> is_transformation(nnlearn.sgd(0.1)), is_transformation(nnlearn.sgd)
+    (True, False)
+    """
+    return hasattr(value, "init") and hasattr(value, "update")
 
 
 def _total_steps(steps: int | None, epochs: int | None, epoch_steps: int | None) -> int:

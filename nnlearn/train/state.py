@@ -5,11 +5,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from nnlearn.checks import NUMERIC, as_key
-from nnlearn.packing import Packed, is_packed, make_layout, pack, unpack, worth_packing
+from nnlearn.packing import Packed, is_packed, make_layout, pack, pack_like, unpack, worth_packing
 from nnlearn.train.packable import packing_difference
-from nnlearn.tree import path_name
+from nnlearn.tree import matching, path_name
 from nnlearn.types import GradientTransformation, Key, OptState, Params, PyTree
 
 STEP_STREAM = 0x5E7  # an arbitrary constant: it sets the steps' random numbers apart from the caller's own
@@ -38,6 +39,64 @@ class TrainState(NamedTuple):
     def params(self) -> Params:
         """The parameters as the tree that the model takes, however they are stored."""
         return unpack(self.stored)
+
+    def with_params(self, params: Params) -> "TrainState":
+        """The same state with other parameters, stored as these are: packed, and on the devices where they lie.
+
+        The optimizer state, the step, the key and the model state are kept. Moments and averages are then those of the
+        parameters before; where that is wrong, make a new state with ``init_state``.
+
+        Args:
+          params: a tree like ``state.params``, or ``Packed``; copied. Of vmapped runs, with the axes of the runs.
+
+        Raises:
+          TypeError: a leaf has another dtype.
+          ValueError: the tree has another structure, or a leaf another shape.
+
+        >>> import nnlearn
+        >>> state = init_state({"w": jnp.zeros(2)}, nnlearn.sgd(0.1))
+        >>> state.with_params({"w": jnp.ones(2)}).params
+        {'w': Array([1., 1.], dtype=float32)}
+        >>> state.with_params({"w": jnp.ones(3)})
+        Traceback (most recent call last):
+        ValueError: params: leaf 'w' has shape (3,), but the state's has (2,)
+        """
+        leaves = _like(unpack(params), jax.eval_shape(unpack, self.stored))
+        if is_packed(self.stored):
+            return self._replace(stored=jax.tree.map(_owned, pack_like(self.stored.layout, leaves)))
+        return self._replace(stored=jax.tree.map(_owned, leaves, self.stored))
+
+
+def _like(params: Params, shapes: PyTree) -> Params:
+    """``params`` as arrays, once they are known to have those shapes and dtypes."""
+    matching(params, shapes, ("params", "state.params"))
+    if jax.tree.structure(params) != jax.tree.structure(shapes):  # beside a None of the state's there is a leaf
+        raise ValueError("params has a leaf where state.params has None")
+
+    def check(path, shape, leaf):
+        # a Python number takes the dtype that is asked for
+        array = jnp.asarray(leaf, shape.dtype if isinstance(leaf, bool | int | float | complex) else None)
+        if array.shape != shape.shape:
+            raise ValueError(
+                f"params: leaf {path_name(path)!r} has shape {array.shape}, but the state's has {shape.shape}"
+            )
+        if array.dtype != shape.dtype:
+            raise TypeError(
+                f"params: leaf {path_name(path)!r} is {array.dtype.name}, but the state's is {shape.dtype.name}; "
+                "convert it: jax.tree.map(lambda new, old: new.astype(old.dtype), params, state.params)"
+            )
+        return array
+
+    return jax.tree.map_with_path(check, shapes, params)
+
+
+def _owned(array: jax.Array, old: jax.Array | None = None) -> jax.Array:
+    """A copy that a step may donate, of a strong type, where ``old`` lies on a mesh there."""
+    array = jnp.array(array, array.dtype, copy=True)
+    if isinstance(old, jax.core.Tracer) or isinstance(array, jax.core.Tracer):
+        return array
+    sharding = getattr(old, "sharding", None)
+    return jax.device_put(array, sharding) if isinstance(sharding, NamedSharding) else array
 
 
 def init_state(
@@ -105,6 +164,7 @@ def init_state(
 def _decide_packing(packed: bool | None, params: Params, tx: GradientTransformation, labels) -> bool:
     if packed not in (True, False, None):
         raise ValueError(f"packed must be True, False or None, got {packed!r}")
+    packed = None if packed is None else bool(packed)  # NumPy's False is not Python's
     if packed is False or (packed is None and not worth_packing(params)):
         return False
     if packed is None and any(buffer.sharding is not None for buffer in make_layout(params, labels).buffers):
@@ -113,8 +173,9 @@ def _decide_packing(packed: bool | None, params: Params, tx: GradientTransformat
     if packed and difference:
         raise ValueError(
             f"packed=True, but this optimizer would update packed parameters differently: {difference}. "
-            "Give labels that keep apart what it treats apart, put by_leaf around the transformation that works with "
-            "whole leaves, or leave packed=None"
+            "Give labels that keep apart what it treats apart (for partition(txs, rule): partition(txs, "
+            "nnlearn.per_buffer(rule)) and labels=rule), put by_leaf around the transformation that works with whole "
+            "leaves, or leave packed=None"
         )
     return not difference
 

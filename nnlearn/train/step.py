@@ -5,23 +5,24 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from optax import apply_updates, with_extra_args_support
+import optax
+from optax import ScaleByBacktrackingLinesearchState, apply_updates, with_extra_args_support
 
-from nnlearn.data import MaskedBatch, example_count
 from nnlearn.packing import is_packed, leaf_norms
-from nnlearn.train.calls import asks_for, hand
+from nnlearn.train.calls import asks_for
+from nnlearn.train.explain import accepted, check_state, explaining_batch, explaining_update
 from nnlearn.train.gradient import make_gradient
 from nnlearn.train.in_place import apply_gradients
-from nnlearn.train.noise_scale import NoiseScale, noise_scale_from_batches, noise_scale_from_examples
-from nnlearn.train.per_example import per_example_norms
+from nnlearn.train.noise_of_step import make_noise_of
+from nnlearn.train.noise_scale import NoiseScale
 from nnlearn.train.state import TrainState
 from nnlearn.transforms.hyperparams import is_injected
 from nnlearn.transforms.loss_scale import current_loss_scale
-from nnlearn.tree import global_norm
-from nnlearn.types import Batch, GradientTransformation, Key, LossFn, OptState, PyTree, Scalar
+from nnlearn.transforms.skipping import hold, skip_whole, was_skipped
+from nnlearn.tree import global_norm, widest
+from nnlearn.types import Batch, GradientTransformation, Grads, Key, LossFn, OptState, PyTree, Scalar
 
 RECORDABLE = {"grad_norm", "update_norm", "leaf_grad_norms", "noise_scale"}
-Step = Callable[[TrainState, Batch], tuple[TrainState, "Info"]]
 
 
 class Info(NamedTuple):
@@ -32,20 +33,28 @@ class Info(NamedTuple):
       grad_norm: Euclidean norm of the gradient, before the optimizer sees it; infinite or NaN if the gradient is. This
         and the other norms are None where ``make_step`` was not asked to record them.
       update_norm: Euclidean norm of the update.
-      learning_rate: the rate that made the update, as the optimizer's state records it; a vector if it holds several,
-        in the state's order, and NaN if it holds none.
+      learning_rate: the rate that made the update, as the optimizer's state records it, times the scale of
+        ``optax.contrib.reduce_on_plateau`` where that is chained to it; a vector if the state holds several rates, in
+        its order, and None if it holds none, as those of optax's own optimizers do.
       aux: what ``loss_fn`` returned beside the loss, or None.
-      leaf_grad_norms: Euclidean norm of each leaf's gradient, shape (leaves,), in the tree's order.
+      leaf_grad_norms: Euclidean norm of each leaf's gradient, shape (leaves,), in the tree's order; their names are
+        ``Trace.leaves``.
       noise_scale: how much the gradients of examples scatter, see ``noise_scale_from_examples``.
+      skipped: whether the optimizer skipped the step, see ``was_skipped``; None if nothing in it skips steps. The loss
+        and the norms are those of the batch all the same.
     """
 
     loss: jax.Array
     grad_norm: jax.Array | None
     update_norm: jax.Array | None
-    learning_rate: jax.Array
+    learning_rate: jax.Array | None
     aux: PyTree
     leaf_grad_norms: jax.Array | None = None
     noise_scale: NoiseScale | None = None
+    skipped: jax.Array | None = None
+
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, Info]]
 
 
 def make_step(
@@ -65,12 +74,19 @@ def make_step(
     The step is a pure function, to be compiled (``jit_step`` also donates the state), scanned, vmapped over states, or
     run on many devices under ``jax.shard_map``, ``jax.pmap`` or ``jax.vmap`` with an ``axis_name``.
 
+    A step that a guard in ``tx`` skips, such as ``apply_if_finite``, is skipped whole: parameters, model state,
+    averages, schedules and whatever else the optimizer carries outside of the guard stay as they were, and
+    ``info.skipped`` is True. Only ``state.step``, which counts batches, and the guards' own counts go on. One guard
+    anywhere in ``tx`` is enough, in one part of a ``partition`` too; see ``was_skipped`` for what guards are.
+
     Args:
       loss_fn: ``loss_fn(params, batch, key) -> loss`` or ``(loss, aux)``; ``loss`` a real scalar, the mean over the
         batch, ``aux`` a pytree of arrays. With an argument named ``model_state`` it is given the state's, and
         returns ``(loss, aux, model_state)``; with one named ``hparams`` it is given those.
       tx: an optimizer, nnlearn's or optax's. It is also handed ``value``, ``grad`` and ``value_fn``, which line
-        searches and plateau rules ask for.
+        searches and plateau rules ask for; all three are the whole batch's. The gradient of a complex parameter is the
+        direction of steepest ascent, as PyTorch's is, which is the conjugate of ``jax.grad``; ``jax.grad(value_fn)``
+        stays JAX's.
       axis_name: the mapped axis or axes over which each device sees its own part of the batch and all hold the same
         state. Loss, gradient and aux are averaged over it, and each part draws its own random numbers. Parts weigh the
         same, so give each as many examples; parts of a ``MaskedBatch`` weigh by the examples that count.
@@ -81,21 +97,31 @@ def make_step(
         ``loss_fn`` sees the tree, whichever it is.
       record: what ``info`` holds, out of ``grad_norm``, ``update_norm``, ``leaf_grad_norms`` and ``noise_scale``; the
         others are None. A norm costs a pass over the gradient; ``update_norm`` costs several, as the update is not
-        written out otherwise. The noise scale comes from the microbatches where there are some, and else from the norms
-        of all examples' gradients, which may cost as much as the gradient again.
+        written out otherwise. The noise scale comes from the microbatches of all devices where there are some, and else
+        from the norms of all examples' gradients, which may cost as much as the gradient again; beside
+        ``value_and_grad`` always from the examples' own gradients, not from what that makes of them.
       batch_weight: how much a part of a batch counts beside the others, a scalar function of it, where ``loss_fn``
         takes its mean over something else than examples, such as the tokens that are not padding.
-      value_and_grad: another way to take the gradient, ``value_and_grad(loss_fn)(params, batch, key) -> ((loss, aux),
-        grads)``, such as ``clipped_value_and_grad``.
+      value_and_grad: another way to take the gradient, such as ``clipped_value_and_grad``:
+        ``value_and_grad(f)(params, batch, key) -> ((loss, aux), grads)``, or ``(loss, grads)``, by JAX's convention for
+        complex parameters. ``params`` and ``grads`` are trees, also where the state is packed. ``f(params, batch,
+        key)`` returns what ``loss_fn`` returns; if that takes ``model_state``, ``(loss, aux)`` where ``aux`` holds the
+        new state, and has to be returned. With ``microbatches`` or ``axis_name`` it is called on each part, and the
+        results are averaged as losses are, unless the function has two more as attributes: then
+        ``over_part(params, batch, key)`` is called on each part, and ``finish(grads, count, key) -> grads`` once, on
+        the average over the ``count`` examples of all parts, with a key that all devices share. The scale of
+        ``dynamic_loss_scale`` is not applied, because a clipped gradient, for one, does not grow
+        with the loss; a function with an argument ``loss_scale`` is given it, and returns the gradient unscaled.
       hparams: what a ``loss_fn`` that asks for ``hparams`` is given.
 
     Returns:
       ``step(state, batch) -> (state, info)``.
 
     Raises:
-      TypeError: ``loss_fn`` does not take three arguments, or the loss is not a real scalar.
-      ValueError: the state is packed, or not, against ``packed``; or the batch cannot be split into
-        ``microbatches`` equal parts.
+      TypeError: ``loss_fn`` or ``value_and_grad`` does not take or return what it should.
+      ValueError: the state is packed, or not, against ``packed``; the batch cannot be split into ``microbatches`` equal
+        parts; or ``batch_weight`` is given with parts of a batch and a ``value_and_grad`` that weighs every example the
+        same.
 
     >>> import nnlearn
     >>> def loss_fn(params, batch, key):
@@ -107,46 +133,38 @@ def make_step(
     (Array(1.3, dtype=float32), Array(4., dtype=float32), Array(8., dtype=float32))
     """
     check_record(record)
-    gradient = make_gradient(
-        loss_fn,
-        axis_name=axis_name,
-        microbatches=microbatches,
-        batch_weight=batch_weight,
-        value_and_grad=value_and_grad,
-    )
-    tx = with_extra_args_support(tx)
-
-    def noise_of(state, batch, key, seen):
-        def loss_alone(params, batch, key):
-            result = hand(loss_fn, params, batch, key, model_state=state.model_state, hparams=hparams)
-            return result[0] if isinstance(result, tuple) else result
-
-        whole = global_norm(seen.grads)
-        if seen.part_squares is not None:
-            size = jnp.sum(batch.where) if isinstance(batch, MaskedBatch) else example_count(batch)
-            return noise_scale_from_batches(jnp.sqrt(seen.part_squares), whole, size / microbatches, size)
-        where = batch.where if isinstance(batch, MaskedBatch) else None
-        return noise_scale_from_examples(per_example_norms(loss_alone, state.stored, batch, key), whole, where)
+    options = {"axis_name": axis_name, "microbatches": microbatches, "batch_weight": batch_weight}
+    gradient = make_gradient(loss_fn, value_and_grad=value_and_grad, **options)
+    noise_of = make_noise_of(loss_fn, axis_name, microbatches, clean=value_and_grad is None)
+    takes = with_extra_args_support(tx).update
+    tx = skip_whole(tx)
 
     def step(state: TrainState, batch: Batch, *, key: Key | None = None) -> tuple[TrainState, Info]:
+        check_state(state)
         if packed is not None and packed != is_packed(state.stored):
             raise ValueError(
                 f"the step was made with packed={packed}, but the state's parameters are "
                 f"{'not ' if packed else ''}packed: make it with init_state(..., packed={packed})"
             )
         if state.model_state is None and asks_for(loss_fn, "model_state"):
-            raise ValueError("loss_fn takes model_state, but the state has none: give init_state(..., model_state=...)")
+            raise ValueError(
+                "loss_fn takes model_state, but the state has none: give init_state(params, tx, model_state=...). The "
+                "init of a model with running statistics returns both, (params, model_state)"
+            )
         key = step_key(state.key, state.step) if key is None else key
-        if axis_name is not None:
-            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
         scale = current_loss_scale(state.opt_state)
-        seen = gradient(state.stored, batch, key, state.model_state, scale, hparams)
-        extra = {"value": seen.loss, "grad": seen.grads, "value_fn": seen.value_fn}
-        if "update_norm" in record:
-            updates, opt_state = tx.update(seen.grads, state.opt_state, state.stored, **extra)
-            stored = apply_updates(state.stored, updates)
-        else:
-            stored, opt_state = apply_gradients(tx, state.stored, seen.grads, state.opt_state, **extra)
+        with explaining_batch(batch):
+            seen = gradient(state.stored, batch, key, state.model_state, scale, hparams)
+        offered = {"value": seen.loss, "grad": _slope_of(seen.grads, state.opt_state), "value_fn": seen.value_fn}
+        extra = accepted(takes, offered)
+        with explaining_update(tx, state.opt_state, state.stored):
+            if "update_norm" in record:
+                updates, opt_state = tx.update(seen.grads, state.opt_state, state.stored, **extra)
+                with jax.numpy_dtype_promotion("standard"):  # an update may be wider than its parameter
+                    stored = apply_updates(state.stored, updates)
+            else:
+                stored, opt_state = apply_gradients(tx, state.stored, seen.grads, state.opt_state, **extra)
+        skipped = was_skipped(tx, state.opt_state, opt_state)
         info = Info(
             seen.loss,
             global_norm(seen.grads) if "grad_norm" in record else None,
@@ -154,11 +172,25 @@ def make_step(
             recorded_learning_rate(opt_state),
             seen.aux,
             leaf_norms(seen.grads) if "leaf_grad_norms" in record else None,
-            noise_of(state, batch, key, seen) if "noise_scale" in record else None,
+            noise_of(state, batch, key, seen, scale, hparams) if "noise_scale" in record else None,
+            skipped,
         )
-        return TrainState(state.step + 1, stored, opt_state, state.key, seen.model_state), info
+        model_state = hold(skipped, state.model_state, seen.model_state)
+        return TrainState(state.step + 1, stored, opt_state, state.key, model_state), info
 
     return step
+
+
+def _slope_of(grads: Grads, opt_state: OptState) -> Grads:
+    """The gradient as a line search reads it: optax's backtracking takes that of JAX, and its zoom the conjugate."""
+
+    def is_search(node):
+        return isinstance(node, ScaleByBacktrackingLinesearchState)
+
+    if not any(map(jnp.iscomplexobj, jax.tree.leaves(grads))):
+        return grads
+    found = any(map(is_search, jax.tree.leaves(opt_state, is_leaf=is_search)))
+    return jax.tree.map(jnp.conj, grads) if found else grads
 
 
 def check_record(record: Collection[str]) -> None:
@@ -181,6 +213,27 @@ def step_key(key: Key, step: Scalar) -> Key:
     return jax.random.fold_in(key, step)
 
 
+def counted_loss(info: Info) -> jax.Array:
+    """The loss of steps, 0 where they were skipped: what a mean over the steps that were made adds up.
+
+    >>> nothing = jnp.zeros(2)
+    >>> counted_loss(Info(jnp.array([1.0, jnp.nan]), None, None, nothing, None, skipped=jnp.array([False, True])))
+    Array([1., 0.], dtype=float32)
+    """
+    skipped = getattr(info, "skipped", None)  # a step that make_step did not make may lack it
+    return info.loss if skipped is None else jnp.where(skipped, jnp.zeros_like(info.loss), info.loss)
+
+
+def count_skipped(info: Info) -> jax.Array | int:
+    """How many steps were skipped, int32; the number 0 if nothing skips steps.
+
+    >>> count_skipped(Info(jnp.ones(2), None, None, jnp.ones(2), None))
+    0
+    """
+    skipped = getattr(info, "skipped", None)
+    return 0 if skipped is None else jnp.sum(skipped, dtype=jnp.int32)
+
+
 def jit_step(step: Step) -> Step:
     """Compile a step and donate its state: the new state takes the old one's memory, and the old is gone.
 
@@ -194,26 +247,53 @@ def jit_step(step: Step) -> Step:
     return jax.jit(step, donate_argnums=0)
 
 
-def recorded_learning_rate(state: OptState) -> jax.Array:
-    """The learning rate that an optimizer's state records; see ``Info.learning_rate``.
+def recorded_learning_rate(state: OptState) -> jax.Array | None:
+    """The learning rate that an optimizer's state records, or None; see ``Info.learning_rate``.
 
     >>> import nnlearn
     >>> recorded_learning_rate(nnlearn.adam(0.1).init(jnp.zeros(1)))
     Array(0.1, dtype=float32)
     """
-
-    def holds_rate(node):
-        return hasattr(node, "learning_rate") or is_injected(node)
-
-    rates = []
-    for node in filter(holds_rate, jax.tree.leaves(state, is_leaf=holds_rate)):
-        if is_injected(node):
-            rates.append(node.hyperparams.get("learning_rate", recorded_learning_rate(node.inner_state)))
-        else:
-            rates.append(node.learning_rate)
-    if not rates:
-        return jnp.array(jnp.nan)
-    return jnp.asarray(rates[0]) if len(rates) == 1 else jnp.concatenate([jnp.atleast_1d(rate) for rate in rates])
+    rates, _ = _rates_and_scale(state)
+    if len(rates) < 2:
+        return rates[0] if rates else None
+    dtype = widest(*(rate.dtype for rate in rates))
+    return jnp.concatenate([jnp.atleast_1d(rate).astype(dtype) for rate in rates])
 
 
-__all__ = ["Info", "check_record", "jit_step", "make_step", "recorded_learning_rate", "step_key"]
+def _rates_and_scale(node: OptState) -> tuple[list[jax.Array], Scalar]:
+    """The rates below a node of an optimizer's state, and what the plateau rules there multiply earlier updates by."""
+    if isinstance(node, optax.contrib.ReduceLROnPlateauState):
+        return [], node.scale
+    if is_injected(node) and "learning_rate" in node.hyperparams:
+        _, scale = _rates_and_scale(node.inner_state)
+        return [_times(jnp.asarray(node.hyperparams["learning_rate"]), scale)], scale
+    if hasattr(node, "learning_rate"):
+        return [jnp.asarray(node.learning_rate)], 1
+    if isinstance(node, optax.transforms.PartitionState):  # a rule in one part leaves the others alone
+        return [rate for part in node.inner_states.values() for rate in _rates_and_scale(part)[0]], 1
+    children = jax.tree.leaves(node, is_leaf=lambda child: child is not node)
+    if len(children) == 1 and children[0] is node:
+        return [], 1
+    rates, scale = [], 1
+    for child in children:  # in the order in which a chain applies them
+        found, factor = _rates_and_scale(child)
+        rates = [*(_times(rate, factor) for rate in rates), *found]
+        scale = scale if isinstance(factor, int) else _times(jnp.asarray(factor), scale)
+    return rates, scale
+
+
+def _times(rate: jax.Array, factor: Scalar) -> jax.Array:
+    return rate if isinstance(factor, int) else rate * jnp.asarray(factor).astype(rate.dtype)
+
+
+__all__ = [
+    "Info",
+    "check_record",
+    "count_skipped",
+    "counted_loss",
+    "jit_step",
+    "make_step",
+    "recorded_learning_rate",
+    "step_key",
+]

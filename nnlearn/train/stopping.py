@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.checks import check_nonnegative, check_number
+from nnlearn.settings import comparable
 from nnlearn.types import PyTree, Scalar
 
 Metrics = dict[str, jax.Array]
@@ -17,14 +18,15 @@ MODES = ("min", "max")
 
 
 class StopRule(NamedTuple):
-    """When to stop, and which parameters to keep.
+    """When to stop, and which state to keep.
 
     Attributes:
       name: what stopped the run, for people.
       init: ``init() -> state`` before the first check.
       update: ``update(state, metrics, step) -> (state, stop)`` at every check; ``metrics`` holds ``train_loss``, the
-        mean over the steps since the last check, and what ``evaluate`` returned; ``stop`` is a boolean scalar.
-      keep: ``(metric, mode)`` if the run is to end with the parameters of its best check, else None.
+        mean over the steps since the last check without those that were skipped, NaN if all were, and what
+        ``evaluate`` returned; ``stop`` is a boolean scalar.
+      keep: ``(metric, mode)`` if the run is to end with the state of its best check, else None.
     """
 
     name: str
@@ -67,6 +69,7 @@ def worst(mode: str) -> jax.Array:
     return jnp.array(jnp.inf if mode == "min" else -jnp.inf, jnp.float32)
 
 
+@comparable
 def patience(
     metric: str,
     checks: Scalar,
@@ -82,7 +85,9 @@ def patience(
       checks: checks in a row without a better value, >= 1.
       mode: whether small or large is better.
       min_delta: how much better counts, >= 0.
-      restore_best: whether the run ends with the parameters of its best check, whatever ends it.
+      restore_best: whether the run ends with the state of its best check, whatever ends it: parameters, optimizer
+        state (averages and moments with it), model state and ``step``, all of that check. Keeping it takes the memory
+        of one more state: for Adam three times that of the parameters.
 
     Source: Prechelt 1998, "Early Stopping - But When?".
 
@@ -109,6 +114,7 @@ def patience(
     return StopRule(f"patience({metric})", lambda: (worst(mode), jnp.zeros([], jnp.int32)), update, keep)
 
 
+@comparable
 def converged(tolerance: Scalar, checks: Scalar = 1, *, metric: str = "train_loss") -> StopRule:
     """Stop once a metric has changed by no more than ``tolerance`` for so many checks in a row.
 
@@ -134,6 +140,7 @@ def converged(tolerance: Scalar, checks: Scalar = 1, *, metric: str = "train_los
     return StopRule(f"converged({metric})", lambda: (worst("min"), jnp.zeros([], jnp.int32)), update)
 
 
+@comparable
 def reached(metric: str, target: Scalar, *, mode: Literal["min", "max"] = "min") -> StopRule:
     """Stop once a metric is at its target or beyond it.
 
@@ -155,6 +162,7 @@ def reached(metric: str, target: Scalar, *, mode: Literal["min", "max"] = "min")
     return StopRule(f"reached({metric})", lambda: (), update)
 
 
+@comparable
 def diverged(limit: Scalar = float("inf"), *, metric: str = "train_loss") -> StopRule:
     """Stop once a metric is not finite, or above a limit: this run is lost.
 
@@ -174,8 +182,11 @@ def diverged(limit: Scalar = float("inf"), *, metric: str = "train_loss") -> Sto
     return StopRule(f"diverged({metric})", lambda: (), update)
 
 
+@comparable
 def keep_best(metric: str, mode: Literal["min", "max"] = "min") -> StopRule:
-    """Never stop, and end with the parameters of the best check.
+    """Never stop, and end with the state of the best check.
+
+    The whole state is kept: parameters, optimizer state, model state and ``step``, in memory of its own.
 
     Args:
       metric: its name among what ``evaluate`` returns, or ``train_loss``.

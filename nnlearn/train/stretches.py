@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from nnlearn.sharding_axes import filled
+from nnlearn.train.slices import JIT, results_of
 from nnlearn.types import PyTree
 
 KEPT = {"dot_general", "conv_general_dilated", "exp", "log", "reduce_sum", "reduce_max"}
@@ -55,12 +56,14 @@ def is_kept(primitive, *_, **__) -> bool:
 
 
 def blank(shape: jax.ShapeDtypeStruct) -> jax.Array:
-    """What stands for numbers that were never made: NaN, or 0 where there is none.
+    """What stands for numbers that were never made: infinity, or 0 where there is none.
+
+    Not NaN: a healthy run that has stopped must pass ``jax_debug_nans``.
 
     >>> blank(jax.ShapeDtypeStruct((2,), jnp.float32))
-    Array([nan, nan], dtype=float32)
+    Array([inf, inf], dtype=float32)
     """
-    return filled(shape, jnp.nan if jnp.issubdtype(shape.dtype, jnp.inexact) else 0)
+    return filled(shape, jnp.inf if jnp.issubdtype(shape.dtype, jnp.inexact) else 0)
 
 
 def end_to_end(outputs: PyTree) -> PyTree:
@@ -107,7 +110,7 @@ def lean_scan(body: Callable, carry: PyTree, xs: PyTree) -> tuple[PyTree, Any]:
     """``scan`` that carries only what changes, and whose derivative keeps only what of a turn is dear.
 
     >>> lean_scan(lambda carry, x: ((carry[0] + x, 3.0), -x), (jnp.zeros(()), 1.0), jnp.ones(2))
-    ((Array(2., dtype=float32), 3.0), Array([-1., -1.], dtype=float32))
+    ((Array(2., dtype=float32), Array(3., dtype=float32)), Array([-1., -1.], dtype=float32))
     """
     turn, carried, restore = without_constants(body, carry, jax.tree.map(lambda leaf: leaf[0], xs))
     carried, outputs = jax.lax.scan(jax.checkpoint(turn, policy=is_kept, prevent_cse=False), carried, xs)
@@ -121,6 +124,9 @@ def without_constants(body: Callable, carry: PyTree, x: PyTree) -> tuple[Callabl
     program with more than a few operations that wait for nothing it runs on several threads, which costs more than it
     gains where arrays are small.
 
+    The body runs once a turn and no more, so its effects (``jax.debug``, ``io_callback``) occur once a turn: what the
+    constants are after the loop is computed by the equations that lead to them, which have no effects.
+
     Args:
       body: ``body(carry, x) -> (carry, output)``.
       carry, x: what it is called with first.
@@ -130,10 +136,11 @@ def without_constants(body: Callable, carry: PyTree, x: PyTree) -> tuple[Callabl
 
     >>> turn, carried, restore = without_constants(lambda carry, x: ((carry[0] + x, 3.0), None), (0.0, 1.0), 1.0)
     >>> carried, restore(turn(carried, 1.0)[0])
-    ([0.0], (1.0, 3.0))
+    ([0.0], (1.0, Array(3., dtype=float32)))
     """
     leaves, treedef = jax.tree.flatten(carry)
-    constant = constant_leaves(body, carry, x)
+    program = jax.make_jaxpr(body)(carry, x)
+    constant = _constant_leaves(program.jaxpr, len(leaves))
 
     def join(carried, constants):
         carried, constants = iter(carried), iter(constants)
@@ -147,38 +154,26 @@ def without_constants(body: Callable, carry: PyTree, x: PyTree) -> tuple[Callabl
         return part(carry, False), output
 
     def restore(carried):
-        # one turn more, of which the compiler drops all but the constants
-        return join(carried, part(body(carry, x)[0], True) if any(constant) else [])
+        return join(carried, _constant_results(program, constant))
 
     return turn, part(leaves, False), restore
 
 
-def constant_leaves(function: Callable, carry: PyTree, *inputs: Any) -> list[bool]:
-    """Which leaves of a carry a loop need not carry: never read, and set to what depends on no turn.
-
-    Args:
-      function: ``function(carry, *inputs) -> (carry, outputs)``, the body of a loop.
-      carry, inputs: what it is called with.
-
-    A learning rate that is only recorded is one. XLA would write it again at every turn.
-
-    >>> constant_leaves(lambda carry, x: ((carry[0] + x, 3.0), None), (1.0, 2.0), 1.0)
-    [False, True]
-    """
-    program = jax.make_jaxpr(function)(carry, *inputs).jaxpr
-    leaves = len(jax.tree.leaves(carry))
+def _constant_leaves(program: Jaxpr, leaves: int) -> list[bool]:
+    """Which leaves of a carry a loop need not carry: never read by its body, and set to what depends on no turn."""
     used, varied = _reads(program, [True] * len(program.invars))
     return [not used[at] and not varied[at] for at in range(leaves)]
 
 
-def _reads(program: Any, varied: list[bool]) -> tuple[list[bool], list[bool]]:
+def _reads(program: Jaxpr, varied: list[bool]) -> tuple[list[bool], list[bool]]:
     """Which arguments of a program anything is worked out from or returned, and which results depend on ``varied``."""
     changing = {var for var, flag in zip(program.invars, varied, strict=True) if flag}
     used: set = set()
     for equation in program.eqns:
         flags = [not isinstance(var, Literal) and var in changing for var in equation.invars]
-        reads, results = [True] * len(flags), [any(flags)] * len(equation.outvars)
-        if equation.primitive.name in ("jit", "pjit"):
+        # what a callback returns may be another number at every turn, whatever it is called with
+        reads, results = [True] * len(flags), [any(flags) or bool(equation.effects)] * len(equation.outvars)
+        if equation.primitive.name in JIT:
             reads, results = _reads(equation.params["jaxpr"].jaxpr, flags)
         used |= {var for var, read in zip(equation.invars, reads, strict=True) if read and not isinstance(var, Literal)}
         changing |= {var for var, flag in zip(equation.outvars, results, strict=True) if flag}
@@ -187,9 +182,20 @@ def _reads(program: Any, varied: list[bool]) -> tuple[list[bool], list[bool]]:
     return read, [not isinstance(var, Literal) and var in changing for var in program.outvars]
 
 
+def _constant_results(program: ClosedJaxpr, constant: list[bool]) -> list[jax.Array]:
+    """The values of those results of a loop's body that are the same at every turn."""
+    wanted = constant + [False] * (len(program.jaxpr.outvars) - len(constant))
+    values = results_of(program, [None] * len(program.jaxpr.invars), wanted)
+    variables = zip(program.jaxpr.outvars, values, wanted, strict=True)
+    return [
+        value if isinstance(value, jax.Array) else jnp.asarray(value, var.aval.dtype)
+        for var, value, wants in variables
+        if wants
+    ]
+
+
 __all__ = [
     "blank",
-    "constant_leaves",
     "end_to_end",
     "followed_by",
     "is_kept",

@@ -4,20 +4,24 @@ Arrays are read as runs of numbers that are all made in the same way: a leaf is 
 and laying leaves end to end, or cutting a buffer into them, changes nothing. Sums, maxima and the like over a whole run
 are sets of what they go over, whatever the order. So two programs that do the same to the same leaves come out equal,
 packed or not; what is not understood comes out different, never equal by mistake.
+
+Only sums in float32 or better may be regrouped. A sum in bfloat16 is equal to the same sum of the same arrays alone,
+and so is a total that is rounded to bfloat16: the last bit of it is 0.4 %.
 """
 
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from nnlearn.native.kernel import KERNEL
+from nnlearn.tree import rarely
 
 ELEMENTWISE_NAMES = """
 abs acos acosh add and asin asinh atan atan2 atanh cbrt ceil clamp complex conj convert_element_type copy copy_p cos
@@ -26,11 +30,15 @@ lt max min mul ne neg nextafter not or population_count pow real reduce_precisio
 shift_right_arithmetic shift_right_logical sign sin sinh sqrt square sub tan tanh xor
 """
 ELEMENTWISE = frozenset(ELEMENTWISE_NAMES.split())
-ELEMENTWISE_SETTINGS = ("y", "new_dtype", "exponent_bits", "mantissa_bits", "rounding_method")
+WITHOUT_EFFECT = {"sharding", "out_sharding", "weak_type"}  # settings that change no number
 REDUCTIONS = {"reduce_sum": "add", "reduce_max": "max", "reduce_min": "min", "reduce_and": "and", "reduce_or": "or"}
+RARELY = f"{rarely.__qualname__}.<locals>."
 NEUTRAL = {"add": 0, "and": 1, "or": 0}
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat2": "jaxpr"}
 CALLS |= {"checkpoint": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
+IMPURE = {"rng_uniform", "empty"}  # two calls with the same arguments need not return the same
+HARMLESS = {"DebugEffect", "OrderedDebugEffect"}
+LEAF_BY_LEAF = {"unknown_gradient", "unknown_curvature"}  # a result for each leaf, see ``stand_in``
 
 
 class Run(NamedTuple):
@@ -58,10 +66,31 @@ Value = tuple[Run, ...] | Along | int
 """Runs in the order of the flattened array, or along one axis; or one expression that holds for every number of it."""
 
 
+def is_low(dtype) -> bool:
+    """Whether sums in this dtype are less precise than in float32."""
+    return bool(jnp.issubdtype(dtype, jnp.floating)) and jnp.finfo(dtype).nmant < jnp.finfo(jnp.float32).nmant
+
+
+def _whole(value: Value) -> Value:
+    """A value in its only form: a single run is an expression that holds throughout."""
+    single = isinstance(value, tuple) and len(value) == 1 and value[0].moved is None
+    return value[0].expression if single else value
+
+
+def _expressions(value: Value) -> list[int]:
+    if isinstance(value, int):
+        return [value]
+    return [run.expression for run in (value.runs if isinstance(value, Along) else value)]
+
+
 def _solid(shape: Sequence[int], axes: Sequence[int]) -> tuple:
     """A shape without its axes of length 1, and where the named axes are then."""
     kept = [axis for axis, length in enumerate(shape) if length != 1]
     return tuple(shape[axis] for axis in kept), tuple(kept.index(axis) for axis in axes if axis in kept)
+
+
+def _closed(program) -> ClosedJaxpr:
+    return program if hasattr(program, "consts") else ClosedJaxpr(program, ())
 
 
 def _transpose_run(run: Run, shape: Sequence[int], order: Sequence[int]) -> Run | None:
@@ -77,33 +106,56 @@ def _transpose_run(run: Run, shape: Sequence[int], order: Sequence[int]) -> Run 
 
 
 class Interpreter:
-    """Reads programs. Expressions are numbers, the same for the same expression in all programs that one reads."""
+    """Reads programs. Expressions are numbers, the same for the same expression in all programs that one reads.
 
-    def __init__(self):
+    Args:
+      exact: tell sums of the same numbers apart if they are made in another order or from arrays of other shapes.
+
+    Attributes:
+      low: the dtypes below float32 that sums were made in or rounded to.
+    """
+
+    def __init__(self, exact: bool = False):
+        self.exact = exact
+        self.low: set[str] = set()
         self._numbers: dict[tuple, int] = {}
         self._sets: dict[int, tuple[str, tuple]] = {}
-        self._widened: dict[int, tuple] = {}
         self._neutral: dict[str, set[int]] = {kind: set() for kind in REDUCTIONS.values()}
+        self._regrouped: set[int] = set()  # of single numbers, those that depend on the order of a sum, by rounding
+        self._owner: dict[int, int] = {}  # of single numbers made elementwise from a leaf of one number: which leaf
+        self._kept: list = []  # what is known by its address must not be freed
+        self._depth, self._path = 0, []
+        self._rounded: dict[tuple, Hashable] = {}  # by path, what is or may be rounded to less than float32
+        self._roundings = 0  # of numbers that depend on the order of a sum
+        self._to_the_bit: Interpreter | None = None
+        self._program, self._leaves = None, {}
 
-    def run(self, program) -> list[Value]:
-        """The values of a closed program's results; arguments are told apart by their position."""
-        arguments = [
-            self._of_size(var.aval, self._express("argument", position))
-            for position, var in enumerate(program.jaxpr.invars)
-        ]
-        results = self._inside(program, arguments)
-        # a single run is a value that holds throughout
-        one = lambda value: isinstance(value, tuple) and len(value) == 1 and value[0].moved is None  # noqa: E731
-        return [value[0].expression if one(value) else value for value in results]
+    def run(self, program, leaves: Mapping[int, int]) -> list[Value]:
+        """The values of a closed program's results; arguments are told apart by their position.
+
+        Args:
+          program: as ``jax.make_jaxpr`` returns it.
+          leaves: of which leaf an argument holds the numbers, by its position; others have one number for all leaves.
+        """
+        self._program, self._leaves, self._rounded = program, leaves, {}
+        arguments = [self._express("argument", position) for position in range(len(program.jaxpr.invars))]
+        self._owner.update({arguments[position]: leaf for position, leaf in leaves.items()})
+        values = [self._of_size(var.aval, one) for var, one in zip(program.jaxpr.invars, arguments, strict=True)]
+        return list(map(_whole, self._inside(program, values)))
 
     def _express(self, *key) -> int:
         return self._numbers.setdefault(key, len(self._numbers))
+
+    def _unique(self) -> int:
+        """An expression that is equal to no other."""
+        return self._express("unique", len(self._numbers))
 
     def _of_size(self, aval, expression: int) -> Value:
         return expression if aval.size == 1 else (Run(aval.size, expression),) if aval.size else ()
 
     def _constant(self, value, aval) -> Value:
         if isinstance(value, jax.core.Tracer) or jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended):
+            self._kept.append(value)
             return self._of_size(aval, self._express("constant", id(value)))
         array = np.asarray(value)
         if array.size == 1:
@@ -123,7 +175,9 @@ class Interpreter:
             return self._constant(var.val, var.aval) if isinstance(var, Literal) else known[var]
 
         for equation in program.jaxpr.eqns:
+            self._path.append(equation)
             results = self._apply(equation, [read(var) for var in equation.invars])
+            self._path.pop()
             known.update(zip(equation.outvars, results, strict=True))
         return [read(var) for var in program.jaxpr.outvars]
 
@@ -134,23 +188,25 @@ class Interpreter:
         result = None
         if CALLS.get(name) in params:
             return self._call(params[CALLS[name]], values)
+        if name in IMPURE or any(type(effect).__name__ not in HARMLESS for effect in equation.effects):
+            return [self._of_size(var.aval, self._unique()) for var in equation.outvars]
         if name == KERNEL:
             forms = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in equation.invars]
             return self._call(jax.make_jaxpr(params["kernel"].reference)(*forms), values)
+        if name == "custom_vmap_call" and params["rule"].__qualname__.startswith(RARELY):
+            return self._rarely(params["call"], values) or self._opaque(equation, values)
         if name == "cond":
             return self._branch(params["branches"], values) or self._opaque(equation, values)
-        if name in ("optimization_barrier", "sharding_constraint", "reshard"):
+        if name in ("optimization_barrier", "sharding_constraint", "reshard", "stop_gradient"):
             return values
         if name == "split":
             return self._split(values[0], params["sizes"], params["axis"], shapes[0]) or self._opaque(equation, values)
         if name in ELEMENTWISE:
-            inputs = [var.aval for var in equation.invars]
-            result = self._elementwise(name, params, self._stretched(values, shapes, out.shape), inputs, out)
+            result = self._elementwise(name, params, self._stretched(values, shapes, out.shape), out)
         elif name in REDUCTIONS:
-            result = self._reduce(REDUCTIONS[name], values[0], shapes[0], params["axes"])
+            result = self._reduce(REDUCTIONS[name], values[0], shapes[0], params["axes"], out.dtype)
         elif name == "dot_general" and all(len(shape) == 1 for shape in shapes) and out.shape == ():
-            products = self._elementwise("mul", {}, values, (), equation.invars[0].aval)
-            result = None if products is None else self._reduce("add", products, shapes[0], (0,))
+            result = self._dot(values, params, equation.invars, out)
         elif name == "broadcast_in_dim":
             result = self._broadcast(values[0], shapes[0], out.shape, params["broadcast_dimensions"])
         elif name == "squeeze" or (name == "reshape" and params["dimensions"] is None):
@@ -209,9 +265,7 @@ class Interpreter:
         return runs if math.prod(shape[at] for at in order[:axis]) == 1 else Along(axis, runs)
 
     def _call(self, program, values):
-        if not hasattr(program, "consts"):  # remat holds an open program
-            program = jax.extend.core.ClosedJaxpr(program, ())
-        return self._inside(program, values)
+        return self._inside(_closed(program), values)
 
     def _runs(self, value: Value, size: int) -> tuple[Run, ...]:
         return value if isinstance(value, tuple) else (Run(size, value, True),) if size else ()
@@ -242,28 +296,58 @@ class Interpreter:
             for value, shape in zip(values, shapes, strict=True)
         ]
 
-    def _elementwise(self, name, params, values, inputs, out) -> Value | None:
-        settings = tuple(str(params[key]) for key in ELEMENTWISE_SETTINGS if key in params)
+    def _elementwise(self, name, params, values, out) -> Value | None:
+        settings = tuple((key, self._key(params[key])) for key in sorted(params) if key not in WITHOUT_EFFECT)
+        rounds = name == "reduce_precision" or (name == "convert_element_type" and is_low(out.dtype))
+        any_order = name in ("max", "min", "and", "or")
+        any_order |= name == "add" and not is_low(out.dtype) and not self.exact
 
         def combine(row, single):
-            if name in REDUCTIONS.values():  # in any order and grouping
+            if single and rounds and not self.exact and self._regrouped.intersection(row).difference(self._owner):
+                self.low.add(str(out.dtype))
+                self._roundings += 1
+                return self._express("rounded", self._read_exactly())
+            if any_order and (name != "add" or single):
                 items = [item for expression in row for item in self._items(name, 1, expression)]
-                return self._gather(name, items, single)
-            if name == "convert_element_type" and jnp.issubdtype(out.dtype, jnp.floating):
-                return self._convert(row[0], inputs[0].dtype, out.dtype, single)
-            return self._express(name, settings, *row)
+                expression = self._gather(name, items, out.dtype)
+            else:
+                expression = self._express(name, settings, *(sorted(row) if name == "add" else row))
+            return self._mark(expression, row, out.dtype) if single else expression
 
-        return self._by_run(values, combine)
+        result = self._by_run(values, combine)
+        if rounds:
+            self._rounded[self._place()] = None if result is None else _whole(result)
+        return result
 
-    def _convert(self, expression: int, source, target, single: bool) -> int:
-        if single and any(what == "all" for what, *_ in self._sets.get(expression, ("", ()))[1]):
-            return expression  # a total is the same total in another precision; of each leaf's numbers it is a rounding
-        if self._widened.get(expression, (None, None))[1] == target:  # there and back
-            return self._widened[expression][0]
-        converted = self._express("convert", str(target), expression)
-        if source != target and jnp.promote_types(source, target) == target:
-            self._widened[converted] = (expression, source)
-        return converted
+    def _mark(self, expression: int, row: Sequence[int], dtype) -> int:
+        """An expression of single numbers, with what is known of them."""
+        owners = {self._owner[part] for part in row if part in self._owner}
+        if len(owners) == 1 and all(what == "one" for what, *_ in self._sets.get(expression, ("", ()))[1]):
+            self._owner.setdefault(expression, *owners)
+        if not self._regrouped.isdisjoint(row) and jnp.issubdtype(dtype, jnp.inexact):
+            self._regrouped.add(expression)
+        return expression
+
+    def _place(self) -> tuple:
+        return self._depth, *map(id, self._path)
+
+    def _read_exactly(self) -> Hashable:
+        """What comes out of the operation that is being read, if sums made in another order are other sums."""
+        if self._to_the_bit is None:
+            self._to_the_bit = Interpreter(exact=True)
+        if self._to_the_bit._program is not self._program:
+            self._to_the_bit.run(self._program, self._leaves)
+        found = self._to_the_bit._rounded.get(self._place())
+        return self._unique() if found is None else found
+
+    def _dot(self, values, params, inputs, out) -> Value | None:
+        """The product of two vectors, if its sum is over exact products or in the precision of its arguments."""
+        if is_low(out.dtype):
+            self.low.add(str(out.dtype))
+        if self.exact or is_low(out.dtype) or any(var.aval.dtype != out.dtype for var in inputs):
+            return None
+        products = self._elementwise("mul", {}, values, inputs[0].aval)
+        return None if products is None else self._reduce("add", products, inputs[0].aval.shape, (0,), out.dtype)
 
     def _items(self, kind: str, size: int, expression: int, uniform: bool = False) -> tuple:
         """What a run adds to a sum, or the like, how often: itself, or what a number that is such a sum goes over."""
@@ -275,18 +359,26 @@ class Interpreter:
             return tuple((what, size * times, inner) for what, times, inner in self._sets[expression][1])
         return (("one", size, expression),)
 
-    def _gather(self, kind: str, items: Sequence[tuple], single: bool = True) -> int:
-        counts, total = Counter(), single and any(what == "all" for what, *_ in items)
+    def _gather(self, kind: str, items: Sequence[tuple], dtype) -> int:
+        counts = Counter()
         for what, times, expression in items:
-            exact = self._widened[expression][0] if total and expression in self._widened else expression
-            counts[what, exact] += times
+            counts[what, expression] += times
         # to a maximum or the like it is the same how often a number occurs
         items = tuple(sorted((what, n if kind == "add" else 1, expression) for (what, expression), n in counts.items()))
         if len(items) == 1 and items[0][:2] == ("one", 1):
             return items[0][2]
-        expression = self._express("gather", kind, items)
+        expression = self._express("gather", kind, str(dtype), items)
         self._sets[expression] = (kind, items)
+        if kind == "add" and jnp.issubdtype(dtype, jnp.inexact) and self._is_regrouped(items):
+            self._regrouped.add(expression)
         return expression
+
+    def _is_regrouped(self, items: Sequence[tuple]) -> bool:
+        """Whether a sum goes over several leaves, or over a number that does."""
+        several = len(items) > 1 and any(what == "all" for what, *_ in items)
+        return several or any(
+            what == "one" and (times > 2 or expression in self._regrouped) for what, times, expression in items
+        )
 
     def _each(self, value: tuple[Run, ...], shape: Sequence[int]) -> tuple[int, ...] | None:
         """The shape of each run if the array is one run, or a stack of equal ones along its first axis."""
@@ -295,14 +387,23 @@ class Interpreter:
         stacked = shape and shape[0] == len(value) and all(run.size == math.prod(shape[1:]) for run in value)
         return tuple(shape[1:]) if stacked else None
 
-    def _reduce(self, kind, value, shape, axes) -> Value | None:
+    def _reduce(self, kind, value, shape, axes, dtype) -> Value | None:
+        if kind == "add" and is_low(dtype):
+            self.low.add(str(dtype))
+            return None
+        if kind == "add" and self.exact and jnp.issubdtype(dtype, jnp.inexact):
+            return None
         left = math.prod(length for axis, length in enumerate(shape) if axis not in axes)
         if isinstance(value, int):
             size = math.prod(shape) // max(left, 1)
-            return self._gather(kind, self._items(kind, size, value, uniform=True))
+            return self._gather(kind, self._items(kind, size, value, uniform=True), dtype)
         if left == 1:
             runs = value.runs if isinstance(value, Along) else value
-            return self._gather(kind, [item for run in runs for item in self._items(kind, *run[:3])])
+            total = self._gather(kind, [item for run in runs for item in self._items(kind, *run[:3])], dtype)
+            if kind == "add" and len(runs) > 1:  # even if no run has more than one number
+                self._regrouped.add(total)
+                self._owner.pop(total, None)
+            return total
         if isinstance(value, Along):
             return None
         each, lead = self._each(value, shape), int(len(value) > 1)
@@ -313,7 +414,7 @@ class Interpreter:
 
         def reduce_run(run):
             if kept == 1:
-                return Run(1, self._gather(kind, self._items(kind, *run[:3])))
+                return Run(1, self._gather(kind, self._items(kind, *run[:3]), dtype))
             return Run(kept, self._express("reduce", kind, *_solid(each, axes), run.expression, run.moved))
 
         return tuple(map(reduce_run, value))
@@ -361,21 +462,72 @@ class Interpreter:
     def _branch(self, branches, values) -> list[Value] | None:
         index, *operands = values
         results = []
+
+        def combine(row, single):
+            expression = self._express("cond", index, *row)
+            return self._mark(expression, row, jnp.float32) if single else expression
+
         for outcomes in zip(*(self._inside(branch, operands) for branch in branches), strict=True):
-            result = self._by_run(outcomes, lambda row, single: self._express("cond", index, *row))
+            result = self._by_run(outcomes, combine)
             if result is None:
                 return None
             results.append(result)
         return results
 
+    def _rarely(self, program, values) -> list[Value] | None:
+        """What ``rarely`` chooses from is the same on both sides, so the side that holds for all arguments is read."""
+        choice = program.jaxpr.eqns[-1]
+        if choice.primitive.name != "cond" or list(choice.invars[1:]) != list(program.jaxpr.invars[1:]):
+            return None
+        return self._inside(choice.params["branches"][1], values[1:])
+
     def _opaque(self, equation, values) -> list[Value]:
         """An operation that is not understood, on arrays as they are: equal only to itself."""
-        shapes = tuple(var.aval.shape for var in equation.invars)
-        key = (equation.primitive.name, str(equation.params), shapes, tuple(values))
-        return [
-            self._of_size(var.aval, self._express("opaque", position, key))
-            for position, var in enumerate(equation.outvars)
-        ]
+        shapes, before = tuple((var.aval.shape, str(var.aval.dtype)) for var in equation.invars), self._roundings
+        settings = tuple((key, self._key(equation.params[key])) for key in sorted(equation.params))
+        key = (equation.primitive.name, settings, shapes, tuple(map(_whole, values)))
+        rounds = self._roundings > before or any(is_low(var.aval.dtype) for var in equation.outvars)
+        regrouped = any(not self._regrouped.isdisjoint(_expressions(value)) for value in values)
+        if regrouped and rounds and not self.exact:
+            key = self._read_exactly()
+        results = [self._express("opaque", position, key) for position in range(len(equation.outvars))]
+        self._rounded[self._place()] = tuple(results)
+        if regrouped:
+            self._regrouped.update(results)
+        if equation.primitive.name in LEAF_BY_LEAF:
+            self._owner.update({result: leaf for leaf, result in enumerate(results)})
+        return [self._of_size(var.aval, result) for var, result in zip(equation.outvars, results, strict=True)]
+
+    def _key(self, setting: Any) -> Hashable:
+        """What is equal for equal settings of an operation: programs and arrays by meaning, others as Python has it."""
+        if isinstance(setting, ClosedJaxpr | Jaxpr):
+            return self._body(_closed(setting))
+        if isinstance(setting, tuple | list):
+            return type(setting), tuple(map(self._key, setting))
+        if isinstance(setting, dict):
+            return dict, tuple((key, self._key(part)) for key, part in setting.items())
+        if isinstance(setting, np.ndarray) and setting.dtype != object:
+            return "array", str(setting.dtype), setting.shape, setting.tobytes()
+        try:
+            hash(setting)
+        except TypeError:
+            self._kept.append(setting)
+            return "object", id(setting)
+        return type(setting), setting
+
+    def _body(self, program) -> Hashable:
+        """A program in a program, such as a loop's, as what it makes of any arguments."""
+        forms = tuple(
+            tuple((var.aval.shape, str(var.aval.dtype)) for var in some)
+            for some in (program.jaxpr.invars, program.jaxpr.outvars)
+        )
+        self._depth += 1
+        bound = [self._express("bound", self._depth, position, form) for position, form in enumerate(forms[0])]
+        self._regrouped.update(bound)  # as the last turn of a loop may have left them
+        arguments = [self._of_size(var.aval, one) for var, one in zip(program.jaxpr.invars, bound, strict=True)]
+        values = self._inside(program, arguments)
+        self._depth -= 1
+        return forms, tuple(map(_whole, values))
 
 
 __all__ = ["Interpreter", "Run"]

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.extras import import_extra
 from nnlearn.files import replacing
+from nnlearn.packing import unpack
+from nnlearn.train.state import TrainState
 from nnlearn.train.step import Info
 from nnlearn.tree import path_name
 
@@ -32,12 +35,14 @@ class Trace:
       info: ``Info``, stacked over the records.
       check_step: steps made at each check, shape (..., checks).
       metrics: by name, their values at the checks, shape (..., checks): ``train_loss``, the mean over the steps since
-        the check before, and what ``evaluate`` returned.
-      stop_step: steps made in all, shape (...). What lies beyond it in a run that has stopped is NaN,
-        or 0 where the numbers are integers.
+        the check before that were not skipped, and what ``evaluate`` returned.
+      stop_step: steps made in all, shape (...). What lies beyond it in a run that has stopped is infinite, or 0 where
+        the numbers are integers; ``made`` tells which records those are. It is not NaN, so that ``jax_debug_nans``
+        raises only at what went wrong.
       reason: which rule has stopped the run, counted from 1; 0 if none did. ``stopped_by`` says it in words.
-      best_step: the check whose parameters the run has ended with, or None where no rule keeps them.
+      best_step: the check whose state the run has ended with, and that state's ``step``; None where no rule keeps one.
       rules: the names of the rules.
+      leaves: the names of the parameters, in the order of ``info.leaf_grad_norms``; empty where that is not recorded.
     """
 
     step: jax.Array
@@ -48,6 +53,7 @@ class Trace:
     reason: jax.Array
     best_step: jax.Array | None = None
     rules: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
+    leaves: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
     @property
     def loss(self) -> jax.Array:
@@ -58,6 +64,21 @@ class Trace:
     def runs(self) -> tuple[int, ...]:
         """The shape of the runs: ``()`` for one, ``(64, 4)`` for a grid."""
         return jnp.shape(self.stop_step)
+
+    @property
+    def made(self) -> jax.Array:
+        """Booleans of the records' shape (..., records): False beyond the end of a run that has stopped.
+
+        >>> import nnlearn
+        >>> train = nnlearn.make_train(
+        ...     lambda p, b, k: p**2, nnlearn.sgd(0.1), nnlearn.generated(lambda key, step: step), jnp.ones(()),
+        ...     steps=3, check_every=1, stop=nnlearn.reached("train_loss", 0.7),
+        ... )
+        >>> trace = train({}, 0)[1]
+        >>> trace.loss[trace.made]
+        Array([1.  , 0.64], dtype=float32)
+        """
+        return self.step <= jnp.expand_dims(self.stop_step, -1)
 
     @property
     def stopped_by(self) -> np.ndarray | str:
@@ -99,8 +120,9 @@ class Trace:
     def columns(self) -> dict[str, np.ndarray]:
         """A tidy table: one row for each run and record, with what was checked at that step, else NaN.
 
-        Columns are ``run_0``, ``run_1`` ... (the axes of the runs), ``step``, all scalars of ``info``, all metrics. A
-        metric that has the name of a column before it, as ``loss`` has, is ``check/loss``.
+        Columns are ``run_0``, ``run_1`` ... (the axes of the runs), ``step``, all scalars of ``info``, the norm of each
+        parameter's gradient (``leaf_grad_norms/<name>``), each of several learning rates (``learning_rate/0``), and all
+        metrics. A metric that has the name of a column before it, as ``loss`` has, is ``check/loss``.
         Rows beyond the end of a run are left out.
         """
         lead = len(self.runs)
@@ -116,9 +138,9 @@ class Trace:
                 out[..., np.searchsorted(steps, np.asarray(at).reshape(-1, at.shape[-1])[0])] = values
             return out
 
-        for path, leaf in jax.tree.leaves_with_path(self.info):
-            if np.ndim(leaf) == lead + 1 and not jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-                table[path_name(path)] = spread(leaf, self.step)
+        leaves = jax.tree.leaves(self.info)
+        for name, at, index in info_columns(self.info, lead, self.leaves):
+            table[name] = spread(leaves[at] if index is None else np.asarray(leaves[at])[..., index], self.step)
         for name, leaf in self.metrics.items():
             table[metric_column(name, table)] = spread(leaf, self.check_step)
         kept = table["step"] <= np.asarray(self.stop_step)[..., None]
@@ -136,7 +158,8 @@ class Trace:
         """Write the trace to one ``.npz`` file, checksums included; the file is complete or not there."""
         leaves = jax.tree.leaves_with_path(self)
         arrays = {f"leaf_{at}": _as_native(np.asarray(leaf)) for at, (_, leaf) in enumerate(leaves)}
-        header = {"format": FORMAT, "rules": self.rules, "paths": [_words(path) for path, _ in leaves]}
+        header = {"format": FORMAT, "rules": self.rules, "leaves": self.leaves}
+        header["paths"] = [_words(path) for path, _ in leaves]
         header["dtypes"] = [jnp.result_type(leaf).name for _, leaf in leaves]
         with replacing(path, "wb") as file:
             np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
@@ -160,7 +183,8 @@ class Trace:
                         node = node.setdefault(word, {})
                     node[words[-1]] = jnp.asarray(file[f"leaf_{at}"].view(jnp.dtype(header["dtypes"][at])))
             info = Info(**{name: None for name in Info._fields} | tree.pop("info", {}))
-            return cls(info=info, rules=tuple(header["rules"]), **{"metrics": {}} | tree)
+            static = {"rules": tuple(header["rules"]), "leaves": tuple(header.get("leaves", ()))}
+            return cls(info=info, **static, **{"metrics": {}} | tree)
         except (OSError, KeyError, TypeError, ValueError, EOFError, NotImplementedError, *BAD_ARCHIVE) as error:
             if isinstance(error, FileNotFoundError):
                 raise
@@ -185,6 +209,42 @@ class Trace:
 
 def _along(axis: int, lead: int, size: int) -> np.ndarray:
     return np.arange(size).reshape((1,) * axis + (size,) + (1,) * (lead - axis))
+
+
+def info_columns(info: Any, lead: int, leaves: Sequence[str]) -> list[tuple[str, int, int | None]]:
+    """The columns that records make: each one's name, its leaf of ``info``, and its place in that, or None for all.
+
+    Args:
+      info: ``Info`` whose leaves have the axes of the runs, and that of the records, in front.
+      lead: how many axes of runs there are.
+      leaves: the names of the parameters.
+
+    >>> info = Info(np.ones(3), None, None, np.ones((3, 2)), None, np.ones((3, 1)))
+    >>> [name for name, _, _ in info_columns(info, 0, ["w"])]
+    ['loss', 'learning_rate/0', 'learning_rate/1', 'leaf_grad_norms/w']
+    """
+    columns: list[tuple[str, int, int | None]] = []
+    for at, (path, leaf) in enumerate(jax.tree.leaves_with_path(info)):
+        name, axes = path_name(path), np.ndim(leaf) - lead - 1
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            continue
+        if axes == 0:
+            columns.append((name, at, None))
+        elif axes == 1 and name in ("leaf_grad_norms", "learning_rate"):
+            parts = leaves if name == "leaf_grad_norms" and leaves else range(leaf.shape[-1])
+            columns += [(f"{name}/{part}", at, index) for index, part in enumerate(parts)]
+    return columns
+
+
+def leaf_names(state: TrainState) -> tuple[str, ...]:
+    """The names of a state's parameters, in the tree's order.
+
+    >>> import nnlearn
+    >>> leaf_names(nnlearn.init_state({"layer": {"w": jnp.ones(2)}}, nnlearn.sgd(0.1)))
+    ('layer/w',)
+    """
+    params = jax.eval_shape(lambda stored: unpack(stored), state.stored)
+    return tuple(path_name(path) for path, _ in jax.tree.leaves_with_path(params))
 
 
 def metric_column(metric: str, taken: Collection[str]) -> str:
@@ -228,5 +288,13 @@ def join(parts: Sequence[Trace]) -> Trace:
     step, info, check_step, metrics = jax.tree.map(along, *timed)
     return dataclasses.replace(last, step=step, info=info, check_step=check_step, metrics=metrics)
 
+
+jax.export.register_pytree_node_serialization(
+    Trace,
+    serialized_name="nnlearn.Trace",
+    serialize_auxdata=lambda static: json.dumps(static).encode(),
+    deserialize_auxdata=lambda content: tuple(map(tuple, json.loads(content))),
+    from_children=lambda static, children: Trace(*children, *static),
+)
 
 __all__ = ["Trace", "join"]

@@ -1,6 +1,6 @@
-"""What a check makes of a run: its metrics, whether a rule stops it, and the best parameters so far."""
+"""What a check makes of a run: its metrics, whether a rule stops it, and the best state so far."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,16 +9,18 @@ import jax.numpy as jnp
 from nnlearn.train.calls import hand
 from nnlearn.train.state import TrainState
 from nnlearn.train.stopping import Metrics, StopRule, better, pick, worst
-from nnlearn.types import PyTree
 
 
 class Best(NamedTuple):
-    """The parameters of the best check so far."""
+    """The best check so far: the metric's value, and the state as it was then, but for the key, which never changes."""
 
     value: jax.Array
-    step: jax.Array
-    stored: PyTree
-    model_state: PyTree
+    state: TrainState
+
+    @property
+    def step(self) -> jax.Array:
+        """Steps made at that check; 0 before the first."""
+        return self.state.step
 
 
 class Verdict(NamedTuple):
@@ -36,7 +38,7 @@ class Verdict(NamedTuple):
 
 
 def kept_metric(rules: Sequence[StopRule]) -> tuple[str, str] | None:
-    """The metric, and its mode, by which a rule keeps the best parameters; None where none does.
+    """The metric, and its mode, by which a rule keeps the best state; None where none does.
 
     >>> from nnlearn.train.stopping import keep_best
     >>> kept_metric([keep_best("loss")])
@@ -54,7 +56,7 @@ def first_verdict(rules: Sequence[StopRule], state: TrainState) -> Verdict:
     """The verdict before the first check."""
     kept, best = kept_metric(rules), None
     if kept is not None:
-        best = Best(worst(kept[1]), jnp.zeros([], jnp.int32), state.stored, state.model_state)
+        best = Best(worst(kept[1]), state._replace(step=jnp.zeros([], jnp.int32), key=None))
     return Verdict(tuple(rule.init() for rule in rules), jnp.zeros([], jnp.int32), best)
 
 
@@ -63,6 +65,12 @@ def judge(verdict: Verdict, rules: Sequence[StopRule], state: TrainState, metric
     reason, states = verdict.reason, []
     for number, (rule, memory) in enumerate(zip(rules, verdict.rules, strict=True), start=1):
         memory, stop = rule.update(memory, metrics, state.step)
+        if jnp.shape(stop) != ():
+            raise ValueError(
+                f"the stop rule {rule.name!r} must return (state, stop) with one boolean; got a stop of shape "
+                f"{jnp.shape(stop)}"
+            )
+        stop = jnp.asarray(stop).astype(bool)  # 2 & True is 0
         reason = jnp.where((reason == 0) & stop, number, reason)
         states.append(memory)
     best = verdict.best
@@ -70,7 +78,7 @@ def judge(verdict: Verdict, rules: Sequence[StopRule], state: TrainState, metric
         metric, mode = kept_metric(rules)
         value = pick(metrics, metric, "the rule that keeps the best parameters")
         value = jnp.where(jnp.isnan(value), worst(mode), value)  # or nothing would ever be better
-        now = Best(value, state.step, state.stored, state.model_state)
+        now = Best(value, state._replace(key=None))
         # the first check counts whatever its value, so that a run never ends with its untrained parameters
         gained = better(mode, value, best.value) | (best.step == 0)
         best = jax.tree.map(lambda new, old: jnp.where(gained, new, old), now, best)
@@ -78,13 +86,13 @@ def judge(verdict: Verdict, rules: Sequence[StopRule], state: TrainState, metric
 
 
 def best_state(verdict: Verdict, state: TrainState) -> TrainState:
-    """The state that a run ends with: its last, or with the best check's parameters where a rule keeps them."""
+    """The state that a run ends with: its last, or the whole state of the best check where a rule keeps that."""
     if verdict.best is None:
         return state
-    return state._replace(stored=verdict.best.stored, model_state=verdict.best.model_state)
+    return verdict.best.state._replace(key=state.key)
 
 
-def measure(evaluate: Callable[..., dict[str, Any]] | None, state: TrainState, **offered: Any) -> Metrics:
+def measure(evaluate: Callable[..., Mapping[str, Any]] | None, state: TrainState, **offered: Any) -> Metrics:
     """What ``evaluate`` says of a state, as arrays.
 
     Raises:
@@ -98,8 +106,8 @@ def measure(evaluate: Callable[..., dict[str, Any]] | None, state: TrainState, *
     if evaluate is None:
         return {}
     metrics = hand(evaluate, state.params, model_state=state.model_state, opt_state=state.opt_state, **offered)
-    if not isinstance(metrics, dict) or any(jnp.shape(value) != () for value in metrics.values()):
-        kinds = jax.tree.map(jnp.shape, metrics) if isinstance(metrics, dict) else type(metrics).__name__
+    if not isinstance(metrics, Mapping) or any(jnp.shape(value) != () for value in metrics.values()):
+        kinds = jax.tree.map(jnp.shape, metrics) if isinstance(metrics, Mapping) else type(metrics).__name__
         raise TypeError(f"evaluate must return a dict of scalars, such as {{'loss': loss}}; got {kinds}")
     if "train_loss" in metrics:
         raise ValueError("evaluate returns 'train_loss', the name of the training loss: give it another")

@@ -45,3 +45,5 @@ from nnlearn.transforms.scaling import scale as scale
 from nnlearn.transforms.scaling import scale_by_learning_rate as scale_by_learning_rate
 from nnlearn.transforms.scaling import scale_by_schedule as scale_by_schedule
 from nnlearn.transforms.scaling import scale_by_trust_ratio as scale_by_trust_ratio
+from nnlearn.transforms.skipping import skip_whole as skip_whole
+from nnlearn.transforms.skipping import was_skipped as was_skipped

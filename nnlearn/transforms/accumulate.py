@@ -1,11 +1,14 @@
 """Gradient accumulation: several mini-steps, one step of the optimizer."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 from optax import MultiStepsState, safe_increment, with_extra_args_support
 
 from nnlearn.checks import check_dtype, check_number, known
-from nnlearn.settings import Made, Same
+from nnlearn.settings import bind, remember
+from nnlearn.transforms.loss_scale import refuse_loss_scale_inside
 from nnlearn.transforms.plumbing import Slot, run_or_hold
 from nnlearn.tree import real_dtype
 from nnlearn.types import DTypeLike, GradientTransformation, GradientTransformationExtraArgs, OptState
@@ -25,9 +28,14 @@ def _accumulated(opt, every_k_schedule, use_grad_mean, should_skip, accumulator_
         mini_step, gradient_step = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)  # two buffers: one may be donated
         sums = slot.start(params)
         _, skip_state = should_skip(sums, gradient_step, params)
-        return MultiStepsState(mini_step, gradient_step, inner.init(params), sums, skip_state)
+        inner_state = inner.init(params)
+        if should_skip is not _never_skip:
+            refuse_loss_scale_inside(inner_state, "MultiSteps with should_skip_update_fn")
+        return MultiStepsState(mini_step, gradient_step, inner_state, sums, skip_state)
 
-    def update(updates, state, params=None, **extra_args):
+    def update(updates, state, params=None, close_window=False, **extra_args):
+        if close_window:
+            return _closed(inner, state, params, extra_args)
         every_k = every_k_schedule(state.gradient_step) if callable(every_k_schedule) else every_k_schedule
         skip, skip_state = should_skip(updates, state.gradient_step, params)
         skip_state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), skip_state, state.skip_state)
@@ -57,12 +65,27 @@ def _accumulated(opt, every_k_schedule, use_grad_mean, should_skip, accumulator_
     return init, update
 
 
+def _closed(inner, state, params, extra_args):
+    """The update of a window that ends early; nothing where no window is open."""
+    is_open, sums = state.mini_step > 0, state.acc_grads
+    change, inner_state = run_or_hold(is_open, inner, sums, state.inner_opt_state, params, extra_args)
+    gradient_step = jnp.where(is_open, safe_increment(state.gradient_step), state.gradient_step)
+    empty = jax.tree.map(jnp.zeros_like, sums)
+    return change, MultiStepsState(jnp.zeros_like(state.mini_step), gradient_step, inner_state, empty, state.skip_state)
+
+
 class MultiSteps(GradientTransformationExtraArgs):
     """Accumulate gradients over ``k`` mini-steps and run the optimizer once, on their mean.
 
     It is a gradient transformation like any other: it can stand in a chain. Between emissions the update is zero and
     the inner optimizer does not run (under ``vmap`` both branches of a conditional run; there, accumulate inside of a
     step with ``make_step(..., microbatches=k)``).
+
+    A run that ends inside a window does not apply the window's gradients: ``fit`` and ``make_train`` warn, and
+    ``apply_accumulated`` applies them. A mini-step that accumulates is a step like others for what surrounds the
+    optimizer: model state advances, and an average that stands outside counts it. To protect running statistics from a
+    bad mini-step, give ``should_skip_update_fn``, or put ``apply_if_finite`` around ``MultiSteps``; a guard inside
+    sees whole windows, when the statistics have already advanced.
 
     Args:
       opt: the optimizer to run.
@@ -75,7 +98,7 @@ class MultiSteps(GradientTransformationExtraArgs):
     The state is ``MultiStepsState(mini_step, gradient_step, inner_opt_state, acc_grads, skip_state)``.
 
     Raises:
-      ValueError: k is below 1.
+      ValueError: k is below 1; in ``init``, mini-steps are skipped around a ``dynamic_loss_scale``.
 
     >>> import nnlearn
     >>> tx = MultiSteps(nnlearn.sgd(1.0), every_k_schedule=2)
@@ -100,21 +123,16 @@ class MultiSteps(GradientTransformationExtraArgs):
             if known(every_k_schedule) and int(every_k_schedule) != every_k_schedule:
                 raise ValueError(f"every_k_schedule must be a whole number of mini-steps, got {every_k_schedule}")
         accumulator_dtype = check_dtype("accumulator_dtype", accumulator_dtype)
-        skip = should_skip_update_fn or _never_skip
-        init, update = _accumulated(opt, every_k_schedule, use_grad_mean, skip, accumulator_dtype)
-        arguments = {
-            "opt": opt,
-            "every_k_schedule": every_k_schedule,
-            "use_grad_mean": use_grad_mean,
-            "should_skip_update_fn": should_skip_update_fn,
-            "accumulator_dtype": accumulator_dtype,
-        }
-        tx = tuple.__new__(cls, (Made(init, cls, arguments, "init"), Made(update, cls, arguments, "update")))
-        tx._arguments = arguments
+        given = (opt, every_k_schedule, use_grad_mean, should_skip_update_fn, accumulator_dtype)
+        bound = bind(inspect.signature(MultiSteps), given, {})
+        opt, every_k_schedule, use_grad_mean, skip, accumulator_dtype = bound.args
+        made = _accumulated(opt, every_k_schedule, use_grad_mean, skip or _never_skip, accumulator_dtype)
+        tx = remember(cls, bound, tuple.__new__(cls, made))
+        tx._call = tx.init.call
         return tx
 
     def __getnewargs__(self):  # what copying calls the constructor with
-        return tuple(self._arguments.values())
+        return self._call.bound.args
 
     def has_updated(self, state: OptState) -> jax.Array:
         """Whether the window is empty because the optimizer has run: a boolean scalar.
@@ -126,7 +144,7 @@ class MultiSteps(GradientTransformationExtraArgs):
     @property
     def inner_opt(self) -> GradientTransformationExtraArgs:
         """The optimizer that runs every k mini-steps."""
-        return with_extra_args_support(self._arguments["opt"])
+        return with_extra_args_support(self._call.bound.arguments["opt"])
 
     def gradient_transformation(self) -> GradientTransformationExtraArgs:
         """Itself, for code written for optax, whose ``MultiSteps`` is not yet a transformation."""
@@ -134,12 +152,12 @@ class MultiSteps(GradientTransformationExtraArgs):
 
 
 # Unflattening a named tuple calls its class with the fields, and this one's constructor takes other things.
-def _unflatten(arguments, parts):
+def _unflatten(call, parts):
     tx = tuple.__new__(MultiSteps, tuple(parts))
-    tx._arguments = arguments.value
+    tx._call = call
     return tx
 
 
-jax.tree_util.register_pytree_node(MultiSteps, lambda tx: (tuple(tx), Same(tx._arguments)), _unflatten)
+jax.tree_util.register_pytree_node(MultiSteps, lambda tx: (tuple(tx), tx._call), _unflatten)
 
 __all__ = ["MultiSteps"]

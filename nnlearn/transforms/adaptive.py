@@ -9,7 +9,7 @@ from optax import ScaleByAdaDeltaState, ScaleByRmsState, ScaleByRssState, ScaleB
 
 from nnlearn.checks import check_decay, check_dtype, check_nonnegative
 from nnlearn.settings import comparable
-from nnlearn.transforms.plumbing import Slot, bias_correction, from_kernel
+from nnlearn.transforms.plumbing import Slot, average_with_mean, corrections, from_kernel, step_towards
 from nnlearn.tree import abs_sq, safe_divide, safe_rsqrt, safe_sqrt
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, Scalar, Updates
 
@@ -69,7 +69,15 @@ def _inverse_root(power, eps, eps_in_sqrt):
     return safe_rsqrt(power + eps) if eps_in_sqrt else safe_divide(1, safe_sqrt(power) + eps)
 
 
-def rms_kernel(g, nu, *, decay, eps, eps_in_sqrt=True, correction=1):
+def _average(average, value, decay, seen):
+    """The average of one step more, and its mean: corrected for the start if ``seen`` says how."""
+    if seen:
+        return average_with_mean(average, value, decay=decay, **seen)
+    average = step_towards(average, value, 1 - decay)
+    return average, average
+
+
+def rms_kernel(g, nu, *, decay, eps, eps_in_sqrt=True, **seen):
     r"""One step of RMSProp (Hinton, Srivastava & Swersky 2012, lecture 6e).
 
     .. math:: v_t = \beta v_{t-1} + (1-\beta) |g_t|^2, \quad u_t = g_t / \sqrt{v_t + \epsilon}
@@ -79,11 +87,11 @@ def rms_kernel(g, nu, *, decay, eps, eps_in_sqrt=True, correction=1):
     Returns:
       ``(u, v)``.
     """
-    nu = (1 - decay) * abs_sq(g) + decay * nu
-    return _inverse_root(nu / correction, eps, eps_in_sqrt) * g, nu
+    nu, mean_square = _average(nu, abs_sq(g), decay, seen)
+    return _inverse_root(mean_square, eps, eps_in_sqrt) * g, nu
 
 
-def stddev_kernel(g, mu, nu, *, decay, eps, eps_in_sqrt=True, correction=1):
+def stddev_kernel(g, mu, nu, *, decay, eps, eps_in_sqrt=True, **seen):
     r"""One step of centered RMSProp (Graves 2013, arXiv:1308.0850, eq. 38-41): divide by the standard deviation.
 
     .. math:: m_t = \beta m_{t-1} + (1-\beta) g_t, \quad u_t = g_t / \sqrt{\max(v_t - |m_t|^2, 0) + \epsilon}
@@ -93,14 +101,10 @@ def stddev_kernel(g, mu, nu, *, decay, eps, eps_in_sqrt=True, correction=1):
     Returns:
       ``(u, m, v)``.
     """
-    mu = (1 - decay) * g + decay * mu
-    nu = (1 - decay) * abs_sq(g) + decay * nu
-    variance = jnp.maximum(nu / correction - abs_sq(mu / correction), 0)
+    mu, mean = _average(mu, g, decay, seen)
+    nu, mean_square = _average(nu, abs_sq(g), decay, seen)
+    variance = jnp.maximum(mean_square - abs_sq(mean), 0)
     return _inverse_root(variance, eps, eps_in_sqrt) * g, mu, nu
-
-
-def _correction(count, *, decay, **_):
-    return {"correction": bias_correction(decay, count)}
 
 
 def _check_rms(decay, eps, initial_scale):
@@ -139,7 +143,7 @@ def scale_by_rms(
         ScaleByRmsWithCountState if bias_correction else ScaleByRmsState,
         {"nu": Slot(initial_scale, check_dtype("nu_dtype", nu_dtype), real=True)},
         {"decay": decay, "eps": eps},
-        _correction if bias_correction else None,
+        corrections if bias_correction else None,
     )
 
 
@@ -167,7 +171,7 @@ def scale_by_stddev(
         ScaleByRStdDevWithCountState if bias_correction else ScaleByRStdDevState,
         {"mu": Slot(dtype=check_dtype("mu_dtype", mu_dtype)), "nu": second},
         {"decay": decay, "eps": eps},
-        _correction if bias_correction else None,
+        corrections if bias_correction else None,
     )
 
 

@@ -7,14 +7,15 @@ import jax.numpy as jnp
 from optax import apply_updates, safe_increment
 
 from nnlearn.checks import check_decay
+from nnlearn.packing import unpack
 from nnlearn.settings import comparable
-from nnlearn.transforms.plumbing import Slot, bias_correction, require_params
-from nnlearn.tree import as_hyperparam, compute_dtype
+from nnlearn.transforms.plumbing import Slot, one_minus, require_params, step_towards, weight_seen
+from nnlearn.tree import compute_dtype, real_dtype
 from nnlearn.types import GradientTransformationExtraArgs, OptState, Params, Scalar
 
 
 class AverageParamsState(NamedTuple):
-    """Steps seen, and the average so far, as it is before the correction of its start."""
+    """Steps seen, and the average so far, corrected for its start; before the first step, the initial parameters."""
 
     count: jax.Array
     average: Params
@@ -29,10 +30,12 @@ def average_params(decay: Scalar = 0.999) -> GradientTransformationExtraArgs:
 
         a_t = decay * a_{t-1} + (1 - decay) * p_t,   average = a_t / (1 - decay ** t)
 
-    ``averaged_params(opt_state)`` reads it: evaluate with it, train on without.
+    ``averaged_params(opt_state)`` reads it: evaluate with it, train on without. A step that a guard in the chain skips
+    does not count in ``make_step``; inside of ``MultiSteps`` it counts windows, behind it mini-steps.
 
     Args:
-      decay: in [0, 1); about ``1 / (1 - decay)`` steps are averaged.
+      decay: in [0, 1); about ``1 / (1 - decay)`` steps are averaged. A constant is its own average at every step,
+        however near to 1 the decay is.
 
     Returns:
       A transformation with ``AverageParamsState(count, average, decay)``; the average is float32 at least.
@@ -55,25 +58,39 @@ def average_params(decay: Scalar = 0.999) -> GradientTransformationExtraArgs:
     slot = Slot()
 
     def init(params):
-        return AverageParamsState(jnp.zeros([], jnp.int32), slot.start(params), jnp.asarray(decay, jnp.float32))
+        def own(zero, param):  # a copy, in the average's dtype; shapes alone have no values
+            return zero if isinstance(param, jax.ShapeDtypeStruct) else jnp.array(param, zero.dtype, copy=True)
+
+        average = jax.tree.map(own, slot.start(params), params)
+        return AverageParamsState(jnp.zeros([], jnp.int32), average, jnp.asarray(decay, jnp.float32))
 
     def update(updates, state, params=None, **extra_args):
         del extra_args
         require_params(params, "average_params")
+        count = safe_increment(state.count)
+        # a_t / (1 - decay ** t), not a_t, is kept: next to it a small 1 - decay is not rounded away
+        weight = one_minus(decay) / weight_seen(decay, count)
 
         def mix(average, param):
             wide = compute_dtype(average.dtype)
-            rate = as_hyperparam(decay, wide)
-            return (rate * average + (1 - rate) * param.astype(wide)).astype(average.dtype)
+            param = param.astype(wide)
+            mixed = step_towards(average.astype(wide), param, weight.astype(real_dtype(wide)))
+            return jnp.where(count == 1, param, mixed).astype(average.dtype)
 
         average = jax.tree.map(mix, state.average, apply_updates(params, updates))
-        return updates, AverageParamsState(safe_increment(state.count), average, jnp.asarray(decay, jnp.float32))
+        return updates, AverageParamsState(count, average, jnp.asarray(decay, jnp.float32))
 
     return GradientTransformationExtraArgs(init, update)
 
 
 def averaged_params(opt_state: OptState) -> Params:
-    """The average that ``average_params`` keeps, corrected for its start, in the tree's own form.
+    """The average that ``average_params`` keeps, corrected for its start, as a tree like the model's parameters.
+
+    It is that tree whether the parameters are packed or not, in float32 or wider. Before the first update it is the
+    initial parameters.
+
+    Args:
+      opt_state: the optimizer's state, with one ``average_params`` in it; of vmapped runs, too.
 
     Raises:
       ValueError: the state keeps none, or several.
@@ -93,10 +110,7 @@ def averaged_params(opt_state: OptState) -> Params:
             f"opt_state keeps {len(found)} averages of the parameters; put one average_params() at the end of the chain"
         )
     (state,) = found
-    correction = bias_correction(state.decay, jnp.maximum(state.count, 1))
-    return jax.tree.map(
-        lambda leaf: (leaf / correction.astype(compute_dtype(leaf.dtype))).astype(leaf.dtype), state.average
-    )
+    return unpack(state.average)
 
 
 __all__ = ["AverageParamsState", "average_params", "averaged_params"]

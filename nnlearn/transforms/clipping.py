@@ -8,14 +8,17 @@ import jax.numpy as jnp
 from nnlearn.checks import check_nonnegative, check_number
 from nnlearn.settings import comparable
 from nnlearn.transforms.plumbing import from_leaf_kernel, from_map
-from nnlearn.tree import abs_sq, as_hyperparam, compute_dtype, real_dtype, safe_divide, safe_sqrt
+from nnlearn.tree import (
+    array_norm,
+    as_hyperparam,
+    clip_parts,
+    compute_dtype,
+    finite_part,
+    real_dtype,
+    safe_divide,
+    scaled_norm,
+)
 from nnlearn.types import GradientTransformationExtraArgs, Scalar, Updates
-
-
-def _clip_kernel(update, *, max_delta):
-    if jnp.iscomplexobj(update):
-        return jax.lax.complex(*(_clip_kernel(part, max_delta=max_delta) for part in (update.real, update.imag)))
-    return jnp.clip(update, -max_delta, max_delta)
 
 
 @comparable
@@ -30,12 +33,28 @@ def clip(max_delta: Scalar) -> GradientTransformationExtraArgs:
     Array([ 0.5, -1. ], dtype=float32)
     """
     check_number("max_delta", max_delta, low=0.0)
-    return from_leaf_kernel(_clip_kernel, {"max_delta": max_delta})
+    return from_leaf_kernel(lambda update, *, limit: clip_parts(update, limit), {"limit": max_delta})
+
+
+def _shorten(updates: list[jax.Array], norm: jax.Array, scale: jax.Array, longest: Scalar) -> list[jax.Array]:
+    """The arrays times ``longest / (norm / scale)`` where that is below 1, infinite entries as the largest number."""
+    long = ~((norm / scale < longest) | (longest == jnp.inf))
+    # Numbers for all: a division at every element would make XLA write the clipped gradient out and read it back. Two,
+    # because their product may leave the dtype.
+    scale, factor = jnp.where(long, scale, 1), jnp.where(long, safe_divide(longest, norm), 1)
+
+    def shorten(update):
+        wide = update.astype(compute_dtype(update.dtype, norm.dtype))
+        dtype = real_dtype(wide.dtype)
+        limit = jnp.where(long, float(jnp.finfo(dtype).max) * scale.astype(dtype), jnp.inf)
+        return (clip_parts(wide, limit, scale.astype(dtype)) * factor.astype(dtype)).astype(update.dtype)
+
+    return list(map(shorten, updates))
 
 
 def _block_rms_kernel(update, *, threshold):
-    rms = safe_sqrt(jnp.mean(abs_sq(update)))
-    return update / jnp.maximum(1, jnp.where(rms > 0, rms / threshold, 0)).astype(rms.dtype)
+    norm, scale = scaled_norm([update], bounded=True)
+    return _shorten([update], norm / math.sqrt(max(update.size, 1)), scale, threshold)[0]
 
 
 @comparable
@@ -53,49 +72,26 @@ def clip_by_block_rms(threshold: Scalar) -> GradientTransformationExtraArgs:
     return from_leaf_kernel(_block_rms_kernel, {"threshold": threshold}, whole_leaf=True)
 
 
-def _bounded_square(update, largest):
-    """Squared magnitude of what ``_clip_kernel`` leaves."""
-    if jnp.iscomplexobj(update):
-        return _bounded_square(update.real, largest) + _bounded_square(update.imag, largest)
-    return jnp.square(jnp.minimum(jnp.abs(update), largest))
-
-
 def clip_tree_by_global_norm(updates: Updates, max_norm: Scalar) -> Updates:
     r"""Scale a whole tree down to norm ``max_norm`` if it is longer (Pascanu et al. 2013, arXiv:1211.5063).
 
     .. math:: g \leftarrow g \min(1, c / \|g\|)
 
-    Magnitudes whose squares would overflow the sum are cut. A gradient that overflowed is then one very large number
-    among others: clipping gives its direction, as the limit says, and not ``inf / inf``. NaN stays NaN.
+    An infinite entry counts as the largest finite number of float32 (or of its dtype, if that is wider): clipping
+    gives the direction in the limit, and not ``inf / inf``. NaN stays NaN.
     """
-    size = max(sum(jnp.size(leaf) for leaf in jax.tree.leaves(updates)), 1)
-
-    def widen(update):
-        update = jnp.asarray(update)
-        update = update.astype(compute_dtype(update.dtype))
-        return update, math.sqrt(float(jnp.finfo(update.dtype).max) / (4 * size))
-
-    squares = [jnp.sum(_bounded_square(*widen(update))) for update in jax.tree.leaves(updates)]
-    norm = safe_sqrt(sum(squares, jnp.zeros([], jnp.float32)))
-    # One number for all: a division at every element would make XLA write the clipped gradient out and read it back.
-    short = norm < max_norm
-    factor = jnp.where(short, 1, safe_divide(as_hyperparam(max_norm, norm.dtype), norm))
-
-    def clip_leaf(update):
-        wide, largest = widen(update)
-        dtype = real_dtype(wide.dtype)
-        cut = _clip_kernel(wide, max_delta=jnp.where(short, jnp.inf, largest).astype(dtype))
-        return (cut * factor.astype(dtype)).astype(jnp.result_type(update))
-
-    return jax.tree.map(clip_leaf, updates)
+    leaves, treedef = jax.tree.flatten(updates)
+    leaves = list(map(jnp.asarray, leaves))
+    norm, scale = scaled_norm(leaves, bounded=True)
+    return treedef.unflatten(_shorten(leaves, norm, scale, as_hyperparam(max_norm, norm.dtype)))
 
 
 @comparable
 def clip_by_global_norm(max_norm: Scalar) -> GradientTransformationExtraArgs:
     """Scale the whole update down to Euclidean norm ``max_norm`` if it is longer, see ``clip_tree_by_global_norm``.
 
-    The norm is summed in float32 or better. An infinite entry counts as a very large one, so the result is bounded by
-    ``max_norm`` whatever comes in, NaN excepted.
+    The norm is summed in float32 or better, and neither overflows nor underflows. An infinite entry counts as a very
+    large one, so the result is bounded by ``max_norm`` whatever comes in, NaN excepted.
 
     Args:
       max_norm: the longest norm allowed, >= 0.
@@ -106,6 +102,20 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformationExtraArgs:
     """
     check_number("max_norm", max_norm, low=0.0)
     return from_map(lambda updates, params: clip_tree_by_global_norm(updates, max_norm))
+
+
+def _unit_axes(x: jax.Array, axis: int | tuple[int, ...] | None) -> int | tuple[int, ...]:
+    """The axes over which the norm of a unit goes; see ``unitwise_norm``."""
+    if axis is None:
+        if jnp.squeeze(x).ndim <= 1:
+            axis = tuple(range(x.ndim))
+        elif x.ndim <= 3:
+            axis = 0
+        elif x.ndim <= 5:
+            axis = tuple(range(x.ndim - 1))
+        else:
+            raise ValueError(f"no rule for the units of an array of shape {x.shape}; give axis, the axes to sum over")
+    return axis
 
 
 def unitwise_norm(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
@@ -119,16 +129,7 @@ def unitwise_norm(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> ja
     Raises:
       ValueError: more than 5 axes, and no ``axis``.
     """
-    if axis is None:
-        if jnp.squeeze(x).ndim <= 1:
-            axis = tuple(range(x.ndim))
-        elif x.ndim <= 3:
-            axis = 0
-        elif x.ndim <= 5:
-            axis = tuple(range(x.ndim - 1))
-        else:
-            raise ValueError(f"no rule for the units of an array of shape {x.shape}; give axis, the axes to sum over")
-    return jnp.broadcast_to(safe_sqrt(jnp.sum(abs_sq(x), axis=axis, keepdims=True)), x.shape)
+    return jnp.broadcast_to(array_norm(x, _unit_axes(x, axis)), x.shape)
 
 
 @comparable
@@ -157,16 +158,21 @@ def adaptive_grad_clip(
     check_nonnegative("eps", eps)
 
     def kernel(update, param, *, clipping, eps):
-        norm = unitwise_norm(update, axis)
-        longest = clipping * jnp.maximum(unitwise_norm(param, axis), eps)
-        return jnp.where(norm < longest, update, update * (longest / jnp.maximum(norm, 1e-6)))
+        axes = _unit_axes(update, axis)
+        norm, scale = scaled_norm([update], axes, bounded=True)
+        longest = clipping * jnp.maximum(array_norm(param, axes), eps)
+        return _shorten([update], norm, scale, longest)[0]
 
     hyperparams = {"clipping": clipping, "eps": eps}
     return from_leaf_kernel(kernel, hyperparams, needs_params="adaptive_grad_clip", whole_leaf=True)
 
 
 def _centralize_kernel(update):
-    return update - jnp.mean(update, axis=tuple(range(1, update.ndim)), keepdims=True) if update.ndim > 1 else update
+    if update.ndim <= 1:
+        return update
+    update = finite_part(update)
+    count = max(math.prod(update.shape[1:]), 1)
+    return update - jnp.sum(update / count, axis=tuple(range(1, update.ndim)), keepdims=True)  # the sum stays finite
 
 
 @comparable

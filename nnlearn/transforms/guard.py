@@ -6,6 +6,7 @@ from optax import ApplyIfFiniteState, safe_increment, with_extra_args_support
 
 from nnlearn.checks import check_nonnegative, check_number
 from nnlearn.settings import comparable
+from nnlearn.transforms.loss_scale import refuse_loss_scale_inside
 from nnlearn.transforms.plumbing import run_or_hold
 from nnlearn.tree import all_finite, global_norm
 from nnlearn.types import GradientTransformation, GradientTransformationExtraArgs, Params, Scalar, Updates
@@ -24,6 +25,11 @@ def apply_if_finite(inner: GradientTransformation, max_consecutive_errors: Scala
     Returns:
       A transformation with ``ApplyIfFiniteState(notfinite_count, last_finite, total_notfinite, inner_state)``.
 
+    In a step of ``make_step`` everything else stays too, such as running statistics; see ``was_skipped``.
+
+    Raises:
+      ValueError: ``max_consecutive_errors`` is negative; in ``init``, ``inner`` holds a ``dynamic_loss_scale``.
+
     >>> import nnlearn
     >>> tx = apply_if_finite(nnlearn.sgd(0.1), max_consecutive_errors=5)
     >>> update, state = tx.update(jnp.array([jnp.nan]), tx.init(jnp.zeros(1)))
@@ -35,7 +41,9 @@ def apply_if_finite(inner: GradientTransformation, max_consecutive_errors: Scala
 
     def init(params):
         in_a_row, total = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)
-        return ApplyIfFiniteState(in_a_row, jnp.array(True), total, inner.init(params))
+        inner_state = inner.init(params)
+        refuse_loss_scale_inside(inner_state, "apply_if_finite")
+        return ApplyIfFiniteState(in_a_row, jnp.array(True), total, inner_state)
 
     def update(updates, state, params=None, **extra_args):
         finite = all_finite(updates)

@@ -12,7 +12,8 @@ from optax import InjectHyperparamsState, InjectStatefulHyperparamsState, safe_i
 from optax.schedules import StatefulSchedule
 
 from nnlearn.checks import NUMERIC, check_dtype
-from nnlearn.settings import comparable
+from nnlearn.settings import bind, copied, frozen, remember
+from nnlearn.tree import path_name
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, OptState, Scalar
 
 STATES = (InjectHyperparamsState, InjectStatefulHyperparamsState)
@@ -32,7 +33,8 @@ def inject_hyperparams(
     Args:
       inner_factory: a function that returns a transformation, nnlearn's, optax's or your own.
       static_args: names of arguments that must stay Python values, because the factory branches on them. Booleans,
-        strings, None, and arguments called ``mask`` or ``..._mask`` always do; any other function is a schedule.
+        strings, None, and arguments called ``mask`` or ``..._mask`` always do; any other function is a schedule. What
+        the factory takes as ``**others`` counts like its named arguments; ``*rates`` as ``rates[0]`` and so on.
       hyperparam_dtype: the dtype of floating hyper-parameters; None for float32, or float64 where x64 is on.
 
     Returns:
@@ -52,24 +54,69 @@ def inject_hyperparams(
     """
     names = frozenset([static_args] if isinstance(static_args, str) else static_args)
     parameters = inspect.signature(inner_factory).parameters
-    if unknown := names - set(parameters):
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if (unknown := names - set(parameters)) and not takes_any:
         raise ValueError(f"static_args names {sorted(unknown)}, but the arguments are {sorted(parameters)}")
-    return _injected(inner_factory, names, check_dtype("hyperparam_dtype", hyperparam_dtype))
+    return _Injected(inner_factory, names, check_dtype("hyperparam_dtype", hyperparam_dtype))
 
 
-@functools.cache  # one factory per inner factory, so that equal settings compare equal
-def _injected(inner_factory, static_args, hyperparam_dtype):
-    signature = inspect.signature(inner_factory)
+class _Injected:
+    """What ``inject_hyperparams`` returns: a factory; two of one inner factory are equal."""
 
-    @comparable
-    @functools.wraps(inner_factory)
-    def make(*args, **kwargs):
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        split = _split_arguments(bound.arguments, static_args)
-        return _with_state(inner_factory, *split, hyperparam_dtype)
+    def __init__(self, inner_factory, static_args: frozenset[str], hyperparam_dtype):
+        functools.update_wrapper(self, inner_factory)
+        self._arguments = copied((inner_factory, static_args, hyperparam_dtype))
+        self._identity = frozen(self._arguments)
 
-    return make
+    def __call__(self, *args, **kwargs):
+        inner_factory, static_args, hyperparam_dtype = self._arguments
+        bound = bind(inspect.signature(inner_factory), args, kwargs)
+        every = inspect.BoundArguments(bound.signature, dict(bound.arguments))
+        every.apply_defaults()
+        split = _split_arguments(_flat(every), static_args)
+
+        def build(values):
+            arguments = _nested(every, values)
+            return inner_factory(*arguments.args, **arguments.kwargs)
+
+        return remember(self, bound, _with_state(build, *split, hyperparam_dtype))
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, _Injected) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    def __reduce__(self):
+        return inject_hyperparams, self._arguments
+
+
+def _flat(bound: inspect.BoundArguments) -> dict[str, Any]:
+    """All arguments by name: those of ``**others`` by their own, those of ``*rates`` as ``rates[0]``."""
+    flat = {}
+    for name, value in bound.arguments.items():
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            flat |= value
+        elif kind is inspect.Parameter.VAR_POSITIONAL:
+            flat |= {f"{name}[{index}]": part for index, part in enumerate(value)}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _nested(like: inspect.BoundArguments, values: dict[str, Any]) -> inspect.BoundArguments:
+    """The reverse of ``_flat``, with new values of the same names."""
+    arguments = {}
+    for name, old in like.arguments.items():
+        kind = like.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            arguments[name] = {part: values[part] for part in old}
+        elif kind is inspect.Parameter.VAR_POSITIONAL:
+            arguments[name] = tuple(values[f"{name}[{index}]"] for index in range(len(old)))
+        else:
+            arguments[name] = values[name]
+    return inspect.BoundArguments(like.signature, arguments)
 
 
 def _split_arguments(arguments: dict[str, Any], static_args: frozenset[str]):
@@ -90,7 +137,7 @@ def _split_arguments(arguments: dict[str, Any], static_args: frozenset[str]):
     return stateful, schedules, numbers, rest
 
 
-def _with_state(inner_factory, stateful, schedules, numbers, rest, hyperparam_dtype):
+def _with_state(inner, stateful, schedules, numbers, rest, hyperparam_dtype):
     def as_entry(name, value):
         if not isinstance(value, NUMERIC):
             raise ValueError(
@@ -108,7 +155,7 @@ def _with_state(inner_factory, stateful, schedules, numbers, rest, hyperparam_dt
         return values | {name: as_entry(name, s(states[name], **extra_args)) for name, s in stateful.items()}
 
     def build(hyperparams):
-        return with_extra_args_support(inner_factory(**rest, **hyperparams))
+        return with_extra_args_support(inner({**rest, **hyperparams}))
 
     def init(params):
         count = jnp.zeros([], jnp.int32)
@@ -131,20 +178,42 @@ def is_injected(node) -> bool:
     return isinstance(node, STATES)
 
 
-def _injected_states(state: OptState) -> list:
-    """All hyper-parameter states, outer ones first."""
+def _injected_states(state: OptState, path: tuple = ()) -> list[tuple[tuple, Any]]:
+    """All hyper-parameter states and their paths, outer ones first."""
     found = []
-    for node in jax.tree.leaves(state, is_leaf=is_injected):
+    for place, node in jax.tree.leaves_with_path(state, is_leaf=is_injected):
         if is_injected(node):
-            found += [node, *_injected_states(node.inner_state)]
+            here = (*path, *place)
+            inner = (*here, jax.tree_util.GetAttrKey("inner_state"))
+            found += [(here, node), *_injected_states(node.inner_state, inner)]
     return found
+
+
+def _entries(state: OptState) -> dict[str, list[tuple[tuple, jax.Array]]]:
+    """By name, every hyper-parameter of a state: the path of the state that holds it, and its value."""
+    entries: dict[str, list] = {}
+    for path, node in _injected_states(state):
+        for name, value in node.hyperparams.items():
+            entries.setdefault(name, []).append((path, value))
+    return entries
+
+
+def _labels(paths: list[tuple]) -> list[str]:
+    """What tells paths apart: their labels and positions, ``a`` or ``1/a``; if need be, the names of fields too."""
+
+    def is_field(key):
+        return isinstance(key, jax.tree_util.GetAttrKey)
+
+    short = [path_name([key for key in path if not is_field(key)]) for path in paths]
+    return short if len(set(short)) == len(short) else [path_name(path) for path in paths]
 
 
 def get_hyperparams(state: OptState) -> dict[str, jax.Array]:
     """The hyper-parameters that live in an optimizer's state, wherever they are nested.
 
     Returns:
-      A dict from name to scalar; empty if there are none. Of entries with one name the outermost, first one is given.
+      A dict from name to scalar; empty if there are none. A name that several states have is preceded by the label or
+      position of each, as in ``"decoder/learning_rate"`` under ``partition`` or ``"1/learning_rate"`` in a chain.
 
     >>> import nnlearn
     >>> tx = nnlearn.inject_hyperparams(nnlearn.sgd)(learning_rate=0.1)
@@ -152,8 +221,10 @@ def get_hyperparams(state: OptState) -> dict[str, jax.Array]:
     {'learning_rate': Array(0.1, dtype=float32)}
     """
     found = {}
-    for node in _injected_states(state):
-        found = dict(node.hyperparams) | found
+    for name, held in _entries(state).items():
+        paths, values = zip(*held, strict=True)
+        names = [name] if len(held) == 1 else [f"{label}/{name}" for label in _labels(list(paths))]
+        found |= dict(zip(names, values, strict=True))
     return found
 
 
@@ -164,7 +235,8 @@ def set_hyperparams(state: OptState, **values: Scalar) -> OptState:
 
     Args:
       state: the state of a transformation made with ``inject_hyperparams``, or of one that holds such.
-      **values: new values by name; numbers, arrays or tracers. Where several states have the name, all are set.
+      **values: new values by name; numbers, arrays or tracers. Where several states have the name, all are set; a
+        name of ``get_hyperparams``, as in ``**{"decoder/learning_rate": 0.1}``, sets one.
 
     Raises:
       ValueError: no state has a hyper-parameter of that name (the message lists the names there are), or the value is
@@ -178,32 +250,42 @@ def set_hyperparams(state: OptState, **values: Scalar) -> OptState:
     Array([-0.1, -0.2, -0.3], dtype=float32)
     """
     known = get_hyperparams(state)
-    if unknown := sorted(set(values) - set(known)):
+    everywhere = {name: held[0][1] for name, held in _entries(state).items()}
+    if unknown := sorted(set(values) - set(known) - set(everywhere)):
         where = f"its hyper-parameters are {sorted(known)}" if known else "wrap the optimizer with inject_hyperparams"
         raise ValueError(f"the state has no hyper-parameter {unknown[0]!r}; {where}")
 
     for name, value in values.items():
-        if jnp.shape(value) not in ((), jnp.shape(known[name])):
+        old = known[name] if name in known else everywhere[name]
+        if jnp.shape(value) not in ((), jnp.shape(old)):
             raise ValueError(
-                f"{name} has shape {jnp.shape(known[name])} in the state, got {jnp.shape(value)}; to try several, "
+                f"{name} has shape {jnp.shape(old)} in the state, got {jnp.shape(value)}; to try several, "
                 "jax.vmap over set_hyperparams"
             )
 
-        if not jnp.can_cast(jnp.result_type(value), jnp.result_type(known[name]), "same_kind"):
-            raise ValueError(f"{name} is {jnp.result_type(known[name]).name} in the state, which cannot hold {value}")
+        if not jnp.can_cast(jnp.result_type(value), jnp.result_type(old), "same_kind"):
+            raise ValueError(f"{name} is {jnp.result_type(old).name} in the state, which cannot hold {value}")
 
-    def replace(node):
-        if not is_injected(node):
-            return node
-        new = {
-            name: jnp.full_like(old, values[name]) if name in values else old for name, old in node.hyperparams.items()
-        }
-        return node._replace(hyperparams=new, inner_state=set_in(node.inner_state))
+    chosen = {}  # by the path of the state and the name, what get_hyperparams calls it
+    for name, held in _entries(state).items():
+        for label, (path, _) in zip(_labels([path for path, _ in held]), held, strict=True):
+            chosen[path, name] = f"{label}/{name}"
 
-    def set_in(tree):
-        return jax.tree.map(replace, tree, is_leaf=is_injected)
+    def set_in(tree, path):
+        def replace(place, node):
+            if not is_injected(node):
+                return node
+            here = (*path, *place)
+            new = dict(node.hyperparams)
+            for name, old in new.items():
+                value = values.get(chosen[here, name], values.get(name))
+                new[name] = old if value is None else jnp.full_like(old, value)
+            inner = set_in(node.inner_state, (*here, jax.tree_util.GetAttrKey("inner_state")))
+            return node._replace(hyperparams=new, inner_state=inner)
 
-    return set_in(state)
+        return jax.tree.map_with_path(replace, tree, is_leaf=is_injected)
+
+    return set_in(state, ())
 
 
 __all__ = ["get_hyperparams", "inject_hyperparams", "set_hyperparams"]

@@ -40,10 +40,12 @@ def dynamic_loss_scale(
 
     ``make_step`` looks up the scale in the optimizer's state: it differentiates ``s * loss`` and divides the gradient
     by ``s``, so ``inner`` and ``Info`` see the gradient of the loss. In a loop of your own do the same with
-    ``current_loss_scale(opt_state)``.
+    ``current_loss_scale(opt_state)``. A ``value_and_grad`` given to ``make_step`` is handed the scale if it has an
+    argument ``loss_scale``, as ``clipped_value_and_grad`` has, and else differentiates the loss as it is.
 
     Args:
-      inner: the optimizer; clipping belongs inside too.
+      inner: the optimizer; clipping belongs inside too, and so do ``apply_if_finite`` and ``MultiSteps`` that skips:
+        a guard outside would hide every overflow from the scale, which would never shrink.
       initial_scale: the first scale, >= 1.
       growth_interval: finite steps after which the scale grows, >= 1.
       factor: by how much it grows and shrinks, > 1; a power of 2 rounds nothing.
@@ -89,16 +91,34 @@ def dynamic_loss_scale(
 def current_loss_scale(opt_state: OptState) -> jax.Array | None:
     """The scale of the loss that an optimizer's state asks for, or None.
 
+    Raises:
+      ValueError: it asks for several; there is one loss.
+
     >>> import nnlearn
     >>> current_loss_scale(dynamic_loss_scale(nnlearn.sgd(0.1), 8.0).init(jnp.zeros(1)))
     Array(8., dtype=float32)
     """
 
+    found = _scales(opt_state)
+    if len(found) + sum(len(_scales(each.inner_state)) for each in found) > 1:
+        raise ValueError("opt_state holds several loss scales for one loss: put one dynamic_loss_scale around all")
+    return found[0].loss_scale if found else None
+
+
+def refuse_loss_scale_inside(inner_state: OptState, guard: str) -> None:
+    """Raise ``ValueError`` if a guard that hides infinite gradients has a ``dynamic_loss_scale`` inside of it."""
+    if _scales(inner_state):
+        raise ValueError(
+            f"{guard} around dynamic_loss_scale would skip every overflow before the scale sees it, and the scale "
+            f"would never shrink: put dynamic_loss_scale around {guard}"
+        )
+
+
+def _scales(opt_state: OptState) -> list[DynamicLossScaleState]:
     def is_scale(node):
         return isinstance(node, DynamicLossScaleState)
 
-    found = [node.loss_scale for node in jax.tree.leaves(opt_state, is_leaf=is_scale) if is_scale(node)]
-    return found[0] if found else None
+    return [node for node in jax.tree.leaves(opt_state, is_leaf=is_scale) if is_scale(node)]
 
 
-__all__ = ["DynamicLossScaleState", "current_loss_scale", "dynamic_loss_scale"]
+__all__ = ["DynamicLossScaleState", "current_loss_scale", "dynamic_loss_scale", "refuse_loss_scale_inside"]

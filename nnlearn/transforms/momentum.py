@@ -1,14 +1,22 @@
 """Directions from averaged gradients: momentum, exponential averages, signs and Lion."""
 
 import functools
+import warnings
 from typing import Literal
 
 import jax.numpy as jnp
-from optax import EmaState, ScaleByLionState, TraceState
+from optax import EmaState, ScaleByLionState, TraceState, identity
 
 from nnlearn.checks import check_decay, check_dtype, check_number
 from nnlearn.settings import comparable
-from nnlearn.transforms.plumbing import Slot, bias_correction, from_kernel, from_leaf_kernel
+from nnlearn.transforms.plumbing import (
+    Slot,
+    average_with_mean,
+    corrections,
+    from_kernel,
+    from_leaf_kernel,
+    step_towards,
+)
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, Scalar
 
 
@@ -52,20 +60,30 @@ def trace(
     return from_kernel(kernel, TraceState, {"trace": slot}, {"decay": decay})
 
 
-def ema_kernel(g, ema, *, decay, correction=1):
+def trace_if(
+    momentum: Scalar | None, nesterov: bool = False, accumulator_dtype: DTypeLike | None = None
+) -> GradientTransformationExtraArgs:
+    """``trace``, or nothing for a momentum of None; then ``nesterov`` has no effect, and warns."""
+    if momentum is None and nesterov:
+        warnings.warn("nesterov=True has no effect without momentum: give momentum=0.9, or leave it out", stacklevel=4)
+    return identity() if momentum is None else trace(momentum, nesterov, accumulator_dtype)
+
+
+def ema_kernel(g, ema, *, decay, **seen):
     r"""One step of an exponential moving average.
 
     .. math:: m_t = \beta m_{t-1} + (1-\beta) g_t, \quad u_t = m_t / (1-\beta^t)
 
+    or :math:`u_t = m_t` without ``seen`` and ``seen_before``, the weights :math:`1-\beta^t` and :math:`1-\beta^{t-1}`.
+
     Returns:
       ``(u, m)``.
     """
-    ema = (1 - decay) * g + decay * ema
-    return ema / correction, ema
-
-
-def _correction(count, *, decay):
-    return {"correction": bias_correction(decay, count)}
+    if seen:
+        ema, mean = average_with_mean(ema, g, decay=decay, **seen)
+        return mean, ema
+    ema = step_towards(ema, g, 1 - decay)
+    return ema, ema
 
 
 @comparable
@@ -76,7 +94,7 @@ def ema(
 
     Args:
       decay: decay rate, in [0, 1).
-      debias: divide by :math:`1 - \\beta^t`, the weight seen so far.
+      debias: divide by :math:`1 - \\beta^t`, the weight seen so far; a constant is then its own average at every step.
       accumulator_dtype: what the average is stored in; None for the parameter's dtype, float32 at least.
 
     Returns:
@@ -88,7 +106,7 @@ def ema(
     """
     check_decay("decay", decay)
     slot = Slot(dtype=check_dtype("accumulator_dtype", accumulator_dtype))
-    return from_kernel(ema_kernel, EmaState, {"ema": slot}, {"decay": decay}, _correction if debias else None)
+    return from_kernel(ema_kernel, EmaState, {"ema": slot}, {"decay": decay}, corrections if debias else None)
 
 
 @comparable

@@ -4,7 +4,8 @@ A method is a *kernel*: one pure function on arrays. ``from_kernel`` runs it on 
 its running arrays in the dtype asked for, and counts steps where the method needs them.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from optax import safe_increment, with_extra_args_support
 
 from nnlearn.packing import is_packed, map_stacks, pack_like, unpack
 from nnlearn.settings import comparable
-from nnlearn.tree import as_hyperparam, compute_dtype, map_unzip, real_dtype
+from nnlearn.tree import as_hyperparam, compute_dtype, map_unzip, real_dtype, safe_divide, widest
 from nnlearn.types import (
     DTypeLike,
     EmptyState,
@@ -45,7 +46,7 @@ class Slot(NamedTuple):
         def start_leaf(param):
             dtype = compute_dtype(jnp.result_type(param)) if self.dtype is None else jnp.dtype(self.dtype)
             if not self.real and jnp.issubdtype(jnp.result_type(param), jnp.complexfloating):
-                dtype = jnp.promote_types(dtype, jnp.complex64)  # never drop an imaginary part
+                dtype = widest(dtype, jnp.complex64)  # never drop an imaginary part
             dtype = real_dtype(dtype) if self.real else dtype
             return jnp.full_like(param, self.fill, dtype=dtype)
 
@@ -53,8 +54,61 @@ class Slot(NamedTuple):
 
 
 def bias_correction(decay: Scalar, count: jax.Array) -> jax.Array:
-    r"""What an average started at zero has seen of its weights after ``count`` steps: :math:`1 - \beta^t`."""
+    r"""What an average started at zero has seen of its weights after ``count`` steps: :math:`1 - \beta^t`.
+
+    As optax works it out, from :math:`\beta` in float32: for a decay of 0.999999 it is 1 % off. ``weight_seen`` is not.
+    """
     return 1 - power(decay, count)
+
+
+def one_minus(decay: Scalar) -> Scalar:
+    """``1 - decay`` in the decay's own precision, float32 at least."""
+    if isinstance(decay, bool | int | float):
+        return 1.0 - decay
+    decay = jnp.asarray(decay)
+    return 1 - decay.astype(compute_dtype(decay.dtype))
+
+
+def weight_seen(decay: Scalar, count: jax.Array) -> jax.Array:
+    r""":math:`1 - \beta^t` to float32's precision for any decay, from ``1 - decay`` in the decay's own precision."""
+    if isinstance(decay, bool | int | float):
+        log_decay = jnp.asarray(math.log1p(-one_minus(decay)) if decay > 0 else -math.inf, float)
+    else:
+        log_decay = jnp.log1p(-one_minus(decay))
+    counted = jnp.maximum(count, 1).astype(log_decay.dtype)
+    return jnp.where(count == 0, 0, -jnp.expm1(counted * log_decay))
+
+
+def step_towards(average: jax.Array, value: jax.Array, weight: Scalar) -> jax.Array:
+    """``average + weight * (value - average)``: for any ``weight``, a constant is its own average, to the bit.
+
+    ``(1 - weight) * average + weight * value`` is not that if both factors are rounded. An infinite average stays.
+    """
+    return jnp.where(jnp.isfinite(average), average + weight * (value - average), average)
+
+
+def average_with_mean(average: jax.Array, value: jax.Array, *, decay, seen, seen_before) -> tuple[jax.Array, jax.Array]:
+    """One step of an average that started at zero, and its bias-corrected mean: ``(average, mean)``.
+
+    The step is taken from the mean, which is as large as the values, so that a small ``1 - decay`` is not rounded away.
+
+    Args:
+      average, value: arrays of one shape.
+      decay: the decay rate.
+      seen, seen_before: ``weight_seen`` of this step and of the last one.
+    """
+    first = step_towards(average, value, 1 - decay)
+    before = safe_divide(average, seen_before)
+    # Keeping mean * seen rounds the mean. Where only that parts it from the value it is the value, or it would drift.
+    near = jnp.abs(value - before) <= 4 * jnp.finfo(before.dtype).eps * jnp.abs(value)
+    mean = step_towards(jnp.where(near, value, before), value, (1 - decay) / seen)
+    begun = seen_before > 0
+    return jnp.where(begun, mean * seen, first), jnp.where(begun, mean, first / seen)
+
+
+def corrections(count: jax.Array, *, decay: Scalar, **_) -> dict[str, jax.Array]:
+    """``seen`` and ``seen_before`` of ``average_with_mean``."""
+    return {"seen": weight_seen(decay, count), "seen_before": weight_seen(decay, count - 1)}
 
 
 def power(base: Scalar, count: jax.Array) -> jax.Array:
@@ -67,7 +121,7 @@ def from_kernel(
     kernel: Callable[..., tuple],
     state_type: type,
     slots: dict[str, Slot],
-    hyperparams: dict[str, Scalar],
+    hyperparams: Mapping[str, Scalar],
     per_step: Callable[..., dict[str, jax.Array]] | None = None,
 ) -> GradientTransformationExtraArgs:
     """A gradient transformation from a kernel on arrays.
@@ -102,6 +156,11 @@ def from_kernel(
 
     def update(updates, state, params=None, **extra_args):
         del params, extra_args
+        if getattr(state, "_fields", ()) != state_type._fields:
+            raise ValueError(
+                f"state must be the {state_type.__name__} that init or the last update returned, got "
+                f"{type(state).__name__}: it is not of this transformation"
+            )
         count = safe_increment(state.count) if counted else None
         scalars = hyperparams | (per_step(count, **hyperparams) if per_step else {})
 
@@ -150,7 +209,10 @@ def from_map(function: Callable[..., Updates], needs_params: str = "") -> Gradie
 
 
 def from_leaf_kernel(
-    kernel: Callable[..., jax.Array], hyperparams: dict[str, Scalar], needs_params: str = "", whole_leaf: bool = False
+    kernel: Callable[..., jax.Array],
+    hyperparams: Mapping[str, Scalar],
+    needs_params: str = "",
+    whole_leaf: bool = False,
 ) -> GradientTransformationExtraArgs:
     """A stateless transformation from ``kernel(update, **hyperparams)`` on arrays of one leaf.
 

@@ -56,7 +56,7 @@ def _with_master(inner: GradientTransformationExtraArgs, dtype) -> GradientTrans
 
     def to_master(param):
         complex_param = jnp.issubdtype(jnp.result_type(param), jnp.complexfloating)
-        return jnp.array(param, jnp.promote_types(dtype, jnp.complex64) if complex_param else dtype)  # never an alias
+        return jnp.array(param, widest(dtype, jnp.complex64) if complex_param else dtype)  # never an alias
 
     def init(params):
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):

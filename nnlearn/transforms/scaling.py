@@ -9,7 +9,7 @@ from optax import ScaleByScheduleState, identity, safe_increment, with_extra_arg
 from nnlearn.checks import check_nonnegative, check_number
 from nnlearn.settings import comparable
 from nnlearn.transforms.plumbing import from_leaf_kernel, from_map
-from nnlearn.tree import global_norm
+from nnlearn.tree import clip_parts, scaled_norm
 from nnlearn.tree import scale as scale_tree
 from nnlearn.types import GradientTransformationExtraArgs, Scalar, ScalarOrSchedule, Schedule
 
@@ -116,11 +116,6 @@ def scale_by_schedule(step_size_fn: Schedule) -> GradientTransformationExtraArgs
     return GradientTransformationExtraArgs(init, update)
 
 
-def floored_norm(x: jax.Array, min_norm: Scalar) -> jax.Array:
-    """Euclidean norm of an array, ``min_norm`` at least."""
-    return jnp.maximum(global_norm(x), min_norm)
-
-
 def trust_ratio_kernel(update, param, *, min_norm, trust_coefficient, eps):
     r"""Scale a layer's update to its weights (LARS, You et al. 2017, arXiv:1708.03888, eq. 6).
 
@@ -128,11 +123,17 @@ def trust_ratio_kernel(update, param, *, min_norm, trust_coefficient, eps):
 
     Norms below ``min_norm`` count as ``min_norm``. Returns the update.
     """
-    param_norm = floored_norm(param, min_norm)
-    update_norm = floored_norm(update, min_norm)
+    param_norm, param_scale = scaled_norm([param], bounded=True)
+    largest = float(jnp.finfo(param_norm.dtype).max)
+    param_norm = jnp.maximum(jnp.minimum(param_norm / param_scale, largest), min_norm)
+    update_norm, scale = scaled_norm([update], bounded=True)
+    update_norm = jnp.maximum(update_norm, min_norm * scale)
     usable = (param_norm > 0) & (update_norm > 0)
-    ratio = trust_coefficient * param_norm / jnp.where(usable, update_norm + eps, 1)
-    return update * jnp.where(usable, ratio, 1).astype(param_norm.dtype)
+    # in three factors, each of which is in range and brings the product into it
+    inverse = 1 / jnp.where(usable, update_norm + eps * scale, 1)
+    inverse, ratio = jnp.where(usable, inverse, 1), jnp.where(usable, trust_coefficient * param_norm, 1)
+    scale, limit = jnp.where(usable, scale, 1), jnp.where(usable, largest * scale, jnp.inf)
+    return clip_parts(update, limit, scale) * inverse * ratio
 
 
 @comparable

@@ -44,7 +44,7 @@ def every(steps: int, callback: Callback) -> Every:
     Args:
       steps: >= 1; it is called where the state's step is a multiple of them. Steps in between go to the device
         together, so a small number costs speed.
-      callback: ``callback(event)``; returning True ends the run.
+      callback: ``callback(event)``; any true value that it returns ends the run.
 
     Raises:
       TypeError: ``callback`` is no function of one argument.
@@ -94,13 +94,23 @@ class Calls:
             if final or self._is_due(steps, step, checked):
                 rows = unseen.copy()
                 unseen.clear()
-                ends |= function(Event(step, state, dict(metrics), rows, final)) is True
+                ends |= _wants_end(function(Event(step, state, dict(metrics), rows, final)))
         self._called_at = step
         return ends
 
     def _is_due(self, steps: int | None, step: int, checked: bool) -> bool:
         """A period has its turn once, though it may only be known later that an epoch, too, has ended at the step."""
         return checked if steps is None else step % steps == 0 and step != self._called_at
+
+
+def _wants_end(answer: Any) -> bool:
+    """Whether what a callback returned is true: Python's, NumPy's or JAX's True, or anything else that ``if`` takes."""
+    try:
+        return answer is not None and bool(answer)
+    except (TypeError, ValueError) as error:  # an array of several numbers
+        raise TypeError(
+            f"a callback must return one true or false value, or None, to say whether the run ends; got {answer!r}"
+        ) from error
 
 
 __all__ = ["Callback", "Calls", "Event", "Every", "every"]

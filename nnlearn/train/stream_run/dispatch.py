@@ -2,21 +2,22 @@
 
 import functools
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from nnlearn.sharding_axes import filled
+from nnlearn.sums import Total
 from nnlearn.train.state import TrainState
-from nnlearn.train.step import Step
+from nnlearn.train.step import Step, count_skipped, counted_loss
 from nnlearn.train.stopping import StopRule
 from nnlearn.train.stretches import without_constants
 from nnlearn.train.verdict import judge, measure
 from nnlearn.types import PyTree, Scalar
 
-Carry = tuple[TrainState, jax.Array]  # the state, and the sum of the losses since the last check
+Carry = tuple[TrainState, Total, jax.Array]  # the state; since the last check: the sum of losses, steps skipped
 
 
 def make_block(step: Step) -> Callable[..., tuple[Carry, PyTree]]:
@@ -32,9 +33,9 @@ def make_block(step: Step) -> Callable[..., tuple[Carry, PyTree]]:
     step = jax.jit(step)  # so that it is traced once for both
 
     def one(carry, batch):
-        state, total = carry
+        state, total, skipped = carry
         state, info = step(state, batch)
-        return (state, total + info.loss.astype(jnp.float32)), info
+        return (state, total.plus(counted_loss(info)), skipped + count_skipped(info)), info
 
     @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
     def block(carry, batches, count, size):
@@ -61,7 +62,7 @@ def make_block(step: Step) -> Callable[..., tuple[Carry, PyTree]]:
     return block
 
 
-def make_check(evaluate: Callable[..., dict[str, Scalar]] | None, rules: Sequence[StopRule]) -> Callable[..., Any]:
+def make_check(evaluate: Callable[..., Mapping[str, Scalar]] | None, rules: Sequence[StopRule]) -> Callable[..., Any]:
     """``check(verdict, carry, count) -> (metrics, verdict)``, compiled; it takes the memory of ``verdict``.
 
     Args:
@@ -74,8 +75,8 @@ def make_check(evaluate: Callable[..., dict[str, Scalar]] | None, rules: Sequenc
 
     @functools.partial(jax.jit, donate_argnums=0)
     def check(verdict, carry, count):
-        state, total = carry
-        metrics = {"train_loss": total / count, **measure(evaluate, state)}
+        state, total, skipped = carry
+        metrics = {"train_loss": total.value / (count - skipped.astype(jnp.float32)), **measure(evaluate, state)}
         return metrics, judge(verdict, rules, state, metrics)
 
     return check

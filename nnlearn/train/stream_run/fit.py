@@ -1,7 +1,7 @@
 """The host-driven run, for data that do not fit into a program: batches from any iterable, with the same step."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from nnlearn.train.stream_run.record import Recorder
 from nnlearn.train.stream_run.running import FitResult, Running
 from nnlearn.train.stream_run.stack import Stacker
 from nnlearn.train.stream_run.stream import Plan, Prefetch, known_length, passes, read_blocks
+from nnlearn.train.trace import leaf_names
+from nnlearn.train.window import warn_of_open_window
 from nnlearn.types import Batch, Scalar
 
 
@@ -31,7 +33,7 @@ def fit(
     *,
     steps: int | None = None,
     epochs: int | None = None,
-    evaluate: Callable[..., dict[str, Scalar]] | None = None,
+    evaluate: Callable[..., Mapping[str, Scalar]] | None = None,
     check_every: int | None = None,
     stop: StopRule | Sequence[StopRule] = (),
     record_every: int = 1,
@@ -68,10 +70,11 @@ def fit(
         and ``opt_state`` by name. ``evaluation`` makes one from arrays.
       check_every: steps between two checks; with None there is one after each epoch, if there is something to
         evaluate, to call or to save. The end of a run is always one, unless it was interrupted.
-      stop: rules that stop the run at a check, such as ``patience("loss", 5)``, which restores the best parameters too.
+      stop: rules that stop the run at a check, such as ``patience("loss", 5)``, which restores the best state too.
       record_every: record every so many steps, in trace, history and rows.
       callbacks: functions ``callback(event)``, called at every check and at the end, or ``every`` so many steps. One
-        that returns True ends the run. See ``Event``; ``tensorboard`` and ``wandb_offline`` make some.
+        that returns a true value, Python's or an array's, ends the run. See ``Event``; ``tensorboard`` and
+        ``wandb_offline`` make some.
       save: ``save(name, state, step)``, called with ``"best"`` at a check that is the best so far, where a rule keeps
         the best, and with ``"last"`` after every check and when the run ends, be it by an error in batches or
         callbacks. It must have written or copied the state when it returns: the next step takes its memory.
@@ -90,6 +93,9 @@ def fit(
 
     Returns:
       ``FitResult(state, trace)``.
+
+    Warns:
+      UserWarning: the run has ended inside an accumulation window of ``MultiSteps``, whose gradients are not applied.
 
     Raises:
       TypeError: ``batches`` is no iterable, a leaf is no array, or a function does not take the arguments above.
@@ -138,14 +144,19 @@ def fit(
                 writers.insert(0, stack.enter_context(History(history, columns, plan.first)).write)
 
         running = Running(step, state, evaluate, rules, calls, save, plan)
-        running.recorder = Recorder(record_every, running.metrics, begin=begin, writers=writers, watch=bar.update)
+        running.recorder = Recorder(
+            record_every, running.metrics, leaf_names(state), begin=begin, writers=writers, watch=bar.update
+        )
         ahead = Prefetch(read_blocks(epochs_left, plan, stacker, lambda: ahead.stopped, prefetch > 0), prefetch)
         stack.enter_context(ahead)
         try:
-            return running.train(ahead, interrupt, check_every)
+            result = running.train(ahead, interrupt, check_every)
         except BaseException as error:
             running.rescue(error)
             raise
+    if result.stopped_by not in ("interrupted", "terminated"):  # those are taken up again, window and all
+        warn_of_open_window(running.state.opt_state)
+    return result
 
 
 def _plan(first, batches, steps, epochs, check_every, periods, checks: bool) -> Plan:

@@ -1,5 +1,6 @@
 """What a run recorded, row by row, in a file that can be read while the run goes on."""
 
+import contextlib
 import csv
 import json
 import math
@@ -7,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnlearn.files import replacing
+from nnlearn.files import hold, replacing
 
 Row = dict[str, float]
 FORMATS = (".csv", ".jsonl")
@@ -25,7 +26,8 @@ class History:
       first: steps made before; 0 begins a new file.
 
     Raises:
-      ValueError: the name ends otherwise, or the file that is to be gone on with has other columns.
+      ValueError: the name ends otherwise, the file that is to be gone on with has other columns, or another run is
+        writing it.
 
     >>> import tempfile
     >>> folder = tempfile.TemporaryDirectory()
@@ -41,12 +43,13 @@ class History:
         self.path, self.columns = check_history(path), list(columns)
         self.is_table = self.path.suffix == ".csv"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        goes_on = first > 0 and self.path.exists() and self.path.stat().st_size > 0
-        if goes_on:
-            self._cut(first)
-        elif self.path.exists():
-            move_aside(self.path)
-        self._file = open(self.path, "a", newline="", encoding="utf-8")  # noqa: SIM115
+        with self._claimed() if self.path.exists() else contextlib.nullcontext():
+            goes_on = first > 0 and self._has_begun()
+            if goes_on:
+                self._cut(first)
+            elif self.path.exists():
+                move_aside(self.path)
+        self._file = self._claimed()
         self._last: tuple[Row, int] | None = None  # the row that was written last, and where it begins
         if self.is_table and not goes_on:
             csv.writer(self._file, lineterminator="\n").writerow(self.columns)
@@ -74,6 +77,22 @@ class History:
         self._last = rows[-1], self._file.tell()
         self._add(rows[-1:])
         self._file.flush()
+
+    def _claimed(self) -> Any:
+        """The file, open, and no other run's as long as it is."""
+        file = open(self.path, "a", newline="", encoding="utf-8")  # noqa: SIM115
+        if not hold(file):
+            file.close()
+            raise ValueError(f"history {str(self.path)!r} is being written by another run: give it another file")
+        return file
+
+    def _has_begun(self) -> bool:
+        """Whether there is something to go on with: not in a table whose first line was not written to its end."""
+        if not self.path.exists():
+            return False
+        with open(self.path, newline="", encoding="utf-8") as file:
+            first_line = file.readline()
+        return first_line.endswith("\n") or bool(first_line and not self.is_table)
 
     def _add(self, rows: Sequence[Row]) -> None:
         if self.is_table:

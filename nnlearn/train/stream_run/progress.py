@@ -1,6 +1,5 @@
 """A line in the terminal that says how far a run is; rich is imported when one is shown."""
 
-import math
 import sys
 import time
 from typing import Any
@@ -17,7 +16,7 @@ class Silence:
     def __exit__(self, *error) -> None:
         pass
 
-    def update(self, step: int, loss: float, rate: float) -> None:
+    def update(self, step: int, loss: float, rate: float | None) -> None:
         """Nothing."""
 
 
@@ -49,7 +48,7 @@ class Bar(Silence):
             self._show()
         self._progress.stop()
 
-    def update(self, step: int, loss: float, rate: float) -> None:
+    def update(self, step: int, loss: float, rate: float | None) -> None:
         """Say where the run is; shown a few times a second at most."""
         now = time.monotonic()
         self._latest = (step, loss, rate, now)
@@ -62,7 +61,7 @@ class Bar(Silence):
     def _show(self) -> None:
         step, loss, rate, now = self._latest
         parts = [f"loss {loss:.4g}"]
-        if not math.isnan(rate):
+        if rate is not None:
             parts.append(f"lr {rate:.3g}")
         first, start = self._start
         if step > first and now > start:

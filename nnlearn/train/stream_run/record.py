@@ -10,8 +10,7 @@ import numpy as np
 
 from nnlearn.train.step import Info
 from nnlearn.train.stream_run.history import Row
-from nnlearn.train.trace import ALL_STEPS, Trace, metric_column
-from nnlearn.tree import path_name
+from nnlearn.train.trace import ALL_STEPS, Trace, info_columns, metric_column
 from nnlearn.types import PyTree
 
 
@@ -28,21 +27,23 @@ class Recorder:
     Args:
       every: record every so many steps.
       metrics: the names of what checks find.
+      leaves: the names of the parameters.
       begin: called with the names of all columns before the first rows.
       writers: functions that are given rows; without any, none are made.
-      watch: called with the step, loss and learning rate that were read last.
+      watch: called with the step, loss and learning rate, or None, that were read last.
     """
 
     def __init__(
         self,
         every: int,
         metrics: Sequence[str],
+        leaves: Sequence[str] = (),
         *,
         begin: Callable[[list[str]], None],
         writers: list[Callable[[list[Row]], None]],
-        watch: Callable[[int, float, float], None],
+        watch: Callable[[int, float, float | None], None],
     ):
-        self.every, self.metrics = every, list(metrics)
+        self.every, self.metrics, self.leaves = every, list(metrics), tuple(leaves)
         self.latest: dict[str, float] = {}  # what the last check found, as far as it was read
         self._begin, self._writers, self._watch = begin, writers, watch
         self._far = jax.default_backend() != "cpu"
@@ -50,15 +51,14 @@ class Recorder:
         self._steps: list[np.ndarray] = []
         self._infos: list[PyTree] = []
         self._checks: list[tuple[int, dict[str, np.ndarray]]] = []
-        self._columns: list[tuple[int, str]] | None = None
+        self._columns: list[tuple[str, int, int | None]] | None = None
         self._metric_columns: dict[str, str] = {}  # what they are called beside those, as in ``Trace.columns``
 
     def add(self, first: int, count: int, infos: PyTree) -> None:
         """Take the infos of ``count`` steps; they need not have been computed yet."""
         if self._columns is None:
-            leaves = jax.tree.leaves_with_path(infos)
-            self._columns = [(at, path_name(path)) for at, (path, leaf) in enumerate(leaves) if _is_column(leaf)]
-            names = ["step", *(name for _, name in self._columns)]
+            self._columns = info_columns(infos, 0, self.leaves)
+            names = ["step", *(name for name, _, _ in self._columns)]
             for metric in self.metrics:
                 self._metric_columns[metric] = metric_column(metric, names)
                 names.append(self._metric_columns[metric])
@@ -90,7 +90,9 @@ class Recorder:
             infos = jax.tree.map(lambda leaf: leaf[recorded], whole)
             self._steps.append(steps[recorded])
             self._infos.append(infos)
-            self._watch(last, float(whole.loss[entry.count - 1]), float(np.mean(whole.learning_rate[entry.count - 1])))
+            rates = whole.learning_rate
+            rate = None if rates is None else float(np.mean(rates[entry.count - 1]))
+            self._watch(last, float(whole.loss[entry.count - 1]), rate)
         metrics = {}
         if entry.metrics:
             found = {name: np.asarray(value) for name, value in entry.metrics.items()}
@@ -105,8 +107,9 @@ class Recorder:
         rows: list[Row] = []
         if infos is not None:
             leaves = jax.tree.leaves(infos)
-            names = ["step", *(name for _, name in self._columns)]
-            columns = [steps.tolist(), *(_plain(leaves[at]) for at, _ in self._columns)]
+            names = ["step", *(name for name, _, _ in self._columns)]
+            parts = (leaves[at] if index is None else leaves[at][:, index] for _, at, index in self._columns)
+            columns = [steps.tolist(), *map(_plain, parts)]
             rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
         if metrics and (not rows or rows[-1]["step"] != last):
             rows.append({"step": last})
@@ -128,7 +131,7 @@ class Recorder:
             rules = (*rules, ended_by)
             reason = len(rules)
         # NumPy puts the pieces together: it need not compile for that
-        nothing = Info(np.zeros(0, np.float32), None, None, np.zeros(0, np.float32), None)
+        nothing = Info(np.zeros(0, np.float32), None, None, None, None)
         infos = jax.tree.map(lambda *parts: np.concatenate(parts), *self._infos) if self._infos else nothing
         checks = [metrics for _, metrics in self._checks]
         names = checks[0] if checks else ()
@@ -141,12 +144,9 @@ class Recorder:
             reason=np.array(reason, np.int32),
             best_step=best_step,
             rules=tuple(rules),
+            leaves=self.leaves if getattr(infos, "leaf_grad_norms", None) is not None else (),
         )
         return jax.device_put(trace)
-
-
-def _is_column(leaf: Any) -> bool:
-    return jnp.ndim(leaf) == 1 and not jnp.issubdtype(leaf.dtype, jnp.complexfloating)
 
 
 def _plain(values: np.ndarray) -> Any:

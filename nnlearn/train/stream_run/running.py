@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nnlearn.sums import Total
 from nnlearn.train.state import TrainState
 from nnlearn.train.stream_run.callbacks import Calls
 from nnlearn.train.stream_run.dispatch import Carry, kept_on, make_block, make_check
@@ -23,7 +24,8 @@ class FitResult(NamedTuple):
     """How a run has ended; unpacks like what a ``Train`` returns, ``state, trace = fit(...)``.
 
     Attributes:
-      state: the last state, or with the parameters of the best check where a rule keeps those.
+      state: the last state, or the whole state of the best check where a rule keeps that; its ``step`` is then
+        ``trace.best_step``, and a run that goes on from it makes the steps after that check again.
       trace: what was recorded.
     """
 
@@ -56,7 +58,7 @@ class Running:
         # An accelerator asks the host at every turn of a loop whether there is another, unless the number is compiled
         # in. A CPU does not care, and is spared a second program for incomplete blocks.
         self.compile_full = jax.default_backend() != "cpu"
-        self.carry: Carry = (state, jax.device_put(np.float32(0)))
+        self.carry: Carry = (state, *_nothing())
         # a copy, as the check takes its memory, and the next step takes the state's
         self.verdict = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), first_verdict(rules, state))
         self.at = self.checked_at = plan.first
@@ -109,7 +111,7 @@ class Running:
         """Evaluate, ask the rules, save."""
         count = np.float32(self.at - self.checked_at)
         metrics, self.verdict = self.check(self.verdict, self.carry, count)
-        self.carry = (self.state, jax.device_put(np.float32(0)))
+        self.carry = (self.state, *_nothing())
         self.checked_at = self.at
         self.recorder.add_check(self.at, metrics)
         if self.rules and int(self.verdict.reason):
@@ -159,6 +161,12 @@ class Running:
                 self.save_last()
             except Exception as another:
                 error.add_note(f"the last state could not be saved either: {another!r}")
+
+
+def _nothing() -> tuple[Total, jax.Array]:
+    """The sum of no losses and the number of no skipped steps, in new memory: the steps take it."""
+    dtype = jax.dtypes.canonicalize_dtype(np.float64)
+    return jax.device_put((Total(np.zeros([], dtype), np.zeros([], dtype)), np.int32(0)))
 
 
 __all__ = ["FitResult", "Running"]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from nnlearn.train.calls import check_takes
 from nnlearn.train.sampler import Sampler
 from nnlearn.train.stream_run.stack import Stacker
 from nnlearn.types import Batch, PyTree
@@ -99,6 +100,8 @@ def passes(batches: Any, epochs: int | None, steps: int | None) -> Iterator[tupl
     readable = hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")
     if not readable and not callable(batches):
         raise TypeError(f"batches must be an iterable, or a function epoch -> iterable; got {batches!r}")
+    if not readable:
+        check_takes(batches, "batches, if it is a function,", "epoch")
     once = readable and isinstance(batches, Iterator)
     if once and epochs is not None and epochs > 1:
         raise ValueError(

@@ -1,6 +1,7 @@
-"""Every test runs with several virtual devices and without implicit rank promotion."""
+"""Tests run with several virtual devices, without implicit rank promotion, and a share of the large tables."""
 
 import os
+import subprocess
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -25,24 +26,45 @@ SAMPLED = {
 SLOW = 4
 
 
+def rotation():
+    """Where the sample begins: ``NNLEARN_SAMPLE``, or a number of the commit, so that another one runs other cases."""
+    if os.environ.get("NNLEARN_SAMPLE"):
+        return int(os.environ["NNLEARN_SAMPLE"])
+    command = ["git", "-C", os.path.dirname(__file__), "rev-parse", "HEAD"]
+    try:
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout[:8], 16)
+    except (OSError, subprocess.CalledProcessError, ValueError):  # not a checkout
+        return 0
+
+
 def pytest_addoption(parser):
     parser.addoption("--whole", action="store_true", help="every slow test, and every case of the large tables")
 
 
+def pytest_report_header(config):
+    if not config.getoption("--whole"):
+        return f"a share of the large tables and slow tests: NNLEARN_SAMPLE={rotation() % 12} (--whole runs all)"
+
+
 def pytest_collection_modifyitems(config, items):
-    """Keep a share of what takes long: of each table another share in each test, so that every row is met somewhere."""
-    named = any("::" in argument for argument in config.args)  # who asks for one test by name gets it
+    """Keep a share of what takes long: of each table another share in each test, so that every row is met somewhere.
+
+    A test marked ``always`` is never left out, and neither is one that is asked for by name.
+    """
+    named = any("::" in argument for argument in config.args)
     if config.getoption("--whole") or named:
         return
-    groups = {}
+    groups, kept, first = {}, set(), rotation()
     for item in items:
+        if item.get_closest_marker("always") is not None:
+            kept.add(item)
+            continue
         slow = item.get_closest_marker("slow") is not None
         table = hasattr(item, "callspec") and item.path.name in SAMPLED
         group = "slow" if slow else (item.path, item.originalname) if table else item
         groups.setdefault(group, []).append(item)
-    kept = set()
     for number, (group, cases) in enumerate(groups.items()):
         one_in = SLOW if group == "slow" else SAMPLED.get(cases[0].path.name, 1)
-        kept.update(cases[number % min(one_in, len(cases)) :: one_in])
+        kept.update(cases[(number + first) % min(one_in, len(cases)) :: one_in])
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]

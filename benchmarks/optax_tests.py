@@ -1,0 +1,84 @@
+"""optax's own tests, with nnlearn in optax's place: a proof of some minutes, run by hand.
+
+    python benchmarks/optax_tests.py
+
+The tests come with the installed optax. In each of their modules, what is looked up in a module of optax is nnlearn's
+thing of that name where there is one. Optax's own code is not changed, and the tests of optimizers that only optax has
+are left out. ``DIFFERENT`` names what nnlearn does otherwise on purpose, and why; anything else that fails is a fault.
+"""
+
+import pathlib
+import sys
+import types
+
+import optax
+import pytest
+
+import nnlearn
+
+FILES = ["losses/_classification_test.py", "losses/_regression_test.py", "schedules/_schedule_test.py"]
+FILES += ["_src/alias_test.py", "transforms/_clipping_test.py", "transforms/_accumulation_test.py"]
+OPTIMIZERS = """
+adabelief adadelta adagrad adam adamax adamaxw adamw amsgrad lamb lars lion nadam nadamw radam rmsprop sgd sign_sgd yogi
+"""
+DIFFERENT = {
+    "GeneralizedKLDivergenceTest::test_deprecated_alias": "convex_kl_divergence is an alias that does not warn",
+}
+ROOMS = (nnlearn, nnlearn.losses, nnlearn.schedules, nnlearn.transforms, nnlearn.optimizers)
+
+
+def _is_swapped(module: str) -> bool:
+    """Whether nnlearn's names stand for a module's: ``optax.tree.scale`` is another thing than ``optax.scale``."""
+    return module.startswith("optax") and "tree" not in module and not module.endswith(("_test", "test_utils"))
+
+
+class InPlaceOf(types.ModuleType):
+    """A module of optax that shows nnlearn's things under optax's names."""
+
+    def __init__(self, module):
+        super().__init__(module.__name__)
+        self.__dict__["_module"] = module
+
+    def __getattr__(self, name):
+        theirs = getattr(self._module, name)
+        if isinstance(theirs, types.ModuleType):
+            return (
+                InPlaceOf(theirs) if theirs.__name__.startswith("optax") and "tree" not in theirs.__name__ else theirs
+            )
+        known = callable(theirs) and not isinstance(theirs, type) and not name.startswith("_")
+        return next((getattr(room, name) for room in ROOMS if known and hasattr(room, name)), theirs)
+
+
+class Swap:
+    """A plugin of pytest."""
+
+    def pytest_collection_modifyitems(self, config, items):
+        for module in {item.module for item in items}:
+            for name, value in list(vars(module).items()):
+                if isinstance(value, types.ModuleType) and _is_swapped(value.__name__):
+                    setattr(module, name, InPlaceOf(value))
+        dropped = [item for item in items if self._is_of_optax_alone(item)]
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item not in dropped]
+        for item in items:
+            for name, reason in DIFFERENT.items():
+                if item.nodeid.endswith(name):
+                    item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+
+    @staticmethod
+    def _is_of_optax_alone(item) -> bool:
+        """Whether the case's parameters name an optimizer that nnlearn does not have, or it is a test of L-BFGS."""
+        case = getattr(item.cls, item.name, None)
+        named = [cell.cell_contents for cell in getattr(case, "__closure__", None) or ()]
+        chosen = [value["opt_name"] for value in named if isinstance(value, dict) and "opt_name" in value]
+        return item.cls.__name__ == "LBFGSTest" or any(name not in OPTIMIZERS.split() for name in chosen)
+
+
+def main() -> int:
+    folder = pathlib.Path(optax.__file__).parent
+    options = ["-q", "-n", "0", "-p", "no:cacheprovider", "-c", "/dev/null", "--import-mode=importlib", "-rxX"]
+    return pytest.main([*options, *sys.argv[1:], *(str(folder / name) for name in FILES)], plugins=[Swap()])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

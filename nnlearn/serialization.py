@@ -1,0 +1,35 @@
+"""Names under which ``jax.export`` writes the states of training, so that exported steps and runs can be read again."""
+
+import contextlib
+import inspect
+import sys
+from typing import Any
+
+import jax.export
+import optax
+
+# where the named tuples lie that go into a step or a run, or come out of one
+ROOMS = ("nnlearn.train.state", "nnlearn.train.step", "nnlearn.train.run", "nnlearn.train.verdict")
+ROOMS += ("nnlearn.train.noise_scale", "nnlearn.transforms.", "nnlearn.data", "nnlearn.models.", "nnlearn.losses.")
+
+
+def register_for_export() -> None:
+    """Register the named tuples of nnlearn that hold arrays, and optax's states, with ``jax.export``."""
+    modules = [module for name, module in sorted(sys.modules.items()) if name.startswith(ROOMS)]
+    for module in modules:
+        for kind in vars(module).values():
+            if getattr(kind, "__module__", None) == module.__name__:
+                _register(kind, f"nnlearn.{kind.__name__}")
+    for name, kind in vars(optax).items():
+        if name.endswith(("State", "Node")):
+            _register(kind, f"optax.{name}")
+
+
+def _register(kind: Any, name: str) -> None:
+    if not inspect.isclass(kind) or not issubclass(kind, tuple) or not hasattr(kind, "_fields"):
+        return
+    with contextlib.suppress(ValueError):  # the caller has done it
+        jax.export.register_namedtuple_serialization(kind, serialized_name=name)
+
+
+__all__ = ["register_for_export"]

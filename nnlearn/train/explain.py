@@ -1,0 +1,124 @@
+"""What is wrong when a step fails: errors in words of the library in place of those of the code that met them.
+
+Nothing here costs a step that works anything: states and batches are looked at after an error only.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from nnlearn.data import MaskedBatch
+from nnlearn.train.state import TrainState
+from nnlearn.tree import path_name
+from nnlearn.types import Batch, GradientTransformation, OptState, Params
+
+OFFERED = "value, grad and value_fn"
+
+
+def check_state(state: Any) -> None:
+    """Raise ``TypeError`` if a step is not given a ``TrainState`` first.
+
+    >>> check_state({"w": 1.0})
+    Traceback (most recent call last):
+    TypeError: a step takes a TrainState and a batch, step(state, batch), got dict as state: make one with ...
+    """
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            f"a step takes a TrainState and a batch, step(state, batch), got {type(state).__name__} as state: make one "
+            "with nnlearn.init_state(params, tx)"
+        )
+
+
+def accepted(update: Callable, offered: dict[str, Any]) -> dict[str, Any]:
+    """Those keyword arguments of ``offered`` that a transformation's ``update`` takes.
+
+    >>> accepted(lambda updates, state, params=None, *, value: updates, {"value": 1, "grad": 2})
+    {'value': 1}
+    """
+    try:
+        parameters = inspect.signature(update).parameters.values()
+    except (TypeError, ValueError):  # some callables have no signature
+        return offered
+    if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
+        return offered
+    return {name: value for name, value in offered.items() if name in {parameter.name for parameter in parameters}}
+
+
+@contextlib.contextmanager
+def explaining_update(tx: GradientTransformation, opt_state: OptState, params: Params) -> Iterator[None]:
+    """Raise ``ValueError`` in place of any error of ``tx.update`` if the state is not one that ``tx`` made."""
+    try:
+        yield
+    except (AttributeError, TypeError, ValueError) as error:
+        fault = state_difference(tx, opt_state, params)
+        if fault:
+            raise ValueError(
+                f"the optimizer state is not one of this optimizer: {fault}. Make it with init_state(params, tx) or "
+                "tx.init(params), with the same tx as the step"
+            ) from error
+        if "unexpected keyword argument" in str(error):
+            error.add_note(
+                f"a step hands {OFFERED} to the optimizer; give the update function of your transformation **extra_args"
+            )
+        raise
+
+
+def state_difference(tx: GradientTransformation, opt_state: OptState, params: Params) -> str:
+    """Where a state differs in structure from what ``tx.init(params)`` gives; empty if it does not.
+
+    >>> import nnlearn, jax.numpy as jnp
+    >>> state_difference(nnlearn.sgd(0.1), nnlearn.adam(0.1).init(jnp.zeros(1)), jnp.zeros(1))
+    "at '0' it is a ScaleByAdamState, where the optimizer has an EmptyState"
+    """
+    try:
+        expected = jax.eval_shape(tx.init, params)
+    except Exception:  # then the state is not what is wrong
+        return ""
+    return _difference((), opt_state, expected)
+
+
+def _difference(path: tuple, found: Any, expected: Any) -> str:
+    """The first place where two trees differ in their containers, from the root on."""
+    if jax.tree.structure(found) == jax.tree.structure(expected):
+        return ""
+    (parts, others) = (_children(tree) for tree in (found, expected))
+    if type(found) is type(expected) and [key for key, _ in parts] == [key for key, _ in others]:
+        for (key, part), (_, other) in zip(parts, others, strict=True):
+            if fault := _difference((*path, key), part, other):
+                return fault
+    one, other = _described(found, parts), _described(expected, others)
+    return f"at {path_name(path)!r} it is {one}, where the optimizer has {other}"
+
+
+def _children(tree: Any) -> list[tuple[Any, Any]]:
+    children = jax.tree.leaves_with_path(tree, is_leaf=lambda node: node is not tree)
+    return [(path[0], child) for path, child in children if path]
+
+
+def _described(tree: Any, parts: list) -> str:
+    name = type(tree).__name__
+    if name == "ShapeDtypeStruct":
+        name = "array"
+    article = "an" if name[0].upper() in "AEIO" else "a"
+    return f"{article} {name}" + (f" of {len(parts)} parts" if type(tree) in (tuple, list, dict) else "")
+
+
+@contextlib.contextmanager
+def explaining_batch(batch: Batch) -> Iterator[None]:
+    """Add to an error of ``loss_fn`` what a ``MaskedBatch`` is, as one who expects a bare batch does not see it."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        if isinstance(batch, MaskedBatch):
+            error.add_note(
+                "the batch is a MaskedBatch(examples, where): write `examples, where = batch` and give where to the "
+                "loss, which leaves filled rows out; or make full batches, shuffled(..., remainder='drop'), and take "
+                "batch.examples"
+            )
+        raise
+
+
+__all__ = ["accepted", "check_state", "explaining_batch", "explaining_update", "state_difference"]

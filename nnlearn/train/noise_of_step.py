@@ -1,0 +1,94 @@
+"""The noise scale of a step's batch, whatever parts and devices the batch lies on."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nnlearn.data import MaskedBatch, example_count
+from nnlearn.train.calls import hand
+from nnlearn.train.devices import AxisName, device_key
+from nnlearn.train.gradient import Outcome, _split
+from nnlearn.train.noise_scale import NoiseScale, noise_scale_from_batches
+from nnlearn.train.per_example import gradient_moments, per_example_norms
+from nnlearn.train.slices import without_effects
+from nnlearn.train.state import TrainState
+from nnlearn.tree import global_norm, safe_divide, safe_sqrt
+from nnlearn.types import Batch, Key, LossFn
+
+
+class _Small(NamedTuple):
+    """Sums over the small batches that a step has seen: their number, squared norms, sizes and 1 / size."""
+
+    number: jax.Array
+    squares: jax.Array
+    sizes: jax.Array
+    inverses: jax.Array
+
+
+def make_noise_of(
+    loss_fn: LossFn, axis_name: AxisName | None, microbatches: int, *, clean: bool
+) -> Callable[..., NoiseScale]:
+    """``noise_of(state, batch, key, seen, scale, hparams)``: the whole batch's, and the same on all devices.
+
+    The microbatches of all devices are compared with the whole batch; without microbatches, the examples are. Where the
+    step's gradient is not ``clean``, because it is clipped, say, the examples' gradients give their mean as well.
+    """
+
+    def loss_with(model_state, scale, hparams, params, batch, key):
+        @without_effects  # the effects of the loss have occurred with the gradient
+        def loss_alone(params, batch, key):
+            result = hand(loss_fn, params, batch, key, model_state=model_state, hparams=hparams)
+            loss = result[0] if isinstance(result, tuple) else result
+            return loss if scale is None else loss * scale.astype(loss.dtype)
+
+        return loss_alone(params, batch, key)
+
+    def noise_of(state: TrainState, batch: Batch, key: Key, seen: Outcome, scale, hparams) -> NoiseScale:
+        # arrays as arguments, because those of an explicit mesh may not be captured in a region of automatic axes
+        loss_alone = jax.tree_util.Partial(loss_with, state.model_state, scale, hparams)
+        key, total = device_key(key, axis_name), None
+        if not clean:
+            total, small = _moments(loss_alone, state.stored, batch, key, microbatches)
+        elif seen.part_squares is not None:
+            small = _of_parts(seen.part_squares, seen.part_counts)
+        else:
+            count = jnp.sum(batch.where) if isinstance(batch, MaskedBatch) else example_count(batch)
+            squares = jnp.sum(jnp.square(per_example_norms(loss_alone, state.stored, batch, key)))
+            small = _Small(*(jnp.asarray(n, jnp.float32) for n in (count, squares, count, count)))
+        if axis_name is not None:
+            total, small = jax.lax.psum((total, small), axis_name)
+        small_norm = safe_sqrt(safe_divide(small.squares, small.number))
+        if scale is not None and (not clean or seen.part_squares is None):
+            small_norm = small_norm / scale
+        if clean:
+            whole = global_norm(seen.grads)
+        else:
+            whole = safe_divide(global_norm(total), small.sizes if scale is None else small.sizes * scale)
+        return noise_scale_from_batches(small_norm, whole, safe_divide(small.number, small.inverses), small.sizes)
+
+    return noise_of
+
+
+def _of_parts(squares: jax.Array, counts: jax.Array) -> _Small:
+    """The microbatches in which some example counts."""
+    some = counts > 0
+    sums = jnp.ones_like(counts), squares, counts, safe_divide(1, counts)
+    return _Small(*(jnp.sum(n, where=some) for n in sums))
+
+
+def _moments(loss_fn, stored, batch: Batch, key: Key, microbatches: int):
+    """The sum of the examples' gradients, and the examples as small batches."""
+
+    def on_part(part, key):
+        total, squares, count = gradient_moments(loss_fn, stored, part, key)
+        return total, _Small(count, squares, count, count)
+
+    if microbatches == 1:
+        return on_part(batch, key)
+    found = jax.lax.map(lambda part: on_part(*part), _split(batch, microbatches, key))
+    return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), found)
+
+
+__all__ = ["make_noise_of"]
