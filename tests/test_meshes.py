@@ -269,3 +269,27 @@ def test_arrays_on_no_explicit_mesh_add_no_operation():
     program = str(jax.make_jaxpr(lambda x, y: nnlearn.info_nce_loss(x, y))(X, Z))
     assert "reshard" not in program
     assert disjoint((("data", "model"), None, "model")) == (("data", "model"), None, None)
+
+
+def test_every_optimizer_updates_parameters_that_are_cut_over_explicit_axes():
+    specs = {"w": P("data"), "v": P(None, "data"), "s": P()}
+    shapes = {"w": (8, 4), "v": (4, 8), "s": ()}
+    params = {
+        name: jax.device_put(np.ones(shapes[name], np.float32), NamedSharding(EXPLICIT, specs[name])) for name in specs
+    }
+    for name in [name for name in vars(nnlearn.optimizers) if callable(getattr(nnlearn, name, None))]:
+        clipped = nnlearn.chain(nnlearn.adaptive_grad_clip(0.1), nnlearn.clip_by_global_norm(1.0))
+        tx = nnlearn.chain(clipped, getattr(nnlearn, name)(0.1))
+
+        def step(params, tx=tx):
+            updates, _ = tx.update(params, tx.init(params), params)
+            return nnlearn.apply_updates(params, updates)
+
+        for tree in (params, nnlearn.pack(params)):  # JAX refuses a fault while it traces
+            after = jax.eval_shape(step, tree)
+            for one, other in zip(jax.tree.leaves(after), jax.tree.leaves(tree), strict=True):
+                assert explicit_names(one.sharding.spec) == explicit_names(other.sharding.spec), name
+
+
+def explicit_names(spec):
+    return [(axis, names) for axis, names in enumerate(spec) if names is not None]

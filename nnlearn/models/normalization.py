@@ -195,7 +195,7 @@ def group_norm(
         return params | ({"bias": jnp.zeros((features,), dtype)} if bias else {})
 
     @automatic_axes(like="inputs")
-    def apply(params, inputs, key=None):
+    def normalized(params, inputs, eps):
         inputs = _floating(inputs)
         check_features(layer, features, inputs)
         if inputs.ndim < dimensions + 1:
@@ -211,5 +211,8 @@ def group_norm(
         if bias:
             y = y + _along_last(parameter(layer, params, "bias", (features,)).astype(x.dtype), x)
         return y.astype(inputs.dtype)
+
+    def apply(params, inputs, key=None):
+        return normalized(params, inputs, eps)
 
     return Model(init, apply)

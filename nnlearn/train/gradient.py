@@ -144,14 +144,15 @@ def _custom(value_and_grad, loss_fn, weigh, model_state, scale, hparams, whole: 
     """The user's function, and ``evaluate`` and ``differentiate`` of ``_plain`` by it."""
     carries_state = asks_for(loss_fn, "model_state")
 
-    def loss_alone(params, batch, key):
+    def loss_with(model_state, hparams, params, batch, key):
         result = hand(loss_fn, params, batch, key, model_state=model_state, hparams=hparams)
         if not carries_state:
             return result
         loss, aux, new_state = _parts_of(result, carries_state)
         return loss, (aux, *_new_leaves(new_state, model_state))
 
-    own = value_and_grad(loss_alone)
+    # arrays as arguments, because those of an explicit mesh may not be captured in a region of automatic axes
+    own = value_and_grad(jax.tree_util.Partial(loss_with, model_state, hparams))
     run = own if whole else getattr(own, "over_part", own)
     extra = {} if scale is None or not asks_for(run, "loss_scale") else {"loss_scale": scale}
 

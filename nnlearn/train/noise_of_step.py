@@ -36,13 +36,18 @@ def make_noise_of(
     step's gradient is not ``clean``, because it is clipped, say, the examples' gradients give their mean as well.
     """
 
-    def noise_of(state: TrainState, batch: Batch, key: Key, seen: Outcome, scale, hparams) -> NoiseScale:
+    def loss_with(model_state, scale, hparams, params, batch, key):
         @without_effects  # the effects of the loss have occurred with the gradient
         def loss_alone(params, batch, key):
-            result = hand(loss_fn, params, batch, key, model_state=state.model_state, hparams=hparams)
+            result = hand(loss_fn, params, batch, key, model_state=model_state, hparams=hparams)
             loss = result[0] if isinstance(result, tuple) else result
             return loss if scale is None else loss * scale.astype(loss.dtype)
 
+        return loss_alone(params, batch, key)
+
+    def noise_of(state: TrainState, batch: Batch, key: Key, seen: Outcome, scale, hparams) -> NoiseScale:
+        # arrays as arguments, because those of an explicit mesh may not be captured in a region of automatic axes
+        loss_alone = jax.tree_util.Partial(loss_with, state.model_state, scale, hparams)
         key, total = device_key(key, axis_name), None
         if not clean:
             total, small = _moments(loss_alone, state.stored, batch, key, microbatches)

@@ -179,7 +179,8 @@ def poisson_sampled(
         return order, jax.lax.map(draw, keys)
 
     def batch(row):
-        taken = jax.tree.map(lambda array: jnp.take(array, row.examples.indices, axis=0, mode="clip"), examples)
+        indices = row.examples.indices
+        taken = jax.tree.map(lambda array: take_rows(array, indices, spread=True, mode="clip"), examples)
         return MaskedBatch(taken, row.where)
 
     return Sampler(per_epoch, lambda key, stride: (), rows, batch)
