@@ -54,7 +54,7 @@ class Batch:
 
 def measure(widths: tuple[int, ...], steps: int, rounds: int, workers: int) -> list[dict]:
     train, _ = make_problem(steps)
-    member = trace_member(train, {"rate": 0.1}, ["rate"], full=False).member
+    member = trace_member(train, {"rate": 0.1}, ["rate"], full=False)
     device, batches = jax.devices()[:1], {}
     for width in widths:
         program = compile_batch(

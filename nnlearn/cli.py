@@ -17,9 +17,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words == ["--version"]:
-        import nnlearn
+        from importlib.metadata import version
 
-        print(f"nnlearn {nnlearn.__version__}")
+        print(f"nnlearn {version('nnlearn')}")
         return 0
     from json import dumps as to_json
 

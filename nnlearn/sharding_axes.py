@@ -173,6 +173,19 @@ def lie_like(array: jax.Array, like: jax.Array) -> jax.Array:
     return jax.sharding.reshard(array, NamedSharding(mesh, PartitionSpec(*explicit_spec(like))))
 
 
+def filled(shape: jax.ShapeDtypeStruct, value: Any, *lengths: int) -> jax.Array:
+    """An array of one number, as ``jax.eval_shape`` describes it, with axes of these lengths in front.
+
+    >>> filled(jax.ShapeDtypeStruct((2,), jnp.float32), 0, 1)
+    Array([[0., 0.]], dtype=float32)
+    """
+    array, sharding = jnp.full((*lengths, *shape.shape), value, shape.dtype), shape.sharding
+    if not isinstance(sharding, NamedSharding) or AxisType.Explicit not in sharding.mesh.axis_types:
+        return array
+    spec = PartitionSpec(*(None,) * len(lengths), *sharding.spec)
+    return jax.sharding.reshard(array, NamedSharding(sharding.mesh, spec))
+
+
 def beside(arrays: PyTree, tree: PyTree) -> PyTree:
     """``tree`` with its arrays on the mesh over whose Explicit axes ``arrays`` are cut, whole on every device.
 
@@ -253,6 +266,7 @@ __all__ = [
     "disjoint",
     "explicit_mesh",
     "explicit_spec",
+    "filled",
     "lie_like",
     "linear",
     "matmul",

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from nnlearn.types import PyTree, Scalar
 
+LARGE = 1 << 14  # numbers from which a pass over them costs more than a conditional
+
 
 def path_name(path: Sequence) -> str:
     """A leaf's place in words, ``encoder/0/kernel``; the root is ``(root)``.
@@ -147,7 +149,8 @@ def rarely(when: jax.Array, slow: Callable[..., jax.Array], fast: jax.Array, *op
     """``slow(*operands)``, worked out only if ``when`` holds; otherwise ``fast``, which then is the same.
 
     Under ``jax.vmap`` it stays a real conditional, where ``jax.lax.cond`` becomes both branches and a selection: if
-    ``when`` holds for one member of the batch, ``slow`` is run for all.
+    ``when`` holds for one member of the batch, ``slow`` is run for all. It has no derivative in reverse mode, so it
+    belongs into functions that have their own.
 
     Args:
       when: a boolean scalar.
@@ -211,7 +214,7 @@ def _scaled_norm(arrays, axis, bounded):
             total = total + jnp.sum(square(array), axis=axis, keepdims=axis is not None)
         return jnp.sqrt(total)
 
-    def rescaled(norm, scale, arrays):
+    def root_at(scale, arrays):
         limit = 2.0 ** (info.maxexp - exponent) if bounded else 2.0 ** (info.maxexp - 8)  # the latter's square is inf
 
         def square(array):
@@ -219,13 +222,28 @@ def _scaled_norm(arrays, axis, bounded):
                 return square(jnp.real(array)) + square(jnp.imag(array))
             return jnp.square(jnp.minimum(jnp.abs(array) * scale, limit))  # or compilers square before they scale
 
-        return jnp.where(scale == 1, norm, root(arrays, square))
+        return root(arrays, square)
 
     norm = root(arrays)
     fits = squares_fit(norm)
     # beside entries so large or so small that they need a scale, those that would need the other one do not count
-    scale = jnp.where(fits, 1, jnp.where(norm > 1, 2.0**-exponent, 2.0**exponent)).astype(info.dtype)
+    low, high = (jnp.asarray(2.0**power, info.dtype) for power in (-exponent, exponent))
+    scale = jnp.where(fits, jnp.ones_like(low), jnp.where(norm > 1, low, high))
+    if _reads_once(arrays):
+        return jnp.where(fits, norm, jnp.where(norm > 1, root_at(low, arrays), root_at(high, arrays))), scale
+
+    def rescaled(norm, scale, arrays):
+        return jnp.where(scale == 1, norm, root_at(scale, arrays))
+
     return rarely(~jnp.all(fits), rescaled, norm, norm, scale, arrays), scale
+
+
+def _reads_once(arrays: Sequence[jax.Array]) -> bool:
+    """Whether three sums over the arrays cost about as much as one, and less than a conditional.
+
+    Accelerators make all three in one pass, and stop for the host at a conditional. A CPU makes a pass for each.
+    """
+    return jax.default_backend() != "cpu" or sum(array.size for array in arrays) < LARGE
 
 
 @_scaled_norm.defjvp

@@ -230,3 +230,18 @@ def test_focal_loss_and_two_derivatives_at_large_logits():
         known = np.isfinite(theirs)
         assert known.mean() > 0.8
         np.testing.assert_allclose(ours[known], theirs[known], rtol=2e-4, atol=1e-7)
+
+
+def test_norms_of_examples_whose_squares_overflow():
+    def loss(params, batch, key):
+        return jnp.mean((jnp.tanh(batch["x"] @ params["w"] + params["b"]) @ params["v"]) * batch["y"])
+
+    shapes, random = {"w": (3, 9), "b": (9,), "v": (9,)}, np.random.default_rng(0)
+    params = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    weights = np.array([1e22, 1e-28, 1.0, 0.0], np.float32)
+    batch = {"x": random.normal(size=(4, 3)).astype(np.float32), "y": weights}
+    grads_b = jax.tree.leaves(nnlearn.per_example_grads(loss, params, batch))
+    want = np.sqrt(sum(np.sum(np.float64(grad_b).reshape(4, -1) ** 2, 1) for grad_b in grads_b))
+    close(jax.jit(lambda params: nnlearn.per_example_norms(loss, params, batch))(params), want, rtol=1e-5)
+    clipped = jax.jit(nnlearn.clipped_value_and_grad(loss, 2.0))(params, {"x": batch["x"][:1], "y": weights[:1]}, None)
+    close(global_norm(clipped[1]), 2.0)

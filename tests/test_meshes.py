@@ -34,14 +34,11 @@ def mesh_of(kind, *names):
     return jax.make_mesh(shape, names, axis_types=(kind,) * len(names))
 
 
-ROWS = P("data")
-
-
-def assert_equal_on(mesh, function, replicated, *sharded, spec=ROWS, tolerance=1e-4, entered=False):
+def assert_equal_on(mesh, function, replicated, *sharded, tolerance=1e-4, entered=False):
     """The function's results for arguments that lie on a mesh are those on one device."""
     expected = jax.jit(function)(replicated, *sharded)
     whole = jax.device_put(replicated, NamedSharding(mesh, P()))
-    parts = jax.device_put(sharded, NamedSharding(mesh, spec))
+    parts = jax.device_put(sharded, NamedSharding(mesh, P("data")))
     if entered:
         with jax.set_mesh(mesh):
             got = jax.jit(lambda *arguments: function(*arguments))(whole, *parts)
@@ -62,11 +59,11 @@ def summed(*losses):
     return lambda weight, x, *others: jax.grad(total, has_aux=True)(x * weight, *others)
 
 
+EXPLICIT = mesh_of(AxisType.Explicit, "data")
 both = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 
 
-@both
-def test_losses_that_compare_or_look_up_examples(kind):
+def test_losses_that_compare_or_look_up_examples():
     weights = np.array([1.0, 2.0, 3.0], np.float32)
     where = np.arange(8) != 2
     losses = summed(
@@ -78,11 +75,10 @@ def test_losses_that_compare_or_look_up_examples(kind):
         lambda x, z, labels, where: nnlearn.cross_entropy(x[:, :3], labels, class_weights=weights, where=where),
         lambda x, z, labels, where: nnlearn.softmax_cross_entropy_with_integer_labels(x.T, labels, 0),
     )
-    assert_equal_on(mesh_of(kind, "data"), losses, np.float32(1), X, Z, LABELS, where)
+    assert_equal_on(EXPLICIT, losses, np.float32(1), X, Z, LABELS, where)
 
 
-@both
-def test_sequence_losses_and_decoders(kind):
+def test_sequence_losses_and_decoders():
     labels = RNG.integers(1, 6, (8, 2))
     none = np.zeros((8, 2), np.float32)
 
@@ -93,14 +89,13 @@ def test_sequence_losses_and_decoders(kind):
         wrong = nnlearn.losses.edit_distance(greedy.labels, greedy.label_paddings, labels, none)
         return loss, greedy, beam, wrong
 
-    got = assert_equal_on(mesh_of(kind, "data"), work_out, np.float32(1), FRAMES, PADDED, labels, none)
-    if kind == AxisType.Explicit:  # results lie as the examples do
-        assert {jax.typeof(leaf).sharding.spec[0] for leaf in jax.tree.leaves(got)} == {"data"}
+    got = assert_equal_on(EXPLICIT, work_out, np.float32(1), FRAMES, PADDED, labels, none)
+    # results lie as the examples do
+    assert {jax.typeof(leaf).sharding.spec[0] for leaf in jax.tree.leaves(got)} == {"data"}
 
 
-@both
 @pytest.mark.parametrize("cut", ["tokens", "classes", "width"])
-def test_linear_cross_entropy(kind, cut):
+def test_linear_cross_entropy(cut):
     hidden, weight = RNG.normal(size=(8, 3, 4)).astype(np.float32), RNG.normal(size=(4, 8)).astype(np.float32)
     labels = RNG.integers(0, 8, (8, 3))
 
@@ -108,7 +103,7 @@ def test_linear_cross_entropy(kind, cut):
         return nnlearn.linear_cross_entropy(hidden, weight, labels, label_smoothing=0.1)
 
     run = jax.value_and_grad(loss, (0, 1))
-    mesh = mesh_of(kind, "data")
+    mesh = EXPLICIT
     spec = {
         "tokens": (P("data"), P(), P("data")),
         "classes": (P(), P(None, "data"), P()),
@@ -148,15 +143,19 @@ MODELS = {
 }
 
 
-@both
-@pytest.mark.parametrize("name", MODELS)
-def test_models(kind, name):
+SLOW = ("transformer", "learned", "gru")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in MODELS]
+)
+def test_models(name):
     model, inputs, options = MODELS[name]
-    got = assert_equal_on(mesh_of(kind, "data"), through(model, **options), jax.jit(model.init)(KEY), inputs)
-    if kind == AxisType.Explicit:
-        assert jax.typeof(got[1]).sharding.spec[0] == "data"
+    got = assert_equal_on(EXPLICIT, through(model, **options), jax.jit(model.init)(KEY), inputs)
+    assert jax.typeof(got[1]).sharding.spec[0] == "data"
 
 
+@pytest.mark.slow
 def test_a_transformer_whose_kernels_are_cut_over_explicit_axes():
     mesh = mesh_of(AxisType.Explicit, "data", "model")
     model = models.transformer(12, layers=1, width=8, heads=2, max_length=8)
@@ -172,10 +171,11 @@ def test_a_transformer_whose_kernels_are_cut_over_explicit_axes():
     assert jax.typeof(got[0]["embedding"]["kernel"]).sharding.spec == P(None, "model")
 
 
+@pytest.mark.slow
 def test_tokens_are_generated_on_an_explicit_mesh():
     model = models.transformer(11, layers=1, width=8, heads=2, max_length=8)
     run = functools.partial(nnlearn.models.generate, model, length=2, key=0, top_k=3)
-    assert_equal_on(mesh_of(AxisType.Explicit, "data"), lambda p, tokens: run(p, tokens), model.init(KEY), TOKENS)
+    assert_equal_on(EXPLICIT, lambda p, tokens: run(p, tokens), model.init(KEY), TOKENS)
 
 
 def masked_loss(params, batch, key):
@@ -195,23 +195,25 @@ STEPS = {
 }
 
 
-@both
 @pytest.mark.parametrize("name", STEPS)
-def test_steps(kind, name):
+def test_steps(name):
     step = nnlearn.make_step(masked_loss, SGD, **STEPS[name])
-    state = nnlearn.init_state(PARAMS, SGD)
+    state = nnlearn.init_state(PARAMS, SGD)._replace(key=None)
     batch = MaskedBatch((X, LABELS), np.arange(8) != 5)
-    assert_equal_on(mesh_of(kind, "data"), step, state, batch, entered=name == "uneven parts")
+    with_key = lambda state, batch: step(state, batch, key=jax.random.key(0))  # noqa: E731
+    assert_equal_on(EXPLICIT, with_key, state, batch, entered=name == "uneven parts")
 
 
-@both
+@pytest.mark.parametrize("kind", [pytest.param(AxisType.Auto, marks=pytest.mark.slow), AxisType.Explicit], ids=str)
 def test_a_run_and_its_evaluation_on_examples_that_lie_on_a_mesh(kind):
     def run(weight, x, labels):
         examples = (x * weight, labels)
         metrics = lambda params, batch: {"loss": masked_loss(params, batch, None)}  # noqa: E731
         evaluate = nnlearn.evaluation(metrics, examples, 5)
-        batches = nnlearn.shuffled(examples, 4)
-        train = nnlearn.make_train(masked_loss, SGD, batches, NET.init, epochs=2, microbatches=2, evaluate=evaluate)
+        batches, rule = nnlearn.shuffled(examples, 4), nnlearn.patience("loss", 5)
+        train = nnlearn.make_train(
+            masked_loss, SGD, batches, NET.init, epochs=2, microbatches=2, evaluate=evaluate, stop=rule
+        )
         state, trace = train({}, 0)
         return state.params, trace.loss, trace.metrics
 
@@ -243,7 +245,7 @@ def test_each_part_of_a_sharded_batch_is_on_every_device(kind):
     step = jax.jit(nnlearn.make_step(wide_loss, SGD, microbatches=4))
     program = step.lower(state, batch).compile().as_text()
     rows = {int(count) for count in re.findall(r"f32\[(\d+),16\]\S* dot\(", program)}
-    assert rows - {6} == {2}  # 32 rows in 4 parts on 4 devices; 6 is the gradient of w
+    assert max(rows - {6}) == 2  # 32 rows in 4 parts on 4 devices; 6 is the gradient of w
     assert not re.search(r" (all-gather|all-to-all|collective-permute)\(", program)
 
 

@@ -168,7 +168,7 @@ def numbers(tree):
 def test_packing_by_default_leaves_a_clip_in_low_precision_as_it_is(name, dtype):
     tx, params, gradient = CLIPS[name](), tree_of(dtype, MANY), tree_of(dtype, MANY, seed=1)
     stored = nnlearn.init_state(params, tx).stored
-    assert is_packed(stored) is (name in ("optax.clip", "optax.zero_nans") or not name.startswith("optax"))
+    assert is_packed(stored) is (name == "optax.clip" or not name.startswith("optax"))
     if not is_packed(stored):
         with pytest.raises(ValueError, match="packed=True, but this optimizer .* by_leaf"):
             nnlearn.init_state(params, tx, packed=True)
@@ -182,7 +182,8 @@ def test_packing_by_default_leaves_a_clip_in_low_precision_as_it_is(name, dtype)
         exact = numbers(gradient)
         expected = exact * 0.5 / np.linalg.norm(exact)
         for found in (one, other):
-            np.testing.assert_allclose(found, expected, rtol=float(jnp.finfo(dtype).eps))
+            smallest = float(jnp.finfo(dtype).smallest_subnormal)
+            np.testing.assert_allclose(found, expected, rtol=float(jnp.finfo(dtype).eps), atol=smallest)
 
 
 def wide(leaves):
@@ -231,9 +232,9 @@ def test_random_transformations_are_never_accepted_wrongly():
     """Those that are accepted take three steps with packed parameters and with the leaves."""
     accepted = honest = 0
     with jax.enable_x64(True):
-        for number in range(150):
+        for number in range(110):
             problem, (text, tx, is_honest) = random_problem(number), random_transformation(number)
             if packing_difference(tx, problem.params, problem.labels) == "":
                 accepted, honest = accepted + 1, honest + is_honest
                 assert not differs(lambda number=number: random_transformation(number)[1], problem), (number, text)
-    assert accepted >= 70 and honest >= 55
+    assert accepted >= 55 and honest >= 40

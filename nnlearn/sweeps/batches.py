@@ -66,13 +66,13 @@ class Runs:
         done = self._done(at)
         if done.all():
             return
-        settings, varied, member = self.sweep.settings, self.sweep.varied, self.members[at].member
-        if self.members[at].has_effects:
+        settings, varied, traced = self.sweep.settings, self.sweep.varied, self.members[at]
+        if traced.has_effects:
             means = means._replace(width=1, devices=means.devices[:1], workers=1)
         columns = {name: np.asarray(jnp.asarray([setting[name] for setting in settings])) for name in varied}
         example = {name: column[0] for name, column in columns.items()}
         width = means.width_for(int(done.size - done.sum()))
-        program = compile_batch(member, example, self.shape, width=width, devices=means.devices, limit=means.limit())
+        program = compile_batch(traced, example, self.shape, width=width, devices=means.devices, limit=means.limit())
         self.program, self.compile_seconds = program, self.compile_seconds + program.compile_seconds
         self._run_batches(at, program, columns, means.workers)
 

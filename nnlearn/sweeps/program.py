@@ -94,7 +94,7 @@ def trace_member(train: Train, setting: dict, varied: Sequence[str], full: bool)
 
 
 def compile_batch(
-    member: Member,
+    traced: Traced,
     example: dict,
     counts: Shape,
     *,
@@ -116,7 +116,7 @@ def compile_batch(
     began = time.perf_counter()
     for _ in range(ATTEMPTS):
         shape = batch_shape(width, counts, len(devices))
-        compiled = _compile(member, example, shape, devices)
+        compiled = _compile(traced, example, shape, devices)
         runs, needed = shape.seeds * shape.settings, program_bytes(compiled)
         if needed <= limit:
             return Program(compiled, shape, needed, limit, time.perf_counter() - began)
@@ -189,12 +189,14 @@ def _at_checks(train: Train, trace: Trace) -> Trace:
     return dataclasses.replace(trace, step=step, info=info)
 
 
-def _compile(member: Member, example: dict, shape: Shape, devices: Sequence[Any]) -> Any:
+def _compile(traced: Traced, example: dict, shape: Shape, devices: Sequence[Any]) -> Any:
+    member = traced.member
+
     def batch(values, keys):
         over_settings = jax.vmap(member, in_axes=(0, None))  # the key has no axis here, so neither have the batches
         return jax.vmap(over_settings, in_axes=(None, 0), out_axes=1)(values, keys)
 
-    if member.has_effects:  # vmap would share an effect among runs, pad with more of them, and refuse ordered ones
+    if traced.has_effects:  # vmap would share an effect among runs, pad with more of them, and refuse ordered ones
 
         def batch(values, keys):
             trace = member({name: column[0] for name, column in values.items()}, keys[0])

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from nnlearn.tree import abs_sq, compute_dtype, power_of_two, rarely, squares_fit
+from nnlearn.tree import abs_sq, compute_dtype, power_of_two, rarely, safe_sqrt, squares_fit
 
 # Calls that are read as what they hold. Functions with a derivative of their own are not, or they would lose it.
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
@@ -77,18 +77,20 @@ class Dense(NamedTuple):
 
     def norm(self, x: jax.Array, delta: jax.Array) -> jax.Array:
         """The norm of one example's gradient, from both at about 1 where their products leave the dtype."""
-        norm = jnp.sqrt(self.squared_norm(x, delta))
 
         def rescaled(x, delta):
-            arrays = [array.astype(norm.dtype) for array in (x, delta)]
-            sizes = [power_of_two(jnp.max(jnp.abs(array), initial=0)) for array in arrays]
-            return (
-                jnp.sqrt(self.squared_norm(*(a / size for a, size in zip(arrays, sizes, strict=True))))
-                * sizes[0]
-                * sizes[1]
-            )
+            arrays = [array.astype(compute_dtype(x.dtype, delta.dtype)) for array in (x, delta)]
+            sizes = [power_of_two(jnp.max(jnp.abs(jax.lax.stop_gradient(array)), initial=0)) for array in arrays]
+            scaled = [array / size for array, size in zip(arrays, sizes, strict=True)]
+            return safe_sqrt(self.squared_norm(*scaled)) * sizes[0] * sizes[1]
 
-        return rarely(~squares_fit(norm), rescaled, norm, x, delta)
+        @jax.custom_jvp
+        def norm(x, delta):
+            plain = jnp.sqrt(self.squared_norm(x, delta))
+            return rarely(~squares_fit(plain), rescaled, plain, x, delta)
+
+        norm.defjvp(lambda primals, tangents: jax.jvp(rescaled, primals, tangents))
+        return norm(x, delta)
 
     def squared_norm(self, x: jax.Array, delta: jax.Array) -> jax.Array:
         """The squared norm of one example's gradient, in float32 or better.

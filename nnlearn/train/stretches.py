@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from nnlearn.sharding_axes import filled
 from nnlearn.train.slices import JIT, results_of
 from nnlearn.types import PyTree
 
@@ -62,7 +63,7 @@ def blank(shape: jax.ShapeDtypeStruct) -> jax.Array:
     >>> blank(jax.ShapeDtypeStruct((2,), jnp.float32))
     Array([inf, inf], dtype=float32)
     """
-    return jnp.full(shape.shape, jnp.inf if jnp.issubdtype(shape.dtype, jnp.inexact) else 0, shape.dtype)
+    return filled(shape, jnp.inf if jnp.issubdtype(shape.dtype, jnp.inexact) else 0)
 
 
 def end_to_end(outputs: PyTree) -> PyTree:

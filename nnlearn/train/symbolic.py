@@ -272,6 +272,8 @@ class Interpreter:
 
     def _by_run(self, values: Sequence[Value], combine) -> Value | None:
         """What ``combine(expressions, single)`` makes of the values' expressions, run by run; None if ends differ."""
+        if None in values:
+            return None
         if all(isinstance(value, int) for value in values):
             return combine(values, True)
         axes = {getattr(value, "axis", None) for value in values if not isinstance(value, int)}
@@ -289,10 +291,10 @@ class Interpreter:
             runs.append(Run(size, expression, uniform, *orders))
         return tuple(runs) if axis is None else Along(axis, tuple(runs))
 
-    def _stretched(self, values, shapes, target) -> list[Value]:
+    def _stretched(self, values, shapes, target) -> list[Value | None]:
         """Operands of an elementwise operation with axes of length 1 brought to the result's shape."""
         return [
-            value if shape in ((), target) else self._broadcast(value, shape, target, range(len(shape))) or value
+            value if shape in ((), target) else self._broadcast(value, shape, target, range(len(shape)))
             for value, shape in zip(values, shapes, strict=True)
         ]
 
@@ -346,7 +348,7 @@ class Interpreter:
             self.low.add(str(out.dtype))
         if self.exact or is_low(out.dtype) or any(var.aval.dtype != out.dtype for var in inputs):
             return None
-        products = self._elementwise("mul", {}, values, inputs[0].aval)
+        products = self._elementwise("mul", {"precision": params["precision"]}, values, inputs[0].aval)
         return None if products is None else self._reduce("add", products, inputs[0].aval.shape, (0,), out.dtype)
 
     def _items(self, kind: str, size: int, expression: int, uniform: bool = False) -> tuple:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nnlearn.sharding_axes import filled
 from nnlearn.sums import Total
 from nnlearn.train.aux_metrics import counted_aux
 from nnlearn.train.custom_step import lift_step
@@ -52,7 +53,7 @@ def make_block(step: Step, names: Sequence[str] = ()) -> Callable[..., tuple[Car
             return restore(carried), infos
 
         shapes = jax.eval_shape(one, carry, at(0))[1]
-        infos = jax.tree.map(lambda shape: jnp.zeros((size, *shape.shape), shape.dtype), shapes)
+        infos = jax.tree.map(lambda shape: filled(shape, 0, size), shapes)
 
         def body(index, carry_and_infos):
             carried, infos = carry_and_infos
