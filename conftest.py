@@ -13,17 +13,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # One in so many cases of the large tables, and of the tests marked slow.
 SAMPLED = {
-    "test_contract.py": 4,
-    "test_losses.py": 2,
+    "test_contract.py": 6,
+    "test_losses.py": 3,
     "test_losses_contrastive.py": 2,
     "test_losses_likelihood.py": 2,
     "test_losses_overlap.py": 2,
-    "test_packed_training.py": 4,
-    "test_packing.py": 2,
+    "test_native.py": 3,
+    "test_packed_training.py": 6,
+    "test_packing.py": 3,
+    "test_packing_proof.py": 2,
     "test_schedules.py": 3,
     "test_transforms.py": 3,
 }
-SLOW = 4
+SLOW = 6
 
 
 def rotation():
