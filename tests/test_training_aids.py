@@ -122,7 +122,8 @@ def test_a_part_of_weight_0_may_have_a_loss_and_a_gradient_that_are_nan(mapped):
         return jnp.mean(outputs**2, where=batch["real"]), {"mean": jnp.mean(outputs, where=batch["real"])}
 
     tx, x = nnlearn.sgd(0.01), jnp.arange(1.0, 9.0).reshape(4, 2)
-    batch = {"x": x, "real": jnp.array([False, False, True, True])}
+    real = [False, True, False, True] if mapped is None else [False, False, True, True]  # a microbatch is every second
+    batch = {"x": x, "real": jnp.array(real)}
     expected, whole = trained(nnlearn.make_step(loss, tx), tx, [batch], jnp.ones(2))
     options = {"microbatches": 2} if mapped is None else {"axis_name": "data"}
     step = nnlearn.make_step(loss, tx, batch_weight=lambda part: jnp.sum(part["real"]), **options)
@@ -137,14 +138,17 @@ def test_a_batch_without_examples_that_count_keeps_the_model_s_state():
 
     tx = nnlearn.sgd(0.1)
     start = {"mean": jnp.array(7.0), "count": jnp.array(3), "key": jax.random.key(5)}
-    for where, mean, count in (([False] * 4, 7.0, 3), ([False, False, True, True], 3.5, 4)):
-        for mapped, options in ((None, {"microbatches": 2}), (over_two, {"axis_name": "data"})):
-            step = nnlearn.make_step(loss, tx, **options)
-            step = step if mapped is None else mapped(step)
-            state, info = trained(step, tx, [with_nan(where)], jnp.ones(2), model_state=start)
-            assert (float(state.model_state["mean"]), int(state.model_state["count"])) == (mean, count)
-            assert (state.model_state["key"] == start["key"]) == (count == 3)
-            assert np.isfinite(info.loss)
+    in_parts, on_devices = (None, {"microbatches": 2}), (over_two, {"axis_name": "data"})
+    # a microbatch is every second example, a device's part is a half
+    cases = ([False] * 4, 7.0, 3, in_parts), ([False, True, False, True], 3.0, 4, in_parts)
+    cases += ([False] * 4, 7.0, 3, on_devices), ([False, False, True, True], 3.5, 4, on_devices)
+    for where, mean, count, (mapped, options) in cases:
+        step = nnlearn.make_step(loss, tx, **options)
+        step = step if mapped is None else mapped(step)
+        state, info = trained(step, tx, [with_nan(where)], jnp.ones(2), model_state=start)
+        assert (float(state.model_state["mean"]), int(state.model_state["count"])) == (mean, count)
+        assert (state.model_state["key"] == start["key"]) == (count == 3)
+        assert np.isfinite(info.loss)
 
 
 def test_a_line_search_on_a_batch_without_examples_that_count_sees_0():
