@@ -201,6 +201,12 @@ class Made:
     def __call__(self, *args, **kwargs):
         return self._function(*args, **kwargs)
 
+    def __getattr__(self, name: str) -> Any:
+        """Public methods of a function that is an object, such as those of ``clipped_value_and_grad``."""
+        if name.startswith("_"):  # not there yet while it is made
+            raise AttributeError(name)
+        return getattr(self._function, name)
+
     def __eq__(self, other) -> bool:
         if self is other:
             return True

@@ -83,7 +83,7 @@ def test_the_source_of_a_package_is_not_taken_for_its_wheel(monkeypatch):
     from nnlearn.datasets import packages
 
     monkeypatch.setattr(packages, "_once", lambda name, fetch: name)
-    names = {packages.unpack_python_package("a", "1.0", source=source) for source in (False, True)}
+    names = {packages.unpack_python_package("a", f"a-1.0{ending}", "00") for ending in (".whl", ".tar.gz")}
     assert len(names) == 2
 
 

@@ -107,7 +107,7 @@ MISTAKES = {
     ),
     "a masked batch unpacked": (
         lambda: train_of(loss=loss_of_pairs, rows=ROWS)({}, 0),
-        (TypeError, "MaskedBatch.examples, where.: write `examples, where = batch`"),
+        (TypeError, "MaskedBatch.examples, where.: if the loss expects bare examples, write `examples, where = batch`"),
     ),
     "partition and packing": (
         lambda: nnlearn.init_state(PARAMS, nnlearn.partition({"a": ADAM, "b": SGD}, by_rule), packed=True),

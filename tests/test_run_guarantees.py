@@ -86,8 +86,8 @@ def test_a_million_steps_have_their_mean():
 
     tx, count = nnlearn.sgd(0.0), 1 << 20
     block = make_block(nnlearn.make_step(loss_fn, tx, record=()))
-    carry = nnlearn.init_state(jnp.array(0.1), tx), zero_total()
-    (_, total), _ = block(carry, jnp.zeros(count, bool), None, count)
+    carry = nnlearn.init_state(jnp.array(0.1), tx), zero_total(), jnp.int32(0)
+    (_, total, _), _ = block(carry, jnp.zeros(count, bool), None, count)
     np.testing.assert_allclose(float(total.value) / count, np.float32(0.1), rtol=1e-7)
     train = nnlearn.make_train(
         loss_fn, tx, counting(), jnp.array(0.1), steps=count, record=(), record_every=1024, check_every=count
@@ -197,7 +197,7 @@ def test_per_example_gradients_do_not_repeat_effects():
     quiet = nnlearn.make_step(square, tx, record=("noise_scale",))(state, batch)[1].noise_scale
     np.testing.assert_allclose(recorded(state, batch)[1].noise_scale.scale, quiet.scale, rtol=1e-5)
     clipped = nnlearn.clipped_value_and_grad(loss_fn, clip_norm=1e6)
-    assert sorted(seen_by(jax.jit(clipped), jnp.zeros(()), batch, jax.random.key(0))) == [0, 1, 2, 3]
+    assert seen_by(jax.jit(clipped), jnp.zeros(()), batch, jax.random.key(0)) == [6]
     (loss, aux), grads = clipped(jnp.zeros(()), batch, jax.random.key(0))
     np.testing.assert_allclose([loss, aux, grads], [3.5, 7.0, -3.0], rtol=1e-6)
 

@@ -62,7 +62,8 @@ def sweep(
         choice to one.
       space: by name an axis, or a value that all settings share, see ``list_settings``.
       seeds: seeds, or how many; run ``(setting, seed)`` is ``train(setting, seed)``.
-      metric: what to judge by: a name out of what ``evaluate`` returns, or ``train_loss``.
+      metric: what to judge by: a name out of what ``evaluate`` returns, ``train_loss``, or ``aux/<path>`` for a scalar
+        that steps recorded in ``info.aux``, its mean over the steps since the check before.
       mode: whether small or large is better.
       samples, method, seed: how to draw settings, see ``list_settings``.
       static: by name, values that shape the program, such as widths or kinds of optimizer; one program is compiled for
@@ -102,7 +103,7 @@ def sweep(
     statics = _combinations(static)
     trains = _make_trains(train, static, statics)
     seeds = _seeds(seeds)
-    members = [trace_member(each, settings[0], tuple(axes), full) for each in trains]
+    members = [trace_member(each.with_metrics(metric), settings[0], tuple(axes), full) for each in trains]
     for each in members:
         check_metric(each.shapes.metrics, metric)
     trace_seconds = time.perf_counter() - began

@@ -136,7 +136,7 @@ def successive_halving(
       train: made by ``make_train``, with an ``evaluate`` or ``train_loss`` as the metric.
       settings: dicts with the same names, as ``list_settings`` makes them; what differs must be numbers.
       key: of all runs.
-      metric: what to compare.
+      metric: what to compare, see ``sweep``; ``aux/<path>`` goes by what steps recorded in ``info.aux``.
       mode: whether small or large is better.
       eta: one member in ``eta`` goes on.
       rungs: how many rungs, or the rungs themselves as ``(members, steps)``; see ``plan_rungs``.
@@ -161,6 +161,7 @@ def successive_halving(
     """
     columns, fixed = stack_settings(settings)
     check_mode(mode)
+    train = train.with_metrics(metric)
     if isinstance(rungs, Sequence):
         plan = _check_rungs(rungs, len(settings), train)
     else:

@@ -100,7 +100,8 @@ def train_population(
       members: >= 2.
       key: of all runs, which share their batches, and of the draws.
       ready_every: steps of a generation, a multiple of ``train.check_every``.
-      metric, mode: what to compare, at the last check of a generation (NaN is worst), and what is better.
+      metric, mode: what to compare, at the last check of a generation (NaN is worst), and what is better;
+        ``aux/<path>`` goes by what steps recorded in ``info.aux``, see ``sweep``.
       replaced: which part of the members, at the bottom, is replaced by as many at the top: 0 to 0.5. 0 is a plain
         sweep; above it at least one.
       factors: by which values are multiplied, each as likely.
@@ -129,6 +130,7 @@ def train_population(
     """
     axes = axes_of(space)
     check_mode(mode)
+    train = train.with_metrics(metric)
     check_number("replaced", replaced, low=0.0, high=0.5)
     check_number("resample", resample, low=0.0, high=1.0)
     if check_count("members", members) < 2:

@@ -15,6 +15,11 @@ from nnlearn.train.state import TrainState
 from nnlearn.tree import path_name
 from nnlearn.types import Batch, GradientTransformation, OptState, Params
 
+CURE = (
+    "The batch is a MaskedBatch(examples, where): if the loss expects bare examples, write `examples, where = batch` "
+    "and give where to the loss, which leaves filled rows out; or make full batches, shuffled(..., remainder='drop'), "
+    "and take batch.examples"
+)
 OFFERED = "value, grad and value_fn"
 
 
@@ -108,17 +113,13 @@ def _described(tree: Any, parts: list) -> str:
 
 @contextlib.contextmanager
 def explaining_batch(batch: Batch) -> Iterator[None]:
-    """Add to an error of ``loss_fn`` what a ``MaskedBatch`` is, as one who expects a bare batch does not see it."""
+    """Add to an error of ``loss_fn`` what a ``MaskedBatch`` is, for a loss that expects a bare batch."""
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        if isinstance(batch, MaskedBatch):
-            error.add_note(
-                "the batch is a MaskedBatch(examples, where): write `examples, where = batch` and give where to the "
-                "loss, which leaves filled rows out; or make full batches, shuffled(..., remainder='drop'), and take "
-                "batch.examples"
-            )
-        raise
+        if not isinstance(batch, MaskedBatch) or type(error).__module__ != "builtins" or CURE in str(error):
+            raise
+        raise type(error)(f"{error}. {CURE}") from error
 
 
 __all__ = ["accepted", "check_state", "explaining_batch", "explaining_update", "state_difference"]

@@ -18,7 +18,6 @@ from nnlearn.packing import unpack
 from nnlearn.settings import comparable
 from nnlearn.sharding_axes import along_first_axes, automatic, lie_like
 from nnlearn.train.ghost import Dense, Program
-from nnlearn.train.slices import without_effects
 from nnlearn.tree import as_hyperparam, compute_dtype, global_norm, path_name, real_dtype
 from nnlearn.types import Batch, Grads, Key, LossFn, Params, PyTree, Scalar
 
@@ -223,9 +222,8 @@ class ClippedGradient:
         tree = _prepare(params, batch)
         loss, leaves, more = automatic(_clipped_sum, self.loss_fn, tree, batch, key, self.clip_norm, loss_scale)
         leaves = map(lie_like, leaves, jax.tree.leaves(tree))
-        # the effects of the loss occur once for each example: not again for the whole batch
-        of_whole = without_effects(lambda params, batch, key: _loss_and_aux(self.loss_fn, params, batch, key)[1])
-        aux = None if more is None else of_whole(tree, batch, key)
+        # The effects of the loss occur here, once for the batch: its examples are worked out without them.
+        aux = None if more is None else _loss_and_aux(self.loss_fn, tree, batch, key)[1]
         return (loss, aux), jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
     def finish(self, grads: Grads, count: Scalar, key: Key | None) -> Grads:

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 
 from nnlearn.checks import as_key, check_count, known
 from nnlearn.sums import long_sum
+from nnlearn.train.aux_metrics import aux_names, counted_aux
 from nnlearn.train.calls import asks_for, check_takes, hand
+from nnlearn.train.custom_step import carry_state, check_step, lift_step, made_step, own_state
 from nnlearn.train.sampler import Sampler
 from nnlearn.train.state import TrainState, init_state
 from nnlearn.train.step import check_record, count_skipped, counted_loss, make_step, step_key
@@ -27,7 +29,8 @@ class Run(NamedTuple):
     """A run under way: all that the rest of it needs, as a pytree, to be saved and taken up again.
 
     Attributes:
-      state: parameters, optimizer and random key; its ``step`` stands still once the run has stopped.
+      state: parameters, optimizer and random key; its ``step`` stands still once the run has stopped. A state of
+        another type, which a step of your own has, is its ``stored``.
       data_key: where the batches come from.
       order: what the sampler keeps.
       verdict: what the stopping rules carry: their states, which has stopped the run, the best check so far.
@@ -50,7 +53,7 @@ class Train:
       check_every: steps between two checks, where it is evaluated and may stop.
     """
 
-    loss_fn: LossFn
+    loss_fn: LossFn | None
     make_tx: Any
     batches: Sampler
     init: Any
@@ -63,15 +66,38 @@ class Train:
     stretch: int
     options: dict[str, Any]
     packing: dict[str, Any]
+    step: Callable | None = None
+    aux_metrics: tuple[str, ...] = ()
 
     def __call__(self, hparams: PyTree, key: Key | int) -> tuple[TrainState, Trace]:
         run, trace = self.advance(hparams, self.start(hparams, key), 0, self.steps)
         return self.finish(run), trace
 
+    def with_metrics(self, *names: str) -> "Train":
+        """The same run, with more metrics at its checks.
+
+        Args:
+          *names: ``aux/<path>`` for the mean of that scalar in ``info.aux`` over the steps since the last check that
+            were not skipped. Rules and sweeps that go by such a name need no more than the name; others are ignored.
+
+        >>> import nnlearn
+        >>> def loss_fn(params, batch, key):
+        ...     return params**2, {"size": jnp.abs(params)}
+        >>> batches = nnlearn.generated(lambda key, step: step)
+        >>> train = nnlearn.make_train(loss_fn, nnlearn.sgd(0.25), batches, jnp.ones(()), steps=2)
+        >>> train.with_metrics("aux/size")({}, 0)[1].metrics["aux/size"]
+        Array([0.75], dtype=float32)
+        """
+        return dataclasses.replace(self, aux_metrics=aux_names((), (*self.aux_metrics, *names)))
+
     def start(self, hparams: PyTree, key: Key | int) -> Run:
         """The run before its first step."""
         init_key, state_key, data_key = jax.random.split(as_key(key), 3)
         params = hand(self.init, init_key, hparams=hparams) if is_function(self.init) else self.init
+        if self.step is not None:
+            state = carry_state(params, state_key)
+            order = self.batches.start(data_key, self.stretch)
+            return Run(state, data_key, order, first_verdict(self._rules(hparams), state))
         model_state = None
         if asks_for(self.loss_fn, "model_state"):
             if not isinstance(params, tuple) or len(params) != 2:
@@ -104,16 +130,15 @@ class Train:
                     f"the end, {self.steps}"
                 )
         rules = self._rules(hparams)
-        step = jax.jit(  # so that it is traced once, however often it stands in the program
-            make_step(self.loss_fn, self._tx(hparams), record=self.record, hparams=hparams, **self.options)
-        )
+        names = aux_names(rules, self.aux_metrics)
+        step = jax.jit(self._step(hparams))  # so that it is traced once, however often it stands in the program
         keys = (run.state.key, run.data_key)
         # The keys stay out of the loop: what a vmapped conditional returns is one for each run, and so would be they,
         # and all random numbers drawn from them, where runs share a key.
         run = run._replace(state=run.state._replace(key=None), data_key=None)
 
         def one_round(run, first, count):
-            return self._round(hparams, step, rules, keys, run, first, count)
+            return self._round(hparams, step, rules, names, keys, run, first, count)
 
         def at_round(run, index):
             return one_round(run, first + index * self.check_every, self.check_every)
@@ -143,13 +168,19 @@ class Train:
         )
         return run, trace
 
-    def finish(self, run: Run) -> TrainState:
+    def finish(self, run: Run) -> Any:
         """The state at the end: the run's last, or the best check's where a rule keeps that.
 
         The best check's state is whole: parameters, optimizer state, model state and ``step``, which is then
-        ``trace.best_step`` and not ``trace.stop_step``. Training goes on from it as it went on from that check.
+        ``trace.best_step`` and not ``trace.stop_step``. Training goes on from it as it went on from that check. With
+        a step of your own it is a state like the one that ``init`` makes.
         """
-        return best_state(run.verdict, run.state)
+        return own_state(best_state(run.verdict, run.state))
+
+    def _step(self, hparams: PyTree) -> Callable:
+        if self.step is not None:
+            return lift_step(made_step(self.step, hparams), hparams)
+        return make_step(self.loss_fn, self._tx(hparams), record=self.record, hparams=hparams, **self.options)
 
     def _tx(self, hparams: PyTree) -> GradientTransformation:
         if is_transformation(self.make_tx):
@@ -177,15 +208,14 @@ class Train:
         kept_metric(rules)
         return rules
 
-    def _round(self, hparams, step, rules, keys, run: Run, first, count: int):
+    def _round(self, hparams, step, rules, names, keys, run: Run, first, count: int):
         """So many steps and a check; or nothing at all, if the run has stopped."""
 
         def go(run):
-            run, infos, loss_sum, skipped = self._steps(step, keys, run, first, count)
-            metrics = {
-                "train_loss": loss_sum / (count - skipped).astype(jnp.float32),
-                **measure(self.evaluate, run.state, hparams=hparams),
-            }
+            run, infos, sums, skipped = self._steps(step, names, keys, run, first, count)
+            made = (count - skipped).astype(jnp.float32)
+            metrics = {name: total / made for name, total in sums.items()}
+            metrics |= measure(self.evaluate, run.state, hparams=hparams)
             return run._replace(verdict=judge(run.verdict, rules, run.state, metrics)), (infos, metrics)
 
         if not rules:
@@ -196,7 +226,7 @@ class Train:
 
         return jax.lax.cond(run.verdict.reason > 0, hold, go, run)
 
-    def _steps(self, step, keys, run: Run, first, count: int):
+    def _steps(self, step, names, keys, run: Run, first, count: int):
         """So many steps in stretches; a derivative keeps the state before each, and works the rest out again."""
 
         def stretch(carry, first, count):
@@ -212,31 +242,34 @@ class Train:
             state, infos = lean_scan(one, state, (rows, step_keys))
             thinned = jax.tree.map(lambda leaf: leaf[self.record_every - 1 :: self.record_every], infos)
             skipped = jnp.asarray(count_skipped(infos), jnp.int32)
-            return (state, order), (thinned, long_sum(counted_loss(infos)), skipped)
+            sums = {"train_loss": long_sum(counted_loss(infos))}
+            sums |= {name: long_sum(counted_aux(infos, name)) for name in names}
+            return (state, order), (thinned, sums, skipped)
 
         carry = (run.state, run.order)
         many, rest = divmod(count, self.stretch)
         if many == 1 and not rest:
-            carry, (infos, loss_sum, skipped) = stretch(carry, first, count)
+            carry, (infos, sums, skipped) = stretch(carry, first, count)
         else:
             segment = jax.checkpoint(lambda carry, at: stretch(carry, at, self.stretch), prevent_cse=False)
-            carry, (infos, loss_sums, skipped) = jax.lax.scan(segment, carry, first + self.stretch * jnp.arange(many))
+            carry, (infos, sums, skipped) = jax.lax.scan(segment, carry, first + self.stretch * jnp.arange(many))
             infos = end_to_end(infos)
             if rest:
-                carry, (last, last_sum, last_skipped) = stretch(carry, first + many * self.stretch, rest)
-                infos, loss_sums = followed_by(infos, last), jnp.append(loss_sums, last_sum)
+                carry, (last, last_sums, last_skipped) = stretch(carry, first + many * self.stretch, rest)
+                infos, sums = followed_by(infos, last), jax.tree.map(jnp.append, sums, last_sums)
                 skipped = jnp.append(skipped, last_skipped)
-            loss_sum, skipped = long_sum(loss_sums), jnp.sum(skipped, dtype=jnp.int32)
+            sums, skipped = jax.tree.map(long_sum, sums), jnp.sum(skipped, dtype=jnp.int32)
         state, order = carry
-        return run._replace(state=state, order=order), infos, loss_sum, skipped
+        return run._replace(state=state, order=order), infos, sums, skipped
 
 
 def make_train(
-    loss_fn: LossFn,
-    make_tx: Callable[[PyTree], GradientTransformation] | GradientTransformation,
-    batches: Sampler,
-    init: Callable[..., Params] | Params,
+    loss_fn: LossFn | None = None,
+    make_tx: Callable[[PyTree], GradientTransformation] | GradientTransformation | None = None,
+    batches: Sampler | None = None,
+    init: Callable[..., Params] | Params = None,
     *,
+    step: Callable[..., Any] | None = None,
     steps: int | None = None,
     epochs: int | None = None,
     evaluate: Callable[..., Mapping[str, Scalar]] | None = None,
@@ -267,10 +300,15 @@ def make_train(
       make_tx: ``make_tx(hparams) -> tx``, an optimizer of nnlearn's or optax's; or one that needs no hyper-parameters.
       batches: ``shuffled(examples, batch_size)``, ``poisson_sampled(examples, batch_size)`` or ``generated(batch_fn)``.
       init: ``init(key) -> params``, such as ``model.init``, or the parameters. If ``loss_fn`` takes ``model_state``, it
-        returns ``(params, model_state)``.
+        returns ``(params, model_state)``. With ``step``, the state or ``init(key) -> state``.
+      step: in place of ``loss_fn`` and ``make_tx``, a step of your own, ``step(state, batch, key) -> (state, info)``,
+        or a function of ``hparams`` that returns one: for several losses, optimizers or parameter trees in one run. The
+        state is any pytree of arrays, ``info`` a dict or NamedTuple with a ``loss``; the module
+        ``nnlearn.train.custom_step`` describes the protocol. What ``make_step`` returns is such a step, too.
       steps: the steps of a run; or give ``epochs``.
       evaluate: ``evaluate(params) -> {"name": scalar}``, called at every check; may ask for ``model_state`` and
-        ``opt_state`` besides ``hparams``. ``evaluation`` makes one from arrays.
+        ``opt_state`` besides ``hparams``. ``evaluation`` makes one from arrays. With ``step`` and a state that is no
+        ``TrainState``, ``evaluate(state)``.
       check_every: steps between two checks; an epoch where there are epochs and something to check. The end of a run is
         always one.
       stop: rules that stop the run at a check, such as ``patience("loss", 5)``; or a function of ``hparams`` to them. A
@@ -289,8 +327,8 @@ def make_train(
 
     Raises:
       TypeError: a function does not take the arguments above.
-      ValueError: a number is below 1, neither or both of ``steps`` and ``epochs`` are given, or ``record_every`` does
-        not divide ``check_every``.
+      ValueError: ``step`` is given beside what only ``make_step`` takes; a number is below 1, neither or both of ``steps``
+        and ``epochs`` are given, or ``record_every`` does not divide ``check_every``.
 
     >>> import nnlearn
     >>> def loss_fn(params, batch, key):
@@ -303,7 +341,24 @@ def make_train(
     >>> jax.jit(jax.vmap(train, in_axes=(0, None)))({"rate": jnp.array([0.0, 0.05])}, 0)[0].params.round(1)
     Array([0. , 2.5], dtype=float32)
     """
-    check_takes(loss_fn, "loss_fn", "params, batch, key", "hparams", "model_state")
+    options = {
+        "axis_name": axis_name,
+        "microbatches": microbatches,
+        "batch_weight": batch_weight,
+        "value_and_grad": value_and_grad,
+    }
+    if step is None:
+        check_takes(loss_fn, "loss_fn", "params, batch, key", "hparams", "model_state")
+        if make_tx is None:
+            raise TypeError("make_train needs make_tx, an optimizer or a function of hparams that returns one")
+    else:
+        _check_step_alone(
+            step, loss_fn=loss_fn, make_tx=make_tx, record=record, packed=packed, labels=labels, **options
+        )
+    if init is None:
+        raise TypeError(
+            f"make_train needs init, the {'parameters' if step is None else 'state'} or a function of a key"
+        )
     if is_function(init):
         check_takes(init, "init", "key", "hparams")
     if evaluate is not None:
@@ -335,14 +390,24 @@ def make_train(
         record=tuple(record),
         record_every=record_every,
         stretch=stretch,
-        options={
-            "axis_name": axis_name,
-            "microbatches": microbatches,
-            "batch_weight": batch_weight,
-            "value_and_grad": value_and_grad,
-        },
+        options=options,
         packing={"packed": packed, "labels": labels},
+        step=step,
     )
+
+
+def _check_step_alone(step: Any, **others: Any) -> None:
+    defaults = {"record": ("grad_norm",), "microbatches": 1}
+    given = [
+        name
+        for name, value in others.items()
+        if value is not None and not (name in defaults and value == defaults[name])
+    ]
+    if given:
+        raise ValueError(
+            f"step makes whole steps, so {' and '.join(given)} would be ignored: leave out one or the other"
+        )
+    check_step(step, factory=True)
 
 
 def is_transformation(value: Any) -> bool:

@@ -27,12 +27,15 @@ class StopRule(NamedTuple):
         mean over the steps since the last check without those that were skipped, NaN if all were, and what
         ``evaluate`` returned; ``stop`` is a boolean scalar.
       keep: ``(metric, mode)`` if the run is to end with the state of its best check, else None.
+      metrics: the names that ``update`` asks for. Needed for names like ``aux/accuracy`` only: the mean of that scalar
+        in ``info.aux`` over the steps since the last check that were not skipped. It is computed if a rule names it.
     """
 
     name: str
     init: Callable[[], PyTree]
     update: Callable[[PyTree, Metrics, jax.Array], tuple[PyTree, jax.Array]]
     keep: tuple[str, str] | None = None
+    metrics: tuple[str, ...] = ()
 
 
 def pick(metrics: Metrics, name: str, rule: str) -> jax.Array:
@@ -81,7 +84,7 @@ def patience(
     """Stop once a metric has not become better for so many checks in a row: early stopping.
 
     Args:
-      metric: its name among what ``evaluate`` returns, or ``train_loss``.
+      metric: its name among what ``evaluate`` returns, ``train_loss``, or ``aux/<path>``, see ``StopRule``.
       checks: checks in a row without a better value, >= 1.
       mode: whether small or large is better.
       min_delta: how much better counts, >= 0.
@@ -111,7 +114,7 @@ def patience(
         return (jnp.where(gained, value, best), waited), waited >= checks
 
     keep = (metric, mode) if restore_best else None
-    return StopRule(f"patience({metric})", lambda: (worst(mode), jnp.zeros([], jnp.int32)), update, keep)
+    return StopRule(f"patience({metric})", lambda: (worst(mode), jnp.zeros([], jnp.int32)), update, keep, (metric,))
 
 
 @comparable
@@ -137,7 +140,10 @@ def converged(tolerance: Scalar, checks: Scalar = 1, *, metric: str = "train_los
         still = jnp.where(jnp.abs(value - last) <= tolerance, still + 1, 0)
         return (value, still), still >= checks
 
-    return StopRule(f"converged({metric})", lambda: (worst("min"), jnp.zeros([], jnp.int32)), update)
+    def init():
+        return worst("min"), jnp.zeros([], jnp.int32)
+
+    return StopRule(f"converged({metric})", init, update, metrics=(metric,))
 
 
 @comparable
@@ -159,7 +165,7 @@ def reached(metric: str, target: Scalar, *, mode: Literal["min", "max"] = "min")
         value = pick(metrics, metric, "reached")
         return state, value <= target if mode == "min" else value >= target
 
-    return StopRule(f"reached({metric})", lambda: (), update)
+    return StopRule(f"reached({metric})", lambda: (), update, metrics=(metric,))
 
 
 @comparable
@@ -179,7 +185,7 @@ def diverged(limit: Scalar = float("inf"), *, metric: str = "train_loss") -> Sto
         value = pick(metrics, metric, "diverged")
         return state, ~(value <= limit) | ~jnp.isfinite(value)
 
-    return StopRule(f"diverged({metric})", lambda: (), update)
+    return StopRule(f"diverged({metric})", lambda: (), update, metrics=(metric,))
 
 
 @comparable
@@ -196,9 +202,11 @@ def keep_best(metric: str, mode: Literal["min", "max"] = "min") -> StopRule:
     ('accuracy', 'max')
     """
     check_mode(mode)
-    return StopRule(
-        f"keep_best({metric})", lambda: (), lambda state, metrics, step: (state, jnp.array(False)), (metric, mode)
-    )
+
+    def update(state, metrics, step):
+        return state, jnp.array(False)
+
+    return StopRule(f"keep_best({metric})", lambda: (), update, (metric, mode), (metric,))
 
 
 __all__ = [

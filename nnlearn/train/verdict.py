@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.train.calls import hand
+from nnlearn.train.custom_step import is_carried, own_state
 from nnlearn.train.state import TrainState
 from nnlearn.train.stopping import Metrics, StopRule, better, pick, worst
 
@@ -105,7 +106,10 @@ def measure(evaluate: Callable[..., Mapping[str, Any]] | None, state: TrainState
     """
     if evaluate is None:
         return {}
-    metrics = hand(evaluate, state.params, model_state=state.model_state, opt_state=state.opt_state, **offered)
+    if is_carried(state):
+        metrics = hand(evaluate, own_state(state), **offered)
+    else:
+        metrics = hand(evaluate, state.params, model_state=state.model_state, opt_state=state.opt_state, **offered)
     if not isinstance(metrics, Mapping) or any(jnp.shape(value) != () for value in metrics.values()):
         kinds = jax.tree.map(jnp.shape, metrics) if isinstance(metrics, Mapping) else type(metrics).__name__
         raise TypeError(f"evaluate must return a dict of scalars, such as {{'loss': loss}}; got {kinds}")

@@ -1,11 +1,11 @@
-"""Functions that look at a host-driven run while it goes on, and may end it."""
+"""Functions that look at a host-driven run while it goes on, and may end it or change its state."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from nnlearn.checks import check_count
 from nnlearn.train.calls import check_takes
-from nnlearn.train.state import TrainState
+from nnlearn.train.stream_run.changed_state import changed_state
 from nnlearn.train.stream_run.history import Row
 
 
@@ -14,15 +14,17 @@ class Event(NamedTuple):
 
     Attributes:
       step: steps made so far.
-      state: the state after them. The next step takes its memory: of what you want to keep, ``jax.device_get`` a copy.
-      metrics: at a check, ``train_loss`` and what ``evaluate`` returned, as Python floats; else empty.
+      state: the state after them, of the type that ``fit`` was given. The next step takes its memory: of what you want
+        to keep, ``jax.device_get`` a copy.
+      metrics: at a check, ``train_loss`` and what ``evaluate`` and ``host_metrics`` returned, as Python floats; else
+        empty.
       rows: what was recorded since this callback was last called: dicts with ``step``, the scalars of ``info`` and, at
         checks, the metrics, ``check/loss`` for one that is called ``loss`` like a column before it.
       final: whether the run has ended, and this call is the last.
     """
 
     step: int
-    state: TrainState
+    state: Any
     metrics: dict[str, float]
     rows: list[Row]
     final: bool
@@ -44,7 +46,8 @@ def every(steps: int, callback: Callback) -> Every:
     Args:
       steps: >= 1; it is called where the state's step is a multiple of them. Steps in between go to the device
         together, so a small number costs speed.
-      callback: ``callback(event)``; any true value that it returns ends the run.
+      callback: ``callback(event)``; a state that it returns is gone on with, any other true value ends the run. At the
+        end it is called out of its period, too; a state that it returns then is not used.
 
     Raises:
       TypeError: ``callback`` is no function of one argument.
@@ -62,7 +65,7 @@ class Calls:
     >>> calls = Calls([lambda event: event.rows[-1]["loss"] < 0.1])
     >>> calls.write([{"step": 1, "loss": 0.01}])
     >>> calls.at(1, None, {}, checked=True, final=False)
-    True
+    (None, True)
     """
 
     def __init__(self, callbacks: Callback | Every | Sequence[Callback | Every]):
@@ -87,16 +90,22 @@ class Calls:
         """Whether any callback is to be called after this step."""
         return any(self._is_due(steps, step, checked) for steps, _, _ in self._callbacks)
 
-    def at(self, step: int, state: Any, metrics: dict[str, float], *, checked: bool, final: bool) -> bool:
-        """Call those whose turn it is; whether one of them wants the run to end."""
+    def at(self, step: int, state: Any, metrics: dict[str, float], *, checked: bool, final: bool) -> tuple[Any, bool]:
+        """Call those whose turn it is: the state, as they have changed it, and whether one wants the run to end."""
         ends = False
         for steps, function, unseen in self._callbacks:
-            if final or self._is_due(steps, step, checked):
+            due = self._is_due(steps, step, checked)
+            if final or due:
                 rows = unseen.copy()
                 unseen.clear()
-                ends |= _wants_end(function(Event(step, state, dict(metrics), rows, final)))
+                answer = function(Event(step, state, dict(metrics), rows, final))
+                new = changed_state(answer, state)
+                if new is None:
+                    ends |= _wants_end(answer)
+                elif due:  # a run in two parts has its states changed where one run has
+                    state = new
         self._called_at = step
-        return ends
+        return state, ends
 
     def _is_due(self, steps: int | None, step: int, checked: bool) -> bool:
         """A period has its turn once, though it may only be known later that an epoch, too, has ended at the step."""

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from nnlearn.sharding_axes import filled
 from nnlearn.sums import Total
+from nnlearn.train.aux_metrics import counted_aux
+from nnlearn.train.custom_step import lift_step
 from nnlearn.train.state import TrainState
 from nnlearn.train.step import Step, count_skipped, counted_loss
 from nnlearn.train.stopping import StopRule
@@ -17,25 +19,28 @@ from nnlearn.train.stretches import without_constants
 from nnlearn.train.verdict import judge, measure
 from nnlearn.types import PyTree, Scalar
 
-Carry = tuple[TrainState, Total, jax.Array]  # the state; since the last check: the sum of losses, steps skipped
+# The state; since the last check: the sum of losses, the number of skipped steps, the sums of other numbers by name.
+Carry = tuple[TrainState, Total, jax.Array, dict[str, Total]]
 
 
-def make_block(step: Step) -> Callable[..., tuple[Carry, PyTree]]:
+def make_block(step: Step, names: Sequence[str] = ()) -> Callable[..., tuple[Carry, PyTree]]:
     """``block(carry, batches, count, size) -> (carry, infos)``, compiled; it takes the memory of ``carry``.
 
     Args:
       step: a training step.
+      names: what to sum up besides the loss, see ``counted_aux``.
 
     Returns:
       A function that makes a step with each of the first ``count`` of ``size`` stacked batches, with one program for
       any count; or with all of them, for None.
     """
-    step = jax.jit(step)  # so that it is traced once for both
+    step = jax.jit(lift_step(step))  # so that it is traced once for both
 
     def one(carry, batch):
-        state, total, skipped = carry
+        state, total, skipped, others = carry
         state, info = step(state, batch)
-        return (state, total.plus(counted_loss(info)), skipped + count_skipped(info)), info
+        others = {name: others[name].plus(counted_aux(info, name)) for name in names}
+        return (state, total.plus(counted_loss(info)), skipped + count_skipped(info), others), info
 
     @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
     def block(carry, batches, count, size):
@@ -63,20 +68,26 @@ def make_block(step: Step) -> Callable[..., tuple[Carry, PyTree]]:
 
 
 def make_check(evaluate: Callable[..., Mapping[str, Scalar]] | None, rules: Sequence[StopRule]) -> Callable[..., Any]:
-    """``check(verdict, carry, count) -> (metrics, verdict)``, compiled; it takes the memory of ``verdict``.
+    """``check(verdict, carry, count, host) -> (metrics, verdict)``, compiled; it takes the memory of ``verdict``.
 
     Args:
       evaluate: see ``fit``.
       rules: the stopping rules.
 
     Returns:
-      A function of what the rules carry, the carry of the steps, and the number of steps since the last check.
+      A function of what the rules carry, the carry of the steps, the number of steps since the last check, and the
+      metrics that were computed on the host.
     """
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def check(verdict, carry, count):
-        state, total, skipped = carry
-        metrics = {"train_loss": total.value / (count - skipped.astype(jnp.float32)), **measure(evaluate, state)}
+    def check(verdict, carry, count, host):
+        state, total, skipped, others = carry
+        made = count - skipped.astype(jnp.float32)
+        means = {name: each.value / made for name, each in ({"train_loss": total} | others).items()}
+        metrics = means | measure(evaluate, state)
+        if both := sorted(host.keys() & metrics.keys()):
+            raise ValueError(f"host_metrics returns {both}, names of other metrics of this run: give them others")
+        metrics |= host
         return metrics, judge(verdict, rules, state, metrics)
 
     return check

@@ -1,16 +1,20 @@
 """A host-driven run under way: what lies on the device, what was made of it, and how it ends."""
 
 import contextlib
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.sums import Total
+from nnlearn.train.aux_metrics import aux_names
+from nnlearn.train.custom_step import own_state, with_own_state
 from nnlearn.train.state import TrainState
 from nnlearn.train.stream_run.callbacks import Calls
 from nnlearn.train.stream_run.dispatch import Carry, kept_on, make_block, make_check
+from nnlearn.train.stream_run.host_metrics import HostMetrics
 from nnlearn.train.stream_run.interrupt import Interrupt
 from nnlearn.train.stream_run.record import Recorder
 from nnlearn.train.stream_run.stream import Block, Plan, Prefetch
@@ -24,12 +28,13 @@ class FitResult(NamedTuple):
     """How a run has ended; unpacks like what a ``Train`` returns, ``state, trace = fit(...)``.
 
     Attributes:
-      state: the last state, or the whole state of the best check where a rule keeps that; its ``step`` is then
+      state: the last state, or the whole state of the best check where a rule keeps that, of the type that ``fit`` was
+        given; its ``step`` is then
         ``trace.best_step``, and a run that goes on from it makes the steps after that check again.
       trace: what was recorded.
     """
 
-    state: TrainState
+    state: Any
     trace: Trace
 
     @property
@@ -42,7 +47,9 @@ class Running:
     """Takes blocks of batches from a stream until something ends the run.
 
     Args:
-      step, state, evaluate, save: see ``fit``; the memory of ``state`` is taken.
+      step, evaluate, save: see ``fit``.
+      state: as loops carry it; its memory is taken.
+      host: what is computed on the host at checks.
       rules: the stopping rules.
       calls: the callbacks.
       plan: where blocks end.
@@ -51,14 +58,15 @@ class Running:
       TypeError, ValueError: ``evaluate`` returns no dict of scalars, or a rule asks for what is not in it.
     """
 
-    def __init__(self, step, state, evaluate, rules, calls: Calls, save, plan: Plan):
-        self.rules, self.calls, self.save, self.plan = rules, calls, save, plan
-        self.block = kept_on(step, "block", (), lambda: make_block(step))
+    def __init__(self, step, state, evaluate, rules, calls: Calls, save, plan: Plan, host: HostMetrics):
+        self.rules, self.calls, self.save, self.plan, self.host = rules, calls, save, plan, host
+        self.sums = aux_names(rules)
+        self.block = kept_on(step, "block", self.sums, lambda: make_block(step, self.sums))
         self.check = kept_on(step, "check", (evaluate, rules), lambda: make_check(evaluate, rules))
         # An accelerator asks the host at every turn of a loop whether there is another, unless the number is compiled
         # in. A CPU does not care, and is spared a second program for incomplete blocks.
         self.compile_full = jax.default_backend() != "cpu"
-        self.carry: Carry = (state, *_nothing())
+        self.carry: Carry = (state, *_nothing(self.sums))
         # a copy, as the check takes its memory, and the next step takes the state's
         self.verdict = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), first_verdict(rules, state))
         self.at = self.checked_at = plan.first
@@ -67,7 +75,8 @@ class Running:
         self.told = False  # whether the callbacks know of the end
         self.recorder: Recorder
         # What is wrong with evaluate or the rules is said now, not at the first check.
-        self.metrics = list(self.check.eval_shape(self.verdict, self.carry, np.float32(1))[0])
+        found = self.host(own_state(state))
+        self.metrics = list(self.check.eval_shape(self.verdict, self.carry, np.float32(1), found)[0])
 
     @property
     def state(self) -> TrainState:
@@ -110,27 +119,34 @@ class Running:
     def make_check(self) -> None:
         """Evaluate, ask the rules, save."""
         count = np.float32(self.at - self.checked_at)
-        metrics, self.verdict = self.check(self.verdict, self.carry, count)
-        self.carry = (self.state, *_nothing())
+        found = self.host(own_state(self.state))
+        metrics, self.verdict = self.check(self.verdict, self.carry, count, found)
+        self.carry = (self.state, *_nothing(self.sums))
         self.checked_at = self.at
         self.recorder.add_check(self.at, metrics)
         if self.rules and int(self.verdict.reason):
             self.ended_by = self.rules[int(self.verdict.reason) - 1].name
         if self.save is not None:
             if self.verdict.best is not None and int(self.verdict.best.step) == self.at:
-                self.save("best", self.state, self.at)
+                self.save("best", own_state(self.state), self.at)
             self.save_last()
 
     def save_last(self) -> None:
         if self.save is not None and self.saved_at != self.at:
             self.saved_at = self.at  # before the call: what fails is not tried again on the way out
-            self.save("last", self.state, self.at)
+            self.save("last", own_state(self.state), self.at)
 
     def call_back(self, checks: bool, final: bool) -> None:
         self.recorder.read()
         metrics = self.recorder.latest if checks or final else {}
-        wants_end = self.calls.at(self.at, self.state, metrics, checked=checks, final=final)
+        before = own_state(self.state)
+        state, wants_end = self.calls.at(self.at, before, metrics, checked=checks, final=final)
         self.told = final
+        if state is not before:
+            self.carry = (with_own_state(self.state, state), *self.carry[1:])
+            if self.saved_at == self.at:  # what is saved is what the run goes on from
+                self.saved_at = None
+                self.save_last()
         if wants_end and not final:
             self.ended_by = "callback"
 
@@ -149,7 +165,7 @@ class Running:
         state = self.state if unchecked else best_state(self.verdict, self.state)
         names = [rule.name for rule in self.rules]
         trace = self.recorder.trace(self.at, int(self.verdict.reason), best_step, names, self.ended_by or ALL_STEPS)
-        return FitResult(state, trace)
+        return FitResult(own_state(state), trace)
 
     def rescue(self, error: BaseException) -> None:
         """Write and save what there is, on the way out with an error; nothing here may hide that."""
@@ -163,10 +179,14 @@ class Running:
                 error.add_note(f"the last state could not be saved either: {another!r}")
 
 
-def _nothing() -> tuple[Total, jax.Array]:
-    """The sum of no losses and the number of no skipped steps, in new memory: the steps take it."""
+def _nothing(names: Sequence[str] = ()) -> tuple[Total, jax.Array, dict[str, Total]]:
+    """The sum of no losses, the number of no skipped steps and other empty sums, in new memory: the steps take it."""
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
-    return jax.device_put((Total(np.zeros([], dtype), np.zeros([], dtype)), np.int32(0)))
+
+    def nothing():
+        return Total(np.zeros([], dtype), np.zeros([], dtype))
+
+    return jax.device_put((nothing(), np.int32(0), {name: nothing() for name in names}))
 
 
 __all__ = ["FitResult", "Running"]
