@@ -92,8 +92,8 @@ def make_step(
         same, so give each as many examples; parts of a ``MaskedBatch`` weigh by the examples that count.
       microbatches: split the batch into so many parts and accumulate their gradients one after the other, for the
         memory of one part. A real inner loop: the optimizer runs once, under ``vmap`` too. The result is the whole
-        batch's, for a ``MaskedBatch`` with any mask and of any length. Example ``i`` is in part ``i % microbatches``, so
-        that every part of a sharded batch has examples on all devices.
+        batch's, for a ``MaskedBatch`` with any mask and of any length. Example ``i`` is in part ``i % microbatches``:
+        of a sharded batch every part has examples on all devices.
       packed: True or False insist on a state with packed parameters, or without, see ``init_state``; None takes either.
         ``loss_fn`` sees the tree, whichever it is.
       record: what ``info`` holds, out of ``grad_norm``, ``update_norm``, ``leaf_grad_norms`` and ``noise_scale``; the
