@@ -23,6 +23,7 @@ import nnlearn
 from nnlearn.data import Examples, MaskedBatch
 from nnlearn.datasets import load
 from nnlearn.models import mlp
+from nnlearn.sums import zero_total
 from nnlearn.train.stream_run.callbacks import every
 from nnlearn.train.stream_run.dispatch import make_block
 from nnlearn.train.stream_run.fit import fit
@@ -194,7 +195,7 @@ def test_it_compiles_once_whatever_the_ends():
     fit(step, result.state, batches_of(23), **options)
     assert traces == ["evaluate", "loss"]
     block = make_block(step)
-    carry = (start(), jnp.zeros(()))
+    carry = (start(), zero_total(), jnp.int32(0), {})
     for count in (1, 3, 2):
         carry, _ = block(carry, stacked(batches_of(4)), np.int32(count), 4)
     assert block._cache_size() == 1
