@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
-RUN_HERE = {"bowl", "compare_optimizers", "custom_transformation", "digits", "flax_model", "learn_schedule"}
+RUN_HERE = {"bowl", "compare_optimizers", "custom_transformation", "digits", "flax_model", "gan", "learn_schedule"}
 RUN_HERE |= {"linear_regression", "sweep_halving", "xor"}
 IN_TEST_EXAMPLES_LEARNING = {"depth", "regularization"}
 
@@ -76,6 +76,14 @@ def test_digits_are_read_as_well_as_promised(capsys):
     numbers = [[float(number) for number in re.findall(r"\d+\.\d", "\n".join(lines))] for lines in (printed, promised)]
     np.testing.assert_allclose(*numbers, atol=0.4)
     np.testing.assert_allclose(numbers[0][2:], [100 * test.mean(), 100 * test.std(ddof=1)], atol=0.051)
+
+
+def test_two_networks_and_optimizers_learn_a_ring(capsys):
+    module, trace, printed = run("gan", capsys)
+    assert trace.metrics["radius"][-1] == pytest.approx(2.0, abs=0.1) and trace.metrics["spread"][-1] < 0.3
+    promised = promised_lines(module)
+    numbers = [[float(number) for number in re.findall(r"\d+\.\d+", "\n".join(lines))] for lines in (printed, promised)]
+    np.testing.assert_allclose(*numbers, atol=0.1)
 
 
 def test_the_bowl_is_descended_as_theory_predicts(capsys, tmp_path):

@@ -195,7 +195,7 @@ def test_it_compiles_once_whatever_the_ends():
     fit(step, result.state, batches_of(23), **options)
     assert traces == ["evaluate", "loss"]
     block = make_block(step)
-    carry = (start(), zero_total(), jnp.int32(0))
+    carry = (start(), zero_total(), jnp.int32(0), {})
     for count in (1, 3, 2):
         carry, _ = block(carry, stacked(batches_of(4)), np.int32(count), 4)
     assert block._cache_size() == 1

@@ -86,8 +86,8 @@ def test_a_million_steps_have_their_mean():
 
     tx, count = nnlearn.sgd(0.0), 1 << 20
     block = make_block(nnlearn.make_step(loss_fn, tx, record=()))
-    carry = nnlearn.init_state(jnp.array(0.1), tx), zero_total(), jnp.int32(0)
-    (_, total, _), _ = block(carry, jnp.zeros(count, bool), None, count)
+    carry = nnlearn.init_state(jnp.array(0.1), tx), zero_total(), jnp.int32(0), {}
+    (_, total, *_), _ = block(carry, jnp.zeros(count, bool), None, count)
     np.testing.assert_allclose(float(total.value) / count, np.float32(0.1), rtol=1e-7)
     train = nnlearn.make_train(
         loss_fn, tx, counting(), jnp.array(0.1), steps=count, record=(), record_every=1024, check_every=count

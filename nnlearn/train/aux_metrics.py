@@ -41,10 +41,9 @@ def counted_aux(info: Any, name: str) -> jax.Array:
     Array(1., dtype=float32)
     """
     axes = jnp.ndim(info.loss)
-    leaves = [(path_name(path), leaf) for path, leaf in jax.tree.leaves_with_path(getattr(info, "aux", None))]
     scalars = {
-        f"aux/{path}" if path else "aux": leaf
-        for path, leaf in leaves
+        f"aux/{path_name(path)}" if path else "aux": leaf
+        for path, leaf in jax.tree.leaves_with_path(getattr(info, "aux", None))
         if jnp.ndim(leaf) == axes and not jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating)
     }
     if name not in scalars:

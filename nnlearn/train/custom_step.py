@@ -15,8 +15,9 @@ It is a pure function that JAX can trace.
   for any other state. ``fit`` begins that count at the state's ``step``, an attribute or key, and at 0 without one; its
   random keys come from the state's ``key``.
 - **info** is an ``Info``, or a NamedTuple or mapping of arrays with a scalar ``loss``. Entries that ``Info`` has by
-  name (``grad_norm``, ``learning_rate``, ``skipped`` ...) take their place in it; all others are put into ``info.aux``. So
-  ``trace.loss`` is the loss, ``trace.info.aux["critic_loss"]`` the rest, ``trace.columns()`` has ``aux/critic_loss``.
+  name (``grad_norm``, ``learning_rate``, ``skipped`` ...) take their place in it; all others are put into
+  ``info.aux``. So ``trace.loss`` is the loss, ``trace.info.aux["critic_loss"]`` another number, and
+  ``trace.columns()`` has it as ``aux/critic_loss``.
 - **evaluate** and a rule's metrics: ``evaluate(params)`` is called with ``state.params`` of a ``TrainState``, and with
   the whole state otherwise. Rules also see ``train_loss``, the mean of ``loss``, and the mean of what is in ``aux``,
   such as ``patience("aux/critic_loss", 5)``.

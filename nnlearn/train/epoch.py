@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 
 from nnlearn.data import MaskedBatch, batch_count, epoch_indices, example_count, take
+from nnlearn.train.custom_step import carry_state, check_step, lift_step, own_state
 from nnlearn.train.state import TrainState
 from nnlearn.train.step import Info, Step
 from nnlearn.types import Batch, Key
@@ -16,9 +17,10 @@ def make_epoch(step: Step, examples: Batch, batch_size: int, *, shuffle: bool = 
     """One pass over all examples in random order, to be compiled, vmapped over states and keys, and scanned again.
 
     Args:
-      step: from ``make_step``. Its batch is a ``MaskedBatch(examples, where)``: a tree like ``examples`` whose leading
-        axis is ``batch_size`` long, and booleans of shape (batch_size,) that are False where the last batch was filled
-        up; the loss is to leave those out, ``jnp.mean(losses_b, where=where_b)``.
+      step: from ``make_step``, or a step of your own, see ``nnlearn.train.custom_step``. Its batch is a
+        ``MaskedBatch(examples, where)``: a tree like ``examples`` whose leading axis is ``batch_size`` long, and
+        booleans of shape (batch_size,) that are False where the last batch was filled up; the loss is to leave those
+        out, ``jnp.mean(losses_b, where=where_b)``.
       examples: a pytree of arrays of shape (size, ...).
       batch_size: examples in a batch.
       shuffle: whether the order is random.
@@ -41,16 +43,19 @@ def make_epoch(step: Step, examples: Batch, batch_size: int, *, shuffle: bool = 
     >>> int(state.step), infos.loss.shape
     (2, (2,))
     """
+    check_step(step, factory=False)
+    on_state = lift_step(step)
     size = example_count(examples)
     batch_count(size, batch_size, remainder=remainder)  # a bad batch size is an error here, not at the first epoch
 
     def epoch(state, key):
         def on_batch(state, batch):
             indices_b, where_b = batch
-            return step(state, MaskedBatch(take(examples, indices_b), where_b))
+            return on_state(state, MaskedBatch(take(examples, indices_b), where_b))
 
         batches = epoch_indices(key if shuffle else None, size, batch_size, shuffle=shuffle, remainder=remainder)
-        return jax.lax.scan(on_batch, state, batches)
+        state, infos = jax.lax.scan(on_batch, carry_state(state), batches)
+        return own_state(state), infos
 
     return epoch
 

@@ -327,8 +327,8 @@ def make_train(
 
     Raises:
       TypeError: a function does not take the arguments above.
-      ValueError: ``step`` is given beside what only ``make_step`` takes; a number is below 1, neither or both of ``steps``
-        and ``epochs`` are given, or ``record_every`` does not divide ``check_every``.
+      ValueError: ``step`` is given beside what only ``make_step`` takes; a number is below 1, neither or both of
+        ``steps`` and ``epochs`` are given, or ``record_every`` does not divide ``check_every``.
 
     >>> import nnlearn
     >>> def loss_fn(params, batch, key):

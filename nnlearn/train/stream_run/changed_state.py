@@ -31,7 +31,9 @@ def changed_state(answer: Any, state: PyTree) -> PyTree | None:
     >>> changed_state(True, {"w": jnp.zeros(1)}), changed_state({"w": np.ones(1, np.float32)}, {"w": jnp.zeros(1)})
     (None, {'w': Array([1.], dtype=float32)})
     """
-    if answer is state or not _is_state(answer, state):
+    if answer is state:
+        return state
+    if not _is_state(answer, state):
         return None
     if jax.tree.structure(answer) == jax.tree.structure(state):
         answer = jax.tree.map(_as_array, answer, state)

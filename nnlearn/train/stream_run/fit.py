@@ -60,7 +60,8 @@ def fit(
     Args:
       step: what ``make_step`` returns, or a step of your own, see ``nnlearn.train.custom_step``.
       state: from ``init_state``, or that of your step; or a saved one: its ``step`` goes on counting, and checks and
-        records come where they would have come. The place in the stream is up to you; what rules have counted before is forgotten.
+        records come where they would have come. The place in the stream is up to you; what rules have counted
+        before is forgotten.
       batches: an iterable of batches, such as a list, a generator or a DataLoader of grain or PyTorch; or a function
         from the epoch, counted from 0, to one. Leaves are arrays of any library. It is read in a thread, up to
         ``prefetch * steps_per_dispatch`` batches ahead, never beyond ``steps``; and, unless ``prefetch`` is 0, one more
@@ -112,7 +113,8 @@ def fit(
       TypeError: ``batches`` is no iterable, a leaf is no array, a function does not take the arguments above or returns
         what it should not, or a callback returns a state unlike ``event.state``.
       ValueError: an argument is impossible; ``host_metrics`` has the name of another metric; a batch is not like the
-        first; there are no batches, or fewer than ``steps``. Whatever is raised while training, what was recorded is in ``history`` and the last state saved.
+        first; there are no batches, or fewer than ``steps``. Whatever is raised while training, what was
+        recorded is in ``history`` and the last state saved.
 
     >>> import nnlearn
     >>> import numpy as np
