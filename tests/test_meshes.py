@@ -61,6 +61,8 @@ def summed(*losses):
 
 EXPLICIT = mesh_of(AxisType.Explicit, "data")
 both = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+SOMETIMES_AUTO = [pytest.param(AxisType.Auto, marks=pytest.mark.slow), AxisType.Explicit]
+mostly_explicit = pytest.mark.parametrize("kind", SOMETIMES_AUTO, ids=str)
 
 
 def test_losses_that_compare_or_look_up_examples():
@@ -78,6 +80,7 @@ def test_losses_that_compare_or_look_up_examples():
     assert_equal_on(EXPLICIT, losses, np.float32(1), X, Z, LABELS, where)
 
 
+@pytest.mark.slow
 def test_sequence_losses_and_decoders():
     labels = RNG.integers(1, 6, (8, 2))
     none = np.zeros((8, 2), np.float32)
@@ -94,7 +97,9 @@ def test_sequence_losses_and_decoders():
     assert {jax.typeof(leaf).sharding.spec[0] for leaf in jax.tree.leaves(got)} == {"data"}
 
 
-@pytest.mark.parametrize("cut", ["tokens", "classes", "width"])
+@pytest.mark.parametrize(
+    "cut", ["tokens", *(pytest.param(cut, marks=pytest.mark.slow) for cut in ("classes", "width"))]
+)
 def test_linear_cross_entropy(cut):
     hidden, weight = RNG.normal(size=(8, 3, 4)).astype(np.float32), RNG.normal(size=(4, 8)).astype(np.float32)
     labels = RNG.integers(0, 8, (8, 3))
@@ -195,7 +200,7 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", [*STEPS][:2] + [pytest.param(name, marks=pytest.mark.slow) for name in [*STEPS][2:]])
 def test_steps(name):
     step = nnlearn.make_step(masked_loss, SGD, **STEPS[name])
     state = nnlearn.init_state(PARAMS, SGD)._replace(key=None)
@@ -204,7 +209,7 @@ def test_steps(name):
     assert_equal_on(EXPLICIT, with_key, state, batch, entered=name == "uneven parts")
 
 
-@pytest.mark.parametrize("kind", [pytest.param(AxisType.Auto, marks=pytest.mark.slow), AxisType.Explicit], ids=str)
+@mostly_explicit
 def test_a_run_and_its_evaluation_on_examples_that_lie_on_a_mesh(kind):
     def run(weight, x, labels):
         examples = (x * weight, labels)
@@ -220,7 +225,7 @@ def test_a_run_and_its_evaluation_on_examples_that_lie_on_a_mesh(kind):
     assert_equal_on(mesh_of(kind, "data"), run, np.float32(1), X, LABELS)
 
 
-@both
+@mostly_explicit
 def test_fit_with_a_sharding(kind):
     mesh = mesh_of(kind, "data")
     results = []
