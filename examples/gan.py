@@ -2,7 +2,7 @@
 
 The generator turns Gaussian noise into points and has to imitate a ring of radius 2.00 +- 0.10; the critic has to tell
 its points from the ring's. One step trains both, so it is written by hand and given to ``make_train``. When the critic
-can no longer tell them apart its loss is 2 log 2. This prints, up to the last digit::
+can no longer tell them apart its loss is 2 log 2. To within rounding it prints::
 
     500 steps: radius 2.09 +- 0.81
     1000 steps: radius 1.98 +- 0.31
