@@ -17,8 +17,8 @@ from nnlearn.types import Batch, GradientTransformation, OptState, Params
 
 CURE = (
     "The batch is a MaskedBatch(examples, where): if the loss expects bare examples, write `examples, where = batch` "
-    "and give where to the loss, which leaves filled rows out; or make full batches, shuffled(..., remainder='drop'), "
-    "and take batch.examples"
+    "and give where to the loss, which leaves filled rows out; or make full batches of bare examples, "
+    "shuffled(..., remainder='drop')"
 )
 OFFERED = "value, grad and value_fn"
 
