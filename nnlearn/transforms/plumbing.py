@@ -98,12 +98,13 @@ def average_with_mean(average: jax.Array, value: jax.Array, *, decay, seen, seen
       seen, seen_before: ``weight_seen`` of this step and of the last one.
     """
     first = step_towards(average, value, 1 - decay)
-    before = safe_divide(average, seen_before)
+    # Products with scalars: XLA divides arrays of one number and of many in two ways, which packing would show.
+    before = average * safe_divide(1, seen_before)
     # Keeping mean * seen rounds the mean. Where only that parts it from the value it is the value, or it would drift.
     near = jnp.abs(value - before) <= 4 * jnp.finfo(before.dtype).eps * jnp.abs(value)
     mean = step_towards(jnp.where(near, value, before), value, (1 - decay) / seen)
     begun = seen_before > 0
-    return jnp.where(begun, mean * seen, first), jnp.where(begun, mean, first / seen)
+    return jnp.where(begun, mean * seen, first), jnp.where(begun, mean, first * (1 / seen))
 
 
 def corrections(count: jax.Array, *, decay: Scalar, **_) -> dict[str, jax.Array]:
