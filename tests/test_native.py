@@ -460,12 +460,12 @@ def test_a_folder_that_others_can_change_is_refused_with_the_cause(tmp_path, mon
     folder.mkdir(parents=True)
     (tmp_path / place).chmod(mode)
     if owner is not None:
-        real = Path.stat
-        monkeypatch.setattr(
-            Path, "stat", lambda path: os.stat_result(
-                [*real(path)[:4], owner if path == tmp_path / place else os.getuid(), *real(path)[5:]]
-            )
-        )  # fmt: skip
+
+        def status(path):
+            *mode, user = path.stat()[:5]
+            return os.stat_result([*mode, owner if path == tmp_path / place else os.getuid(), *path.stat()[5:]])
+
+        monkeypatch.setattr("nnlearn.native.folder._status", status)
     if fault is None:
         assert private_folder(folder) == folder.resolve()
     else:

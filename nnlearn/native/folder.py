@@ -34,7 +34,7 @@ def private_folder(folder: Path) -> Path:
 
 def _fault(path: Path, innermost: bool) -> str:
     """What lets another user change the folder, and the cure; empty if nothing does."""
-    status, user = path.stat(), os.getuid()
+    status, user = _status(path), os.getuid()
     trusted = {user} if innermost else {user, 0, UNMAPPED}
     if status.st_uid not in trusted:
         return f"belongs to user {status.st_uid}, and this process runs as user {user}: change its owner"
@@ -44,6 +44,10 @@ def _fault(path: Path, innermost: bool) -> str:
     if writers and (innermost or not status.st_mode & stat.S_ISVTX):
         return "can be written to by other users: remove their permission (chmod go-w)"
     return ""
+
+
+def _status(path: Path) -> os.stat_result:
+    return path.stat()
 
 
 __all__ = ["private_folder"]
