@@ -39,7 +39,7 @@ def as_values(*values: Scalar) -> tuple[Array, ...]:
     >>> [value.dtype.name for value in as_values(0.1, jnp.bfloat16(2.0))]
     ['float32', 'float32']
     """
-    dtype = compute_dtype(*values, float)
+    dtype = compute_dtype(widest(*values, float))  # two steps: beside float32, Python floats would not widen it
     return tuple(jnp.asarray(value, dtype=dtype) for value in values)
 
 
