@@ -192,9 +192,11 @@ def test_subnormal_numbers_are_flushed_where_xla_flushes_them(dtype, everything_
 
     expected = jax.jit(update)((), (), (x, y))[1]
     results = jax.jit(in_one_pass(update, refuse))((), (), (x, y))[1]
-    assert np.float64(expected[0][10]) == 0 != np.float64(x[10])  # the larger of two subnormal numbers
+    flushed = np.float64(expected[0][10]) == 0 != np.float64(x[10])  # the larger of two subnormal numbers
+    assert flushed or dtype == "bfloat16"  # XLA keeps some bfloat16 ones on some processors
+    atol = 0 if flushed else float(jnp.finfo(jnp.float32).tiny)
     for one, other in zip(results, expected, strict=True):
-        np.testing.assert_array_equal(np.asarray(one, np.float64), np.asarray(other, np.float64))
+        np.testing.assert_allclose(np.asarray(one, np.float64), np.asarray(other, np.float64), rtol=0, atol=atol)
 
 
 @needs_compiler
