@@ -85,7 +85,7 @@ def measure(widths: tuple[int, ...], steps: int, rounds: int, workers: int) -> l
 
 def draw(document: dict, path) -> None:
     """Speed to the left, memory to the right."""
-    from nnlearn.train.figure import require_matplotlib
+    from nnlearn.figures.curves import require_matplotlib
 
     figure = require_matplotlib()(figsize=(9, 3.6), layout="constrained")
     speed, memory = figure.subplots(1, 2)

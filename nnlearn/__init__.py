@@ -17,6 +17,7 @@ from nnlearn import optimizers as optimizers
 from nnlearn import packing as packing
 from nnlearn import schedules as schedules
 from nnlearn import serialization as serialization
+from nnlearn import stream as stream
 from nnlearn import sweeps as sweeps
 from nnlearn import tasks as tasks
 from nnlearn import train as train
@@ -118,10 +119,11 @@ from nnlearn.schedules import warmup_constant_schedule as warmup_constant_schedu
 from nnlearn.schedules import warmup_cosine_decay_schedule as warmup_cosine_decay_schedule
 from nnlearn.schedules import warmup_exponential_decay_schedule as warmup_exponential_decay_schedule
 from nnlearn.schedules import warmup_stable_decay_schedule as warmup_stable_decay_schedule
+from nnlearn.stream import FitResult as FitResult
+from nnlearn.stream import fit as fit
 from nnlearn.sweeps import sweep as sweep
 from nnlearn.tasks import Task as Task
 from nnlearn.tasks import load_task as load_task
-from nnlearn.train import FitResult as FitResult
 from nnlearn.train import Info as Info
 from nnlearn.train import Policy as Policy
 from nnlearn.train import StopRule as StopRule
@@ -134,7 +136,6 @@ from nnlearn.train import clipped_value_and_grad as clipped_value_and_grad
 from nnlearn.train import converged as converged
 from nnlearn.train import diverged as diverged
 from nnlearn.train import evaluation as evaluation
-from nnlearn.train import fit as fit
 from nnlearn.train import generated as generated
 from nnlearn.train import hyper_value_and_grad as hyper_value_and_grad
 from nnlearn.train import init_state as init_state
@@ -207,6 +208,17 @@ serialization.register_for_export()
 __version__ = "0.1.0"
 
 
+# `nnlearn.stream` was a part of `nnlearn.train`: its names stay importable from there.
+for _name in ("Event", "FitResult", "every", "fit", "tensorboard", "wandb_offline"):
+    setattr(train, _name, getattr(stream, _name))
+
+
+def __dir__() -> list[str]:
+    """The public names, without the modules that only nnlearn itself uses."""
+    inner = {"calls", "checks", "cli", "extras", "figures", "files", "programs", "settings", "sharding", "sums", "tree"}
+    return sorted(name for name in globals() if name not in inner and not (name[0] == "_" and name[1] != "_"))
+
+
 def __getattr__(name: str) -> object:
     """Name the cure for what is not here: where optax or another part of nnlearn has it, or the nearest name."""
     import difflib
@@ -217,7 +229,12 @@ def __getattr__(name: str) -> object:
     cure = ""
     if not name.startswith("_"):
         parts = {"optax.": optax, "optax.contrib.": optax.contrib, "optax.tree.": optax.tree}
-        parts = {"nnlearn.models.": models, "nnlearn.sweeps.": sweeps, "nnlearn.train.": train} | parts
+        parts = {
+            "nnlearn.models.": models,
+            "nnlearn.sweeps.": sweeps,
+            "nnlearn.stream.": stream,
+            "nnlearn.train.": train,
+        } | parts
         places = [f"{place}{name}" for place, part in parts.items() if hasattr(part, name)]
         near = difflib.get_close_matches(name.lower(), [known for known in globals() if known[0] != "_"], 1)
         if places:

@@ -22,7 +22,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from nnlearn.checks import check_count
-from nnlearn.sharding_axes import take_rows
+from nnlearn.sharding.axes import take_rows
 from nnlearn.tree import path_name
 from nnlearn.types import Batch, Key, PyTree
 

@@ -10,7 +10,7 @@ import optax
 
 # where the named tuples lie that go into a step or a run, or come out of one
 ROOMS = ("nnlearn.train.state", "nnlearn.train.step", "nnlearn.train.run", "nnlearn.train.verdict")
-ROOMS += ("nnlearn.train.noise_scale", "nnlearn.transforms.", "nnlearn.data", "nnlearn.models.", "nnlearn.losses.")
+ROOMS += ("nnlearn.gradients.noise_scale", "nnlearn.transforms.", "nnlearn.data", "nnlearn.models.", "nnlearn.losses.")
 
 
 def register_for_export() -> None:

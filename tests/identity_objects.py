@@ -9,8 +9,8 @@ import numpy as np
 import nnlearn
 from nnlearn import models, schedules, sweeps
 from nnlearn.data import Examples
+from nnlearn.gradients import per_example
 from nnlearn.tasks import images, objectives, synthetic, text
-from nnlearn.train import per_example
 
 PARAMS = {"w": jnp.ones((2, 2)), "b": jnp.zeros(2), "more": (jnp.ones(3), None)}
 TEXT = "in the beginning was the word, " * 60

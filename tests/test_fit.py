@@ -23,11 +23,11 @@ import nnlearn
 from nnlearn.data import Examples, MaskedBatch
 from nnlearn.datasets import load
 from nnlearn.models import mlp
+from nnlearn.stream.callbacks import every
+from nnlearn.stream.dispatch import make_block
+from nnlearn.stream.fit import fit
+from nnlearn.stream.loggers import tensorboard, wandb_offline
 from nnlearn.sums import zero_total
-from nnlearn.train.stream_run.callbacks import every
-from nnlearn.train.stream_run.dispatch import make_block
-from nnlearn.train.stream_run.fit import fit
-from nnlearn.train.stream_run.loggers import tensorboard, wandb_offline
 
 MODEL = mlp((6, 8, 3))
 TX = nnlearn.adamw(1e-2)
@@ -714,7 +714,7 @@ def test_history_goes_on_where_the_state_does(tmp_path, name):
 
 SIGNALLED = """
 import sys, time, signal, threading, numpy as np, jax.numpy as jnp, nnlearn
-from nnlearn.train.stream_run.fit import fit
+from nnlearn.stream.fit import fit
 tx = nnlearn.sgd(0.1)
 step = nnlearn.make_step(lambda params, batch, key: jnp.mean((params - batch) ** 2), tx)
 hang = {hang}

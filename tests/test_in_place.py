@@ -11,8 +11,8 @@ from contract import CASES
 from jax.sharding import PartitionSpec as P
 
 import nnlearn
-from nnlearn.train import in_place as module
-from nnlearn.train.in_place import LARGE, in_place
+from nnlearn.programs import in_place as module
+from nnlearn.programs.in_place import LARGE, in_place
 
 SHAPE = (256, LARGE // 256)
 ARRAY_BYTES = 4 * LARGE

@@ -14,10 +14,10 @@ import pytest
 
 import nnlearn
 from nnlearn.files import only_one, replacing
+from nnlearn.stream.history import History
 from nnlearn.sweeps import Results, choice, sweep
 from nnlearn.sweeps.batches import Runs
 from nnlearn.sweeps.store import fingerprint
-from nnlearn.train.stream_run.history import History
 
 SPACE = {"rate": choice(0.01, 0.1)}
 OPTIONS = {"metric": "train_loss", "width": 1, "workers": 1}

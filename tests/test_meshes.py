@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 import nnlearn
 from nnlearn import models
 from nnlearn.data import MaskedBatch
-from nnlearn.sharding_axes import disjoint, explicit_mesh, explicit_spec
+from nnlearn.sharding.axes import disjoint, explicit_mesh, explicit_spec
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)

@@ -23,10 +23,10 @@ from nnlearn.files import cache_folder
 from nnlearn.native import is_native, library, native_status
 from nnlearn.native.elementwise import BLOCK, can_compute, make_pass
 from nnlearn.native.folder import private_folder
-from nnlearn.train import in_place as in_place_module
-from nnlearn.train import one_pass as one_pass_module
-from nnlearn.train.in_place import apply_gradients
-from nnlearn.train.one_pass import LARGE, find_passes, in_one_pass
+from nnlearn.programs import in_place as in_place_module
+from nnlearn.programs import one_pass as one_pass_module
+from nnlearn.programs.in_place import apply_gradients
+from nnlearn.programs.one_pass import LARGE, find_passes, in_one_pass
 
 needs_compiler = pytest.mark.skipif(not is_native(), reason=native_status())
 SIZE = 2 * BLOCK + 77

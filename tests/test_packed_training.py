@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 import nnlearn
 from nnlearn import packing_difference
 from nnlearn.packing import is_packed, pack, pack_like, unpack
-from nnlearn.train.packable import _foreign
+from nnlearn.programs.packable import _foreign
 
 STEPS = 200
 # Compiled as it stands, without fusing a product and a sum in one loop and not in another, arithmetic is the same to

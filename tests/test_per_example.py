@@ -11,10 +11,10 @@ from jax.sharding import PartitionSpec as P
 
 import nnlearn
 from nnlearn.data import MaskedBatch
+from nnlearn.gradients.ghost import Program
+from nnlearn.gradients.noise_scale import noise_scale_from_batches, noise_scale_from_examples
+from nnlearn.gradients.per_example import clipped_value_and_grad, per_example_grads, per_example_norms
 from nnlearn.models import dense, dropout, layer_norm, mlp, sequential
-from nnlearn.train.ghost import Program
-from nnlearn.train.noise_scale import noise_scale_from_batches, noise_scale_from_examples
-from nnlearn.train.per_example import clipped_value_and_grad, per_example_grads, per_example_norms
 
 B, T, D, O = 6, 5, 4, 3  # noqa: E741
 KEY = jax.random.key(7)

@@ -10,9 +10,9 @@ from jax.experimental import io_callback
 
 import nnlearn
 from nnlearn.packing import is_packed
+from nnlearn.stream.dispatch import make_block
 from nnlearn.sums import long_sum, zero_total
 from nnlearn.sweeps import choice, successive_halving, sweep
-from nnlearn.train.stream_run.dispatch import make_block
 
 SEEN: list = []
 

@@ -5,11 +5,12 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from nnlearn.compare.figure import draw, require_matplotlib
 from nnlearn.compare.problem import Problem, make_problem
 from nnlearn.compare.runs import RUNNERS
 from nnlearn.compare.settings import Settings, make_writable
-from nnlearn.compare.summary import Results, make_rows, make_table, target_loss, write_results
+from nnlearn.compare.summary import Results, best_index, make_rows, make_table, target_loss, write_results
+from nnlearn.figures.comparison import draw_comparison
+from nnlearn.figures.curves import require_matplotlib
 
 
 def compare(settings: Settings, console: Console | None = None) -> Results:
@@ -65,6 +66,7 @@ def _report(results: Results, problem: Problem, settings: Settings, console: Con
     rows = make_rows(results, settings)
     console.print(make_table(rows, problem.metric, target_loss(results), settings, console.width))
     write_results(settings.out / "results.json", results, rows, settings, problem.metric, complete)
-    draw(settings.out / "curves.png", results, settings)
+    title = f"{settings.data}: {settings.seeds} seeds of each optimizer and learning rate"
+    draw_comparison(settings.out / "curves.png", results, settings.learning_rates, best_index, title)
     console.print(f"data: {problem.bundle.source}", style="dim")
     console.print(f"wrote {settings.out / 'results.json'} and {settings.out / 'curves.png'}")

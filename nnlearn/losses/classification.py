@@ -32,7 +32,7 @@ from nnlearn.losses.softmax import (
     split_labels,
     spread_over,
 )
-from nnlearn.sharding_axes import take_rows
+from nnlearn.sharding.axes import take_rows
 from nnlearn.tree import as_hyperparam, safe_divide
 from nnlearn.types import ArrayLike, Scalar
 

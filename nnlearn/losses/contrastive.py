@@ -14,7 +14,7 @@ from nnlearn.losses.arguments import as_boolean, as_floating, as_real, check_sam
 from nnlearn.losses.binary import sigmoid_binary_cross_entropy
 from nnlearn.losses.cosine import unit
 from nnlearn.losses.softmax import exclude, normalize
-from nnlearn.sharding_axes import automatic_axes
+from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import as_hyperparam, safe_divide
 from nnlearn.types import ArrayLike, Scalar
 

@@ -24,7 +24,7 @@ from nnlearn.losses.sequences import check_blank_id, check_examples, check_frame
 from nnlearn.losses.softmax import one_or_nan
 from nnlearn.native.ctc import CtcKernel
 from nnlearn.native.kernel import runs_here
-from nnlearn.sharding_axes import automatic_axes
+from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import safe_divide
 from nnlearn.types import ArrayLike
 

@@ -13,7 +13,7 @@ from nnlearn.checks import check_count
 from nnlearn.losses.arguments import widen
 from nnlearn.losses.sequences import check_blank_id, check_frames, compact
 from nnlearn.losses.softmax import normalize
-from nnlearn.sharding_axes import automatic_axes
+from nnlearn.sharding.axes import automatic_axes
 from nnlearn.types import ArrayLike
 
 

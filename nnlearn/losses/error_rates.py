@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from nnlearn.losses.arguments import as_real, check_same_shape
 from nnlearn.losses.sequences import compact
-from nnlearn.sharding_axes import automatic_axes
+from nnlearn.sharding.axes import automatic_axes
 from nnlearn.types import ArrayLike
 
 

@@ -10,7 +10,7 @@ from nnlearn.checks import check_count, check_nonnegative, check_number
 from nnlearn.losses.arguments import as_boolean, as_floating, as_weights, check_reduction, is_off
 from nnlearn.losses.linear_softmax import AxisName, Head, Plan, Terms, evaluate
 from nnlearn.losses.softmax import as_labels, check_label_shape, split_labels
-from nnlearn.sharding_axes import automatic_axes
+from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import as_hyperparam, compute_dtype, safe_divide, widest
 from nnlearn.types import ArrayLike, Scalar
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nnlearn.sharding_axes import automatic, explicit_spec
+from nnlearn.sharding.axes import automatic, explicit_spec
 from nnlearn.tree import safe_divide, widest
 from nnlearn.types import ArrayLike, Scalar
 

@@ -17,7 +17,7 @@ from nnlearn.losses.arguments import (
     weighted_mean,
     widen,
 )
-from nnlearn.sharding_axes import automatic_axes
+from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import as_hyperparam
 from nnlearn.types import ArrayLike, Scalar
 

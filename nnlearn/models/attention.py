@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from nnlearn.checks import check_count, check_number
 from nnlearn.models.layers import dense
 from nnlearn.models.named import Initializer, initializer
-from nnlearn.sharding_axes import automatic_axes
+from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import as_hyperparam, compute_dtype
 from nnlearn.types import DTypeLike, Key, Params, Scalar
 

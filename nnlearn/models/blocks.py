@@ -11,7 +11,7 @@ from nnlearn.models.attention import Cache, attention, scaled
 from nnlearn.models.layers import dense, rms_norm
 from nnlearn.models.layers import dropout as dropout_layer
 from nnlearn.models.named import Initializer, activation_function, initializer
-from nnlearn.sharding_axes import automatic_axes
+from nnlearn.sharding.axes import automatic_axes
 from nnlearn.types import DTypeLike, Key, Params, Scalar
 
 

@@ -14,7 +14,7 @@ from nnlearn.checks import check_count, check_dtype
 from nnlearn.models.factory import check_features, model_factory, parameter
 from nnlearn.models.layers import _along_last, _drawn, _floating
 from nnlearn.models.named import Initializer, initializer
-from nnlearn.sharding_axes import automatic_axes
+from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import compute_dtype, widest
 from nnlearn.types import DTypeLike, Model
 

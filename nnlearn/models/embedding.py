@@ -11,7 +11,7 @@ from nnlearn.checks import check_count, check_dtype
 from nnlearn.models.factory import check_features, model_factory, parameter
 from nnlearn.models.layers import _drawn
 from nnlearn.models.named import Initializer, initializer
-from nnlearn.sharding_axes import take_rows
+from nnlearn.sharding.axes import take_rows
 from nnlearn.tree import widest
 from nnlearn.types import DTypeLike, Model
 

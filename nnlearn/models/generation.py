@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from nnlearn.checks import as_key, check_count, check_nonnegative, check_number
 from nnlearn.models.transformer import LanguageModel
-from nnlearn.sharding_axes import automatic_axes
+from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import compute_dtype
 from nnlearn.types import Key, Params, Scalar
 

@@ -11,7 +11,7 @@ from nnlearn.models.factory import check_features, model_factory, where_or_all
 from nnlearn.models.layers import _floating, dense, layer_norm
 from nnlearn.models.mlp import mlp
 from nnlearn.models.named import activation_function
-from nnlearn.sharding_axes import automatic_axes
+from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import safe_divide, widest
 from nnlearn.types import DTypeLike, Model, Scalar
 

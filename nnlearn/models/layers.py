@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from nnlearn.checks import check_count, check_dtype, check_nonnegative, check_number
 from nnlearn.models.factory import check_features, model_factory, parameter
 from nnlearn.models.named import Initializer, activation_function, initializer
-from nnlearn.sharding_axes import automatic, automatic_axes, explicit_spec, linear
+from nnlearn.sharding.axes import automatic, automatic_axes, explicit_spec, linear
 from nnlearn.tree import (
     abs_sq,
     as_hyperparam,

@@ -9,7 +9,7 @@ from nnlearn.checks import check_count, check_dtype, check_nonnegative, check_nu
 from nnlearn.losses.arguments import as_boolean, lead_over
 from nnlearn.models.factory import check_features, model_factory, parameter
 from nnlearn.models.layers import _along_last, _floating, _unit_variance, scaled_to_one
-from nnlearn.sharding_axes import automatic_axes
+from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import as_hyperparam, compute_dtype, finite_part, safe_divide, safe_rsqrt
 from nnlearn.types import ArrayLike, DTypeLike, Model, Scalar, StatefulModel
 

@@ -10,7 +10,7 @@ from nnlearn.checks import check_count, check_dtype
 from nnlearn.models.factory import check_features, model_factory, parameter, where_or_all
 from nnlearn.models.layers import _along_last, _drawn, _floating
 from nnlearn.models.named import Initializer, activation_function, initializer
-from nnlearn.sharding_axes import automatic_axes
+from nnlearn.sharding.axes import automatic_axes
 from nnlearn.types import DTypeLike, Model
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from nnlearn.checks import check_count, check_nonnegative, check_number
 from nnlearn.models.factory import where_or_all
 from nnlearn.models.layers import _along_last, _floating, scaled_to_one
-from nnlearn.sharding_axes import automatic_axes
+from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import as_hyperparam, compute_dtype, safe_divide, safe_rsqrt
 from nnlearn.types import Key, Scalar
 

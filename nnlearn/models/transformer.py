@@ -13,7 +13,7 @@ from nnlearn.models.factory import model_factory, parameter
 from nnlearn.models.layers import _drawn, dense, rms_norm
 from nnlearn.models.layers import dropout as dropout_layer
 from nnlearn.models.named import Initializer
-from nnlearn.sharding_axes import automatic, explicit_spec, matmul, take_rows
+from nnlearn.sharding.axes import automatic, explicit_spec, matmul, take_rows
 from nnlearn.tree import compute_dtype as wide_dtype
 from nnlearn.tree import safe_divide
 from nnlearn.types import DTypeLike, Key, Model, Params, Scalar

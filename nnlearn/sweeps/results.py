@@ -197,7 +197,7 @@ class Results:
         Raises:
           ImportError: matplotlib is not installed.
         """
-        from nnlearn.sweeps.figure import draw_results
+        from nnlearn.figures.sensitivity import draw_results
 
         return draw_results(self, path)
 

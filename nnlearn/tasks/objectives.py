@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from nnlearn.calls import hand
 from nnlearn.losses import absolute_error, cross_entropy, squared_error
 from nnlearn.losses.arguments import weighted_mean
 from nnlearn.settings import comparable
-from nnlearn.train.calls import hand
 from nnlearn.types import Model, StatefulModel
 
 Objective = tuple[Callable, Callable]

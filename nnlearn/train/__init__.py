@@ -1,16 +1,16 @@
 """Training as pure functions: one step, epochs of steps, whole runs."""
 
+from nnlearn.gradients.hypergrad import hyper_value_and_grad as hyper_value_and_grad
+from nnlearn.gradients.noise_scale import NoiseScale as NoiseScale
+from nnlearn.gradients.noise_scale import noise_scale_from_batches as noise_scale_from_batches
+from nnlearn.gradients.noise_scale import noise_scale_from_examples as noise_scale_from_examples
+from nnlearn.gradients.per_example import clipped_value_and_grad as clipped_value_and_grad
+from nnlearn.gradients.per_example import per_example_grads as per_example_grads
+from nnlearn.gradients.per_example import per_example_norms as per_example_norms
+from nnlearn.programs.in_place import apply_gradients as apply_gradients
+from nnlearn.programs.packable import packing_difference as packing_difference
 from nnlearn.train.epoch import make_epoch as make_epoch
 from nnlearn.train.evaluation import evaluation as evaluation
-from nnlearn.train.hypergrad import hyper_value_and_grad as hyper_value_and_grad
-from nnlearn.train.in_place import apply_gradients as apply_gradients
-from nnlearn.train.noise_scale import NoiseScale as NoiseScale
-from nnlearn.train.noise_scale import noise_scale_from_batches as noise_scale_from_batches
-from nnlearn.train.noise_scale import noise_scale_from_examples as noise_scale_from_examples
-from nnlearn.train.packable import packing_difference as packing_difference
-from nnlearn.train.per_example import clipped_value_and_grad as clipped_value_and_grad
-from nnlearn.train.per_example import per_example_grads as per_example_grads
-from nnlearn.train.per_example import per_example_norms as per_example_norms
 from nnlearn.train.policy import Policy as Policy
 from nnlearn.train.run import Run as Run
 from nnlearn.train.run import Train as Train
@@ -30,11 +30,5 @@ from nnlearn.train.stopping import diverged as diverged
 from nnlearn.train.stopping import keep_best as keep_best
 from nnlearn.train.stopping import patience as patience
 from nnlearn.train.stopping import reached as reached
-from nnlearn.train.stream_run import Event as Event
-from nnlearn.train.stream_run import FitResult as FitResult
-from nnlearn.train.stream_run import every as every
-from nnlearn.train.stream_run import fit as fit
-from nnlearn.train.stream_run import tensorboard as tensorboard
-from nnlearn.train.stream_run import wandb_offline as wandb_offline
 from nnlearn.train.trace import Trace as Trace
 from nnlearn.train.window import apply_accumulated as apply_accumulated

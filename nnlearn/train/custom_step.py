@@ -48,7 +48,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nnlearn.train.calls import asks_for
+from nnlearn.calls import asks_for
 from nnlearn.train.state import TrainState
 from nnlearn.train.step import Info, step_key
 from nnlearn.tree import path_name

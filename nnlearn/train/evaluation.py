@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
+from nnlearn.calls import check_takes, hand
 from nnlearn.data import MaskedBatch, epoch_indices, example_count, take
 from nnlearn.settings import comparable
 from nnlearn.sums import long_sum
-from nnlearn.train.calls import check_takes, hand
 from nnlearn.tree import compute_dtype
 from nnlearn.types import Batch, Params, Scalar
 

@@ -6,13 +6,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nnlearn.calls import hand
 from nnlearn.data import MaskedBatch, example_count
-from nnlearn.train.calls import hand
-from nnlearn.train.devices import AxisName, device_key
-from nnlearn.train.gradient import Outcome, _split
-from nnlearn.train.noise_scale import NoiseScale, noise_scale_from_batches
-from nnlearn.train.per_example import gradient_moments, per_example_norms
-from nnlearn.train.slices import without_effects
+from nnlearn.gradients.batch import Outcome, _split
+from nnlearn.gradients.devices import AxisName, device_key
+from nnlearn.gradients.noise_scale import NoiseScale, noise_scale_from_batches
+from nnlearn.gradients.per_example import gradient_moments, per_example_norms
+from nnlearn.programs.slices import without_effects
 from nnlearn.train.state import TrainState
 from nnlearn.tree import global_norm, safe_divide, safe_sqrt
 from nnlearn.types import Batch, Key, LossFn

@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nnlearn.calls import asks_for, check_takes, hand
 from nnlearn.checks import as_key, check_count, known
+from nnlearn.programs.loops import blank, end_to_end, followed_by, lean_scan, scan_in_segments, stretch_length
 from nnlearn.sums import long_sum
 from nnlearn.train.aux_metrics import aux_names, counted_aux
-from nnlearn.train.calls import asks_for, check_takes, hand
 from nnlearn.train.custom_step import carry_state, check_step, lift_step, made_step, own_state
 from nnlearn.train.sampler import Sampler
 from nnlearn.train.state import TrainState, init_state
 from nnlearn.train.step import check_record, count_skipped, counted_loss, make_step, step_key
 from nnlearn.train.stopping import StopRule
-from nnlearn.train.stretches import blank, end_to_end, followed_by, lean_scan, scan_in_segments, stretch_length
 from nnlearn.train.trace import Trace, leaf_names
 from nnlearn.train.verdict import Verdict, best_state, first_verdict, judge, kept_metric, measure
 from nnlearn.train.window import warn_of_last_window

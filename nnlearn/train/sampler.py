@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nnlearn.calls import check_takes
 from nnlearn.checks import check_count
 from nnlearn.data import MaskedBatch, batch_count, epoch_indices, example_count
 from nnlearn.settings import comparable
-from nnlearn.sharding_axes import take_rows
-from nnlearn.train.calls import check_takes
+from nnlearn.sharding.axes import take_rows
 from nnlearn.types import Batch, Key, PyTree
 
 GATHER_BYTES = 4 << 20  # batches of many steps that are taken out of the arrays at once, if they need no more than this

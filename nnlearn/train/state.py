@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 
 from nnlearn.checks import NUMERIC, as_key
 from nnlearn.packing import Packed, is_packed, make_layout, pack, pack_like, unpack, worth_packing
-from nnlearn.train.packable import packing_difference
+from nnlearn.programs.packable import packing_difference
 from nnlearn.tree import matching, path_name
 from nnlearn.types import GradientTransformation, Key, OptState, Params, PyTree
 

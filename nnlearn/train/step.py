@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import optax
 from optax import ScaleByBacktrackingLinesearchState, apply_updates, with_extra_args_support
 
+from nnlearn.calls import asks_for
+from nnlearn.gradients.batch import make_gradient
+from nnlearn.gradients.noise_scale import NoiseScale
 from nnlearn.packing import is_packed, leaf_norms
-from nnlearn.train.calls import asks_for
+from nnlearn.programs.in_place import apply_gradients
 from nnlearn.train.explain import accepted, check_state, explaining_batch, explaining_update
-from nnlearn.train.gradient import make_gradient
-from nnlearn.train.in_place import apply_gradients
 from nnlearn.train.noise_of_step import make_noise_of
-from nnlearn.train.noise_scale import NoiseScale
 from nnlearn.train.state import TrainState
 from nnlearn.transforms.hyperparams import is_injected
 from nnlearn.transforms.loss_scale import current_loss_scale

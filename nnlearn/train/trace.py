@@ -202,7 +202,7 @@ class Trace:
         Raises:
           ImportError: matplotlib is not installed.
         """
-        from nnlearn.train.figure import draw_trace
+        from nnlearn.figures.curves import draw_trace
 
         return draw_trace(self, path)
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nnlearn.train.calls import hand
+from nnlearn.calls import hand
 from nnlearn.train.custom_step import is_carried, own_state
 from nnlearn.train.state import TrainState
 from nnlearn.train.stopping import Metrics, StopRule, better, pick, worst

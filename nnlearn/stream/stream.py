@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from nnlearn.train.calls import check_takes
+from nnlearn.calls import check_takes
+from nnlearn.stream.stack import Stacker
 from nnlearn.train.sampler import Sampler
-from nnlearn.train.stream_run.stack import Stacker
 from nnlearn.types import Batch, PyTree
 
 MOST_STEPS = 32  # steps of a block where none are asked for: what a call costs is spread over so many

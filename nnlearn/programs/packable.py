@@ -18,9 +18,9 @@ from jax.extend.core import ClosedJaxpr
 from optax import with_extra_args_support
 
 from nnlearn.packing import Layout, Packed, is_packed, make_layout, pack_like, per_buffer, unpack
+from nnlearn.programs.stand_in import unknown_loss
+from nnlearn.programs.symbolic import Interpreter
 from nnlearn.settings import Made
-from nnlearn.train.stand_in import unknown_loss
-from nnlearn.train.symbolic import Interpreter
 from nnlearn.tree import path_name
 from nnlearn.types import GradientTransformation, Params, PyTree
 

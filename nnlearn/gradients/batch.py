@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nnlearn.calls import asks_for, check_takes, hand
 from nnlearn.checks import NUMERIC, check_count
 from nnlearn.data import MaskedBatch
+from nnlearn.gradients.custom import check_value_and_grad, parts_of_gradient, stored_like
+from nnlearn.gradients.devices import device_key, equal_on_all, is_key, of_first_device, varying
 from nnlearn.packing import Packed, unpack
-from nnlearn.sharding_axes import beside, deal_rows
+from nnlearn.sharding.axes import beside, deal_rows
 from nnlearn.sums import long_sum
-from nnlearn.train.calls import asks_for, check_takes, hand
-from nnlearn.train.custom_gradient import check_value_and_grad, parts_of_gradient, stored_like
-from nnlearn.train.devices import device_key, equal_on_all, is_key, of_first_device, varying
 from nnlearn.tree import compute_dtype, global_norm, path_name, safe_divide
 from nnlearn.types import Batch, Grads, Key, LossFn, Params, PyTree, Scalar
 

@@ -8,14 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nnlearn.sharding_axes import filled
+from nnlearn.programs.loops import without_constants
+from nnlearn.sharding.axes import filled
 from nnlearn.sums import Total
 from nnlearn.train.aux_metrics import counted_aux
 from nnlearn.train.custom_step import lift_step
 from nnlearn.train.state import TrainState
 from nnlearn.train.step import Step, count_skipped, counted_loss
 from nnlearn.train.stopping import StopRule
-from nnlearn.train.stretches import without_constants
 from nnlearn.train.verdict import judge, measure
 from nnlearn.types import PyTree, Scalar
 

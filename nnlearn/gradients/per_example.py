@@ -14,10 +14,10 @@ import jax.numpy as jnp
 
 from nnlearn.checks import NUMERIC, check_nonnegative, check_number, known
 from nnlearn.data import MaskedBatch, example_count
+from nnlearn.gradients.ghost import Dense, Program
 from nnlearn.packing import unpack
 from nnlearn.settings import comparable
-from nnlearn.sharding_axes import along_first_axes, automatic, lie_like
-from nnlearn.train.ghost import Dense, Program
+from nnlearn.sharding.axes import along_first_axes, automatic, lie_like
 from nnlearn.tree import as_hyperparam, compute_dtype, global_norm, path_name, real_dtype
 from nnlearn.types import Batch, Grads, Key, LossFn, Params, PyTree, Scalar
 

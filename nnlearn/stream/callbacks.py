@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from nnlearn.calls import check_takes
 from nnlearn.checks import check_count
-from nnlearn.train.calls import check_takes
-from nnlearn.train.stream_run.changed_state import changed_state
-from nnlearn.train.stream_run.history import Row
+from nnlearn.stream.changed_state import changed_state
+from nnlearn.stream.history import Row
 
 
 class Event(NamedTuple):

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from nnlearn.sharding_axes import filled
-from nnlearn.train.slices import JIT, results_of
+from nnlearn.programs.slices import JIT, results_of
+from nnlearn.sharding.axes import filled
 from nnlearn.types import PyTree
 
 KEPT = {"dot_general", "conv_general_dilated", "exp", "log", "reduce_sum", "reduce_max"}

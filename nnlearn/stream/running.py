@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nnlearn.stream.callbacks import Calls
+from nnlearn.stream.dispatch import Carry, kept_on, make_block, make_check
+from nnlearn.stream.host_metrics import HostMetrics
+from nnlearn.stream.interrupt import Interrupt
+from nnlearn.stream.record import Recorder
+from nnlearn.stream.stream import Block, Plan, Prefetch
 from nnlearn.sums import Total
 from nnlearn.train.aux_metrics import aux_names
 from nnlearn.train.custom_step import own_state, with_own_state
 from nnlearn.train.state import TrainState
-from nnlearn.train.stream_run.callbacks import Calls
-from nnlearn.train.stream_run.dispatch import Carry, kept_on, make_block, make_check
-from nnlearn.train.stream_run.host_metrics import HostMetrics
-from nnlearn.train.stream_run.interrupt import Interrupt
-from nnlearn.train.stream_run.record import Recorder
-from nnlearn.train.stream_run.stream import Block, Plan, Prefetch
 from nnlearn.train.trace import ALL_STEPS, Trace
 from nnlearn.train.verdict import best_state, first_verdict
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from nnlearn.extras import import_extra
-from nnlearn.train.stream_run.callbacks import Callback, Event
+from nnlearn.stream.callbacks import Callback, Event
 
 
 def tensorboard(folder: str | Path) -> Callback:

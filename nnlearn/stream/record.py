@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nnlearn.stream.history import Row
 from nnlearn.train.step import Info
-from nnlearn.train.stream_run.history import Row
 from nnlearn.train.trace import ALL_STEPS, Trace, info_columns, metric_column
 from nnlearn.types import PyTree
 

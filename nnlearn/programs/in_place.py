@@ -18,8 +18,8 @@ from optax import apply_updates, with_extra_args_support
 
 from nnlearn.native import is_native
 from nnlearn.native.kernel import is_for_one_cpu
-from nnlearn.train.one_pass import in_one_pass
-from nnlearn.train.symbolic import CALLS, ELEMENTWISE
+from nnlearn.programs.one_pass import in_one_pass
+from nnlearn.programs.symbolic import CALLS, ELEMENTWISE
 from nnlearn.types import GradientTransformation, OptState, Params, Updates
 
 LARGE = 1 << 16  # numbers in an array from which copying it costs more than starting to

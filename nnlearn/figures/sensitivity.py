@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnlearn.train.figure import PALETTE, require_matplotlib, scale_log
+from nnlearn.figures.curves import PALETTE, require_matplotlib, scale_log
 
 ACROSS = 4  # panels side by side
 

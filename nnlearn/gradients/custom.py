@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nnlearn.calls import check_takes
 from nnlearn.checks import NUMERIC
 from nnlearn.packing import Packed, unpack
-from nnlearn.train.calls import check_takes
 from nnlearn.tree import path_name
 from nnlearn.types import Batch, Grads, Params, PyTree, Scalar
 

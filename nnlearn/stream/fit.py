@@ -8,19 +8,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nnlearn.calls import check_takes
 from nnlearn.checks import check_count
-from nnlearn.train.calls import check_takes
+from nnlearn.stream.callbacks import Callback, Calls, Every
+from nnlearn.stream.history import History, check_history
+from nnlearn.stream.host_metrics import HostMetrics
+from nnlearn.stream.interrupt import Interrupt
+from nnlearn.stream.progress import show_progress
+from nnlearn.stream.record import Recorder
+from nnlearn.stream.running import FitResult, Running
+from nnlearn.stream.stack import Stacker
+from nnlearn.stream.stream import Plan, Prefetch, known_length, passes, read_blocks
 from nnlearn.train.custom_step import carry_state, check_step, is_carried
 from nnlearn.train.stopping import StopRule
-from nnlearn.train.stream_run.callbacks import Callback, Calls, Every
-from nnlearn.train.stream_run.history import History, check_history
-from nnlearn.train.stream_run.host_metrics import HostMetrics
-from nnlearn.train.stream_run.interrupt import Interrupt
-from nnlearn.train.stream_run.progress import show_progress
-from nnlearn.train.stream_run.record import Recorder
-from nnlearn.train.stream_run.running import FitResult, Running
-from nnlearn.train.stream_run.stack import Stacker
-from nnlearn.train.stream_run.stream import Plan, Prefetch, known_length, passes, read_blocks
 from nnlearn.train.trace import leaf_names
 from nnlearn.train.window import warn_of_open_window
 from nnlearn.types import Batch, Scalar

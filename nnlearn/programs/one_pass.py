@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
 
 from nnlearn.native.elementwise import Pass, can_compute, form, make_pass, variables
-from nnlearn.train.symbolic import CALLS
+from nnlearn.programs.symbolic import CALLS
 from nnlearn.types import OptState, Params, Updates
 
 Update = Callable[[Updates, OptState, Params], tuple[Params, OptState]]

@@ -1,0 +1,1 @@
+"""Pictures, by matplotlib, which an extra brings."""

@@ -1,0 +1,1 @@
+"""Arrays over the devices of a mesh."""
