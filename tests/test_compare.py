@@ -129,7 +129,7 @@ def test_an_unwritable_folder_is_an_error_before_anything_runs(tmp_path, capsys)
 
 
 def test_a_missing_extra_says_which_to_install(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("nnlearn.figures.comparison.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert cli.main(["compare", "--out", str(tmp_path)]) == 1
     assert 'pip install "nnlearn[plot]"' in capsys.readouterr().err
 
