@@ -22,7 +22,7 @@ from harness import Report, argument_parser, output_path, show
 from sweep_speed import make_problem
 
 from nnlearn.sweeps.batches import default_workers
-from nnlearn.sweeps.program import Program, Shape, compile_batch, trace_member
+from nnlearn.sweeps.program import BatchProgram, BatchShape, compile_batch, trace_member
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 QUICK_WIDTHS = (1, 4, 16)
@@ -33,7 +33,7 @@ LONG_ENOUGH = 0.1  # seconds of a sample
 class Batch:
     """A width, compiled: ``sample()`` runs it in every worker and returns its seconds and CPU seconds."""
 
-    def __init__(self, program: Program, workers: int):
+    def __init__(self, program: BatchProgram, workers: int):
         self.program, self.pool, self.workers, self.calls = program, ThreadPoolExecutor(workers), workers, 1
         self.rates = {"rate": np.geomspace(1e-4, 1e-1, program.shape.settings).astype(np.float32)}
         self.keys = jnp.stack([jax.random.key(0)])
@@ -58,7 +58,7 @@ def measure(widths: tuple[int, ...], steps: int, rounds: int, workers: int) -> l
     device, batches = jax.devices()[:1], {}
     for width in widths:
         program = compile_batch(
-            member, {"rate": jnp.ones(())}, Shape(1, width), width=width, devices=device, limit=1 << 62
+            member, {"rate": jnp.ones(())}, BatchShape(1, width), width=width, devices=device, limit=1 << 62
         )
         batches[width] = Batch(program, workers)
     samples, shuffler = {width: [] for width in widths}, random.Random(0)
@@ -85,9 +85,9 @@ def measure(widths: tuple[int, ...], steps: int, rounds: int, workers: int) -> l
 
 def draw(document: dict, path) -> None:
     """Speed to the left, memory to the right."""
-    from nnlearn.figures.curves import require_matplotlib
+    from nnlearn.figures.style import new_figure
 
-    figure = require_matplotlib()(figsize=(9, 3.6), layout="constrained")
+    figure = new_figure(9, 3.6)
     speed, memory = figure.subplots(1, 2)
     rows = document["rows"]
     widths = [row["width"] for row in rows]

@@ -112,7 +112,7 @@ def measure(rates: int, seeds: int, steps: int) -> tuple[list[dict], dict]:
     values = results.values("loss")[0]
     mine = [values[space["rate"].values.index(rate), seed] for rate, seed in picked[::2] + picked[1::2]]
     rows = [
-        {"rival": "one sweep", "runs": runs, **facts, "traces": len(traces), **results.plan._asdict()},
+        {"rival": "one sweep", "runs": runs, **facts, "traces": len(traces), **results.execution._asdict()},
         {
             "rival": "ordinary programs",
             "runs": runs,

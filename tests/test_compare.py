@@ -13,9 +13,9 @@ from rich.console import Console
 
 import nnlearn
 from nnlearn import cli
-from nnlearn.compare import Settings, compare
+from nnlearn.compare import CompareOptions, compare
+from nnlearn.compare.options import KNOWN
 from nnlearn.compare.runs import Curves
-from nnlearn.compare.settings import KNOWN
 from nnlearn.compare.summary import best_index, make_rows, target_loss
 
 QUICK = {"seeds": 2, "epochs": 3, "learning_rates": (0.003, 0.03), "hidden": (16,)}
@@ -23,7 +23,7 @@ QUICK = {"seeds": 2, "epochs": 3, "learning_rates": (0.003, 0.03), "hidden": (16
 
 def run(tmp_path, **settings):
     console = Console(file=io.StringIO(), record=True, width=80)
-    results = compare(Settings(out=tmp_path, **(QUICK | settings)), console)
+    results = compare(CompareOptions(out=tmp_path, **(QUICK | settings)), console)
     return results, console.export_text()
 
 
@@ -76,7 +76,7 @@ def test_one_seed_has_no_spread_and_one_rate_no_edge(tmp_path):
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_every_optimizer_may_be_named(tmp_path, name):
-    Settings(optimizers=(name,), out=tmp_path).check()
+    CompareOptions(optimizers=(name,), out=tmp_path).check()
 
 
 def make_curves(last_losses_sr, seconds=1.0):
@@ -89,7 +89,7 @@ def test_the_best_rate_is_by_mean_validation_loss_and_never_a_diverged_one():
 
 
 def test_rows_say_what_the_curves_hold():
-    settings = Settings(optimizers=("adam",), learning_rates=(0.1, 0.2))
+    settings = CompareOptions(optimizers=("adam",), learning_rates=(0.1, 0.2))
     fast = make_curves(np.array([[0.9, 0.4], [0.9, 0.6]]))
     slow = make_curves(np.array([[0.9, 0.4], [0.9, 0.5]]), seconds=4.0)
     results = {"adam": {"nnlearn": fast, "optax": slow}}

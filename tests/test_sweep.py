@@ -20,7 +20,7 @@ from nnlearn.sweeps import (
     train_population,
     uniform,
 )
-from nnlearn.sweeps.program import Shape, batch_shape, trace_member
+from nnlearn.sweeps.program import BatchShape, batch_shape, trace_member
 from nnlearn.train.trace import Trace
 
 EXAMPLES = jnp.asarray(np.random.default_rng(0).normal(size=(24, 3)).astype(np.float32))
@@ -104,7 +104,7 @@ def test_a_grid_is_every_combination():
         (lambda: list_settings({"rate": choice(1, 2)}, method="sobol"), "method must be one of"),
         (
             lambda: sweep(Counted().train, SPACE, metric="accuracy"),
-            "no metric 'accuracy' to judge by; there are loss, train_loss",
+            "no metric 'accuracy' to compare; there are loss, train_loss",
         ),
         (lambda: sweep(Counted().train, SPACE, [1, 1], metric="loss"), "all different"),
         (lambda: sweep(Counted().train, SPACE, metric="loss", mode="least"), "mode must be"),
@@ -129,7 +129,7 @@ def test_one_trace_serves_all_runs_and_each_is_as_it_is_alone():
     problem = Counted()
     results = sweep(problem.train, SPACE, seeds=[3, 5, 7], metric="loss", width=4, full=True, **ONE)
     assert problem.calls == 1
-    assert results.done.all() and results.plan.batches == 9 and results.plan.width == 4
+    assert results.done.all() and results.execution.batches == 9 and results.execution.width == 4
     table = results.columns()
     assert len(table["seed"]) == 30
     for index, seed in ((0, 3), (7, 5), (9, 7)):
@@ -151,7 +151,7 @@ def at_once():
 @pytest.mark.parametrize("options", [{}, {"width": 5}, {"width": 1, "workers": 3, **ONE}])
 def test_widths_devices_and_workers_change_nothing(at_once, options):
     results = sweep(Counted().train, SPACE, 3, metric="loss", **options)
-    assert results.plan.devices == len(options.get("devices", jax.devices()))
+    assert results.execution.devices == len(options.get("devices", jax.devices()))
     table, expected = results.columns(), at_once.columns()
     for name, column in expected.items():
         if column.dtype.kind == "f":
@@ -163,7 +163,7 @@ def test_widths_devices_and_workers_change_nothing(at_once, options):
 @pytest.mark.parametrize("devices", [1, 4])
 def test_no_batch_is_wider_than_asked_and_each_device_has_as_much(devices):
     for settings, seeds, width in itertools.product((1, 2, 3, 10, 41), (1, 3, 5, 17), (1, 4, 7, 20, 100)):
-        counts = Shape(seeds, settings)
+        counts = BatchShape(seeds, settings)
         shape = batch_shape(width, counts, devices)
         assert min(shape) >= 1 and shape.seeds * shape.settings <= max(width, devices)
         assert shape.settings % devices == 0 or shape.seeds % devices == 0
@@ -171,7 +171,7 @@ def test_no_batch_is_wider_than_asked_and_each_device_has_as_much(devices):
 
 def test_many_seeds_of_few_settings_are_spread_over_the_devices_too(at_once):
     results = sweep(Counted().train, SPACE | {"rate": 0.1}, 9, metric="loss")
-    assert results.plan.width == 24 and results.done.all()
+    assert results.execution.width == 24 and results.done.all()
     assert [setting["rate"] for setting in at_once.settings[4:6]] == [0.1, 0.1]
     np.testing.assert_allclose(results.values("loss")[0, :, :3], at_once.values("loss")[0, 4:6], rtol=1e-5)
 
@@ -237,16 +237,28 @@ def test_static_choices_are_programs_of_their_own(tmp_path):
     results.save(tmp_path)
     assert_same(Results.load(tmp_path), results)
     pytest.importorskip("matplotlib")
-    assert len(results.plot().axes) == 4
+    figure = results.plot()
+    assert len(figure.axes) == 4
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["[10]", "[10, 20]"]
+
+
+def test_a_hyper_parameter_may_have_the_metric_s_name():
+    results = sweep(bowl_train(2), {"loss": choice(0.1, 0.2), "rate": 0.1}, metric="loss", **ONE)
+    table = results.columns()
+    np.testing.assert_array_equal(table["loss"], [0.1, 0.2])
+    np.testing.assert_allclose(table["check/loss"], 0.9**4 / 2, rtol=1e-5)
+    pytest.importorskip("matplotlib")
+    heights = results.plot().axes[0].get_lines()[0].get_ydata()
+    np.testing.assert_array_equal(heights, table["check/loss"])
 
 
 def test_a_width_that_needs_too_much_memory_is_narrowed_once():
     problem = Counted(steps=200, check_every=1)
     wide = sweep(problem.train, SPACE, 4, metric="loss", width=40, workers=1, full=True, **ONE)
-    limit = int(wide.plan.bytes * 0.6)
+    limit = int(wide.execution.bytes * 0.6)
     narrow = sweep(problem.train, SPACE, 4, metric="loss", width=40, workers=1, full=True, memory_limit=limit, **ONE)
     assert problem.calls == 2  # one for each sweep, whatever was compiled
-    assert 0.3 * limit < narrow.plan.bytes <= limit and narrow.plan.width < wide.plan.width
+    assert 0.3 * limit < narrow.execution.bytes <= limit and narrow.execution.width < wide.execution.width
     np.testing.assert_allclose(narrow.values("loss"), wide.values("loss"), rtol=1e-5)
 
 
@@ -267,12 +279,12 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path):
     assert partial.best().seeds >= 1
     assert_same(Results.load(tmp_path), partial)
     resumed = sweep(Counted().train, SPACE, 3, folder=tmp_path, **options)
-    assert resumed.plan.batches == 6 - finished // 5
+    assert resumed.execution.batches == 6 - finished // 5
     assert_same(resumed, whole)
     again = Counted()
     again_results = sweep(again.train, SPACE, 3, folder=tmp_path, **options)
     assert_same(again_results, whole)
-    assert again.calls == 1 and again_results.plan is None  # traced to see that it is the same sweep, not compiled
+    assert again.calls == 1 and again_results.execution is None  # traced to see that it is the same sweep, not compiled
 
 
 def test_a_folder_of_another_sweep_is_refused(tmp_path):
@@ -285,7 +297,7 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path):
         Results.load(tmp_path)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="no sweep's"):
+    with pytest.raises(ValueError, match="belong to no sweep"):
         sweep(Counted().train, SPACE, 1, metric="loss", folder=tmp_path / "other", **ONE)
 
 

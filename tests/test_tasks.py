@@ -61,7 +61,7 @@ def test_a_task_is_learned_and_beats_its_baseline(name):
     task = load_task(name, **options.get(name, {}))
     state, trace = jax.jit(task.make_train(record_every=1))(task.hparams, 0)
     reached, naive = task.evaluate(state.params)[task.metric], next(iter(task.baselines.values()))
-    assert (reached - naive) * (1 if task.goal == "max" else -1) > 0.1 * abs(naive) * (name != "clicks")
+    assert (reached - naive) * (1 if task.mode == "max" else -1) > 0.1 * abs(naive) * (name != "clicks")
     assert trace.metrics["train_loss"][-1] < 0.9 * trace.metrics["train_loss"][0]
     if name != "clicks":
         assert task.solved(task.evaluate(state.params)), (reached, task.target)

@@ -165,7 +165,7 @@ def test_characters_and_windows():
         characters.encode("xz")
     pieces = windows(np.arange(10), 4)
     assert pieces.tolist() == [[0, 1, 2, 3, 4], [4, 5, 6, 7, 8]]
-    with pytest.raises(ValueError, match="needs 5 numbers, got 4"):
+    with pytest.raises(ValueError, match="needs 5 elements, got 4"):
         windows(np.arange(4), 4)
 
 
