@@ -49,9 +49,8 @@ def unpack_python_package(project: str, filename: str, sha256: str) -> Path:
         archive.unlink()
 
     name = filename.removesuffix(".whl").removesuffix(".tar.gz")
-    return _once(
-        name + ("-source" if filename.endswith(".gz") else ""), fetch
-    )  # a wheel and a source archive hold different files
+    # A wheel and a source archive of one name hold different files.
+    return _once(name + ("-source" if filename.endswith(".gz") else ""), fetch)
 
 
 def unpack_debian_package(name: str, pool_path: str, sha256: str) -> Path:

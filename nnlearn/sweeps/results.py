@@ -257,7 +257,7 @@ class Results:
         }
 
     def _of_each(self, function: Callable[[Trace], np.ndarray], missing: Any, metric: str | None = None) -> np.ndarray:
-        """An array of shape (statics, settings, seeds), with ``missing`` for runs that are unfinished or lack ``metric``."""
+        """An array of shape (statics, settings, seeds), with ``missing`` for runs unfinished or without ``metric``."""
         parts = []
         for trace in self.traces:
             if trace is None or (metric is not None and metric not in trace.metrics):
