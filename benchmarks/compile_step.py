@@ -28,9 +28,7 @@ def in_a_process(problem: str, rival: str, quick: bool) -> dict[str, float]:
 def main() -> None:
     parser = argument_parser(__doc__, "compile_step")
     parser.add_argument("--problem", default="transformer", choices=list(PROBLEMS))
-    parser.add_argument(
-        "--one", choices=RIVALS, help="compile this rival in this process, and print its seconds as JSON"
-    )
+    parser.add_argument("--one", choices=RIVALS, help="compile this rival in this process and print its times")
     options = parser.parse_args()
     if options.one:
         problem = (QUICK_PROBLEMS if options.quick else PROBLEMS)[options.problem]()

@@ -5,10 +5,10 @@
     python benchmarks/linear_cross_entropy.py --quick    # 1,024 tokens, 8,192 classes, few rounds, writes nothing
 
 Every rival computes the loss and its gradients with respect to hidden, weight and bias. ``dense`` is
-``nnlearn.cross_entropy(hidden @ weight + bias, labels)``, and ``optax`` is the same with optax's loss. ``embedding`` has
-a weight of shape [classes, width], which ``embedding.T`` transposes. TFLOP/s count the three dense matrix products for
-every rival. ``temp MB`` is the scratch memory of the compiled program, without arguments and results, and ``/ logits``
-is its ratio to the logits in float32. All losses must agree.
+``nnlearn.cross_entropy(hidden @ weight + bias, labels)``, and ``optax`` is the same with optax's loss. ``embedding``
+has a weight of shape [classes, width], which ``embedding.T`` transposes. TFLOP/s count the three dense matrix products
+for every rival. ``temp MB`` is the scratch memory of the compiled program, without arguments and results, and
+``/ logits`` is its ratio to the logits in float32. All losses must agree.
 """
 
 from typing import Any

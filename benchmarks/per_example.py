@@ -34,7 +34,7 @@ def make_rivals(sizes: tuple[int, ...]) -> dict[str, Compiled]:
     def vmapped_norms(params, batch, key):
         grads = per_example_grads(loss_fn, params, batch)
         squares = [jnp.sum(jnp.square(leaf.reshape(BATCH_SIZE, -1)), axis=1) for leaf in jax.tree.leaves(grads)]
-        return jnp.sqrt(jnp.sum(jnp.stack(squares), axis=0))
+        return jnp.sqrt(sum(squares))
 
     functions = {
         FLOOR: lambda params, batch, key: jax.grad(loss_fn)(params, batch, None),

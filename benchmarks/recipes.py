@@ -107,7 +107,7 @@ def _step(tx: Any, params: Any, grads: Any, apply_gradients: Callable = _apply_w
 
 
 def update_steps(recipe: str, params: dict, grads: dict) -> dict[str, Callable[[], tuple]]:
-    """For each JAX rival a function that makes the optimizer step: a jitted step with donation, its state, its gradient.
+    """Functions that make the optimizer step of each JAX rival: a jitted step with donation, its state, its gradient.
 
     ``optax, packed`` separates the gain of the layout from that of the optimizer.
     """

@@ -193,9 +193,7 @@ def print_rows(rows: list[dict], ratios: dict) -> None:
 def main() -> None:
     parser = argument_parser(__doc__, "train_step")
     parser.add_argument("--problems", nargs="*", default=list(PROBLEMS), choices=list(PROBLEMS))
-    parser.add_argument(
-        "--rivals", nargs="*", default=None, help="names, in addition to the gradient alone and nnlearn, packed"
-    )
+    parser.add_argument("--rivals", nargs="*", default=None, help="names, besides the gradient and nnlearn, packed")
     options = parser.parse_args()
     rounds = options.rounds or (5 if options.quick else 40)
     report = Report(options)

@@ -62,9 +62,7 @@ def train(hidden, last, skip):
 
     grads = jax.jit(jax.grad(loss_fn))(params, DIGITS.train, None)
     (kernels,) = [leaf for leaf in jax.tree.leaves(grads[1]) if leaf.ndim == 3]
-    largest = jnp.max(
-        jnp.abs(kernels), axis=(1, 2), keepdims=True
-    )  # scales the kernels, whose small squares would underflow
+    largest = jnp.max(jnp.abs(kernels), axis=(1, 2), keepdims=True)  # their small squares underflow
     norms = largest * jnp.linalg.norm(kernels / largest, axis=(1, 2), keepdims=True)
     return norms.ravel(), jax.jit(jax.vmap(run))(RATES)
 
