@@ -110,7 +110,7 @@ def test_a_grid_has_every_combination():
         (lambda: sweep(Counted().train, SPACE, metric="loss", mode="least"), "mode must be"),
         (
             lambda: sweep(Counted().train, SPACE, metric="loss", memory_limit=9, workers=2, **ONE),
-            "one batch may take 4; give a larger",
+            "the limit is 4: give a larger",
         ),
         (lambda: sweep(Counted().train, SPACE, metric="loss", static={"width": 3}), "static: 'width' must be a list"),
     ],

@@ -73,15 +73,15 @@ class Runner:
         self.traces: list[Trace | None] = [None] * len(results.statics)
         self.batches, self.compile_seconds = 0, 0.0
         self.program: BatchProgram | None = None
-        for at, setting, seed, batch in read_batches(store.folder) if store else ():
-            self._fill(at, setting, seed, batch)
+        for static, setting, seed, batch in read_batches(store.folder) if store else ():
+            self._fill(static, setting, seed, batch)
 
-    def finish(self, at: int, resources: Resources) -> None:
+    def finish(self, static: int, resources: Resources) -> None:
         """Make all missing runs of one static choice."""
-        done = self._done(at)
+        done = self._done(static)
         if done.all():
             return
-        settings, varied, traced = self.sweep.settings, self.sweep.varied, self.members[at]
+        settings, varied, traced = self.sweep.settings, self.sweep.varied, self.members[static]
         if traced.has_effects:
             resources = resources._replace(width=1, devices=resources.devices[:1], workers=1)
         columns = {name: np.asarray(jnp.asarray([setting[name] for setting in settings])) for name in varied}
@@ -91,12 +91,12 @@ class Runner:
             traced, example, self.shape, width=width, devices=resources.devices, limit=resources.limit()
         )
         self.program, self.compile_seconds = program, self.compile_seconds + program.compile_seconds
-        self._run_batches(at, program, columns, resources.workers)
+        self._run_batches(static, program, columns, resources.workers)
 
-    def _run_batches(self, at: int, program: BatchProgram, columns: dict[str, np.ndarray], workers: int) -> None:
+    def _run_batches(self, static: int, program: BatchProgram, columns: dict[str, np.ndarray], workers: int) -> None:
         """Run every batch with an unfinished run. The threads spend their time in XLA, which releases the GIL."""
         keys, (seeds, settings) = jnp.stack([jax.random.key(seed) for seed in self.sweep.seeds]), program.shape
-        done = self._done(at)
+        done = self._done(static)
 
         def run(setting: int, seed: int) -> Trace:
             rows, picked = _padded(setting, settings, self.shape.settings), _padded(seed, seeds, self.shape.seeds)
@@ -120,13 +120,13 @@ class Runner:
                     if not under_way:
                         return
                     for future in wait(under_way, return_when=FIRST_COMPLETED).done:
-                        self._add(at, *under_way[future], future.result())
+                        self._add(static, *under_way[future], future.result())
                         del under_way[future]
                     self._report()
             except BaseException as error:
                 started = [future for future in under_way if not future.cancel()]
                 for future in started if isinstance(error, KeyboardInterrupt) else ():
-                    self._add(at, *under_way[future], future.result())  # a started batch cannot be stopped: use it
+                    self._add(static, *under_way[future], future.result())  # a started batch cannot be stopped: use it
                 raise
 
     def results(self, resources: Resources, trace_seconds: float, seconds: float) -> Results:
@@ -147,23 +147,23 @@ class Runner:
             )
         return dataclasses.replace(self.sweep, traces=tuple(self.traces), execution=execution)
 
-    def _add(self, at: int, setting: int, seed: int, batch: Trace) -> None:
+    def _add(self, static: int, setting: int, seed: int, batch: Trace) -> None:
         if self.store:
-            batch = self.store.write(at, setting, seed, batch)
-        self._fill(at, setting, seed, batch)
+            batch = self.store.write(static, setting, seed, batch)
+        self._fill(static, setting, seed, batch)
         self.batches += 1
 
     def _report(self) -> None:
         if self.progress:
-            finished = sum(int(self._done(at).sum()) for at in range(len(self.traces)))
+            finished = sum(int(self._done(static).sum()) for static in range(len(self.traces)))
             self.progress(finished, len(self.traces) * math.prod(self.shape))
 
-    def _fill(self, at: int, setting: int, seed: int, batch: Trace) -> None:
+    def _fill(self, static: int, setting: int, seed: int, batch: Trace) -> None:
         shape = (self.shape.settings, self.shape.seeds)
-        self.traces[at] = fill(self.traces[at], batch, setting, seed, shape)
+        self.traces[static] = fill(self.traces[static], batch, setting, seed, shape)
 
-    def _done(self, at: int) -> np.ndarray:
-        trace = self.traces[at]
+    def _done(self, static: int) -> np.ndarray:
+        trace = self.traces[static]
         if trace is None:
             return np.zeros((self.shape.settings, self.shape.seeds), bool)
         return np.asarray(trace.stop_step) > 0

@@ -209,7 +209,7 @@ def _explore(
     """A changed value for each member: near its own, or anywhere on the axis."""
     changed = {}
     for name_key, (name, values) in zip(jax.random.split(key, len(columns)), columns.items(), strict=True):
-        anew_key, side_key, value_key = jax.random.split(name_key, 3)
+        again_key, side_key, value_key = jax.random.split(name_key, 3)
         axis, up = axes[name], jax.random.bernoulli(side_key, shape=values.shape)
         if isinstance(axis, Choice):
             ladder = jnp.sort(jnp.asarray(axis.values))
@@ -218,9 +218,9 @@ def _explore(
         else:
             low, high = factors
             near = jnp.clip(values * jnp.where(up, high, low), axis.low, axis.high)
-        anew = axis.at(jax.random.uniform(value_key, values.shape), jnp)
-        again = jax.random.bernoulli(anew_key, resample, values.shape)
-        changed[name] = jnp.where(again, anew, near).astype(values.dtype)
+        redrawn = axis.at(jax.random.uniform(value_key, values.shape), jnp)
+        again = jax.random.bernoulli(again_key, resample, values.shape)
+        changed[name] = jnp.where(again, redrawn, near).astype(values.dtype)
     return changed
 
 

@@ -131,7 +131,7 @@ def compile_batch(
         width = _fitting_width(tried, limit) // len(devices) * len(devices)
     runs, needed = tried[-1]
     raise ValueError(
-        f"{runs} runs at once take {needed:,} bytes on each device, and one batch may take {limit:,}; give a larger "
+        f"a batch of {runs} runs takes {needed:,} bytes on each device, and the limit is {limit:,}: give a larger "
         "memory_limit or fewer workers, record less, or check less often"
     )
 
