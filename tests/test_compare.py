@@ -144,12 +144,18 @@ def test_versions(capsys):
 
 
 def test_an_interrupt_reports_complete_curves_and_exits_with_130(tmp_path):
-    command = [sys.executable, "-m", "nnlearn.cli", "compare", "--out", str(tmp_path), "--optimizers", "sgd", "adam"]
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "nnlearn.cli", "compare", "--out", str(out), "--optimizers", "sgd", "adam"]
     command += ["--seeds", "2", "--epochs", "100000", "--learning-rates", "0.1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    time.sleep(15)  # in the middle of the first of four very long runs
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    try:
+        while not out.exists() and process.poll() is None:  # imports are slow on a busy machine
+            time.sleep(0.5)
+        time.sleep(15)  # in the middle of the first of four very long runs
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()  # a process that ignores the interrupt would run for hours
     assert process.returncode == 130, output
     assert "interrupted; complete until then: nothing" in output
     assert "Traceback" not in output
