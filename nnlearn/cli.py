@@ -32,14 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     app = tyro.extras.SubcommandApp()
 
     @app.command(name="compare")
-    def compare_command(options: tyro.conf.OmitArgPrefixes[compare.CompareOptions]) -> None:
+    def compare_command(comparison: tyro.conf.OmitArgPrefixes[compare.CompareOptions]) -> None:
         """Train a small network with several optimizers of nnlearn and optax, and compare them."""
-        compare.compare(options)
+        compare.compare(comparison)
 
     @app.command(name="learn")
-    def learn_command(options: tyro.conf.OmitArgPrefixes[learn.LearnOptions]) -> None:
+    def learn_command(training: tyro.conf.OmitArgPrefixes[learn.LearnOptions]) -> None:
         """Train on a task with real or synthetic data: images, text, speech, tables, graphs."""
-        learn.learn(options)
+        learn.learn(training)
 
     @app.command(name="versions")
     def versions_command(json: bool = False) -> None:
