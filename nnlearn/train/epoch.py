@@ -1,19 +1,27 @@
 """An epoch of steps as one pure function, batches and all."""
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 
 from nnlearn.data import MaskedBatch, batch_count, epoch_indices, example_count, take
 from nnlearn.train.custom_step import carry_state, check_step, lift_step, own_state
-from nnlearn.train.state import TrainState
-from nnlearn.train.step import Info, Step
+from nnlearn.train.sampler import Remainder
+from nnlearn.train.step import Info
 from nnlearn.types import Batch, Key
 
-Epoch = Callable[[TrainState, Key], tuple[TrainState, Info]]
+State = TypeVar("State")
 
 
-def make_epoch(step: Step, examples: Batch, batch_size: int, *, shuffle: bool = True, remainder: str = "mask") -> Epoch:
+def make_epoch(
+    step: Callable[..., tuple[State, Any]],
+    examples: Batch,
+    batch_size: int,
+    *,
+    shuffle: bool = True,
+    remainder: Remainder = "mask",
+) -> Callable[[State, Key], tuple[State, Info]]:
     """One pass over all examples in random order, to be compiled, vmapped over states and keys, and scanned again.
 
     Args:
@@ -48,14 +56,14 @@ def make_epoch(step: Step, examples: Batch, batch_size: int, *, shuffle: bool = 
     size = example_count(examples)
     batch_count(size, batch_size, remainder=remainder)  # a bad batch size is an error here, not at the first epoch
 
-    def epoch(state, key):
+    def epoch(state: State, key: Key) -> tuple[State, Info]:
         def on_batch(state, batch):
             indices_b, where_b = batch
             return on_state(state, MaskedBatch(take(examples, indices_b), where_b))
 
         batches = epoch_indices(key if shuffle else None, size, batch_size, shuffle=shuffle, remainder=remainder)
-        state, infos = jax.lax.scan(on_batch, carry_state(state), batches)
-        return own_state(state), infos
+        carried, infos = jax.lax.scan(on_batch, carry_state(state), batches)
+        return own_state(carried), infos
 
     return epoch
 

@@ -1,6 +1,7 @@
 """Metrics over a whole set of examples, in batches that fit memory."""
 
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,17 @@ from nnlearn.data import MaskedBatch, epoch_indices, example_count, take
 from nnlearn.settings import comparable
 from nnlearn.sums import long_sum
 from nnlearn.tree import compute_dtype
-from nnlearn.types import Batch, Params, Scalar
+from nnlearn.types import Batch, Params, PyTree, Scalar
 
 MetricsFn = Callable[..., Mapping[str, Scalar]]
+
+
+class Evaluate(Protocol):
+    """``evaluate(params) -> metrics``, the function that ``evaluation`` returns."""
+
+    def __call__(
+        self, params: Params, hparams: PyTree = None, model_state: PyTree = None, opt_state: PyTree = None
+    ) -> dict[str, jax.Array]: ...
 
 
 @comparable
@@ -22,7 +31,7 @@ def evaluation(
     batch_size: int | None = None,
     *,
     batch_weight: Callable[[MaskedBatch], Scalar] | None = None,
-) -> Callable[..., dict[str, jax.Array]]:
+) -> Evaluate:
     """``evaluate(params) -> metrics`` over all examples, for ``make_train`` and ``fit``.
 
     Args:
@@ -52,7 +61,9 @@ def evaluation(
     size = example_count(examples)
     indices_nb, where_nb = epoch_indices(None, size, batch_size or size, shuffle=False)
 
-    def evaluate(params: Params, hparams=None, model_state=None, opt_state=None) -> dict[str, jax.Array]:
+    def evaluate(
+        params: Params, hparams: PyTree = None, model_state: PyTree = None, opt_state: PyTree = None
+    ) -> dict[str, jax.Array]:
         offered = {"hparams": hparams, "model_state": model_state, "opt_state": opt_state}
 
         def on_batch(row):

@@ -10,10 +10,12 @@ from typing import Any
 
 import jax
 
+from nnlearn.calls import asks_for
 from nnlearn.data import MaskedBatch
+from nnlearn.packing import is_packed
 from nnlearn.train.state import TrainState
 from nnlearn.tree import path_name
-from nnlearn.types import Batch, GradientTransformation, OptState, Params
+from nnlearn.types import Batch, GradientTransformation, LossFn, OptState, Params
 
 CURE = (
     "The batch is a MaskedBatch(examples, where): if the loss expects bare examples, write `examples, where = batch` "
@@ -23,10 +25,14 @@ CURE = (
 OFFERED = "value, grad and value_fn"
 
 
-def check_state(state: Any) -> None:
-    """Raise ``TypeError`` if a step is not given a ``TrainState`` first.
+def check_state(state: Any, loss_fn: LossFn, packed: bool | None) -> None:
+    """Raise if a step cannot start from ``state``.
 
-    >>> check_state({"w": 1.0})
+    Raises:
+      TypeError: if it is not a ``TrainState``.
+      ValueError: if its parameters are packed, or not, against ``packed``, or it lacks the model state of ``loss_fn``.
+
+    >>> check_state({"w": 1.0}, lambda params, batch, key: 0.0, None)
     Traceback (most recent call last):
     TypeError: a step takes a TrainState and a batch, step(state, batch), got dict as state: make one with ...
     """
@@ -34,6 +40,16 @@ def check_state(state: Any) -> None:
         raise TypeError(
             f"a step takes a TrainState and a batch, step(state, batch), got {type(state).__name__} as state: make one "
             "with nnlearn.init_state(params, tx)"
+        )
+    if packed is not None and packed != is_packed(state.stored):
+        raise ValueError(
+            f"the step was made with packed={packed}, but the state's parameters are "
+            f"{'not ' if packed else ''}packed: make it with init_state(..., packed={packed})"
+        )
+    if state.model_state is None and asks_for(loss_fn, "model_state"):
+        raise ValueError(
+            "loss_fn takes model_state, but the state has none: give init_state(params, tx, model_state=...). The "
+            "init of a model with running statistics returns both, (params, model_state)"
         )
 
 

@@ -51,7 +51,7 @@ def make_noise_of(
         key, total = device_key(key, axis_name), None
         if not clean:
             total, small = _moments(loss_alone, state.stored, batch, key, microbatches)
-        elif seen.part_squares is not None:
+        elif seen.part_squares is not None and seen.part_counts is not None:
             small = _of_parts(seen.part_squares, seen.part_counts)
         else:
             count = jnp.sum(batch.where) if isinstance(batch, MaskedBatch) else example_count(batch)

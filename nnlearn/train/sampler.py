@@ -6,7 +6,7 @@ a function of the run's key and the step alone, so a run that is taken up again 
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from nnlearn.types import Batch, Key, PyTree
 
 GATHER_BYTES = 4 << 20  # batches of many steps that are taken out of the arrays at once, if they need no more than this
 FAR = 4  # an epoch of so many rounds is ordered once and kept, not again in every round
+
+Remainder = Literal["mask", "drop", "error"]
 
 
 class _Rows(NamedTuple):
@@ -46,7 +48,7 @@ class Sampler(NamedTuple):
     batch: Callable[[PyTree], Batch]
 
 
-def shuffled(examples: Batch, batch_size: int, *, shuffle: bool = True, remainder: str = "mask") -> Sampler:
+def shuffled(examples: Batch, batch_size: int, *, shuffle: bool = True, remainder: Remainder = "mask") -> Sampler:
     """Batches of arrays, each example once an epoch, in an order drawn anew for every epoch.
 
     Args:
@@ -70,7 +72,7 @@ def shuffled(examples: Batch, batch_size: int, *, shuffle: bool = True, remainde
 
 
 @comparable  # by the arrays that JAX has by now, which need not be copied
-def _shuffled(examples: Batch, batch_size: int, shuffle: bool, remainder: str) -> Sampler:
+def _shuffled(examples: Batch, batch_size: int, shuffle: bool, remainder: Remainder) -> Sampler:
     size = example_count(examples)
     per_epoch = batch_count(size, batch_size, remainder=remainder)
     example_bytes = sum(leaf.nbytes // size for leaf in jax.tree.leaves(examples))

@@ -1,14 +1,15 @@
 """What training carries from step to step, and where it starts."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from nnlearn.checks import NUMERIC, as_key
-from nnlearn.packing import Packed, is_packed, make_layout, pack, pack_like, unpack, worth_packing
+from nnlearn.packing import is_packed, make_layout, pack, pack_like, unpack, worth_packing
 from nnlearn.programs.packable import packing_difference
 from nnlearn.tree import matching, path_name
 from nnlearn.types import GradientTransformation, Key, OptState, Params, PyTree
@@ -30,7 +31,7 @@ class TrainState(NamedTuple):
     """
 
     step: jax.Array
-    stored: Params | Packed
+    stored: Params
     opt_state: OptState
     key: Key
     model_state: PyTree = None
@@ -156,7 +157,7 @@ def init_state(
         lambda leaf: jnp.array(leaf, jnp.result_type(leaf), copy=True), (params, model_state)
     )
     if _decide_packing(packed, params, tx, labels):
-        stored = pack(stored, labels)
+        stored = cast(Params, pack(stored, labels))  # Packed is a pytree, too
     opt_state = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tx.init(stored))
     return TrainState(jnp.zeros([], jnp.int32), stored, opt_state, key, model_state)
 

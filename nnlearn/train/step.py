@@ -1,17 +1,16 @@
 """One training step as a pure function: ``state, info = step(state, batch)``."""
 
 from collections.abc import Callable, Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from optax import ScaleByBacktrackingLinesearchState, apply_updates, with_extra_args_support
 
-from nnlearn.calls import asks_for
 from nnlearn.gradients.batch import make_gradient
 from nnlearn.gradients.noise_scale import NoiseScale
-from nnlearn.packing import is_packed, leaf_norms
+from nnlearn.packing import leaf_norms
 from nnlearn.programs.in_place import apply_gradients
 from nnlearn.train.explain import accepted, check_state, explaining_batch, explaining_update
 from nnlearn.train.noise_of_step import make_noise_of
@@ -20,7 +19,19 @@ from nnlearn.transforms.hyperparams import is_injected
 from nnlearn.transforms.loss_scale import current_loss_scale
 from nnlearn.transforms.skipping import hold, skip_whole, was_skipped
 from nnlearn.tree import global_norm, widest
-from nnlearn.types import Batch, GradientTransformation, Grads, Key, LossFn, OptState, PyTree, Scalar
+from nnlearn.types import (
+    Batch,
+    GradientTransformation,
+    GradientTransformationExtraArgs,
+    Grads,
+    Key,
+    LossFn,
+    OptState,
+    Params,
+    PyTree,
+    Scalar,
+    Updates,
+)
 
 RECORDABLE = {"grad_norm", "update_norm", "leaf_grad_norms", "noise_scale"}
 
@@ -54,7 +65,16 @@ class Info(NamedTuple):
     skipped: jax.Array | None = None
 
 
-Step = Callable[[TrainState, Batch], tuple[TrainState, Info]]
+class Step(Protocol):
+    """A training step, ``step(state, batch) -> (state, info)``.
+
+    ``key`` replaces the random key of this step, which is otherwise derived from ``state.key`` and ``state.step``.
+    """
+
+    def __call__(self, state: TrainState, batch: Batch, *, key: Key | None = None) -> tuple[TrainState, Info]: ...
+
+
+AnyStep = TypeVar("AnyStep", bound=Callable[..., Any])
 
 
 def make_step(
@@ -66,7 +86,7 @@ def make_step(
     packed: bool | None = None,
     record: Collection[str] = ("grad_norm",),
     batch_weight: Callable[[Batch], Scalar] | None = None,
-    value_and_grad: Callable[[LossFn], Callable] | None = None,
+    value_and_grad: Callable[[LossFn], Callable[..., Any]] | None = None,
     hparams: PyTree = None,
 ) -> Step:
     """A training step: gradient, optimizer, update.
@@ -134,52 +154,59 @@ def make_step(
     (Array(1.3, dtype=float32), Array(4., dtype=float32), Array(8., dtype=float32))
     """
     check_record(record)
-    options = {"axis_name": axis_name, "microbatches": microbatches, "batch_weight": batch_weight}
-    gradient = make_gradient(loss_fn, value_and_grad=value_and_grad, **options)
+    gradient = make_gradient(
+        loss_fn,
+        axis_name=axis_name,
+        microbatches=microbatches,
+        batch_weight=batch_weight,
+        value_and_grad=value_and_grad,
+    )
     noise_of = make_noise_of(loss_fn, axis_name, microbatches, clean=value_and_grad is None)
     takes = with_extra_args_support(tx).update
-    tx = skip_whole(tx)
+    whole_tx = skip_whole(tx)
 
     def step(state: TrainState, batch: Batch, *, key: Key | None = None) -> tuple[TrainState, Info]:
-        check_state(state)
-        if packed is not None and packed != is_packed(state.stored):
-            raise ValueError(
-                f"the step was made with packed={packed}, but the state's parameters are "
-                f"{'not ' if packed else ''}packed: make it with init_state(..., packed={packed})"
-            )
-        if state.model_state is None and asks_for(loss_fn, "model_state"):
-            raise ValueError(
-                "loss_fn takes model_state, but the state has none: give init_state(params, tx, model_state=...). The "
-                "init of a model with running statistics returns both, (params, model_state)"
-            )
+        check_state(state, loss_fn, packed)
         key = step_key(state.key, state.step) if key is None else key
         scale = current_loss_scale(state.opt_state)
         with explaining_batch(batch):
             seen = gradient(state.stored, batch, key, state.model_state, scale, hparams)
         offered = {"value": seen.loss, "grad": _slope_of(seen.grads, state.opt_state), "value_fn": seen.value_fn}
-        extra = accepted(takes, offered)
-        with explaining_update(tx, state.opt_state, state.stored):
-            if "update_norm" in record:
-                updates, opt_state = tx.update(seen.grads, state.opt_state, state.stored, **extra)
-                with jax.numpy_dtype_promotion("standard"):  # an update may be wider than its parameter
-                    stored = apply_updates(state.stored, updates)
-            else:
-                stored, opt_state = apply_gradients(tx, state.stored, seen.grads, state.opt_state, **extra)
-        skipped = was_skipped(tx, state.opt_state, opt_state)
+        with explaining_update(whole_tx, state.opt_state, state.stored):
+            new = _updated(whole_tx, state, seen.grads, accepted(takes, offered), "update_norm" in record)
+        skipped = was_skipped(whole_tx, state.opt_state, new.opt_state)
         info = Info(
             seen.loss,
             global_norm(seen.grads) if "grad_norm" in record else None,
-            global_norm(updates) if "update_norm" in record else None,
-            recorded_learning_rate(opt_state),
+            global_norm(new.updates) if "update_norm" in record else None,
+            recorded_learning_rate(new.opt_state),
             seen.aux,
             leaf_norms(seen.grads) if "leaf_grad_norms" in record else None,
             noise_of(state, batch, key, seen, scale, hparams) if "noise_scale" in record else None,
             skipped,
         )
         model_state = hold(skipped, state.model_state, seen.model_state)
-        return TrainState(state.step + 1, stored, opt_state, state.key, model_state), info
+        return TrainState(state.step + 1, new.stored, new.opt_state, state.key, model_state), info
 
     return step
+
+
+class _Updated(NamedTuple):
+    stored: Params
+    opt_state: OptState
+    updates: Updates  # None where nothing needs them, because writing them out costs memory and time
+
+
+def _updated(
+    tx: GradientTransformationExtraArgs, state: TrainState, grads: Grads, extra: dict[str, Any], with_updates: bool
+) -> _Updated:
+    """The parameters and the optimizer state after an update."""
+    if not with_updates:
+        stored, opt_state = apply_gradients(tx, state.stored, grads, state.opt_state, **extra)
+        return _Updated(stored, opt_state, None)
+    updates, opt_state = tx.update(grads, state.opt_state, state.stored, **extra)
+    with jax.numpy_dtype_promotion("standard"):  # an update may be wider than its parameter
+        return _Updated(apply_updates(state.stored, updates), opt_state, updates)
 
 
 def _slope_of(grads: Grads, opt_state: OptState) -> Grads:
@@ -235,7 +262,7 @@ def count_skipped(info: Info) -> jax.Array | int:
     return 0 if skipped is None else jnp.sum(skipped, dtype=jnp.int32)
 
 
-def jit_step(step: Step) -> Step:
+def jit_step(step: AnyStep) -> AnyStep:
     """Compile a step and donate its state: the new state takes the old one's memory, and the old is gone.
 
     >>> import nnlearn
@@ -245,7 +272,7 @@ def jit_step(step: Step) -> Step:
     >>> state.params
     Array([1.], dtype=float32)
     """
-    return jax.jit(step, donate_argnums=0)
+    return cast(AnyStep, jax.jit(step, donate_argnums=0))
 
 
 def recorded_learning_rate(state: OptState) -> jax.Array | None:
@@ -262,7 +289,7 @@ def recorded_learning_rate(state: OptState) -> jax.Array | None:
     return jnp.concatenate([jnp.atleast_1d(rate).astype(dtype) for rate in rates])
 
 
-def _rates_and_scale(node: OptState) -> tuple[list[jax.Array], Scalar]:
+def _rates_and_scale(node: PyTree) -> tuple[list[jax.Array], Scalar]:
     """The rates below a node of an optimizer's state, and what the plateau rules there multiply earlier updates by."""
     if isinstance(node, optax.contrib.ReduceLROnPlateauState):
         return [], node.scale

@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.export
@@ -19,6 +19,10 @@ from nnlearn.packing import unpack
 from nnlearn.train.state import TrainState
 from nnlearn.train.step import Info
 from nnlearn.tree import path_name
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 ALL_STEPS = "all steps"  # what ended a run that no rule has stopped
 FORMAT = "nnlearn trace 2"
@@ -108,7 +112,7 @@ class Trace:
         first = -np.inf if steps.start is None else steps.start
         end = np.inf if steps.stop is None else steps.stop
 
-        def cut(tree, step):
+        def cut(tree: Any, step: jax.Array) -> Any:
             row = np.asarray(step)[(0,) * len(self.runs)]  # the steps are the same in all runs
             kept = np.flatnonzero((first <= row) & (row < end))
             return jax.tree.map(lambda leaf: jnp.take(leaf, kept, axis=len(self.runs)), tree)
@@ -146,7 +150,7 @@ class Trace:
         kept = table["step"] <= np.asarray(self.stop_step)[..., None]
         return {name: column[kept] for name, column in table.items()}
 
-    def to_pandas(self):
+    def to_pandas(self) -> "DataFrame":
         """``columns`` as a ``pandas.DataFrame``.
 
         Raises:
@@ -157,8 +161,8 @@ class Trace:
     def save(self, path: str | Path) -> None:
         """Write the trace to one ``.npz`` file, checksums included; the file is complete or not there."""
         leaves = jax.tree.leaves_with_path(self)
-        arrays = {f"leaf_{at}": _as_native(np.asarray(leaf)) for at, (_, leaf) in enumerate(leaves)}
-        header = {"format": FORMAT, "rules": self.rules, "leaves": self.leaves}
+        arrays: dict[str, Any] = {f"leaf_{at}": _as_native(np.asarray(leaf)) for at, (_, leaf) in enumerate(leaves)}
+        header: dict[str, Any] = {"format": FORMAT, "rules": self.rules, "leaves": self.leaves}
         header["paths"] = [_words(path) for path, _ in leaves]
         header["dtypes"] = [jnp.result_type(leaf).name for _, leaf in leaves]
         with replacing(path, "wb") as file:
@@ -182,15 +186,15 @@ class Trace:
                     for word in words[:-1]:
                         node = node.setdefault(word, {})
                     node[words[-1]] = jnp.asarray(file[f"leaf_{at}"].view(jnp.dtype(header["dtypes"][at])))
-            info = Info(**{name: None for name in Info._fields} | tree.pop("info", {}))
-            static = {"rules": tuple(header["rules"]), "leaves": tuple(header.get("leaves", ()))}
-            return cls(info=info, **static, **{"metrics": {}} | tree)
+            fields: dict[str, Any] = {"metrics": {}} | tree
+            fields["info"] = Info(**{name: None for name in Info._fields} | tree.get("info", {}))
+            return cls(rules=tuple(header["rules"]), leaves=tuple(header.get("leaves", ())), **fields)
         except (OSError, KeyError, TypeError, ValueError, EOFError, NotImplementedError, *BAD_ARCHIVE) as error:
             if isinstance(error, FileNotFoundError):
                 raise
             raise ValueError(f"{str(path)!r} is no trace that can be read: {error}") from error
 
-    def plot(self, path: str | Path | None = None):
+    def plot(self, path: str | Path | None = None) -> "Figure":
         """Draw the loss over the steps and every metric over the checks, a line for each run.
 
         Args:
@@ -294,7 +298,7 @@ jax.export.register_pytree_node_serialization(
     serialized_name="nnlearn.Trace",
     serialize_auxdata=lambda static: json.dumps(static).encode(),
     deserialize_auxdata=lambda content: tuple(map(tuple, json.loads(content))),
-    from_children=lambda static, children: Trace(*children, *static),
+    from_children=lambda aux_data, children: Trace(*children, *aux_data),
 )
 
 __all__ = ["Trace", "join"]

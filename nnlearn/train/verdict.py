@@ -74,9 +74,9 @@ def judge(verdict: Verdict, rules: Sequence[StopRule], state: TrainState, metric
         stop = jnp.asarray(stop).astype(bool)  # 2 & True is 0
         reason = jnp.where((reason == 0) & stop, number, reason)
         states.append(memory)
-    best = verdict.best
-    if best is not None:
-        metric, mode = kept_metric(rules)
+    best, kept = verdict.best, kept_metric(rules)
+    if best is not None and kept is not None:
+        metric, mode = kept
         value = pick(metrics, metric, "the rule that keeps the best parameters")
         value = jnp.where(jnp.isnan(value), worst(mode), value)  # or nothing would ever be better
         now = Best(value, state._replace(key=None))

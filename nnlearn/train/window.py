@@ -1,6 +1,7 @@
 """The accumulation window of ``MultiSteps`` that the end of a run cuts: said, and applied where that is wanted."""
 
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from optax import MultiStepsState, apply_updates
 from nnlearn.checks import known
 from nnlearn.train.state import TrainState
 from nnlearn.transforms.skipping import closure_variables, skip_whole
-from nnlearn.types import GradientTransformation, OptState, Scalar
+from nnlearn.types import GradientTransformation, OptState
 
 CURE = (
     "Make the number of steps a multiple of every_k_schedule, go on from the state, or apply them with "
@@ -93,7 +94,7 @@ def _windows(opt_state: OptState) -> list[MultiStepsState]:
     return [node for node in jax.tree.leaves(opt_state, is_leaf=is_window) if is_window(node)]
 
 
-def _left(every_k: Scalar, steps: int) -> int:
+def _left(every_k: Any, steps: int) -> int:
     """Mini-steps left in the last window; 0 where k is traced, or a schedule that cannot be followed."""
     if known(every_k):
         return steps % int(every_k)
