@@ -1,6 +1,6 @@
-"""What is wrong when a step fails: errors in words of the library in place of those of the code that met them.
+"""Clear errors for steps that fail.
 
-Nothing here costs a step that works anything: states and batches are looked at after an error only.
+States and batches are inspected after an error only, so a step that works pays nothing for this.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from nnlearn.types import Batch, GradientTransformation, LossFn, OptState, Param
 
 CURE = (
     "The batch is a MaskedBatch(examples, where): if the loss expects bare examples, write `examples, where = batch` "
-    "and give where to the loss, which leaves filled rows out; or make full batches of bare examples, "
+    "and pass where to the loss, which then excludes the padding; or make full batches of bare examples, "
     "shuffled(..., remainder='drop')"
 )
 OFFERED = "value, grad and value_fn"
@@ -54,7 +54,7 @@ def check_state(state: Any, loss_fn: LossFn, packed: bool | None) -> None:
 
 
 def accepted(update: Callable, offered: dict[str, Any]) -> dict[str, Any]:
-    """Those keyword arguments of ``offered`` that a transformation's ``update`` takes.
+    """The keyword arguments in ``offered`` that the ``update`` of a transformation takes.
 
     >>> accepted(lambda updates, state, params=None, *, value: updates, {"value": 1, "grad": 2})
     {'value': 1}
@@ -70,7 +70,7 @@ def accepted(update: Callable, offered: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def explaining_update(tx: GradientTransformation, opt_state: OptState, params: Params) -> Iterator[None]:
-    """Raise ``ValueError`` in place of any error of ``tx.update`` if the state is not one that ``tx`` made."""
+    """Replace an error of ``tx.update`` by a ``ValueError`` if another optimizer made the state."""
     try:
         yield
     except (AttributeError, TypeError, ValueError) as error:
@@ -82,13 +82,13 @@ def explaining_update(tx: GradientTransformation, opt_state: OptState, params: P
             ) from error
         if "unexpected keyword argument" in str(error):
             error.add_note(
-                f"a step hands {OFFERED} to the optimizer; give the update function of your transformation **extra_args"
+                f"a step passes {OFFERED} to the optimizer; add **extra_args to the update of your transformation"
             )
         raise
 
 
 def state_difference(tx: GradientTransformation, opt_state: OptState, params: Params) -> str:
-    """Where a state differs in structure from what ``tx.init(params)`` gives; empty if it does not.
+    """Where the structure of a state differs from that of ``tx.init(params)``; empty if it does not.
 
     >>> import nnlearn, jax.numpy as jnp
     >>> state_difference(nnlearn.sgd(0.1), nnlearn.adam(0.1).init(jnp.zeros(1)), jnp.zeros(1))
@@ -96,13 +96,13 @@ def state_difference(tx: GradientTransformation, opt_state: OptState, params: Pa
     """
     try:
         expected = jax.eval_shape(tx.init, params)
-    except Exception:  # then the state is not what is wrong
+    except Exception:  # then the fault is not in the state
         return ""
     return _difference((), opt_state, expected)
 
 
 def _difference(path: tuple, found: Any, expected: Any) -> str:
-    """The first place where two trees differ in their containers, from the root on."""
+    """The first place from the root where the containers of two trees differ."""
     if jax.tree.structure(found) == jax.tree.structure(expected):
         return ""
     (parts, others) = (_children(tree) for tree in (found, expected))
@@ -129,7 +129,7 @@ def _described(tree: Any, parts: list) -> str:
 
 @contextlib.contextmanager
 def explaining_batch(batch: Batch) -> Iterator[None]:
-    """Add to an error of ``loss_fn`` what a ``MaskedBatch`` is, for a loss that expects a bare batch."""
+    """Explain ``MaskedBatch`` in an error of a ``loss_fn`` that expects a bare batch."""
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:

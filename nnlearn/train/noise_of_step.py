@@ -1,4 +1,4 @@
-"""The noise scale of a step's batch, whatever parts and devices the batch lies on."""
+"""The noise scale of a step's batch, in one or several parts, on one or several devices."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from nnlearn.types import Batch, Key, LossFn
 
 
 class _Small(NamedTuple):
-    """Sums over the small batches that a step has seen: their number, squared norms, sizes and 1 / size."""
+    """Sums over the small batches of a step: their number, squared norms, sizes and 1 / size."""
 
     number: jax.Array
     squares: jax.Array
@@ -30,14 +30,15 @@ class _Small(NamedTuple):
 def make_noise_of(
     loss_fn: LossFn, axis_name: AxisName | None, microbatches: int, *, clean: bool
 ) -> Callable[..., NoiseScale]:
-    """``noise_of(state, batch, key, seen, scale, hparams)``: the whole batch's, and the same on all devices.
+    """``noise_of(state, batch, key, seen, scale, hparams)``, the noise scale of the whole batch on all devices.
 
-    The microbatches of all devices are compared with the whole batch; without microbatches, the examples are. Where the
-    step's gradient is not ``clean``, because it is clipped, say, the examples' gradients give their mean as well.
+    It compares the microbatches of all devices, or the examples if there are no microbatches, with the whole batch. If
+    the gradient of the step is not ``clean``, for example because it is clipped, the mean is also computed from the
+    examples' gradients.
     """
 
     def loss_with(model_state, scale, hparams, params, batch, key):
-        @without_effects  # the effects of the loss have occurred with the gradient
+        @without_effects  # the effects of the loss have already occurred with the gradient
         def loss_alone(params, batch, key):
             result = hand(loss_fn, params, batch, key, model_state=model_state, hparams=hparams)
             loss = result[0] if isinstance(result, tuple) else result
@@ -46,7 +47,7 @@ def make_noise_of(
         return loss_alone(params, batch, key)
 
     def noise_of(state: TrainState, batch: Batch, key: Key, seen: Outcome, scale, hparams) -> NoiseScale:
-        # arrays as arguments, because those of an explicit mesh may not be captured in a region of automatic axes
+        # Arrays are arguments, because code with automatic axes cannot capture arrays of an explicit mesh.
         loss_alone = jax.tree_util.Partial(loss_with, state.model_state, scale, hparams)
         key, total = device_key(key, axis_name), None
         if not clean:
@@ -72,14 +73,14 @@ def make_noise_of(
 
 
 def _of_parts(squares: jax.Array, counts: jax.Array) -> _Small:
-    """The microbatches in which some example counts."""
+    """Sums over the microbatches in which at least one example counts."""
     some = counts > 0
     sums = jnp.ones_like(counts), squares, counts, safe_divide(1, counts)
     return _Small(*(jnp.sum(n, where=some) for n in sums))
 
 
 def _moments(loss_fn, stored, batch: Batch, key: Key, microbatches: int):
-    """The sum of the examples' gradients, and the examples as small batches."""
+    """The sum of the examples' gradients, and sums over the examples as small batches."""
 
     def on_part(part, key):
         total, squares, count = gradient_moments(loss_fn, stored, part, key)
