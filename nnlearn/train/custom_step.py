@@ -120,7 +120,7 @@ def lift_step(step: Callable, hparams: PyTree = None) -> Callable[..., tuple[Tra
         if key is None and key_by is not None and state.key is not None:
             key = step_key(state.key, state.step)
         if key is None and key_by in ("place", "name"):
-            raise TypeError("step asks for a key, but the state has none: give it a random key as its 'key'")
+            raise TypeError("step takes a key, but the state has none: add a random key to it as 'key'")
         if key_by == "place":
             return step(own_state(state), batch, key, **offered)
         if key_by is not None and key is not None:
@@ -152,8 +152,8 @@ def check_step(step: Any, *, factory: bool) -> None:
         raise TypeError(f"step must be a function of {FORMS}; got {step!r}")
     if takes_batch(step) or (factory and _binds(step, ("hparams",))):
         return
-    besides = "; or (hparams), to return such a step" if factory else ""
-    raise TypeError(f"step must take {FORMS}{besides}, but its arguments are {inspect.signature(step)}")
+    other_form = "; or (hparams), to return such a step" if factory else ""
+    raise TypeError(f"step must take {FORMS}{other_form}, but its arguments are {inspect.signature(step)}")
 
 
 def made_step(step: Callable, hparams: PyTree) -> Callable:

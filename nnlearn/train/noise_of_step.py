@@ -30,7 +30,7 @@ class _Small(NamedTuple):
 def make_noise_of(
     loss_fn: LossFn, axis_name: AxisName | None, microbatches: int, *, clean: bool
 ) -> Callable[..., NoiseScale]:
-    """``noise_of(state, batch, key, seen, scale, hparams)``, the noise scale of the whole batch on all devices.
+    """``noise_of(state, batch, key, outcome, scale, hparams)``, the noise scale of the whole batch on all devices.
 
     It compares the microbatches of all devices, or the examples if there are no microbatches, with the whole batch. If
     the gradient of the step is not ``clean``, for example because it is clipped, the mean is also computed from the
@@ -46,14 +46,14 @@ def make_noise_of(
 
         return loss_alone(params, batch, key)
 
-    def noise_of(state: TrainState, batch: Batch, key: Key, seen: Outcome, scale, hparams) -> NoiseScale:
+    def noise_of(state: TrainState, batch: Batch, key: Key, outcome: Outcome, scale, hparams) -> NoiseScale:
         # Arrays are arguments, because code with automatic axes cannot capture arrays of an explicit mesh.
         loss_alone = jax.tree_util.Partial(loss_with, state.model_state, scale, hparams)
         key, total = device_key(key, axis_name), None
         if not clean:
             total, small = _moments(loss_alone, state.stored, batch, key, microbatches)
-        elif seen.part_squares is not None and seen.part_counts is not None:
-            small = _of_parts(seen.part_squares, seen.part_counts)
+        elif outcome.part_squares is not None and outcome.part_counts is not None:
+            small = _of_parts(outcome.part_squares, outcome.part_counts)
         else:
             count = jnp.sum(batch.where) if isinstance(batch, MaskedBatch) else example_count(batch)
             squares = jnp.sum(jnp.square(per_example_norms(loss_alone, state.stored, batch, key)))
@@ -61,10 +61,10 @@ def make_noise_of(
         if axis_name is not None:
             total, small = jax.lax.psum((total, small), axis_name)
         small_norm = safe_sqrt(safe_divide(small.squares, small.number))
-        if scale is not None and (not clean or seen.part_squares is None):
+        if scale is not None and (not clean or outcome.part_squares is None):
             small_norm = small_norm / scale
         if clean:
-            whole = global_norm(seen.grads)
+            whole = global_norm(outcome.grads)
         else:
             whole = safe_divide(global_norm(total), small.sizes if scale is None else small.sizes * scale)
         return noise_scale_from_batches(small_norm, whole, safe_divide(small.number, small.inverses), small.sizes)

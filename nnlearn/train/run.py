@@ -351,9 +351,7 @@ def _check_step_alone(step: Any, **others: Any) -> None:
         if value is not None and not (name in defaults and value == defaults[name])
     ]
     if given:
-        raise ValueError(
-            f"step makes whole steps, so {' and '.join(given)} would be ignored: leave out one or the other"
-        )
+        raise ValueError(f"step makes whole steps, so {' and '.join(given)} would be ignored: give one or the other")
     check_step(step, factory=True)
 
 
@@ -376,7 +374,7 @@ def _total_steps(steps: int | None, epochs: int | None, epoch_steps: int | None)
     if steps is not None:
         return check_count("steps", steps)
     if epoch_steps is None:
-        raise ValueError("epochs needs batches that have them, shuffled(...); with generated(...) give steps")
+        raise ValueError("epochs needs batches with epochs, such as shuffled(...); with generated(...), give steps")
     return check_count("epochs", epochs) * epoch_steps
 
 
@@ -385,7 +383,7 @@ def _check_interval(check_every: int | None, record_every: int, total: int, defa
     check_every = min(check_every, total)
     if check_every % record_every and check_every < total:
         raise ValueError(
-            f"record_every={record_every} must divide check_every={check_every}, so that every check lies at a record"
+            f"record_every={record_every} must divide check_every={check_every}, so that every check is also a record"
         )
     return check_every
 

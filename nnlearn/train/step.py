@@ -162,7 +162,7 @@ def make_step(
         value_and_grad=value_and_grad,
     )
     noise_of = make_noise_of(loss_fn, axis_name, microbatches, clean=value_and_grad is None)
-    takes = with_extra_args_support(tx).update
+    tx_update = with_extra_args_support(tx).update
     whole_tx = skip_whole(tx)
 
     def step(state: TrainState, batch: Batch, *, key: Key | None = None) -> tuple[TrainState, Info]:
@@ -170,22 +170,26 @@ def make_step(
         key = step_key(state.key, state.step) if key is None else key
         scale = current_loss_scale(state.opt_state)
         with explaining_batch(batch):
-            seen = gradient(state.stored, batch, key, state.model_state, scale, hparams)
-        offered = {"value": seen.loss, "grad": _slope_of(seen.grads, state.opt_state), "value_fn": seen.value_fn}
+            outcome = gradient(state.stored, batch, key, state.model_state, scale, hparams)
+        offered = {
+            "value": outcome.loss,
+            "grad": _slope_of(outcome.grads, state.opt_state),
+            "value_fn": outcome.value_fn,
+        }
         with explaining_update(whole_tx, state.opt_state, state.stored):
-            new = _updated(whole_tx, state, seen.grads, accepted(takes, offered), "update_norm" in record)
+            new = _updated(whole_tx, state, outcome.grads, accepted(tx_update, offered), "update_norm" in record)
         skipped = was_skipped(whole_tx, state.opt_state, new.opt_state)
         info = Info(
-            seen.loss,
-            global_norm(seen.grads) if "grad_norm" in record else None,
+            outcome.loss,
+            global_norm(outcome.grads) if "grad_norm" in record else None,
             global_norm(new.updates) if "update_norm" in record else None,
             recorded_learning_rate(new.opt_state),
-            seen.aux,
-            leaf_norms(seen.grads) if "leaf_grad_norms" in record else None,
-            noise_of(state, batch, key, seen, scale, hparams) if "noise_scale" in record else None,
+            outcome.aux,
+            leaf_norms(outcome.grads) if "leaf_grad_norms" in record else None,
+            noise_of(state, batch, key, outcome, scale, hparams) if "noise_scale" in record else None,
             skipped,
         )
-        model_state = hold(skipped, state.model_state, seen.model_state)
+        model_state = hold(skipped, state.model_state, outcome.model_state)
         return TrainState(state.step + 1, new.stored, new.opt_state, state.key, model_state), info
 
     return step

@@ -47,7 +47,7 @@ def pick(metrics: Metrics, name: str, rule: str) -> jax.Array:
     """
     if name not in metrics:
         raise ValueError(
-            f"{rule}: there is no metric {name!r}; evaluate returns, besides train_loss: {sorted(metrics)}"
+            f"{rule}: there is no metric {name!r} among train_loss and the results of evaluate: {sorted(metrics)}"
         )
     return jnp.asarray(metrics[name], jnp.float32)
 
@@ -89,9 +89,9 @@ def patience(
       checks: the number of consecutive checks without improvement, >= 1.
       mode: whether small or large values are better.
       min_delta: an improvement must be larger than this, >= 0.
-      restore_best: whether the run ends with the state of its best check, whatever ends it: parameters, optimizer state
-        (including averages and moments), model state and ``step``. This needs the memory of one more state: for Adam
-        three times that of the parameters.
+      restore_best: whether the run ends with the state of its best check, even if another rule stops it or none does:
+        parameters, optimizer state (including averages and moments), model state and ``step``. This needs the memory
+        of one more state: for Adam three times that of the parameters.
 
     Source: Prechelt 1998, "Early Stopping - But When?".
 

@@ -122,7 +122,7 @@ def measure(evaluate: Callable[..., Mapping[str, Any]] | None, state: TrainState
         kinds = jax.tree.map(jnp.shape, metrics) if isinstance(metrics, Mapping) else type(metrics).__name__
         raise TypeError(f"evaluate must return a dict of scalars, such as {{'loss': loss}}; got {kinds}")
     if "train_loss" in metrics:
-        raise ValueError("evaluate returns 'train_loss', the name of the training loss: give it another")
+        raise ValueError("evaluate returns 'train_loss', which is the name of the training loss: rename it")
     return {name: jnp.asarray(value) for name, value in metrics.items()}
 
 

@@ -83,7 +83,7 @@ def warn_of_last_window(tx: GradientTransformation, steps: int) -> None:
             warnings.warn(
                 f"a run of {steps} steps ends inside an accumulation window: MultiSteps does not apply the gradients "
                 f"of the last {left} mini-steps. {CURE}",
-                stacklevel=3,
+                stacklevel=4,
             )
 
 
