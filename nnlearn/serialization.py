@@ -9,7 +9,7 @@ import jax.export
 import optax
 
 # where the named tuples lie that go into a step or a run, or come out of one
-ROOMS = ("nnlearn.train.state", "nnlearn.train.step", "nnlearn.train.run", "nnlearn.train.verdict")
+ROOMS = ("nnlearn.train.state", "nnlearn.train.step", "nnlearn.train.loop", "nnlearn.train.verdict")
 ROOMS += ("nnlearn.gradients.noise_scale", "nnlearn.transforms.", "nnlearn.data", "nnlearn.models.", "nnlearn.losses.")
 
 

@@ -84,7 +84,7 @@ def make_gradient(
         if microbatches == 1:
             sums, grads = differentiate(params, batch, local_key)
         else:
-            parts = _split(batch, microbatches, local_key)
+            parts = split_batch(batch, microbatches, local_key)
             sums, grads, squares, counts = _accumulate(differentiate, params, parts, axis_name)
         if axis_name is not None:
             firsts = jax.tree.map(lambda leaf: of_first_device(leaf, axis_name), sums.firsts)
@@ -290,7 +290,7 @@ def _weighted(leaf, weight: jax.Array) -> jax.Array:
     return jnp.where(weight == 0, 0, weight * leaf)
 
 
-def _split(batch: Batch, parts: int, key: Key) -> tuple[Batch, Key]:
+def split_batch(batch: Batch, parts: int, key: Key) -> tuple[Batch, Key]:
     """Equal parts of a batch, stacked along a new leading axis, and a key for each.
 
     Example ``i`` is in part ``i % parts``: of a batch that is divided among devices, each part has examples on all of
@@ -330,4 +330,4 @@ def _accumulate(differentiate, params: Params | Packed, parts: tuple[Batch, Key]
     return total._replace(firsts=firsts), grads, squares, sums.count
 
 
-__all__ = ["Outcome", "make_gradient"]
+__all__ = ["Outcome", "make_gradient", "split_batch"]
