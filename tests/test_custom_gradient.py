@@ -61,7 +61,7 @@ def test_noise_is_added_once_whatever_the_parts(batch_size):
     _, quiet = quick_jit(nnlearn.clipped_value_and_grad(loss_fn, 0.5))({"w": jnp.ones(3) / 2}, batch, key)
     size = batch_size or WHERE.sum()
     noise = (np.ones(3) / 2 - expected.params["w"]) / 0.1 - quiet["w"] * WHERE.sum() / size
-    drawn = jax.random.normal(jax.random.fold_in(key, nnlearn.gradients.per_example.NOISE_STREAM), (3,))
+    drawn = jax.random.normal(jax.random.fold_in(key, nnlearn.gradients.clipped.NOISE_STREAM), (3,))
     np.testing.assert_allclose(noise, drawn * 2.0 * 0.5 / size, rtol=1e-3, atol=1e-6)
 
 

@@ -11,9 +11,10 @@ from jax.sharding import PartitionSpec as P
 
 import nnlearn
 from nnlearn.data import MaskedBatch
-from nnlearn.gradients.ghost import Program
+from nnlearn.gradients.clipped import clipped_value_and_grad
+from nnlearn.gradients.ghost import TracedLoss
 from nnlearn.gradients.noise_scale import noise_scale_from_batches, noise_scale_from_examples
-from nnlearn.gradients.per_example import clipped_value_and_grad, per_example_grads, per_example_norms
+from nnlearn.gradients.per_example import per_example_grads, per_example_norms
 from nnlearn.models import dense, dropout, layer_norm, mlp, sequential
 
 B, T, D, O = 6, 5, 4, 3  # noqa: E741
@@ -176,7 +177,7 @@ def test_gradients_norms_and_clipped_mean_equal_the_loop(name, x64):
         leaves, treedef = jax.tree.flatten(params)
         one = jax.tree.map(lambda a: a[:1], batch)
         alone = lambda leaves, x, key: (jax.tree.leaves(loss_fn(treedef.unflatten(leaves), x, key))[0], None)  # noqa: E731
-        assert len(Program(alone, leaves, one, key).dense) == dense_leaves
+        assert len(TracedLoss(alone, leaves, one, key).dense) == dense_leaves
 
 
 def test_packed_parameters_have_packed_gradients():

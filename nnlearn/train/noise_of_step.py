@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from nnlearn.calls import hand
 from nnlearn.data import MaskedBatch, example_count
-from nnlearn.gradients.batch import Outcome, _split
+from nnlearn.gradients.batch import Outcome, split_batch
 from nnlearn.gradients.devices import AxisName, device_key
 from nnlearn.gradients.noise_scale import NoiseScale, noise_scale_from_batches
 from nnlearn.gradients.per_example import gradient_moments, per_example_norms
@@ -87,7 +87,7 @@ def _moments(loss_fn, stored, batch: Batch, key: Key, microbatches: int):
 
     if microbatches == 1:
         return on_part(batch, key)
-    found = jax.lax.map(lambda part: on_part(*part), _split(batch, microbatches, key))
+    found = jax.lax.map(lambda part: on_part(*part), split_batch(batch, microbatches, key))
     return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), found)
 
 
