@@ -120,8 +120,8 @@ def passes(batches: Any, epochs: int | None, steps: int | None) -> Iterator[Epoc
     if once or (epochs is None and steps is None):
         epochs = 1
     indices = itertools.count() if epochs is None else range(epochs)
-    make: Callable[[int], Iterable[Batch]] = (lambda _: batches) if readable else batches
-    return (Epoch(make(index), index + 1 == epochs) for index in indices)
+    read: Any = batches  # hasattr narrows the type of ``batches`` too far
+    return (Epoch(read if readable else read(index), index + 1 == epochs) for index in indices)
 
 
 class _Source:

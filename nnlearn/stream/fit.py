@@ -148,10 +148,9 @@ def fit(
     boundaries = _boundaries(int(carried.step), batches, steps, epochs, check_every, listeners.periods, needs_checks)
     if check_count("record_every", record_every) and prefetch != 0:
         check_count("prefetch", prefetch)
-    size = (
-        boundaries.block_size if steps_per_dispatch is None else check_count("steps_per_dispatch", steps_per_dispatch)
-    )
-    stacker = Stacker(size, ragged, sharding)
+    if steps_per_dispatch is not None:
+        check_count("steps_per_dispatch", steps_per_dispatch)
+    stacker = Stacker(steps_per_dispatch or boundaries.block_size, ragged, sharding)
     epochs_left = passes(batches, epochs, steps)
     if not donate and carried is state:  # carry_state has copied a state of another type
         carried = jax.tree.map(jnp.copy, carried)

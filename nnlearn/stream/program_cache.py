@@ -36,7 +36,7 @@ def cached_program(
         return make(step)
     programs = _PROGRAMS.setdefault(step, {})
     found = programs.get(kind)
-    if found is None or not found[0] == settings:
+    if found is None or found[0] != settings:
         found = programs[kind] = (settings, make(_weakly(step)))
     return found[1]
 

@@ -114,7 +114,7 @@ class Stacker:
         """Store the structure, shapes and dtypes of the first batch."""
         if self.pad and isinstance(batch, MaskedBatch):
             raise ValueError(
-                "ragged='pad' makes a MaskedBatch of every batch, but these batches are MaskedBatch already: leave ragged out"
+                "ragged='pad' makes a MaskedBatch of every batch, but these are MaskedBatch already: leave ragged out"
             )
         with_paths, self.structure = jax.tree.flatten_with_path(batch)
         self.paths = [path_name(path) for path, _ in with_paths]
@@ -141,20 +141,21 @@ class Stacker:
         shape, name = self.shapes[at], f"leaf {self.paths[at]!r} of the batch of step {step}"
         if self.on_device[at] != isinstance(leaf, jax.Array):
             raise ValueError(
-                f"{name} does not lie where the first batch's did: give all on the host, or all on the device"
+                f"{name} is on the {'host' if self.on_device[at] else 'device'}, and the first batch was not: put all "
+                "batches on the host, or all on the device"
             )
         if _canonical(leaf.dtype) != self.stored[at]:
             raise ValueError(
-                f"{name} has dtype {leaf.dtype}, but the first batch had {self.dtypes[at]}: a program is compiled for "
-                "one dtype; convert the batches to it"
+                f"{name} has dtype {leaf.dtype}, but the first batch had {self.dtypes[at]}: convert "
+                "all batches to one dtype, because the program is compiled for it"
             )
         if leaf.shape == shape or (self.pad and leaf.shape[1:] == shape[1:] and 0 < len(leaf) < self.length):
             return leaf
-        cure = "a program is compiled for one shape"
+        cure = "give all batches one shape, because the program is compiled for it"
         if leaf.ndim == len(shape) and leaf.shape[1:] == shape[1:]:
-            cure = "drop the incomplete batch (drop_last, drop_remainder), or fill it up with ragged='pad'"
+            cure = "drop the incomplete batch (drop_last, drop_remainder), or pad it with ragged='pad'"
             if self.pad:
-                cure = "ragged='pad' fills batches up to the first one's size: let the first be the largest, none empty"
+                cure = "ragged='pad' pads batches to the size of the first: let the first be the largest, none empty"
         raise ValueError(f"{name} has shape {leaf.shape}, but the first batch had {shape}: {cure}")
 
 
@@ -183,7 +184,7 @@ def as_array(leaf: Any, name: Callable[[], str]) -> np.ndarray | jax.Array:
     try:
         array = np.asarray(leaf)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name()} is {type(leaf).__name__}, which is no array: give {ARRAYS}") from error
+        raise TypeError(f"{name()} is {type(leaf).__name__}, not an array: give {ARRAYS}") from error
     if array.dtype.kind in "OUSMm":
         raise TypeError(f"{name()} holds {type(leaf).__name__} of dtype {array.dtype}: give {ARRAYS}")
     return array
