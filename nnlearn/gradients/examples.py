@@ -66,7 +66,7 @@ class _OneExample(NamedTuple):
     grads: dict[int, jax.Array]
 
 
-class SplitBatch(NamedTuple):
+class ExampleBatch(NamedTuple):
     """The examples of a batch, whether each counts, and a key for each."""
 
     examples: PyTree
@@ -122,7 +122,7 @@ def differentiate_examples(
     )
 
 
-def split_examples(batch: Batch, key: Key | None) -> SplitBatch:
+def split_examples(batch: Batch, key: Key | None) -> ExampleBatch:
     """The examples of a batch as arrays.
 
     Raises:
@@ -134,7 +134,7 @@ def split_examples(batch: Batch, key: Key | None) -> SplitBatch:
     where_b = jnp.ones((size,), bool) if where_b is None else jnp.asarray(where_b, bool)
     if where_b.shape != (size,):
         raise ValueError(f"where must have shape {(size,)}, one for each example, got {where_b.shape}")
-    return SplitBatch(examples, where_b, None if key is None else jax.random.split(key, size))
+    return ExampleBatch(examples, where_b, None if key is None else jax.random.split(key, size))
 
 
 def batch_of_one(batch: Batch, example: PyTree) -> Batch:
@@ -175,7 +175,7 @@ def select(chosen_b: jax.Array, array_b: jax.Array) -> jax.Array:
 
 __all__ = [
     "ExampleGradients",
-    "SplitBatch",
+    "ExampleBatch",
     "as_differentiable",
     "batch_of_one",
     "differentiate_examples",

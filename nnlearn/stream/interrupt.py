@@ -26,20 +26,20 @@ class Interrupt:
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():
-            for number in REASONS:
-                handler = signal.getsignal(number)
+            for signum in REASONS:
+                handler = signal.getsignal(signum)
                 if handler is not None and handler != signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._note)
+                    self._before[signum] = signal.signal(signum, self._note)
         return self
 
     def __exit__(self, *error: object) -> None:
         while self._before:
             signal.signal(*self._before.popitem())
 
-    def _note(self, number: int, frame: Any) -> None:
-        if number == signal.SIGINT and self.reason is not None:
+    def _note(self, signum: int, frame: Any) -> None:
+        if signum == signal.SIGINT and self.reason is not None:
             raise KeyboardInterrupt
-        self.reason = self.reason or REASONS[signal.Signals(number)]
+        self.reason = self.reason or REASONS[signal.Signals(signum)]
 
 
 __all__ = ["Interrupt"]

@@ -60,11 +60,11 @@ class HostLoop:
         self._step = boundaries.first  # steps made so far
         self._saved_at: int | None = None
         self._ended_by = ""
-        self._said_final = False  # whether the callbacks have seen the final event
+        self._final_called = False  # whether the callbacks have seen the final event
 
     def run(self, ahead: Prefetch[Block | EpochEnd], interrupt: Interrupt) -> FitResult[Any]:
         """Make steps and checks until something ends the run."""
-        while not (self._ended_by or self._said_final):
+        while not (self._ended_by or self._final_called):
             item = ahead.get(lambda: interrupt.reason is not None)
             if interrupt.reason is not None:
                 self._ended_by = interrupt.reason
@@ -126,7 +126,7 @@ class HostLoop:
         metrics = self._recorder.latest if checks or final else {}
         before = self._dispatcher.user_state
         state, wants_end = self._callbacks.call(self._step, before, metrics, checked=checks, final=final)
-        self._said_final = final
+        self._final_called = final
         if state is not before:
             self._dispatcher.replace_state(state)
             if self._saved_at == self._step:  # save again: a resumed run must continue from the new state
@@ -141,7 +141,7 @@ class HostLoop:
         if checks:
             self._check()
         self._save_last()
-        if not self._said_final:
+        if not self._final_called:
             self._call_back(checks, final=True)
         self._recorder.read()
         dispatcher = self._dispatcher
