@@ -174,8 +174,8 @@ def select(chosen_b: jax.Array, array_b: jax.Array) -> jax.Array:
 
 
 __all__ = [
-    "ExampleGradients",
     "ExampleBatch",
+    "ExampleGradients",
     "as_differentiable",
     "batch_of_one",
     "differentiate_examples",
