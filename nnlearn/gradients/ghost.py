@@ -12,13 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr
 
+from nnlearn.programs.read import bind, called_program, interpret
 from nnlearn.tree import abs_sq, compute_dtype, power_of_two, rarely, safe_sqrt, squares_fit
 
-# Calls that are read as what they hold. Functions with a derivative of their own are not, or they would lose it.
-CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
-CALLS |= {"remat2": "jaxpr", "checkpoint": "jaxpr"}
 # What only moves an array's numbers moves those of its gradient back, and the norm stays.
 MOVES = {"broadcast_in_dim", "convert_element_type", "copy", "copy_p", "reshape", "rev", "squeeze", "transpose"}
 
@@ -32,10 +30,8 @@ class Op(NamedTuple):
 
     def run(self, values: dict[int, Any]) -> None:
         """Work out this operation's results from ``values``, and put them there."""
-        primitive, params = self.equation.primitive, self.equation.params
-        with self.equation.ctx.manager:
-            results = primitive.bind(*(values[number] for number in self.inputs), **primitive.get_bind_params(params))
-        values.update(zip(self.outputs, results if primitive.multiple_results else [results], strict=True))
+        results = bind(self.equation, [values[number] for number in self.inputs])
+        values.update(zip(self.outputs, results, strict=True))
 
 
 class Dense(NamedTuple):
@@ -158,7 +154,7 @@ class Program:
             )
         self.has_more, self._count, self._constants, self._ops = aux is not None or bool(closed.effects), 0, {}, []
         self._inputs = [self._number() for _ in closed.jaxpr.invars]
-        self._loss = self._read(closed.jaxpr, closed.consts, self._inputs)[0]
+        self._loss = self._read(closed, self._inputs)[0]
         self._drop_unused()
         self.dense, self.others = self._find_dense(len(leaves))
         self.shifts = [jnp.zeros(aval.shape, aval.dtype) for aval in map(_result_aval, self.dense)]
@@ -178,28 +174,23 @@ class Program:
         self._count += 1
         return self._count - 1
 
-    def _constant(self, value: Any) -> int:
-        number = self._number()
-        self._constants[number] = value
-        return number
+    def _read(self, program: ClosedJaxpr, inputs: Sequence[int]) -> list[int]:
+        """Append the operations of a program, and of those that it calls, and return the numbers of its results."""
 
-    def _read(self, jaxpr, consts: Sequence, inputs: Sequence[int]) -> list[int]:
-        numbers = dict(zip(jaxpr.invars, inputs, strict=True))
-        numbers |= {var: self._constant(value) for var, value in zip(jaxpr.constvars, consts, strict=True)}
+        def constant(value, aval):
+            number = self._number()
+            self._constants[number] = value
+            return number
 
-        def number(atom):
-            return self._constant(atom.val) if isinstance(atom, Literal) else numbers[atom]
+        def apply(equation, inputs):
+            inner = called_program(equation, custom_derivatives=False)  # inlined they would lose their derivative
+            if inner is not None:
+                return self._read(inner, inputs)
+            outputs = tuple(self._number() for _ in equation.outvars)
+            self._ops.append(Op(equation, tuple(inputs), outputs))
+            return outputs
 
-        for equation in jaxpr.eqns:
-            taken, name = tuple(map(number, equation.invars)), equation.primitive.name
-            if CALLS.get(name) in equation.params:
-                inner = equation.params[CALLS[name]]  # open for remat, closed for the others
-                made = self._read(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), taken)
-            else:
-                made = [self._number() for _ in equation.outvars]
-                self._ops.append(Op(equation, taken, tuple(made)))
-            numbers.update(zip(equation.outvars, made, strict=True))
-        return [number(atom) for atom in jaxpr.outvars]
+        return interpret(program, inputs, apply, constant)
 
     def _drop_unused(self) -> None:
         """Keep what the loss depends on: the aux output may use the parameters in ways of its own.

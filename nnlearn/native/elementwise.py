@@ -6,11 +6,11 @@ writes every result in the place of what it replaces.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.extend.core import Literal, Var
+from jax.extend.core import JaxprEqn, Literal, Var
 
 from nnlearn.native.kernel import call_kernel
 
@@ -80,7 +80,7 @@ POWERS = {1: "{0}", 2: "{0} * {0}", 3: "{0} * {0} * {0}", 4: "({0} * {0}) * ({0}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Pass:
+class ElementwiseKernel:
     """One loop: equations of a program on arrays of one shape, and scalars.
 
     Two that do the same are equal, so that a program which updates many arrays alike compiles one kernel.
@@ -108,7 +108,7 @@ class Pass:
         return self.source, self.in_place, tuple(map(form, self.inputs)), tuple(map(form, self.outputs))
 
     def __eq__(self, other):
-        return isinstance(other, Pass) and self._key() == other._key()
+        return isinstance(other, ElementwiseKernel) and self._key() == other._key()
 
     def __hash__(self):
         return hash(self._key())
@@ -137,20 +137,17 @@ def can_compute(equation) -> bool:
     return _in_c(equation, ["a"] * len(equation.invars)) is not None
 
 
-def make_pass(equations: Sequence, inputs: Sequence[Var], outputs: Sequence[Var], in_place: dict[int, int]) -> Pass:
-    """The pass of so many equations, which ``can_compute`` each; see ``Pass``."""
+def make_kernel(
+    equations: Sequence[JaxprEqn], inputs: Sequence[Var], outputs: Sequence[Var], in_place: dict[int, int]
+) -> ElementwiseKernel:
+    """The kernel of equations that ``can_compute`` accepts; see ``ElementwiseKernel``."""
     source = _source(equations, inputs, outputs)
-    return Pass(source, tuple(equations), tuple(inputs), tuple(outputs), tuple(sorted(in_place.items())))
+    return ElementwiseKernel(source, tuple(equations), tuple(inputs), tuple(outputs), tuple(sorted(in_place.items())))
 
 
 def form(var: Var) -> tuple:
     """Shape and dtype."""
     return var.aval.shape, var.aval.dtype
-
-
-def variables(atoms: Iterable) -> list[Var]:
-    """Without the constants that stand in an equation as such."""
-    return [atom for atom in atoms if isinstance(atom, Var)]
 
 
 def _dtype(atom) -> str:
@@ -270,4 +267,4 @@ XLA_FFI_Error* one_pass(XLA_FFI_CallFrame* frame) {{
 """
 
 
-__all__ = ["Pass", "can_compute", "form", "make_pass", "variables"]
+__all__ = ["ElementwiseKernel", "can_compute", "form", "make_kernel"]

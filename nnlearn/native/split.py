@@ -19,7 +19,7 @@ ITEM_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 
 
 @dataclasses.dataclass(frozen=True)
-class _Copy:
+class _CopyKernel:
     """A linear ``Kernel`` between a vector and its parts, of these sizes and this dtype."""
 
     sizes: tuple[int, ...]
@@ -36,12 +36,12 @@ class _Copy:
         return (f"-DITEM={ITEM_BYTES[self.dtype]}",)
 
 
-class Split(_Copy):
+class SplitKernel(_CopyKernel):
     handler = "split"
 
     @property
-    def transposed(self) -> "Join":
-        return Join(self.sizes, self.dtype)
+    def transposed(self) -> "JoinKernel":
+        return JoinKernel(self.sizes, self.dtype)
 
     def results(self, vector):
         return [jax.core.ShapedArray((size,), vector.dtype) for size in self.sizes]
@@ -53,12 +53,12 @@ class Split(_Copy):
         return list(jax.lax.split(jnp.moveaxis(vectors, axes[0], 0), self.sizes, axis=1)), [0] * len(self.sizes)
 
 
-class Join(_Copy):
+class JoinKernel(_CopyKernel):
     handler = "join"
 
     @property
-    def transposed(self) -> Split:
-        return Split(self.sizes, self.dtype)
+    def transposed(self) -> SplitKernel:
+        return SplitKernel(self.sizes, self.dtype)
 
     def results(self, *parts):
         return [jax.core.ShapedArray((sum(self.sizes),), parts[0].dtype)]
@@ -81,7 +81,7 @@ def split(array: jax.Array, sizes: Sequence[int]) -> Sequence[jax.Array]:
     name = jnp.dtype(array.dtype).name
     traced = isinstance(array, jax.core.Tracer)
     if len(sizes) >= MANY and array.ndim == 1 and name in ITEM_BYTES and traced and runs_here(array):
-        return call_kernel(Split(tuple(sizes), name), array)
+        return call_kernel(SplitKernel(tuple(sizes), name), array)
     return jax.lax.split(array, sizes, axis=array.ndim - 1)
 
 

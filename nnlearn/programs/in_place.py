@@ -13,16 +13,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Jaxpr, Var, jaxpr_as_fun
+from jax.extend.core import Jaxpr, JaxprEqn, Var, jaxpr_as_fun
 from optax import apply_updates, with_extra_args_support
 
 from nnlearn.native import is_native
 from nnlearn.native.kernel import is_for_one_cpu
 from nnlearn.programs.one_pass import in_one_pass
-from nnlearn.programs.symbolic import CALLS, ELEMENTWISE
+from nnlearn.programs.read import ELEMENTWISE, called_program, is_large, makers, variables
 from nnlearn.types import GradientTransformation, OptState, Params, Updates
 
-LARGE = 1 << 16  # numbers in an array from which copying it costs more than starting to
 MANY = 512  # arrays, from which reading the program costs more than it saves
 SHAPING = {"broadcast_in_dim", "reshape", "squeeze", "expand_dims"}
 
@@ -72,7 +71,7 @@ def _pays(params: Params) -> bool:
     """In a program for one CPU: elsewhere XLA makes one kernel of all results, and waiting would move a number between
     devices."""
     leaves = jax.tree.leaves(params)
-    large = len(leaves) <= MANY and any(jnp.size(leaf) >= LARGE for leaf in leaves)
+    large = len(leaves) <= MANY and any(is_large(jax.typeof(leaf)) for leaf in leaves)
     return large and any(isinstance(leaf, jax.core.Tracer) for leaf in leaves) and is_for_one_cpu(*leaves)
 
 
@@ -101,18 +100,18 @@ def _waits(program: Jaxpr, carried: Sequence[Var]) -> dict[int, list[int]]:
     pairs = {
         at: (old, new)
         for at, (old, new) in enumerate(zip(carried, program.outvars, strict=False))
-        if isinstance(new, Var) and new is not old and _is_large(old) and _is_large(new)
+        if isinstance(new, Var) and new is not old and is_large(old.aval) and is_large(new.aval)
     }
     number = {new: at for at, (_, new) in pairs.items()}
     # Of every variable, the carried values that it is computed from. A result stands for itself: it is written out.
     sources = {old: frozenset([old]) for old, _ in pairs.values()}
     made = dict.fromkeys(program.invars, frozenset())
     for equation in program.eqns:
-        found = frozenset().union(*(sources.get(var, ()) for var in _inputs(equation)))
+        found = frozenset().union(*(sources.get(var, ()) for var in variables(equation.invars)))
         for var in equation.outvars:
             made[var], sources[var] = found, frozenset([var]) if var in number else found
     used = frozenset().union(*(made[new] for new in number))
-    maker = {var: equation for equation in program.eqns for var in equation.outvars}
+    maker = makers(program)
     readers_of: dict[Var, list[int]] = {old: [] for old, _ in pairs.values()}
     for result, at in number.items():
         for var in made[result]:
@@ -134,7 +133,7 @@ def _between(old: Var, new: Var, maker: dict[Var, Any], sources: dict[Var, froze
         equation = maker.get(ahead.pop())
         if equation is not None and id(equation) not in found:
             found[id(equation)] = equation
-            ahead += [var for var in _inputs(equation) if old in sources.get(var, ())]
+            ahead += [var for var in variables(equation.invars) if old in sources.get(var, ())]
     return list(found.values())
 
 
@@ -148,22 +147,12 @@ def _after(before: Sequence[jax.Array], value: jax.Array) -> jax.Array:
     return jax.lax.select_n(never, value, jnp.zeros_like(value))
 
 
-def _inputs(equation: Any) -> list[Var]:
-    return [var for var in equation.invars if isinstance(var, Var)]
-
-
-def _is_large(var: Var) -> bool:
-    return var.aval.size >= LARGE and jnp.issubdtype(var.aval.dtype, jnp.floating)
-
-
-def _is_elementwise(equations: Sequence[Any]) -> bool:
+def _is_elementwise(equations: Sequence[JaxprEqn]) -> bool:
     for equation in equations:
-        name, params = equation.primitive.name, equation.params
-        if CALLS.get(name) in params:
-            inner = params[CALLS[name]]
-            if not _is_elementwise(getattr(inner, "jaxpr", inner).eqns):
-                return False
-        elif name not in ELEMENTWISE and name not in SHAPING:
+        inner, name = called_program(equation), equation.primitive.name
+        if inner is not None and not _is_elementwise(inner.jaxpr.eqns):
+            return False
+        if inner is None and name not in ELEMENTWISE and name not in SHAPING:
             return False
     return True
 

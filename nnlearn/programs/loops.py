@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from nnlearn.programs.slices import JIT, results_of
+from nnlearn.programs.read import JIT
+from nnlearn.programs.slices import results_of
 from nnlearn.sharding.axes import filled
 from nnlearn.types import PyTree
 

@@ -9,15 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, Var, jaxpr_as_fun
 
-from nnlearn.native.elementwise import Pass, can_compute, form, make_pass, variables
-from nnlearn.programs.symbolic import CALLS
+from nnlearn.native.elementwise import ElementwiseKernel, can_compute, form, make_kernel
+from nnlearn.programs.read import bind, called_program, interpret, is_large, makers, variables
+from nnlearn.programs.slices import read, values_of
 from nnlearn.types import OptState, Params, Updates
 
 Update = Callable[[Updates, OptState, Params], tuple[Params, OptState]]
-LARGE = 1 << 16  # numbers in an array from which one pass is faster than XLA's several
 
 
 def in_one_pass(update: Update, otherwise: Update) -> Update:
@@ -35,7 +34,7 @@ def in_one_pass(update: Update, otherwise: Update) -> Update:
         first, last = len(jax.tree.leaves(grads)), len(arguments) - len(jax.tree.leaves(params))
         read = flat.jaxpr.invars[len(program.consts) :]
         carried = read[last:] + read[first:last]  # in the order of the results
-        passes = [] if flat.effects else find_passes(flat.jaxpr, carried)
+        passes = [] if flat.effects else find_kernels(flat.jaxpr, carried)
         if not passes:
             return otherwise(grads, opt_state, params)
         results = _with_derivative(program, flat, passes)(program.consts, arguments)
@@ -44,17 +43,17 @@ def in_one_pass(update: Update, otherwise: Update) -> Update:
     return passing
 
 
-def find_passes(program: Jaxpr, carried: Sequence[Var]) -> list[Pass]:
+def find_kernels(program: Jaxpr, carried: Sequence[Var]) -> list[ElementwiseKernel]:
     """The passes that make results of a program, at least two results each.
 
     Args:
       program: without calls of other programs.
       carried: the arguments whose places its results take, in their order.
     """
-    maker = {var: equation for equation in program.eqns for var in equation.outvars}
+    maker = makers(program)
     cones = {}
     for result in program.outvars:
-        if isinstance(result, Var) and result in maker and _is_large(result):
+        if isinstance(result, Var) and result in maker and is_large(result.aval):
             cones[result] = _cone(result, maker)
     passes = []
     for group in _groups({result: cone for result, cone in cones.items() if cone is not None}):
@@ -69,7 +68,7 @@ def find_passes(program: Jaxpr, carried: Sequence[Var]) -> list[Pass]:
             for old, new in zip(carried, program.outvars, strict=False)
             if new in group and old in inputs and form(old) == form(new)
         }
-        passes.append(make_pass(equations, inputs, group, {old: new for new, old in replaced.items()}))
+        passes.append(make_kernel(equations, inputs, group, {old: new for new, old in replaced.items()}))
     return passes
 
 
@@ -114,7 +113,7 @@ def _groups(cones: dict[Var, _Cone]) -> list[list[Var]]:
     return [results for _, results in groups]
 
 
-def _with_derivative(program: ClosedJaxpr, flat: ClosedJaxpr, passes: Sequence[Pass]) -> Callable:
+def _with_derivative(program: ClosedJaxpr, flat: ClosedJaxpr, passes: Sequence[ElementwiseKernel]) -> Callable:
     """``function(consts, arguments) -> results`` by the passes; its derivative is the program's own."""
 
     @jax.custom_jvp
@@ -122,10 +121,10 @@ def _with_derivative(program: ClosedJaxpr, flat: ClosedJaxpr, passes: Sequence[P
         made = {var for work in passes for var in work.outputs}
         wanted = [var for work in passes for var in work.inputs]
         wanted += [var for var in variables(flat.jaxpr.outvars) if var not in made]
-        known = _evaluate(flat, [*consts, *arguments], wanted)
+        known = values_of(flat, [*consts, *arguments], wanted)
         for work in passes:
             known |= dict(zip(work.outputs, work(*(known[var] for var in work.inputs)), strict=True))
-        return [_read(known, atom) for atom in flat.jaxpr.outvars]
+        return [read(known, atom) for atom in flat.jaxpr.outvars]
 
     @fast.defjvp
     def derivative(primals, tangents):
@@ -138,47 +137,16 @@ def _with_derivative(program: ClosedJaxpr, flat: ClosedJaxpr, passes: Sequence[P
 
 
 def _inlined(program: ClosedJaxpr, arguments: Sequence[jax.Array]) -> ClosedJaxpr:
-    """The program without calls of others; what were its constants are its first arguments."""
+    """The program with the programs that it calls in its own equations; its constants become the first arguments."""
 
-    def run(closed, consts, arguments):
-        jaxpr = closed.jaxpr if isinstance(closed, ClosedJaxpr) else closed
-        known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
-        for equation in jaxpr.eqns:
-            inner = equation.params.get(CALLS.get(equation.primitive.name))
-            operands = [_read(known, atom) for atom in equation.invars]
-            results = _bind(equation, operands) if inner is None else run(inner, getattr(inner, "consts", ()), operands)
-            known |= dict(zip(equation.outvars, results, strict=True))
-        return [_read(known, atom) for atom in jaxpr.outvars]
+    def apply(equation, operands):
+        inner = called_program(equation)
+        return bind(equation, operands) if inner is None else interpret(inner, operands, apply)
 
-    return jax.make_jaxpr(lambda consts, arguments: run(program, consts, arguments))(program.consts, arguments)
+    def run(consts, arguments):
+        return interpret(ClosedJaxpr(program.jaxpr, consts), arguments, apply)
+
+    return jax.make_jaxpr(run)(program.consts, arguments)
 
 
-def _evaluate(program: ClosedJaxpr, arguments: Sequence[jax.Array], wanted: Sequence[Var]) -> dict[Var, jax.Array]:
-    """The values of some variables, and of all that they need."""
-    jaxpr, needed, kept = program.jaxpr, set(wanted), []
-    for equation in reversed(jaxpr.eqns):
-        if not needed.isdisjoint(equation.outvars):
-            needed.update(variables(equation.invars))
-            kept.append(equation)
-    known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*program.consts, *arguments], strict=True))
-    for equation in reversed(kept):
-        results = _bind(equation, [_read(known, atom) for atom in equation.invars])
-        known |= dict(zip(equation.outvars, results, strict=True))
-    return known
-
-
-def _bind(equation, operands: Sequence) -> Sequence:
-    with equation.ctx.manager:
-        results = equation.primitive.bind(*operands, **equation.primitive.get_bind_params(equation.params))
-    return results if equation.primitive.multiple_results else [results]
-
-
-def _read(known: dict[Var, jax.Array], atom):
-    return atom.val if isinstance(atom, Literal) else known[atom]
-
-
-def _is_large(var: Var) -> bool:
-    return var.aval.size >= LARGE and jnp.issubdtype(var.aval.dtype, jnp.floating)
-
-
-__all__ = ["find_passes", "in_one_pass"]
+__all__ = ["find_kernels", "in_one_pass"]
