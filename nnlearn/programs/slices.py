@@ -1,4 +1,4 @@
-"""The part of a program that leads to some of its results, and none of the effects beside it."""
+"""Evaluates the part of a program that leads to some of its results, without other effects."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -10,9 +10,9 @@ from nnlearn.programs.read import JIT, bind, variables
 
 
 def without_effects(function: Callable) -> Callable:
-    """The same function without effects, such as ``jax.debug.print``, for a second evaluation.
+    """Remove effects such as ``jax.debug.print`` from a function, for a second evaluation.
 
-    A callback whose result the function needs is called all the same.
+    A callback whose result the function needs is still called.
 
     >>> def loud(x):
     ...     jax.debug.print("never seen")
@@ -32,11 +32,11 @@ def without_effects(function: Callable) -> Callable:
 
 
 def results_of(program: ClosedJaxpr, arguments: list, wanted: list[bool]) -> list:
-    """Those results of a program that are wanted, None for the others; only what leads to them is computed.
+    """Return the wanted results of a program, and None for the others; compute only what leads to them.
 
     Args:
-      program: what ``jax.make_jaxpr`` returns.
-      arguments: its arguments; those that lead to nothing wanted may be None.
+      program: the output of ``jax.make_jaxpr``.
+      arguments: its arguments. An argument that no wanted result depends on may be None.
       wanted: for each result, whether it is wanted.
 
     >>> program = jax.make_jaxpr(lambda x, y: (x + 1.0, 2.0 * y))(1.0, 1.0)
@@ -49,7 +49,7 @@ def results_of(program: ClosedJaxpr, arguments: list, wanted: list[bool]) -> lis
 
 
 def values_of(program: ClosedJaxpr, arguments: Sequence[Any], wanted: Iterable[Any]) -> dict[Var, Any]:
-    """The values of some variables of a program, and of everything that leads to them.
+    """Return the values of some variables of a program, and of every variable that leads to them.
 
     Args:
       program, arguments: as for ``results_of``.
@@ -66,12 +66,12 @@ def values_of(program: ClosedJaxpr, arguments: Sequence[Any], wanted: Iterable[A
 
 
 def read(known: Mapping[Var, Any], atom: Any) -> Any:
-    """The value of an operand; None for a variable that is not known."""
+    """Return the value of an operand; None for an unknown variable."""
     return atom.val if isinstance(atom, Literal) else known.get(atom)
 
 
 def _leading(jaxpr: Jaxpr, wanted: Iterable[Any]) -> tuple[list[tuple[JaxprEqn, list[bool]]], list[bool]]:
-    """The equations that lead to the wanted variables, which of their results do, and which arguments they read."""
+    """Find the equations that lead to the wanted variables, which of their results do, and which arguments are read."""
     needed = set(variables(wanted))
     equations = []
     for equation in reversed(jaxpr.eqns):

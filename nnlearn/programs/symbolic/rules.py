@@ -110,7 +110,8 @@ def _cond(reader, equation, values):
 
     branches = [reader.inside(branch, operands) for branch in equation.params["branches"]]
     results = [by_segment(outcomes, combine) for outcomes in zip(*branches, strict=True)]
-    return None if None in results else results
+    found = [result for result in results if result is not None]
+    return found if len(found) == len(results) else None
 
 
 @rule(*ELEMENTWISE)

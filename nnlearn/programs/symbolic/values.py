@@ -89,8 +89,9 @@ def of_size(size: int, expression: Expression) -> Value:
 
 def canonical(value: Value) -> Value:
     """A value in its only form: a single segment becomes its expression."""
-    single = isinstance(value, tuple) and len(value) == 1 and value[0].moved is None
-    return value[0].expression if single else value
+    if isinstance(value, tuple) and len(value) == 1 and value[0].moved is None:
+        return value[0].expression
+    return value
 
 
 def segments_of(value: Value) -> tuple[Segment, ...]:
