@@ -1,7 +1,7 @@
 /* The CTC loss and its gradient, one example per unit of work, with the names and the recursion of losses/ctc.py.
 
-   A probability is a mantissa and an integer exponent, both floats; 0 has mantissa 0 and exponent -inf. Column n has two
-   states: ``blank`` n, the blank before the n-th label, and ``label`` n, the label itself. Column N, after the last
+   A probability is a mantissa and an integer exponent, both floats; 0 has mantissa 0 and exponent -inf. Column n has
+   two states: ``blank`` n, the blank before the n-th label, and ``label`` n, the label itself. Column N, after the last
    label, has only a blank. Loops over columns and classes are written so that compilers vectorize them. */
 
 #include <math.h>
@@ -46,8 +46,8 @@ static inline int32_t to_bits(float value) {
 
 static inline float larger(float a, float b) { return a > b ? a : b; }
 
-/* 2**exponent, or 0 below the least normal number and for NaN, which -inf - -inf gives. The last bits of an integer plus
-   2**23 are the integer. */
+/* 2**exponent, or 0 below the least normal number and for NaN, which -inf - -inf gives. The last bits of an integer
+   plus 2**23 are the integer. */
 static inline float power_of_two(float exponent) {
   return from_bits(to_bits(larger(exponent, -127.0f) + (8388608.0f + 127.0f)) << 23);
 }

@@ -167,7 +167,7 @@ def _run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 @functools.cache
 def _compiler() -> tuple[tuple[str, ...], str]:
-    """Return the compiler's command, perhaps with arguments (``CC="ccache gcc"``), and the first line of its version."""
+    """Return the compiler's command with its options (``CC="ccache gcc"``) and the first line of its version."""
     for words in map(shlex.split, (os.environ.get("CC", ""), "cc", "gcc", "clang")):
         command = shutil.which(words[0]) if words else None
         if not command:

@@ -90,8 +90,8 @@ def _compare(tx: GradientTransformationExtraArgs, layout: Layout, sample: Params
         return "its state changes its structure, shapes or dtypes from step to step"
     if _axes(every) != _axes(packed[0].form):
         return "its state depends on how many leaves there are"
-    for what, *traces in zip(["state", *["update"] * (len(plain) - 1)], plain, packed, strict=True):
-        if difference := _difference(*traces, what):
+    for what, one, other in zip(["state", *["update"] * (len(plain) - 1)], plain, packed, strict=True):
+        if difference := _difference(one, other, what):
             return difference
     return ""
 
