@@ -1,7 +1,7 @@
 """The table of expressions: one object for equal expressions, and what is known of single elements."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -21,12 +21,11 @@ class Expressions:
         self._table: dict[tuple, Expression] = {}
         self._kept: list = []
 
-    def make(self, operation: str, *parts: Any) -> Expression:
-        """The expression of an operation with these settings and operands, which are hashable."""
-        key = operation, *parts
+    def make(self, *key: Hashable) -> Expression:
+        """The expression with this key: the name of an operation, its settings and its operands."""
         found = self._table.get(key)
         if found is None:
-            found = self._table[key] = Expression(len(self._table), operation, parts)
+            found = self._table[key] = Expression(len(self._table), key)
         return found
 
     def unique(self) -> Expression:
@@ -44,10 +43,11 @@ class Expressions:
             return of_size(aval.size, self.make("constant", self.same_object(value)))
         array = np.asarray(value)
         if array.size == 1:
+            seen = len(self._table)
             number = self.make("number", str(array.dtype), array.tobytes())
-            number.neutral = frozenset(
-                kind for kind, neutral in NEUTRAL.items() if array == neutral and (kind != "and" or array.dtype == bool)
-            )
+            if len(self._table) > seen:
+                kinds = [kind for kind in NEUTRAL if kind != "and" or array.dtype == bool]
+                number.neutral = frozenset(kind for kind in kinds if array == NEUTRAL[kind])
             return number
         return of_size(aval.size, self.make("array", str(array.dtype), array.tobytes()))
 

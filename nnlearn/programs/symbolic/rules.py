@@ -5,6 +5,7 @@ same arrays, so two programs may come out different although they are equal, and
 """
 
 import math
+import operator
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ from nnlearn.programs.symbolic.values import Along, Expression, Segment, Value, 
 from nnlearn.tree import rarely
 
 REDUCTIONS = {"reduce_sum": "add", "reduce_max": "max", "reduce_min": "min", "reduce_and": "and", "reduce_or": "or"}
+BY_NUMBER = operator.attrgetter("number")
 RARELY = f"{rarely.__qualname__}.<locals>."
 
 
@@ -140,7 +142,7 @@ def elementwise(
             terms = [term for expression in row for term in expressions.terms(name, 1, expression)]
             expression = expressions.reduction(name, terms, dtype)
         else:
-            operands = sorted(row, key=lambda each: each.number) if name == "add" else row
+            operands = sorted(row, key=BY_NUMBER) if name == "add" else row
             expression = expressions.make(name, settings, *operands)
         return expressions.mark(expression, row, dtype) if single else expression
 

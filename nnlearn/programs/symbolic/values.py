@@ -6,7 +6,7 @@ or cutting a buffer into them changes no expression.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -17,8 +17,7 @@ class Expression:
 
     Attributes:
       number: position in the order of creation; it sorts the operands of commutative operations.
-      operation: what it is: ``argument``, ``constant``, the name of a primitive ...
-      parts: settings and operands.
+      key: the name of an operation (``argument``, ``constant``, a primitive), its settings and its operands.
       terms: of a sum, a maximum or another reduction to one element: what it reduces.
       neutral: the reductions to which this element adds nothing.
       regrouped: whether its last bits depend on the order of a sum; of single elements only.
@@ -26,8 +25,7 @@ class Expression:
     """
 
     number: int
-    operation: str
-    parts: tuple
+    key: tuple
     terms: "Terms | None" = None
     neutral: frozenset[str] = frozenset()
     regrouped: bool = False
@@ -117,13 +115,12 @@ def by_segment(values: Sequence[Value | None], combine: Combine) -> Value | None
     Returns:
       The result; None if an operand is unknown or the segments of two operands differ in size or order.
     """
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return None
-    everywhere = [value for value in known if isinstance(value, Expression)]
-    if len(everywhere) == len(known):
-        return combine(everywhere, True)
+    known: Sequence[Any] = values
     arrays = [value for value in known if not isinstance(value, Expression)]
+    if not arrays:
+        return combine(known, True)
+    if any(value is None for value in arrays):
+        return None
     axes = {value.axis if isinstance(value, Along) else None for value in arrays}
     sizes = {tuple(segment.size for segment in segments_of(value)) for value in arrays}
     if len(sizes) != 1 or len(axes) != 1:
