@@ -12,13 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr
 
+from nnlearn.programs.read import bind, called_program, interpret
 from nnlearn.tree import abs_sq, compute_dtype, power_of_two, rarely, safe_sqrt, squares_fit
 
-# Calls whose bodies are inlined. Functions with a custom derivative are not inlined: they would lose it.
-CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
-CALLS |= {"remat2": "jaxpr", "checkpoint": "jaxpr"}
 # Operations that only move or cast elements: the gradient moves back, and its norm does not change.
 MOVES = {"broadcast_in_dim", "convert_element_type", "copy", "copy_p", "reshape", "rev", "squeeze", "transpose"}
 
@@ -32,12 +30,8 @@ class Op(NamedTuple):
 
     def run(self, values: dict[int, Any]) -> None:
         """Compute this operation's results from ``values`` and store them there."""
-        primitive, params = self.equation.primitive, self.equation.params
-        with self.equation.ctx.manager:
-            results = primitive.bind(
-                *(values[value_id] for value_id in self.inputs), **primitive.get_bind_params(params)
-            )
-        values.update(zip(self.outputs, results if primitive.multiple_results else [results], strict=True))
+        results = bind(self.equation, [values[value_id] for value_id in self.inputs])
+        values.update(zip(self.outputs, results, strict=True))
 
 
 class Dense(NamedTuple):
@@ -167,7 +161,7 @@ class TracedLoss:
         self._constants: dict[int, Any] = {}
         self._ops: list[Op] = []
         self._inputs = [self._new_id() for _ in closed.jaxpr.invars]
-        self._loss = self._read(closed.jaxpr, closed.consts, self._inputs)[0]
+        self._loss = self._read(closed, self._inputs)[0]
         self._drop_unused()
         self.dense, self.others = self._find_dense(len(leaves))
         self.shifts = [jnp.zeros(aval.shape, aval.dtype) for aval in map(_result_aval, self.dense)]
@@ -189,29 +183,23 @@ class TracedLoss:
         self._value_count += 1
         return self._value_count - 1
 
-    def _constant(self, value: Any) -> int:
-        value_id = self._new_id()
-        self._constants[value_id] = value
-        return value_id
+    def _read(self, program: ClosedJaxpr, inputs: Sequence[int]) -> list[int]:
+        """Append the operations of a program, and of those that it calls, and return the ids of its results."""
 
-    def _read(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[int]) -> list[int]:
-        """Append the operations of a jaxpr, and return the ids of its results."""
-        ids = dict(zip(jaxpr.invars, inputs, strict=True))
-        ids |= {var: self._constant(value) for var, value in zip(jaxpr.constvars, consts, strict=True)}
+        def constant(value, aval):
+            value_id = self._new_id()
+            self._constants[value_id] = value
+            return value_id
 
-        def id_of(atom):
-            return self._constant(atom.val) if isinstance(atom, Literal) else ids[atom]
+        def apply(equation, inputs):
+            inner = called_program(equation, custom_derivatives=False)  # inlined they would lose their derivative
+            if inner is not None:
+                return self._read(inner, inputs)
+            outputs = tuple(self._new_id() for _ in equation.outvars)
+            self._ops.append(Op(equation, tuple(inputs), outputs))
+            return outputs
 
-        for equation in jaxpr.eqns:
-            taken, name = tuple(map(id_of, equation.invars)), equation.primitive.name
-            if CALLS.get(name) in equation.params:
-                inner = equation.params[CALLS[name]]  # an open jaxpr for remat, closed for the others
-                made = self._read(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), taken)
-            else:
-                made = [self._new_id() for _ in equation.outvars]
-                self._ops.append(Op(equation, taken, tuple(made)))
-            ids.update(zip(equation.outvars, made, strict=True))
-        return [id_of(atom) for atom in jaxpr.outvars]
+        return interpret(program, inputs, apply, constant)
 
     def _drop_unused(self) -> None:
         """Keep only the operations that the loss depends on: the aux may use the parameters in other ways.
