@@ -6,7 +6,7 @@ because nothing in nnlearn may branch on a value.
 
 import math
 import operator
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +107,12 @@ def check_count(name: str, value: Any) -> int:
     return number
 
 
+@overload
+def check_dtype(name: str, dtype: None) -> None: ...
+@overload
+def check_dtype(name: str, dtype: DTypeLike) -> jnp.dtype: ...
+@overload
+def check_dtype(name: str, dtype: DTypeLike | None) -> jnp.dtype | None: ...
 def check_dtype(name: str, dtype: DTypeLike | None) -> jnp.dtype | None:
     """The canonical form of ``dtype`` (float64 is float32 unless x64 is on), or None for None.
 

@@ -173,9 +173,12 @@ def epoch_indices(
     ([[0, 1, 2], [3, 4, 0]], [[True, True, True], [True, True, False]])
     """
     shape = (batch_count(size, batch_size, remainder=remainder), batch_size)
-    if shuffle and key is None:
+    if not shuffle:
+        order = jnp.arange(size)
+    elif key is None:
         raise ValueError("key must be a random key to shuffle with, got None; or give shuffle=False")
-    order = jax.random.permutation(key, size) if shuffle else jnp.arange(size)
+    else:
+        order = jax.random.permutation(key, size)
     places = np.arange(math.prod(shape))
     indices_nb = order.astype(jnp.int32)[places % size].reshape(shape)
     return indices_nb, jnp.asarray(places < size).reshape(shape)
@@ -237,7 +240,7 @@ def split(
     [(10, 5), (5, 2), (5, 3)]
     """
     size = example_count(examples)
-    fractions = _check_fractions(fractions)
+    shares = _check_fractions(fractions)
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed must be an int >= 0, got {seed!r}")
     labels = np.zeros(size, np.int32) if stratify is None else np.asarray(stratify)
@@ -247,10 +250,10 @@ def split(
     random = np.random.default_rng(seed)
     _, classes, class_sizes = np.unique(labels, return_inverse=True, return_counts=True)
     members = [random.permutation(np.flatnonzero(classes == index)) for index in range(len(class_sizes))]
-    ends = np.cumsum(_part_sizes(class_sizes, fractions), axis=1)[:, :-1]
+    ends = np.cumsum(_part_sizes(class_sizes, shares), axis=1)[:, :-1]
     pieces = [np.split(rows, end) for rows, end in zip(members, ends, strict=True)]
     parts = [random.permutation(np.concatenate(rows)) for rows in zip(*pieces, strict=True)]
-    for name, fraction, rows in zip(Split._fields, fractions, parts, strict=True):
+    for name, fraction, rows in zip(Split._fields, shares, parts, strict=True):
         if fraction > 0 and not len(rows):
             raise ValueError(f"the {name} part, {fraction} of {size} examples, would be empty; give it 0 or more data")
     return Split(*(jax.tree.map(lambda array, rows=rows: np.asarray(array)[rows], examples) for rows in parts))

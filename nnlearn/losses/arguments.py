@@ -6,6 +6,7 @@ Shapes must agree exactly (a scalar target is the one exception): NumPy's broadc
 
 import operator
 from collections.abc import Sequence
+from typing import overload
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from nnlearn.tree import compute_dtype, safe_divide
 from nnlearn.types import ArrayLike, Scalar
 
 Axis = int | Sequence[int] | None
+Axes = tuple[int, ...]
 REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -59,6 +61,14 @@ def as_weights(name: str, value: ArrayLike) -> jax.Array:
     return array
 
 
+@overload
+def widen(first: jax.Array, /) -> tuple[jax.Array]: ...
+@overload
+def widen(first: jax.Array, second: jax.Array, /) -> tuple[jax.Array, jax.Array]: ...
+@overload
+def widen(first: jax.Array, second: jax.Array, third: jax.Array, /) -> tuple[jax.Array, jax.Array, jax.Array]: ...
+@overload
+def widen(*arrays: jax.Array) -> tuple[jax.Array, ...]: ...
 def widen(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     """All arrays in the widest of their dtypes, float32 at least, so that no sum or exponential is done in bfloat16.
 

@@ -5,6 +5,9 @@ with: then nothing cancels. Their derivatives are written out, because each is t
 compiles to one pass; derived step by step, the focal loss keeps many arrays of the logits' size.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
@@ -30,8 +33,8 @@ def _sides(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, 
     )
 
 
-def _along(tangent, derivative) -> jax.Array | float:
-    """One term of a directional derivative, without ``0 * inf`` along an argument that stands still."""
+def _along(tangent: Any, derivative: Callable[[], jax.Array]) -> Any:
+    """One term of a directional derivative; 0, not ``0 * inf``, along an argument that is not differentiated."""
     return 0.0 if isinstance(tangent, SymbolicZero) else derivative() * tangent
 
 
@@ -44,20 +47,20 @@ def _certain_is_free(against: jax.Array, size: jax.Array, loss: jax.Array) -> ja
 
 
 @jax.custom_jvp
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def _binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     _, size, against, _ = _sides(logits, labels)
     return _certain_is_free(against, size, jnp.log1p(jnp.exp(-size)) + size * against)
 
 
-def _cross_entropy_jvp(primals, tangents):
+def _binary_cross_entropy_jvp(primals, tangents):
     logits, labels = primals
     sign, size, against, _ = _sides(logits, labels)
     small = jnp.exp(-size)
     along_logits = _along(tangents[0], lambda: sign * (against - small / (1 + small)))
-    return _cross_entropy(logits, labels), along_logits + _along(tangents[1], lambda: -logits)
+    return _binary_cross_entropy(logits, labels), along_logits + _along(tangents[1], lambda: -logits)
 
 
-_cross_entropy.defjvp(_cross_entropy_jvp, symbolic_zeros=True)
+_binary_cross_entropy.defjvp(_binary_cross_entropy_jvp, symbolic_zeros=True)
 
 
 def _wrongness(size: jax.Array, against: jax.Array, agreeing: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -140,7 +143,7 @@ def sigmoid_binary_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Ar
     Array([6.931472e-01, 0.000000e+00, 1.000000e+04], dtype=float32)
     """
     logits, labels = prepare_pair(logits, labels, ("logits", "labels"))
-    return _cross_entropy(logits, labels)
+    return _binary_cross_entropy(logits, labels)
 
 
 def sigmoid_focal_loss(

@@ -5,11 +5,14 @@ give it no weight (label smoothing gives every class some, except those that ``w
 costs +inf. A logit of +inf or NaN makes the loss NaN.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from nnlearn.checks import check_nonnegative, check_number
 from nnlearn.losses.arguments import (
+    Axes,
     Axis,
     as_floating,
     as_real,
@@ -27,7 +30,7 @@ from nnlearn.losses.softmax import (
     exclude,
     label_loss,
     mass_loss,
-    normalize,
+    normalize_logits,
     normalizer_loss,
     split_labels,
     spread_over,
@@ -37,7 +40,15 @@ from nnlearn.tree import as_hyperparam, safe_divide
 from nnlearn.types import ArrayLike, Scalar
 
 
-def _soft_rows(logits, labels, axis, where):
+class CrossEntropyOptions(NamedTuple):
+    """The options of a cross-entropy, as given."""
+
+    label_smoothing: Scalar = 0.0
+    z_loss: Scalar = 0.0
+    class_weights: ArrayLike | None = None
+
+
+def _normalized_rows(logits: ArrayLike, labels: ArrayLike, axis: Axis, where: ArrayLike | None):
     """Checked logits, labels as a weight on each class, mask, axes and normalised rows; what is masked is gone."""
     logits, labels = as_floating("logits", logits), as_real("labels", labels)
     check_same_shape(("logits", "labels"), logits, labels)
@@ -45,13 +56,15 @@ def _soft_rows(logits, labels, axis, where):
     axes = normalize_axes(axis, logits.ndim)
     include = mask_over(where, logits.shape, axes)
     mass = labels if include is None else jnp.where(include, labels, 0)
-    return logits, mass, include, axes, normalize(exclude(logits, include), axes)
+    return logits, mass, include, axes, normalize_logits(exclude(logits, include), axes)
 
 
-def _soft_loss(logits, labels, axis, where, options=(0.0, 0.0, None)) -> tuple[jax.Array, jax.Array]:
+def _distribution_loss(
+    logits: ArrayLike, labels: ArrayLike, axis: Axis, where: ArrayLike | None, options: CrossEntropyOptions
+) -> tuple[jax.Array, jax.Array]:
     """The loss of each example from a distribution over classes, and its weight in a mean."""
-    logits, mass, include, axes, rows = _soft_rows(logits, labels, axis, where)
-    label_smoothing, z_loss, class_weights = _check_options(*options, logits, axes)
+    logits, mass, include, axes, rows = _normalized_rows(logits, labels, axis, where)
+    label_smoothing, z_loss, class_weights = _check_options(options, logits, axes)
     if class_weights is not None:
         weight = jnp.sum(mass * class_weights, axes)
     elif include is not None:
@@ -65,8 +78,10 @@ def _soft_loss(logits, labels, axis, where, options=(0.0, 0.0, None)) -> tuple[j
     return (loss if is_off(z_loss) else loss + weight * normalizer_loss(rows, z_loss, axes)), weight
 
 
-def _label_loss(logits, labels, axis, where, options) -> tuple[jax.Array, jax.Array]:
-    """As ``_soft_loss``, from integer labels; several axes of classes are laid flat behind the others."""
+def _integer_label_loss(
+    logits: ArrayLike, labels: ArrayLike, axis: Axis, where: ArrayLike | None, options: CrossEntropyOptions
+) -> tuple[jax.Array, jax.Array]:
+    """As ``_distribution_loss``, from integer labels; several axes of classes are laid flat behind the others."""
     logits, labels = as_floating("logits", logits), as_labels(labels)
     if axis is None:
         raise ValueError("axis must be an integer or a tuple of integers, got None; name the axes of the classes")
@@ -76,19 +91,17 @@ def _label_loss(logits, labels, axis, where, options) -> tuple[jax.Array, jax.Ar
     check_label_shape(labels, batch_shape, logits.shape)
     include = mask_over(where, logits.shape, axes)
     if len(axes) != 1:
-        include = None if include is None else jnp.broadcast_to(include, logits.shape)
-        logits, include = (
-            None if array is None else array.transpose(batch_axes + axes).reshape(*batch_shape, -1)
-            for array in (logits, include)
-        )
+        if include is not None:
+            include = jnp.broadcast_to(include, logits.shape).transpose(batch_axes + axes).reshape(*batch_shape, -1)
+        logits = logits.transpose(batch_axes + axes).reshape(*batch_shape, -1)
         axes = (logits.ndim - 1,)
     (logits,) = widen(logits)
-    label_smoothing, z_loss, class_weights = _check_options(*options, logits, axes)
+    label_smoothing, z_loss, class_weights = _check_options(options, logits, axes)
     keep = None if include is None else jnp.broadcast_to(jnp.any(include, axes), labels.shape)
     labels, weight = split_labels(labels, logits.shape[axes[0]], logits.dtype, keep)
     if class_weights is not None:
         weight = weight * take_rows(class_weights.reshape(-1), labels)
-    rows = normalize(exclude(logits, include), axes)
+    rows = normalize_logits(exclude(logits, include), axes)
     if is_off(label_smoothing):
         loss = label_loss(rows, labels, weight, axes[0])
     else:
@@ -98,8 +111,11 @@ def _label_loss(logits, labels, axis, where, options) -> tuple[jax.Array, jax.Ar
     return (loss if is_off(z_loss) else loss + weight * normalizer_loss(rows, z_loss, axes)), weight
 
 
-def _check_options(label_smoothing, z_loss, class_weights, logits, axes):
+def _check_options(
+    options: CrossEntropyOptions, logits: jax.Array, axes: Axes
+) -> tuple[float | jax.Array, float | jax.Array, jax.Array | None]:
     """The options of a cross-entropy, checked and ready for arithmetic with the logits."""
+    label_smoothing, z_loss, class_weights = options
     check_number("label_smoothing", label_smoothing, low=0.0, high=1.0)
     check_nonnegative("z_loss", z_loss)
     if class_weights is not None:
@@ -138,7 +154,7 @@ def softmax_cross_entropy(
     >>> softmax_cross_entropy(jnp.log(jnp.array([[0.8, 0.2]])), jnp.array([[1.0, 0.0]]))
     Array([0.2231], dtype=float32)
     """
-    return _soft_loss(logits, labels, axis, where)[0]
+    return _distribution_loss(logits, labels, axis, where, CrossEntropyOptions())[0]
 
 
 def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
@@ -203,7 +219,9 @@ def softmax_cross_entropy_with_integer_labels(
     >>> softmax_cross_entropy_with_integer_labels(logits, jnp.array([0, 1])).round(2)
     Array([0.22, 0.69], dtype=float32)
     """
-    return _label_loss(logits, labels, axis, where, (label_smoothing, z_loss, class_weights))[0]
+    return _integer_label_loss(
+        logits, labels, axis, where, CrossEntropyOptions(label_smoothing, z_loss, class_weights)
+    )[0]
 
 
 def cross_entropy(
@@ -252,8 +270,8 @@ def cross_entropy(
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     # Integers of the logits' rank but not their shape are class numbers with an axis too many: say so.
     soft = labels.ndim == logits.ndim and (labels.shape == logits.shape or jnp.issubdtype(labels.dtype, jnp.floating))
-    loss, weight = (_soft_loss if soft else _label_loss)(
-        logits, labels, -1, where, (label_smoothing, z_loss, class_weights)
+    loss, weight = (_distribution_loss if soft else _integer_label_loss)(
+        logits, labels, -1, where, CrossEntropyOptions(label_smoothing, z_loss, class_weights)
     )
     if reduction == "none":
         return loss
@@ -291,6 +309,6 @@ def poly_loss_cross_entropy(
     Array([0.6231], dtype=float32)
     """
     check_number("epsilon", epsilon, low=-1.0, high=float("inf"), high_open=True)
-    logits, mass, _, axes, rows = _soft_rows(logits, labels, axis, where)
+    logits, mass, _, axes, rows = _normalized_rows(logits, labels, axis, where)
     wrong = jnp.sum(mass * -jnp.expm1(rows.shifted - rows.log_total), axes)
     return mass_loss(rows, mass, axes) + as_hyperparam(epsilon, logits.dtype) * wrong

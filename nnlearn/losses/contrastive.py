@@ -13,7 +13,7 @@ from nnlearn.checks import check_number
 from nnlearn.losses.arguments import as_boolean, as_floating, as_real, check_same_shape, widen
 from nnlearn.losses.binary import sigmoid_binary_cross_entropy
 from nnlearn.losses.cosine import unit
-from nnlearn.losses.softmax import exclude, normalize
+from nnlearn.losses.softmax import exclude, normalize_logits
 from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import as_hyperparam, safe_divide
 from nnlearn.types import ArrayLike, Scalar
@@ -86,7 +86,7 @@ def _mean(values: jax.Array, keep: jax.Array) -> jax.Array:
 
 def _choice_loss(logits: jax.Array, include: jax.Array, right: jax.Array) -> jax.Array:
     """``logsumexp`` of a row over the columns to include, less its right logit, of shape ``[batch]``."""
-    rows = normalize(exclude(logits, include), (1,))
+    rows = normalize_logits(exclude(logits, include), (1,))
     return jnp.squeeze(rows.log_total, 1) - (right - jnp.squeeze(rows.largest, 1))
 
 
@@ -186,7 +186,7 @@ def ntxent(
     # Short vectors count less, by optax's measure.
     similarity, positive, negative = _prepare_labelled(embeddings, labels, where, epsilon=True)
     logits = similarity / as_hyperparam(temperature, similarity.dtype)
-    rows = normalize(exclude(logits, negative), (1,))
+    rows = normalize_logits(exclude(logits, negative), (1,))
     gaps = rows.largest - logits + rows.log_total
     costs = jnp.where(positive & jnp.any(negative, 1, keepdims=True), jax.nn.softplus(gaps), 0)
     return safe_divide(jnp.sum(costs), jnp.sum(positive).astype(costs.dtype))
@@ -223,7 +223,7 @@ def supervised_contrastive_loss(
     _check_temperature(temperature)
     similarity, positive, negative = _prepare_labelled(embeddings, labels, where)
     logits = similarity / as_hyperparam(temperature, similarity.dtype)
-    rows = normalize(exclude(logits, positive | negative), (1,))
+    rows = normalize_logits(exclude(logits, positive | negative), (1,))
     costs = jnp.where(positive, rows.log_total + (rows.largest - logits), 0)
     likes = jnp.sum(positive, 1)
     return _mean(safe_divide(jnp.sum(costs, 1), likes.astype(costs.dtype)), likes > 0)

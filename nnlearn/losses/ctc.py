@@ -13,13 +13,13 @@ A probability may be far below what a float holds, so each is a float with an ex
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 
 from nnlearn.losses.arguments import check_reduction, widen
-from nnlearn.losses.scaled import Scaled, add, from_log, multiply, normalize, power_of_two
+from nnlearn.losses.scaled import Scaled, add, exact_exp2, from_log, multiply, normalize_mantissa
 from nnlearn.losses.sequences import check_blank_id, check_examples, check_frames, check_labels, compact, running_count
 from nnlearn.losses.softmax import one_or_nan
 from nnlearn.native.ctc import CtcKernel
@@ -29,9 +29,11 @@ from nnlearn.tree import safe_divide
 from nnlearn.types import ArrayLike
 
 FEW_CLASSES = 128  # up to which a product with one-hot labels is faster than adding them one by one, and smaller
-MOST = 127  # the exponent of the largest power of two in float32
+MAX_EXPONENT = 127  # the exponent of the largest power of two in float32
 UNROLL = 8  # on an H200 five times as fast as 1, and 2 s longer to compile
 BLOCK = 16  # frames after which scores are normalized: a frame multiplies a mantissa by 6 at most, and 6**16 < 2**42
+
+NO_GRADIENT: tuple[Any, Any, Any] = (None, None, None)  # for the integers and booleans of ``Sequences``
 
 
 class Sequences(NamedTuple):
@@ -78,7 +80,7 @@ class Frames(NamedTuple):
     label_srw: Scaled
 
 
-def _softmax(logits_btk: jax.Array, is_frame_bt: jax.Array) -> Softmax:
+def _compute_softmax(logits_btk: jax.Array, is_frame_bt: jax.Array) -> Softmax:
     # The smallest number and not -inf, so that a row of -inf needs no ``where``, which XLA would not fuse.
     smallest = jnp.finfo(logits_btk.dtype).min
     largest_bt = jax.lax.stop_gradient(jnp.max(logits_btk, 2, initial=smallest))
@@ -88,7 +90,7 @@ def _softmax(logits_btk: jax.Array, is_frame_bt: jax.Array) -> Softmax:
     return Softmax(weights_xk, largest_bt, jnp.where(total_bt == 0, 1, total_bt))
 
 
-def _rows(sequences: Sequences) -> Rows:
+def _arrange_rows(sequences: Sequences) -> Rows:
     is_frame_bt, labels_bn, lengths_b = sequences[1:]
     numbers_bt = jnp.broadcast_to(jnp.arange(is_frame_bt.shape[1], dtype=jnp.int32)[None], is_frame_bt.shape)
     order_bt, frame_counts_b = compact(numbers_bt, is_frame_bt)
@@ -100,7 +102,7 @@ def _rows(sequences: Sequences) -> Rows:
     return Rows(-(-is_frame_bt.shape[1] // 2), order_bt, frame_counts_b, labels_rw, is_label_rw, start_r)
 
 
-def _frames(logits_btk: jax.Array, largest_bt: jax.Array, rows: Rows, blank_id: int) -> Frames:
+def _gather_frames(logits_btk: jax.Array, largest_bt: jax.Array, rows: Rows, blank_id: int) -> Frames:
     batch, frames, _ = logits_btk.shape
     forward_s1 = jnp.arange(rows.steps, dtype=jnp.int32)[:, None]
     place_sr = jnp.repeat(jnp.concatenate([forward_s1, 2 * rows.steps - 1 - forward_s1], 1), batch, 1)
@@ -125,11 +127,11 @@ def _frames(logits_btk: jax.Array, largest_bt: jax.Array, rows: Rows, blank_id: 
 # of few programs. For the same reason a step reads each array of frames once, and last.
 
 
-def _split(states_4rw: jax.Array) -> tuple[Scaled, Scaled]:
+def _blank_and_label(states_4rw: jax.Array) -> tuple[Scaled, Scaled]:
     return Scaled(*states_4rw[:2]), Scaled(*states_4rw[2:])
 
 
-def _start(rows: Rows, dtype) -> jax.Array:
+def _initial_states(rows: Rows, dtype) -> jax.Array:
     """Before the first frame: certainly in the blank before the first label."""
     is_start_rw = jnp.arange(rows.labels_rw.shape[1], dtype=jnp.int32)[None] == rows.start_r[:, None]
     zero = Scaled(jnp.zeros(is_start_rw.shape, dtype), jnp.full(is_start_rw.shape, -jnp.inf, dtype))
@@ -138,52 +140,56 @@ def _start(rows: Rows, dtype) -> jax.Array:
 
 def _enter(states_4rw: jax.Array, may_skip_rw: jax.Array, towards: int) -> jax.Array:
     """Scaleds of being about to emit a frame from each state; labels are read to the right (1) or to the left (-1)."""
-    blank, label = _split(states_4rw)
+    blank, label = _blank_and_label(states_4rw)
     entered = add(blank, Scaled(*jnp.roll(states_4rw[2:], towards, 2)))  # the column that comes round is no label
     come_from = Scaled(*(jnp.where(may_skip_rw, e, b) for e, b in zip(entered, blank, strict=True)))
     return jnp.stack([*entered, *add(label, come_from)])
 
 
 def _emit(entered_4rw: jax.Array, frame: Frames) -> jax.Array:
-    blank, label = (multiply(*both) for both in zip(_split(entered_4rw), frame, strict=True))
+    blank, label = (multiply(*both) for both in zip(_blank_and_label(entered_4rw), frame, strict=True))
     return jnp.stack([*blank, *label])
 
 
-def _normalize(states_4rw: jax.Array) -> jax.Array:
-    both = normalize(Scaled(states_4rw[::2], states_4rw[1::2]))  # as one array, to be one program
+def _normalize_states(states_4rw: jax.Array) -> jax.Array:
+    both = normalize_mantissa(Scaled(states_4rw[::2], states_4rw[1::2]))  # as one array, to be one program
     return jnp.stack(both, 1).reshape(states_4rw.shape)
 
 
-def _normalize_at_times(states_4rw: jax.Array, step: jax.Array) -> jax.Array:
+def _normalize_every_block(states_4rw: jax.Array, step: jax.Array) -> jax.Array:
     if jax.default_backend() != "cpu":  # there a condition takes longer than what it would save
-        return _normalize(states_4rw)
-    return jax.lax.cond(step % BLOCK == 0, _normalize, lambda states_4rw: states_4rw, states_4rw)
+        return _normalize_states(states_4rw)
+    return jax.lax.cond(step % BLOCK == 0, _normalize_states, lambda states_4rw: states_4rw, states_4rw)
 
 
-def _unroll() -> int:
+def _scan_unroll() -> int:
     """Steps in one turn of a scan: on an accelerator a turn takes as long as several steps."""
     return 1 if jax.default_backend() == "cpu" else UNROLL
 
 
-def _at(frames, step: jax.Array):
+def _step_of(frames: Any, step: int | jax.Array) -> Any:
     return jax.tree.map(lambda array: jax.lax.dynamic_index_in_dim(array, step, 0, keepdims=False), frames)
 
 
-def _to_the_middle(rows: Rows, frames: Frames, keep: bool) -> tuple[jax.Array, jax.Array | None]:
+@overload
+def _run_to_middle(rows: Rows, frames: Frames, keep: Literal[True]) -> tuple[jax.Array, jax.Array]: ...
+@overload
+def _run_to_middle(rows: Rows, frames: Frames, keep: Literal[False]) -> tuple[jax.Array, None]: ...
+def _run_to_middle(rows: Rows, frames: Frames, keep: bool) -> tuple[jax.Array, jax.Array | None]:
     """States after the first half of what each row reads, and, if kept, the labels' scores before each step."""
     may_skip_rw = jnp.pad(rows.differs_rv, ((0, 0), (1, 0)))
 
     def one_step(states_4rw, inputs):
         step, frame = inputs
-        states_4rw = _normalize_at_times(states_4rw, step)
+        states_4rw = _normalize_every_block(states_4rw, step)
         after_4rw = _emit(_enter(states_4rw, may_skip_rw, 1), frame)
         return after_4rw, states_4rw[2:] if keep else None
 
-    start_4rw = _start(rows, frames.label_srw.mantissa.dtype)
-    return jax.lax.scan(one_step, start_4rw, (jnp.arange(rows.steps, dtype=jnp.int32), frames), unroll=_unroll())
+    start_4rw = _initial_states(rows, frames.label_srw.mantissa.dtype)
+    return jax.lax.scan(one_step, start_4rw, (jnp.arange(rows.steps, dtype=jnp.int32), frames), unroll=_scan_unroll())
 
 
-def _other_way(rows: Rows, states_4rw: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _enter_from_other_end(rows: Rows, states_4rw: jax.Array) -> tuple[jax.Array, jax.Array]:
     """For each row what is known of the same example from its other end, about to emit the row's last frame; and
     between which labels there need be no blank."""
     may_skip_rw = jnp.pad(rows.differs_rv, ((0, 0), (0, 1)))
@@ -193,66 +199,66 @@ def _other_way(rows: Rows, states_4rw: jax.Array) -> tuple[jax.Array, jax.Array]
 
 def _meet(states_4rw: jax.Array, entered_4rw: jax.Array) -> Scaled:
     """Likelihood of each row's labels, from what led to its states and what follows them."""
-    (blank, label), (next_blank, next_label) = _split(states_4rw), _split(entered_4rw)
+    (blank, label), (next_blank, next_label) = _blank_and_label(states_4rw), _blank_and_label(entered_4rw)
     # Where one direction has the blank before a label, the other has the blank behind it.
     blank = multiply(Scaled(*(one[:, 1:] for one in blank)), Scaled(*(one[:, :-1] for one in next_blank)))
     both = blank, multiply(label, next_label)
     exponent_r = functools.reduce(jnp.maximum, (jnp.max(one.exponent, 1) for one in both))
-    scaled = (one.mantissa * power_of_two(one.exponent - exponent_r[:, None]) for one in both)
-    return Scaled(sum(jnp.sum(one, 1) for one in scaled), exponent_r)
+    scaled = (one.mantissa * exact_exp2(one.exponent - exponent_r[:, None]) for one in both)
+    return Scaled(jnp.asarray(sum(jnp.sum(one, 1) for one in scaled)), exponent_r)
 
 
-def _loss(softmax: Softmax, is_frame_bt: jax.Array, likelihood: Scaled) -> jax.Array:
+def _loss_of(softmax: Softmax, is_frame_bt: jax.Array, likelihood: Scaled) -> jax.Array:
     mantissa_b, exponent_b = (one[: len(is_frame_bt)] for one in likelihood)
     cost_b = jnp.sum(jnp.where(is_frame_bt, jnp.log(softmax.total_bt), 0), 1)
     # Rounding may leave less than 0.
     return jnp.maximum(cost_b - (jnp.log(mantissa_b) + exponent_b * math.log(2)), 0)
 
 
-def _likelihood_alone(sequences: Sequences, blank_id: int) -> jax.Array:
+def _loss_without_gradient(sequences: Sequences, blank_id: int) -> jax.Array:
     """The loss of each example. Without a gradient, half the steps are made, and no history is kept."""
-    softmax, rows = _softmax(*widen(sequences.logits_btk), sequences.is_frame_bt), _rows(sequences)
-    frames = _frames(sequences.logits_btk, softmax.largest_bt, rows, blank_id)
-    states_4rw, _ = _to_the_middle(rows, frames, keep=False)
-    return _loss(softmax, sequences.is_frame_bt, _meet(states_4rw, _other_way(rows, states_4rw)[0]))
+    softmax, rows = _compute_softmax(*widen(sequences.logits_btk), sequences.is_frame_bt), _arrange_rows(sequences)
+    frames = _gather_frames(sequences.logits_btk, softmax.largest_bt, rows, blank_id)
+    states_4rw, _ = _run_to_middle(rows, frames, keep=False)
+    return _loss_of(softmax, sequences.is_frame_bt, _meet(states_4rw, _enter_from_other_end(rows, states_4rw)[0]))
 
 
 def _forward(sequences: Sequences, blank_id: int):
     """The loss, and the share of its probability that each frame spends in each label."""
-    softmax, rows = _softmax(*widen(sequences.logits_btk), sequences.is_frame_bt), _rows(sequences)
-    frames = _frames(sequences.logits_btk, softmax.largest_bt, rows, blank_id)
-    states_4rw, history_s2rw = _to_the_middle(rows, frames, keep=True)
-    entered_4rw, may_skip_rw = _other_way(rows, states_4rw)
+    softmax, rows = _compute_softmax(*widen(sequences.logits_btk), sequences.is_frame_bt), _arrange_rows(sequences)
+    frames = _gather_frames(sequences.logits_btk, softmax.largest_bt, rows, blank_id)
+    states_4rw, history_s2rw = _run_to_middle(rows, frames, keep=True)
+    entered_4rw, may_skip_rw = _enter_from_other_end(rows, states_4rw)
     likelihood = _meet(states_4rw, entered_4rw)
-    loss_b = _loss(softmax, sequences.is_frame_bt, likelihood)
+    loss_b = _loss_of(softmax, sequences.is_frame_bt, likelihood)
     over_r1 = 1 / jnp.where(likelihood.mantissa == 0, 1, likelihood.mantissa)[:, None]
     exponent_r1 = likelihood.exponent[:, None]
 
     def share(entered_4rw, mantissa_rw, exponent_rw):
         # Exponents beyond a float's digits are off by more than 1: no share is above 1 for that.
         exponent_rw = entered_4rw[3] + (exponent_rw - exponent_r1)
-        scale_rw = power_of_two(jnp.where(exponent_rw > MOST, MOST, exponent_rw))
+        scale_rw = exact_exp2(jnp.where(exponent_rw > MAX_EXPONENT, MAX_EXPONENT, exponent_rw))
         share_rw = entered_4rw[2] * over_r1 * mantissa_rw * scale_rw
         return jnp.where(share_rw > 1, 1, share_rw)
 
     history_hrw = history_s2rw.reshape(-1, *history_s2rw.shape[2:])
 
     def one_step(states_4rw, step):
-        entered_4rw = _enter(_normalize_at_times(states_4rw, step), may_skip_rw, -1)
-        before = _at(history_hrw, 2 * step), _at(history_hrw, 2 * step + 1)
-        return _emit(entered_4rw, _at(frames, jnp.maximum(step - 1, 0))), share(entered_4rw, *before)
+        entered_4rw = _enter(_normalize_every_block(states_4rw, step), may_skip_rw, -1)
+        before = _step_of(history_hrw, 2 * step), _step_of(history_hrw, 2 * step + 1)
+        return _emit(entered_4rw, _step_of(frames, jnp.maximum(step - 1, 0))), share(entered_4rw, *before)
 
-    first_4rw = _normalize(_emit(entered_4rw, _at(frames, rows.steps - 1)))
+    first_4rw = _normalize_states(_emit(entered_4rw, _step_of(frames, rows.steps - 1)))
     _, share_srw = jax.lax.scan(
-        one_step, first_4rw, jnp.arange(rows.steps, dtype=jnp.int32), reverse=True, unroll=_unroll()
+        one_step, first_4rw, jnp.arange(rows.steps, dtype=jnp.int32), reverse=True, unroll=_scan_unroll()
     )
     # A step gives the shares of the frame before it, and step 0 nothing: its place takes those of the last frame.
     share_srw = share_srw.at[0].set(share(entered_4rw, *states_4rw[2:]))
-    share_btn = _in_order(share_srw, sequences.is_frame_bt)
+    share_btn = _by_frame(share_srw, sequences.is_frame_bt)
     return loss_b, (sequences, softmax, share_btn, loss_b)
 
 
-def _in_order(share_srw: jax.Array, is_frame_bt: jax.Array) -> jax.Array:
+def _by_frame(share_srw: jax.Array, is_frame_bt: jax.Array) -> jax.Array:
     """Shares by frame and label, from the order in which the rows went through them."""
     (steps, _, columns), batch = share_srw.shape, len(is_frame_bt)
     place_bt = running_count(is_frame_bt) - 1
@@ -276,7 +282,7 @@ def _backward(blank_id: int, residuals, cotangent_b: jax.Array):
     is_blank_1k = (jnp.arange(logits_btk.shape[2], dtype=jnp.int32) == blank_id)[None]
     grad_xk = softmax_xk - jnp.where(is_blank_1k, blank_x1, 0)
     grad_xk = _subtract_at(grad_xk, labels_bn, share_btn * scale_bt[..., None])
-    return (Sequences(grad_xk.reshape(logits_btk.shape).astype(logits_btk.dtype), None, None, None),)
+    return (Sequences(grad_xk.reshape(logits_btk.shape).astype(logits_btk.dtype), *NO_GRADIENT),)
 
 
 def _subtract_at(grad_xk: jax.Array, labels_bn: jax.Array, label_btn: jax.Array) -> jax.Array:
@@ -293,12 +299,12 @@ def _subtract_at(grad_xk: jax.Array, labels_bn: jax.Array, label_btn: jax.Array)
 
 # Each is one program: inside, the exponents of impossible states make NaN that ``Scaled`` reads as 0, and eager
 # operations would show it to ``jax_debug_nans``.
-_negative_log_likelihood = jax.custom_vjp(jax.jit(_likelihood_alone, static_argnums=1), nondiff_argnums=(1,))
+_negative_log_likelihood = jax.custom_vjp(jax.jit(_loss_without_gradient, static_argnums=1), nondiff_argnums=(1,))
 _negative_log_likelihood.defvjp(jax.jit(_forward, static_argnums=1), jax.jit(_backward, static_argnums=0))
 
 
 def _reference(logits_btk, is_frame_bt, labels_bn, lengths_b, blank_id):
-    return [_likelihood_alone(Sequences(logits_btk, is_frame_bt, labels_bn, lengths_b), blank_id)]
+    return [_loss_without_gradient(Sequences(logits_btk, is_frame_bt, labels_bn, lengths_b), blank_id)]
 
 
 def _reference_with_gradient(logits_btk, is_frame_bt, labels_bn, lengths_b, blank_id):
@@ -309,9 +315,8 @@ def _reference_with_gradient(logits_btk, is_frame_bt, labels_bn, lengths_b, blan
 LOSS, LOSS_AND_GRADIENT = CtcKernel(_reference, gradient=False), CtcKernel(_reference_with_gradient, gradient=True)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _by_kernel(sequences: Sequences, blank_id: int) -> jax.Array:
-    """``_negative_log_likelihood`` in C, an example at a time."""
+def _kernel_loss(sequences: Sequences, blank_id: int) -> jax.Array:
+    """``_negative_log_likelihood`` in C, one example at a time."""
     return LOSS(*sequences, jnp.int32(blank_id))[0]
 
 
@@ -323,9 +328,10 @@ def _kernel_forward(sequences: Sequences, blank_id: int):
 def _kernel_backward(blank_id: int, residuals, cotangent_b: jax.Array):
     loss_b, grad_btk, is_frame_bt = residuals
     scale_b11 = jnp.where(loss_b == jnp.inf, 0, cotangent_b)[:, None, None]
-    return (Sequences(jnp.where(is_frame_bt[..., None], grad_btk * scale_b11, 0), None, None, None),)
+    return (Sequences(jnp.where(is_frame_bt[..., None], grad_btk * scale_b11, 0), *NO_GRADIENT),)
 
 
+_by_kernel = jax.custom_vjp(_kernel_loss, nondiff_argnums=(1,))
 _by_kernel.defvjp(_kernel_forward, _kernel_backward)
 
 

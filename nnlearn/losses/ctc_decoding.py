@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from nnlearn.checks import check_count
 from nnlearn.losses.arguments import widen
 from nnlearn.losses.sequences import check_blank_id, check_frames, compact
-from nnlearn.losses.softmax import normalize
+from nnlearn.losses.softmax import normalize_logits
 from nnlearn.sharding.axes import automatic_axes
 from nnlearn.types import ArrayLike
 
@@ -75,7 +75,7 @@ def ctc_greedy_decode(logits: ArrayLike, logit_paddings: ArrayLike, blank_id: in
     is_new_bt = (best_bt != blank_id) & (best_bt != before_bt)
     is_new_bt &= jnp.arange(best_bt.shape[1], dtype=jnp.int32)[None] < lengths_b[:, None]
     scores_b = jnp.sum(jnp.where(is_frame_bt, jnp.max(log_probs_btk, 2), 0), 1)
-    return _decoded(best_bt, is_new_bt, scores_b)
+    return _pack(best_bt, is_new_bt, scores_b)
 
 
 @automatic_axes(like="logits")
@@ -120,31 +120,33 @@ def ctc_beam_search_decode(
 
     def search(log_probs_tk, is_frame_t):
         def step(beam, frame):
-            return _advance(beam, *frame, blank_id)
+            log_probs_k, is_frame = frame
+            return _advance(beam, log_probs_k, is_frame, blank_id)
 
-        beam, history = jax.lax.scan(step, _start(width, log_probs_tk.dtype), (log_probs_tk, is_frame_t))
-        _, labels_tp = jax.lax.scan(_go_back, jnp.arange(paths, dtype=jnp.int32), history, reverse=True)
+        beam, history = jax.lax.scan(step, _initial_beam(width, log_probs_tk.dtype), (log_probs_tk, is_frame_t))
+        _, labels_tp = jax.lax.scan(_trace_back, jnp.arange(paths, dtype=jnp.int32), history, reverse=True)
         return labels_tp.T, beam.total_w[:paths]
 
     labels_bpt, scores_bp = jax.vmap(search)(log_probs_btk, is_frame_bt)
     flat = labels_bpt.reshape(-1, labels_bpt.shape[2])
-    decoded = _decoded(flat, flat >= 0, scores_bp)
-    return Decoded(*(array.reshape(labels_bpt.shape) for array in decoded[:2]), scores_bp)
+    decoded = _pack(flat, flat >= 0, scores_bp)
+    shape = labels_bpt.shape
+    return Decoded(decoded.labels.reshape(shape), decoded.label_paddings.reshape(shape), scores_bp)
 
 
 def _log_probs(logits: ArrayLike, logit_paddings: ArrayLike) -> tuple[jax.Array, jax.Array]:
     logits_btk, is_frame_bt = check_frames(logits, logit_paddings)
-    rows = normalize(*widen(logits_btk), (2,))
+    rows = normalize_logits(*widen(logits_btk), (2,))
     return rows.shifted - rows.log_total, is_frame_bt
 
 
-def _decoded(labels_bt: jax.Array, is_label_bt: jax.Array, scores: jax.Array) -> Decoded:
+def _pack(labels_bt: jax.Array, is_label_bt: jax.Array, scores: jax.Array) -> Decoded:
     labels_bt, lengths_b = compact(labels_bt, is_label_bt)
     paddings_bt = (jnp.arange(labels_bt.shape[1], dtype=jnp.int32)[None] >= lengths_b[:, None]).astype(scores.dtype)
     return Decoded(labels_bt, paddings_bt, scores)
 
 
-def _start(width: int, dtype) -> Beam:
+def _initial_beam(width: int, dtype) -> Beam:
     """The empty prefix, and places for more, which have probability 0."""
     first_w = jnp.arange(width, dtype=jnp.int32) == 0
     hash_w2 = jnp.zeros((width, 2), jnp.uint32)
@@ -205,7 +207,7 @@ def _advance(beam: Beam, log_probs_k: jax.Array, is_frame: jax.Array, blank_id: 
     return kept, (from_w, jnp.where(is_frame & grows_w, by_w, -1))
 
 
-def _go_back(place_p: jax.Array, frame):
+def _trace_back(place_p: jax.Array, frame):
     """From prefixes after a frame to those before it, and the labels that they got in it."""
     from_w, label_w = frame
     return from_w[place_p], label_w[place_p]

@@ -38,8 +38,8 @@ def edit_distance(
     >>> edit_distance(jnp.array([[1, 2, 3]]), jnp.zeros((1, 3)), jnp.array([[1, 3, 3, 4]]), jnp.zeros((1, 4)))
     Array([2], dtype=int32)
     """
-    predictions_bm, prediction_lengths_b = _sequences("predictions", predictions, prediction_paddings)
-    targets_bn, target_lengths_b = _sequences("targets", targets, target_paddings)
+    predictions_bm, prediction_lengths_b = _compact_labels("predictions", predictions, prediction_paddings)
+    targets_bn, target_lengths_b = _compact_labels("targets", targets, target_paddings)
     if len(predictions_bm) != len(targets_bn):
         raise ValueError(f"predictions {predictions_bm.shape} and targets {targets_bn.shape} must have one batch size")
     places_1n = jnp.arange(targets_bn.shape[1] + 1, dtype=jnp.int32)[None]
@@ -58,7 +58,7 @@ def edit_distance(
     return rows_mbn[prediction_lengths_b, jnp.arange(len(targets_bn), dtype=jnp.int32), target_lengths_b]
 
 
-def _sequences(name: str, labels: ArrayLike, paddings: ArrayLike) -> tuple[jax.Array, jax.Array]:
+def _compact_labels(name: str, labels: ArrayLike, paddings: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """Labels at the front, and how many there are."""
     labels_bn = jnp.asarray(labels)
     if not jnp.issubdtype(labels_bn.dtype, jnp.integer) or labels_bn.ndim != 2:

@@ -113,13 +113,13 @@ def gaussian_negative_log_likelihood(
     Array([0.5  , 1.193], dtype=float32)
     """
     check_number("epsilon", epsilon, low=0.0, high=math.inf, low_open=True, high_open=True)
-    if (variances is None) == (log_variances is None):
+    if variances is not None and log_variances is None:
+        name, spread, least = "variances", as_real("variances", variances), epsilon
+    elif log_variances is not None and variances is None:
+        name, spread, least = "log_variances", as_floating("log_variances", log_variances), jnp.log(epsilon)
+    else:
         raise ValueError("give exactly one of variances and log_variances")
     mean, target = prepare_pair(means, targets, ("means", "targets"))
-    if log_variances is None:
-        name, spread, least = "variances", as_real("variances", variances), epsilon
-    else:
-        name, spread, least = "log_variances", as_floating("log_variances", log_variances), jnp.log(epsilon)
     check_same_shape(("means", name), mean, spread, scalar=True)
     mean, target, spread = widen(mean, target, jnp.broadcast_to(spread, mean.shape))
     mask = mask_over(where, mean.shape, ())

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from nnlearn.checks import check_count, check_nonnegative, check_number
 from nnlearn.losses.arguments import as_boolean, as_floating, as_weights, check_reduction, is_off
-from nnlearn.losses.linear_softmax import AxisName, Head, Plan, Terms, evaluate
+from nnlearn.losses.linear_softmax import Arrays, AxisName, Gradients, Head, Plan, Terms, evaluate
 from nnlearn.losses.softmax import as_labels, check_label_shape, split_labels
 from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import as_hyperparam, compute_dtype, safe_divide, widest
@@ -17,7 +17,8 @@ from nnlearn.types import ArrayLike, Scalar
 CHUNKS = 13  # the logits of one are then 8% of all, and leave room for what else is alive
 FEWEST_TOKENS = 128  # in a chunk: with fewer, adding up the weight's gradient costs as much as working it out
 ROWS, COLUMNS = 16, 2048  # on a CPU, so that what is read several times stays in the cache
-SHARE = 0.5  # of the memory of the weight's gradient, for a chunk's logits, on an accelerator
+LOGITS_SHARE = 0.5  # of the memory of the weight's gradient, for a chunk's logits, on an accelerator
+NOTHING_WANTED = Head(False, False, False, False, False)
 
 
 @automatic_axes(like="hidden")
@@ -96,18 +97,18 @@ def linear_cross_entropy(
     classes = head.weight.shape[classes_axis]
     blocks = _plan_blocks(labels.size, classes, shape[-1], chunk)
     plan = Plan(*blocks, classes_axis, head.weight.dtype, axis_name)
-    flat, counts, coefficients = _weigh(
+    flat, counts, coefficients = _coefficients(
         labels.reshape(-1), keep, label_smoothing, z_loss, head, classes, dtype, axis_name
     )
     arrays = _vary_alike((head, coefficients, flat, keep), axis_name)
-    loss = _loss(plan, reduction == "none", *arrays)
+    loss = _compiled_loss(plan, reduction == "none", *arrays)
     loss = loss if axis_name is None else jax.lax.psum(loss, axis_name)
     if reduction == "none":
         return loss.reshape(labels.shape)
     return loss if reduction == "sum" else safe_divide(loss, jnp.sum(counts))
 
 
-def _as_head(hidden, weight, bias, softcap, class_weights, classes_axis) -> tuple[Head, jnp.dtype]:
+def _as_head(hidden, weight, bias, softcap, class_weights, classes_axis) -> tuple[Arrays, jnp.dtype]:
     """The checked arrays, in the dtype that they are multiplied or else summed in, and the latter."""
     hidden, weight = as_floating("hidden", hidden), as_floating("weight", weight)
     bias = None if bias is None else as_floating("bias", bias)
@@ -137,7 +138,7 @@ def _as_head(hidden, weight, bias, softcap, class_weights, classes_axis) -> tupl
     return Head(hidden.reshape(-1, hidden.shape[-1]).astype(operand), weight.astype(operand), *summed), dtype
 
 
-def _weigh(labels, keep, label_smoothing, z_loss, head, classes, dtype, axis_name) -> tuple:
+def _coefficients(labels, keep, label_smoothing, z_loss, head, classes, dtype, axis_name) -> tuple:
     """Valid labels, the weight of each token in a mean, and the coefficients of the terms of its loss."""
     check_number("label_smoothing", label_smoothing, low=0.0, high=1.0)
     check_nonnegative("z_loss", z_loss)
@@ -165,17 +166,17 @@ def _plan_blocks(tokens: int, classes: int, width: int, chunk: int | None) -> tu
     """
     on_cpu = jax.default_backend() == "cpu"
     rows, columns = (ROWS, COLUMNS) if on_cpu else (tokens, classes)
-    longest = max(FEWEST_TOKENS, tokens // CHUNKS, 0 if on_cpu else int(SHARE * width))
+    longest = max(FEWEST_TOKENS, tokens // CHUNKS, 0 if on_cpu else int(LOGITS_SHARE * width))
     if chunk is not None:
         longest = check_count("chunk", chunk)
-    length = _part(tokens, longest)
+    length = _equal_part(tokens, longest)
     if chunk is None:  # chunks that fill the tokens exactly need no copy of hidden that is filled up
         length = next((fit for fit in range(longest, longest // 2, -1) if tokens % fit == 0 == fit % ROWS), length)
     rows = max(1, min(rows, length))
-    return _round_up(max(1, length), rows), rows, min(classes, _round_up(_part(classes, columns), 16))
+    return _round_up(max(1, length), rows), rows, min(classes, _round_up(_equal_part(classes, columns), 16))
 
 
-def _part(length: int, longest: int) -> int:
+def _equal_part(length: int, longest: int) -> int:
     """The length of the fewest equal parts that are not longer than ``longest``, the last of which may be shorter."""
     return -(-length // max(1, -(-length // longest)))
 
@@ -185,12 +186,12 @@ def _round_up(length: int, multiple: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))  # a derivative with symbolic zeros must not meet shard_map itself
-def _loss(plan: Plan, per_token: bool, *arrays) -> jax.Array:
+def _compiled_loss(plan: Plan, per_token: bool, *arrays) -> jax.Array:
     return (_token_losses if per_token else _summed_loss)(plan, *arrays)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _summed_loss(plan: Plan, head: Head, coefficients: Terms, labels: jax.Array, keep: jax.Array | None) -> jax.Array:
+def _summed_loss(plan: Plan, head: Arrays, coefficients: Terms, labels: jax.Array, keep: jax.Array | None) -> jax.Array:
     """The losses of all tokens, summed; its derivative is worked out along with it, in one pass.
 
     Under an ``axis_name`` this is the device's share, and the shares add up to the sum. What goes in must vary over
@@ -202,43 +203,50 @@ def _summed_loss(plan: Plan, head: Head, coefficients: Terms, labels: jax.Array,
 def _summed_loss_forward(plan, head, coefficients, labels, keep):
     head, coefficients, labels, keep, wanted = _split_wanted(head, coefficients, labels, keep)
     terms, grads = evaluate(plan, wanted, head, coefficients, labels, keep)
-    terms = terms.map(lambda term: _share(plan, term))
+    terms = terms.map(lambda term: _device_share(plan, term))
     return jnp.sum(terms.dot(coefficients)), (terms, grads)
 
 
 def _summed_loss_backward(plan, saved, cotangent):
     terms, grads = saved
-    return _cast(plan, _scale(grads, cotangent)), terms.map(lambda term: cotangent * term), None, None
+    return (
+        _cast_gradients(plan, _scale_gradients(grads, cotangent)),
+        terms.map(lambda term: cotangent * term),
+        None,
+        None,
+    )
 
 
 _summed_loss.defvjp(_summed_loss_forward, _summed_loss_backward, symbolic_zeros=True)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _token_losses(plan: Plan, head: Head, coefficients: Terms, labels: jax.Array, keep: jax.Array | None) -> jax.Array:
+def _token_losses(
+    plan: Plan, head: Arrays, coefficients: Terms, labels: jax.Array, keep: jax.Array | None
+) -> jax.Array:
     """The loss of each token, as ``_summed_loss``.
 
     The derivative is known only with the cotangent of each loss, so it works out the logits a second time.
     """
-    terms, _ = evaluate(plan, Head(*[False] * 5), head, coefficients, labels, keep)
-    return _share(plan, terms.dot(coefficients))
+    terms, _ = evaluate(plan, NOTHING_WANTED, head, coefficients, labels, keep)
+    return _device_share(plan, terms.dot(coefficients))
 
 
 def _token_losses_forward(plan, head, coefficients, labels, keep):
     head, coefficients, labels, keep, wanted = _split_wanted(head, coefficients, labels, keep)
-    terms, _ = evaluate(plan, Head(*[False] * 5), head, coefficients, labels, keep)
-    shares = terms.map(lambda term: _share(plan, term))
+    terms, _ = evaluate(plan, NOTHING_WANTED, head, coefficients, labels, keep)
+    shares = terms.map(lambda term: _device_share(plan, term))
     # An empty tuple for True and None for False: what is saved must be arrays, or a structure.
-    flags = Head(*(() if flag else None for flag in wanted))
+    flags = tuple(() if flag else None for flag in wanted)
     return shares.dot(coefficients), (head, coefficients, labels, keep, shares, flags)
 
 
 def _token_losses_backward(plan, saved, cotangent):
     head, coefficients, labels, keep, shares, flags = saved
-    wanted = Head(*(flag is not None for flag in flags))
+    wanted = Head[bool](*(flag is not None for flag in flags))
     cotangents = coefficients.map(lambda coefficient: cotangent * coefficient)
     _, grads = evaluate(plan, wanted, head, cotangents, labels, keep)
-    return _cast(plan, grads), shares.map(lambda share: cotangent * share), None, None
+    return _cast_gradients(plan, grads), shares.map(lambda share: cotangent * share), None, None
 
 
 _token_losses.defvjp(_token_losses_forward, _token_losses_backward, symbolic_zeros=True)
@@ -263,19 +271,19 @@ def _varying(array: jax.Array) -> frozenset[str]:
 
 def _split_wanted(head, coefficients, labels, keep):
     """The arrays behind what a rule with symbolic zeros is handed, and which of the head's are differentiated by."""
-    wanted = Head(*(leaf is not None and leaf.perturbed for leaf in head))
+    wanted = Head[bool](*(leaf is not None and leaf.perturbed for leaf in head))
     return *jax.tree.map(lambda leaf: leaf.value, (head, coefficients, labels, keep)), wanted
 
 
-def _share(plan: Plan, total: jax.Array) -> jax.Array:
+def _device_share(plan: Plan, total: jax.Array) -> jax.Array:
     """A number that all devices know, as shares that add up to it: all of it on the first device."""
     return total if plan.axis_name is None else jnp.where(jax.lax.axis_index(plan.axis_name) == 0, total, 0)
 
 
-def _scale(grads: Head, factor: jax.Array) -> Head:
-    return Head(*(None if grad is None else factor * grad for grad in grads))
+def _scale_gradients(grads: Gradients, factor: jax.Array) -> Gradients:
+    return Gradients(*(None if grad is None else factor * grad for grad in grads))
 
 
-def _cast(plan: Plan, grads: Head) -> Head:
+def _cast_gradients(plan: Plan, grads: Gradients) -> Gradients:
     hidden, weight = (None if grad is None else grad.astype(plan.dtype) for grad in grads[:2])
     return grads._replace(hidden=hidden, weight=weight)

@@ -13,7 +13,8 @@ Masks, smoothing and the like decide the coefficients, outside, in arithmetic th
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 from nnlearn.types import DTypeLike
 
 AxisName = str | tuple[str, ...] | None
+Part = TypeVar("Part")
 
 
 class Plan(NamedTuple):
@@ -43,17 +45,22 @@ class Plan(NamedTuple):
     axis_name: AxisName
 
 
-class Head(NamedTuple):
-    """The arrays that a loss depends on, or their gradients, or whether those are wanted; None for what is not there.
+class Head(NamedTuple, Generic[Part]):
+    """One value for each array that a loss depends on: ``Head[jax.Array]`` for the arrays, ``Head[bool]`` for whether
+    its gradient is wanted, ``Head[jax.Array | None]`` for the gradients. None for an array that is absent.
 
-    All but the first two have the dtype of the sums.
+    The last three arrays have the dtype of the sums.
     """
 
-    hidden: jax.Array  # [tokens, width]
-    weight: jax.Array  # [width, classes], or [classes, width]
-    bias: jax.Array | None  # [classes]
-    softcap: jax.Array | None  # []
-    class_weights: jax.Array | None  # [classes]
+    hidden: Part  # [tokens, width]
+    weight: Part  # [width, classes], or [classes, width]
+    bias: Part | None  # [classes]
+    softcap: Part | None  # []
+    class_weights: Part | None  # [classes]
+
+
+Arrays = Head[jax.Array]
+Gradients = Head[jax.Array | None]
 
 
 class Terms(NamedTuple):
@@ -63,12 +70,15 @@ class Terms(NamedTuple):
     spread: jax.Array | None
     square: jax.Array | None
 
-    def map(self, function, *others: "Terms") -> "Terms":
-        return Terms(*(None if parts[0] is None else function(*parts) for parts in zip(self, *others, strict=True)))
+    def map(self, function: Callable[..., jax.Array], *others: "Terms") -> "Terms":
+        def apply(*parts: Any) -> Any:
+            return None if parts[0] is None else function(*parts)
+
+        return Terms(*map(apply, self, *others))
 
     def dot(self, other: "Terms") -> jax.Array:
         """Each token's loss, from its terms and their coefficients."""
-        return sum(part for part in self.map(jnp.multiply, other) if part is not None)
+        return jnp.asarray(sum(part for part in self.map(jnp.multiply, other) if part is not None))
 
 
 class Sums(NamedTuple):
@@ -99,14 +109,16 @@ class Sums(NamedTuple):
 
 
 def evaluate(
-    plan: Plan, wanted: Head, head: Head, coefficients: Terms, labels: jax.Array, keep: jax.Array | None
-) -> tuple[Terms, Head]:
+    plan: Plan, wanted: Head[bool], head: Arrays, coefficients: Terms, labels: jax.Array, keep: jax.Array | None
+) -> tuple[Terms, Gradients]:
     """The terms of every token's loss, and the gradients of the summed losses that are ``wanted``, not yet rounded.
 
     A chunk's logits serve its losses and its gradients, so these take three matrix products together.
     """
     dtype = coefficients.own.dtype
-    starts = (jnp.zeros_like(array, dtype) if want else None for array, want in zip(head[1:], wanted[1:], strict=True))
+
+    def start(array: jax.Array | None, want: bool | None) -> jax.Array | None:
+        return jnp.zeros_like(array, dtype) if want and array is not None else None
 
     def step(grads, chunk):
         hidden, coefficients, labels, keep = chunk
@@ -130,7 +142,7 @@ def evaluate(
         return array.reshape(array.shape[0] * plan.tokens, *array.shape[2:])[: len(labels)]
 
     chunks = jax.tree.map(in_chunks, (head.hidden, coefficients, labels, keep))
-    grads, stacked = jax.lax.scan(step, Head(None, *starts), chunks)
+    grads, stacked = jax.lax.scan(step, Gradients(None, *map(start, head[1:], wanted[1:])), chunks)
     terms, hidden_grad = jax.tree.map(joined, stacked)
     return terms, grads._replace(hidden=hidden_grad)
 
@@ -162,7 +174,7 @@ def _mass(spread, class_weights):
     return spread[:, None] if class_weights is None else spread[:, None] * class_weights[None]
 
 
-def _sum_up(plan: Plan, head: Head, outputs: jax.Array, spread: jax.Array | None, labels: jax.Array) -> Sums:
+def _sum_up(plan: Plan, head: Arrays, outputs: jax.Array, spread: jax.Array | None, labels: jax.Array) -> Sums:
     """Read all logits of a chunk, a few rows at a time, from the outputs of the linear layer, [tokens, classes]."""
     weights = head.class_weights
 
@@ -203,7 +215,7 @@ def _label_logit(head, outputs, labels):
     return _logits(jnp.take_along_axis(outputs, labels[:, None], axis=1)[:, 0], bias, head.softcap)[0]
 
 
-def _add_gradients(plan, wanted, head, outputs, sums, coefficients, labels, grads) -> Head:
+def _add_gradients(plan, wanted, head, outputs, sums, coefficients, labels, grads: Gradients) -> Gradients:
     """``grads`` with a chunk's gradients added, and the chunk's own for hidden; ``head.hidden`` is the chunk's."""
     dtype, classes = outputs.dtype, outputs.shape[1]
     if plan.axis_name is not None:
@@ -239,7 +251,7 @@ def _add_gradients(plan, wanted, head, outputs, sums, coefficients, labels, grad
                 by_weight = coefficients.spread[:, None] * (log_total - _present(shifted, mass))
                 class_weights_grad = add(class_weights_grad, jnp.sum(jnp.where(new, by_weight, 0), axis=0))
         change = jnp.where(new, change, 0)
-        if wanted.softcap:
+        if by_softcap is not None and wanted.softcap:
             softcap_grad = softcap_grad + jnp.sum(change * by_softcap)
         change = change if slope is None else change * slope
         if wanted.bias:
@@ -251,7 +263,7 @@ def _add_gradients(plan, wanted, head, outputs, sums, coefficients, labels, grad
         if wanted.weight:
             pair = (change, head.hidden) if plan.classes_axis == 0 else (head.hidden, change)
             weight_grad = add(weight_grad, _product(*pair, 0, 0, dtype), plan.classes_axis)
-        return Head(hidden_grad, weight_grad, bias_grad, softcap_grad, class_weights_grad), None
+        return Gradients(hidden_grad, weight_grad, bias_grad, softcap_grad, class_weights_grad), None
 
     start = grads._replace(hidden=jnp.zeros_like(head.hidden, dtype) if wanted.hidden else None)
     blocks = jnp.arange(-(-classes // plan.columns), dtype=labels.dtype)

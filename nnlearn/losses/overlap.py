@@ -28,7 +28,9 @@ from nnlearn.tree import as_hyperparam, safe_divide
 from nnlearn.types import ArrayLike, Scalar
 
 
-def _prepare(predictions, targets, activate: bool, where) -> tuple[jax.Array, ...]:
+def _prepare_regions(
+    predictions, targets, activate: bool, where
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
     """Probabilities of presence and of absence, and targets, all ``[..., classes]``, and the mask.
 
     Where the mask is False, probability and target are 0; that adds nothing to any of the three sums.
@@ -72,7 +74,7 @@ def _check_probabilities(predicted: jax.Array, mask: jax.Array | None) -> None:
                          "logits leave apply_softmax (or apply_sigmoid) at True")  # fmt: skip
 
 
-def _errors(present, absent, target, axes, smooth, alpha, beta) -> jax.Array:
+def _class_losses(present, absent, target, axes, smooth, alpha, beta) -> jax.Array:
     """The loss of each class, with ``axes`` summed away."""
     smooth, alpha, beta = (as_hyperparam(number, target.dtype) for number in (smooth, alpha, beta))
     found = jnp.sum(present * target, axes)
@@ -96,8 +98,8 @@ def _overlap_loss(
     for name, number in (("smooth", smooth), ("alpha", alpha), ("beta", beta)):
         check_nonnegative(name, number)
     check_reduction(reduction)
-    present, absent, target, _ = _prepare(predictions, targets, activate, where)
-    loss = _errors(present, absent, target, _pixel_axes(axis, target.ndim), smooth, alpha, beta)
+    present, absent, target, _ = _prepare_regions(predictions, targets, activate, where)
+    loss = _class_losses(present, absent, target, _pixel_axes(axis, target.ndim), smooth, alpha, beta)
     if class_weights is not None:
         weights = as_weights("class_weights", class_weights)
         if weights.shape != loss.shape[-1:]:
@@ -201,7 +203,7 @@ def multiclass_generalized_dice_loss(
     Array(0.0003, dtype=float32)
     """
     check_nonnegative("smooth", smooth)
-    present, absent, target, mask = _prepare(predictions, targets, apply_softmax, where)
+    present, absent, target, mask = _prepare_regions(predictions, targets, apply_softmax, where)
     if target.ndim < 2:
         raise ValueError(f"predictions must have shape [batch, ..., classes], got {target.shape}")
     frequencies = jnp.sum(target, tuple(range(target.ndim - 1)))
@@ -209,7 +211,7 @@ def multiclass_generalized_dice_loss(
     weights = jnp.where(frequencies == 0, jnp.max(weights), weights)
     weights = jnp.where(jnp.any(weights > 0), weights, 1)  # an empty batch prefers no class
     weights = weights * (weights.size / jnp.sum(weights))
-    loss = _errors(present, absent, target, _pixel_axes(None, target.ndim), smooth, 0.5, 0.5)
+    loss = _class_losses(present, absent, target, _pixel_axes(None, target.ndim), smooth, 0.5, 0.5)
     loss = loss * weights.reshape((1,) * (loss.ndim - 1) + weights.shape)
     if mask is not None:
         mask = jnp.any(mask, tuple(range(1, target.ndim)), keepdims=True).reshape(loss.shape[:-1] + (1,))

@@ -12,14 +12,16 @@ import jax.numpy as jnp
 
 from nnlearn.checks import check_number
 from nnlearn.losses.arguments import as_floating, as_real, as_weights, check_same_shape, mask_over, weighted_mean, widen
-from nnlearn.losses.softmax import exclude, mass_loss, normalize
+from nnlearn.losses.softmax import exclude, mass_loss, normalize_logits
 from nnlearn.tree import as_hyperparam, safe_divide
 from nnlearn.types import ArrayLike, Scalar
 
-ReduceFn = Callable[..., ArrayLike] | None
+ReduceFn = Callable[..., jax.Array] | None
 
 
-def _prepare(name, scores, labels, where, weights) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
+def _prepare_lists(
+    name, scores, labels, where, weights
+) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
     """Scores, labels, mask and weights, all ``[..., items]``; what the mask leaves out is 0."""
     scores, labels = as_floating(name, scores), as_real("labels", labels)
     if scores.ndim == 0:
@@ -81,10 +83,12 @@ def ranking_softmax_loss(
     >>> ranking_softmax_loss(jnp.array([2.0, 1.0, 3.0]), jnp.array([1.0, 0.0, 0.0])).round(3)
     Array(1.408, dtype=float32)
     """
-    logits, labels, mask, weights = _prepare("logits", logits, labels, where, weights)
+    logits, labels, mask, weights = _prepare_lists("logits", logits, labels, where, weights)
     axes = (logits.ndim - 1,)
     labels = labels.astype(logits.dtype)
-    losses = mass_loss(normalize(exclude(logits, mask), axes), labels if weights is None else labels * weights, axes)
+    losses = mass_loss(
+        normalize_logits(exclude(logits, mask), axes), labels if weights is None else labels * weights, axes
+    )
     return _reduce(losses, None if mask is None else jnp.any(mask, -1), reduce_fn)
 
 
@@ -123,7 +127,7 @@ def pairwise_logistic_loss(
     >>> pairwise_logistic_loss(jnp.array([2.0, 1.0, 3.0]), jnp.array([1, 0, 0])).round(3)
     Array(0.813, dtype=float32)
     """
-    scores, labels, mask, weights = _prepare("scores", scores, labels, where, weights)
+    scores, labels, mask, weights = _prepare_lists("scores", scores, labels, where, weights)
     pairs = labels[..., :, None] > labels[..., None, :]
     if mask is not None:
         pairs = pairs & mask[..., :, None] & mask[..., None, :]
@@ -178,7 +182,7 @@ def list_mle_loss(
     >>> list_mle_loss(jnp.array([2.0, 1.0, 3.0]), jnp.array([2, 0, 1])).round(3)
     Array(1.535, dtype=float32)
     """
-    scores, labels, mask, _ = _prepare("scores", scores, labels, where, None)
+    scores, labels, mask, _ = _prepare_lists("scores", scores, labels, where, None)
     order = jnp.argsort(labels, -1, stable=True, descending=True)
     if mask is not None:
         # Last in order, where they change no sum: far below the rest, but finite, as differences of infinities are NaN.

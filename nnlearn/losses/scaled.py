@@ -43,7 +43,7 @@ def _bits(dtype) -> tuple[int, int, jnp.dtype]:
     return info.nmant, info.maxexp - 1, jnp.dtype(f"int{info.bits}")
 
 
-def power_of_two(exponent: jax.Array) -> jax.Array:
+def exact_exp2(exponent: jax.Array) -> jax.Array:
     """``2**exponent`` of whole exponents, put into a float's bits; 0 below the least normal number."""
     fraction, bias, integer = _bits(exponent.dtype)
     # A whole number plus 2**fraction has that number in its last bits.
@@ -55,7 +55,7 @@ def power_of_two(exponent: jax.Array) -> jax.Array:
 def add(first: Scaled, second: Scaled) -> Scaled:
     """``first + second``; what is under the last digit of the larger is lost, as in any sum of floats."""
     exponent = _larger(first.exponent, second.exponent)
-    first_scale, second_scale = power_of_two(first.exponent - exponent), power_of_two(second.exponent - exponent)
+    first_scale, second_scale = exact_exp2(first.exponent - exponent), exact_exp2(second.exponent - exponent)
     return Scaled(first.mantissa * first_scale + second.mantissa * second_scale, exponent)
 
 
@@ -64,7 +64,7 @@ def multiply(first: Scaled, second: Scaled) -> Scaled:
     return Scaled(first.mantissa * second.mantissa, first.exponent + second.exponent)
 
 
-def normalize(number: Scaled) -> Scaled:
+def normalize_mantissa(number: Scaled) -> Scaled:
     """The same number, with a mantissa below 2."""
     fraction, bias, integer = _bits(number.mantissa.dtype)
     biased = jax.lax.bitcast_convert_type(number.mantissa, integer) >> fraction
@@ -72,4 +72,4 @@ def normalize(number: Scaled) -> Scaled:
     return Scaled(number.mantissa * scale, number.exponent + (biased - bias).astype(number.mantissa.dtype))
 
 
-__all__ = ["Scaled", "add", "from_log", "multiply", "normalize", "power_of_two"]
+__all__ = ["Scaled", "add", "exact_exp2", "from_log", "multiply", "normalize_mantissa"]

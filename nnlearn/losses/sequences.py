@@ -4,6 +4,7 @@ import operator
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from nnlearn.losses.arguments import as_boolean, as_floating, as_real, check_same_shape
 from nnlearn.losses.softmax import as_labels
@@ -13,7 +14,7 @@ from nnlearn.types import ArrayLike
 
 def check_blank_id(blank_id: int, classes: int) -> int:
     """``blank_id`` as a Python int in [0, classes)."""
-    if isinstance(blank_id, jax.core.Tracer):
+    if isinstance(blank_id, Tracer):
         raise TypeError("blank_id decides which program is compiled, so it must be a Python int, not a traced value")
     try:
         number = operator.index(blank_id)

@@ -11,11 +11,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nnlearn.losses.arguments import Axes
 from nnlearn.sharding.axes import automatic, explicit_spec
 from nnlearn.tree import safe_divide, widest
-from nnlearn.types import ArrayLike, Scalar
-
-Axes = tuple[int, ...]
+from nnlearn.types import ArrayLike
 
 
 class Normalized(NamedTuple):
@@ -34,7 +33,7 @@ class Normalized(NamedTuple):
         return self.logits - self.largest
 
 
-def normalize(logits: jax.Array, axes: Axes) -> Normalized:
+def normalize_logits(logits: jax.Array, axes: Axes) -> Normalized:
     """Split a row's ``logsumexp`` into ``largest + log_total``, so that ``log softmax = shifted - log_total``.
 
     The parts keep digits that the one number ``logsumexp`` rounds away beside a large logit. In a row of -inf alone
@@ -65,7 +64,7 @@ def label_loss(rows: Normalized, labels: jax.Array, weight: jax.Array, axis: int
     return weight * (jnp.squeeze(rows.log_total, axis) - jnp.where(absent, 0, picked))
 
 
-def normalizer_loss(rows: Normalized, z_loss: Scalar, axes: Axes) -> jax.Array:
+def normalizer_loss(rows: Normalized, z_loss: float | jax.Array, axes: Axes) -> jax.Array:
     """``z_loss * logsumexp**2``, cut before the square overflows, so that a coefficient of 0 gives 0."""
     log_sum = jnp.squeeze(rows.largest + rows.log_total, axes)
     limit = 0.5 * math.sqrt(float(jnp.finfo(log_sum.dtype).max))

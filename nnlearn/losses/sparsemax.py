@@ -75,7 +75,7 @@ def sparsemax(logits: ArrayLike, axis: int = -1, where: ArrayLike | None = None)
 
 
 @jax.custom_jvp
-def _label_loss(scores: jax.Array, labels: jax.Array) -> jax.Array:
+def _sparsemax_label_loss(scores: jax.Array, labels: jax.Array) -> jax.Array:
     shifted, threshold = _shift(scores, scores.ndim - 1)
     is_label = _is_label(scores, labels)
     others = jnp.where(is_label, 0, jnp.maximum(shifted - threshold, 0))
@@ -83,11 +83,11 @@ def _label_loss(scores: jax.Array, labels: jax.Array) -> jax.Array:
     return 0.5 * (jnp.sum(jnp.square(others), -1) + jnp.square(jnp.sum(others, -1))) + short
 
 
-@_label_loss.defjvp
-def _label_loss_jvp(primals, tangents):
+@_sparsemax_label_loss.defjvp
+def _sparsemax_label_loss_jvp(primals, tangents):
     scores, labels = primals
     error = _project(scores, scores.ndim - 1) - _is_label(scores, labels).astype(scores.dtype)
-    return _label_loss(scores, labels), jnp.sum(error * tangents[0], -1)
+    return _sparsemax_label_loss(scores, labels), jnp.sum(error * tangents[0], -1)
 
 
 def _is_label(scores: jax.Array, labels: jax.Array) -> jax.Array:
@@ -124,7 +124,7 @@ def multiclass_sparsemax_loss(scores: ArrayLike, labels: ArrayLike, *, where: Ar
     include = mask_over(where, scores.shape, normalize_axes(-1, scores.ndim))
     keep = None if include is None else jnp.broadcast_to(jnp.any(include, -1), labels.shape)
     labels, weight = split_labels(labels, scores.shape[-1], scores.dtype, keep)
-    loss = _label_loss(exclude(scores, include), labels)
+    loss = _sparsemax_label_loss(exclude(scores, include), labels)
     return weight * (loss if keep is None else jnp.where(keep, loss, 0))  # a row without classes costs +inf
 
 

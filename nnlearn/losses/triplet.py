@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from nnlearn.checks import check_nonnegative, check_number
 from nnlearn.losses.arguments import (
+    Axes,
     as_boolean,
     as_floating,
     as_real,
@@ -20,8 +21,6 @@ from nnlearn.losses.arguments import (
 from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import as_hyperparam
 from nnlearn.types import ArrayLike, Scalar
-
-Axes = tuple[int, ...]
 
 
 def _power(size: jax.Array, degree: Scalar) -> jax.Array:
@@ -93,12 +92,12 @@ def triplet_margin_loss(
     negatives = as_floating("negatives", negatives)
     check_same_shape(("anchors", "positives"), anchors, positives)
     check_same_shape(("anchors", "negatives"), anchors, negatives)
-    arrays = widen(anchors, positives, negatives)
+    anchors, positives, negatives = widen(anchors, positives, negatives)
     axes = normalize_axes(axis, anchors.ndim)
     mask = mask_over(where, anchors.shape, axes)
     if mask is not None:
-        arrays = tuple(jnp.where(mask, array, 0) for array in arrays)
-    loss = _triplet_loss(*arrays, axes, norm_degree, margin, eps, swap)
+        anchors, positives, negatives = (jnp.where(mask, array, 0) for array in (anchors, positives, negatives))
+    loss = _triplet_loss(anchors, positives, negatives, axes, norm_degree, margin, eps, swap)
     return loss if mask is None else jnp.where(jnp.any(mask, axes), loss, 0)
 
 

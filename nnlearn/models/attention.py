@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from nnlearn.checks import check_count, check_number
 from nnlearn.models.layers import dense
 from nnlearn.models.named import Initializer, initializer
+from nnlearn.models.parameters import scaled_initializer
 from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import as_hyperparam, compute_dtype
 from nnlearn.types import DTypeLike, Key, Params, Scalar
@@ -166,7 +167,7 @@ def attention(
         "query": dense(width, width, bias=False, kernel_init=make, dtype=dtype),
         "key": dense(width, kv_heads * head_width, bias=False, kernel_init=make, dtype=dtype),
         "value": dense(width, kv_heads * head_width, bias=False, kernel_init=make, dtype=dtype),
-        "output": dense(width, width, bias=False, kernel_init=scaled(make, output_scale), dtype=dtype),
+        "output": dense(width, width, bias=False, kernel_init=scaled_initializer(make, output_scale), dtype=dtype),
     }
 
     def init(key):
@@ -196,13 +197,3 @@ def attention(
         return parts["output"].apply(params["output"], mixed.reshape(inputs_btd.shape)), cache
 
     return Attention(init, apply)
-
-
-def scaled(make: Initializer, factor: Scalar) -> Initializer:
-    """An initialiser whose numbers are ``factor`` times those of another.
-
-    >>> from nnlearn.models import initializer
-    >>> scaled(initializer("ones"), 0.5)(jax.random.key(0), (2,), jnp.float32)
-    Array([0.5, 0.5], dtype=float32)
-    """
-    return lambda key, shape, dtype: as_hyperparam(factor, dtype) * make(key, shape, dtype)

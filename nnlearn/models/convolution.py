@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.checks import check_count, check_dtype
-from nnlearn.models.factory import check_features, model_factory, parameter
-from nnlearn.models.layers import _along_last, _drawn, _floating
+from nnlearn.models.factory import model_factory
+from nnlearn.models.inputs import along_last_axis, check_features, to_floating
 from nnlearn.models.named import Initializer, initializer
+from nnlearn.models.parameters import draw_parameter, parameter
 from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import compute_dtype, widest
 from nnlearn.types import DTypeLike, Model
@@ -95,13 +96,17 @@ def conv(
     kernel_shape = (*window.size, inputs // groups, outputs)
 
     def init(key):
-        kernel_key, bias_key = jax.random.split(key) if bias else (key, None)  # a split takes a while to compile
-        params = {"kernel": _drawn(make_kernel, kernel_key, kernel_shape, dtype)}
-        return params | ({"bias": _drawn(make_bias, bias_key, (outputs,), dtype)} if bias else {})
+        if not bias:  # a split takes a while to compile
+            return {"kernel": draw_parameter(make_kernel, key, kernel_shape, dtype)}
+        kernel_key, bias_key = jax.random.split(key)
+        return {
+            "kernel": draw_parameter(make_kernel, kernel_key, kernel_shape, dtype),
+            "bias": draw_parameter(make_bias, bias_key, (outputs,), dtype),
+        }
 
     @automatic_axes(like="x")
     def apply(params, x, key=None):
-        x = _floating(x)
+        x = to_floating(x)
         check_features(layer, inputs, x)
         kernel = parameter(layer, params, "kernel", kernel_shape)
         x, kernel = x.astype(widest(x, kernel)), kernel.astype(widest(x, kernel))
@@ -109,7 +114,7 @@ def conv(
         patches = method == "patches" or (method == "auto" and jax.default_backend() == "cpu")
         y = (_convolve_patches if patches else _convolve)(examples, kernel, window, pads, groups)
         y = y.reshape(x.shape[: -1 - window.dimensions] + y.shape[1:])
-        return y + _along_last(parameter(layer, params, "bias", (outputs,)), y) if bias else y
+        return y + along_last_axis(parameter(layer, params, "bias", (outputs,)), y) if bias else y
 
     return Model(init, apply)
 
@@ -171,14 +176,14 @@ def max_pool(
     >>> max_pool(2, dimensions=1).apply({}, jnp.array([[1.0], [3.0], [2.0], [0.0]])).ravel()
     Array([3., 2.], dtype=float32)
     """
-    window = _Window("window", window, window if stride is None else stride, 1, padding, dimensions)
+    windows = _Window("window", window, window if stride is None else stride, 1, padding, dimensions)
 
     def pool(x, pads):
         every = ((0, 0), *pads, (0, 0))
         # A Python number: JAX knows that of a maximum only so, and has no derivative for any other reduction.
-        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, *window.size, 1), (1, *window.stride, 1), every)
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, *windows.size, 1), (1, *windows.stride, 1), every)
 
-    return _pooling("max_pool", window, pool)
+    return _pooling("max_pool", windows, pool)
 
 
 @model_factory
@@ -206,14 +211,14 @@ def average_pool(
     >>> average_pool(2, dimensions=1).apply({}, jnp.array([[1.0], [3.0], [2.0], [0.0]])).ravel()
     Array([2., 1.], dtype=float32)
     """
-    window = _Window("window", window, window if stride is None else stride, 1, padding, dimensions)
+    windows = _Window("window", window, window if stride is None else stride, 1, padding, dimensions)
 
     def pool(x, pads):
-        total = sum(window.views(x.astype(compute_dtype(x.dtype)), pads))
-        count = sum(window.views(jnp.ones((1, *x.shape[1:-1], 1), total.dtype), pads))
+        total = jnp.asarray(sum(windows.views(x.astype(compute_dtype(x.dtype)), pads)))
+        count = sum(windows.views(jnp.ones((1, *x.shape[1:-1], 1), total.dtype), pads))
         return (total / jnp.maximum(count, 1)).astype(x.dtype)
 
-    return _pooling("average_pool", window, pool)
+    return _pooling("average_pool", windows, pool)
 
 
 @model_factory
@@ -238,7 +243,7 @@ def global_average_pool(dimensions: int = 2) -> Model:
 
     @automatic_axes(like="x")
     def apply(params, x, key=None):
-        x = _floating(x)
+        x = to_floating(x)
         _check_axes("global_average_pool", dimensions, x)
         axes = tuple(range(x.ndim - 1 - dimensions, x.ndim - 1))
         return jnp.mean(x, axis=axes, dtype=compute_dtype(x.dtype)).astype(x.dtype)
@@ -249,7 +254,7 @@ def global_average_pool(dimensions: int = 2) -> Model:
 def _pooling(layer: str, window: "_Window", pool) -> Model:
     @automatic_axes(like="x")
     def apply(params, x, key=None):
-        x = _floating(x)
+        x = to_floating(x)
         examples, pads = window.lay_out(layer, x)
         y = pool(examples, pads)
         return y.reshape(x.shape[: -1 - window.dimensions] + y.shape[1:])

@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.checks import check_count, check_dtype
-from nnlearn.models.factory import check_features, model_factory, parameter
-from nnlearn.models.layers import _drawn
+from nnlearn.models.factory import model_factory
+from nnlearn.models.inputs import check_features
 from nnlearn.models.named import Initializer, initializer
+from nnlearn.models.parameters import EMBEDDING_INIT, draw_parameter, parameter
 from nnlearn.sharding.axes import take_rows
 from nnlearn.tree import widest
 from nnlearn.types import DTypeLike, Model
-
-SMALL: Initializer = jax.nn.initializers.normal(0.02)
 
 
 @model_factory
@@ -23,7 +22,7 @@ def embedding(
     count: int,
     features: int,
     *,
-    embedding_init: str | Initializer = SMALL,
+    embedding_init: str | Initializer = EMBEDDING_INIT,
     dtype: DTypeLike = jnp.float32,
 ) -> Model:
     """A vector for each of ``count`` things, looked up by number: ``y = embedding[x]``.
@@ -57,7 +56,7 @@ def embedding(
         # -1 would be the last row, as in NumPy.
         return take_rows(table, jnp.where(numbers < 0, count, numbers), mode="fill", fill_value=jnp.nan)
 
-    return Model(lambda key: {"embedding": _drawn(make, key, shape, dtype)}, apply)
+    return Model(lambda key: {"embedding": draw_parameter(make, key, shape, dtype)}, apply)
 
 
 @model_factory

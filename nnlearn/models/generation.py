@@ -11,7 +11,7 @@ from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import compute_dtype
 from nnlearn.types import Key, Params, Scalar
 
-COLDEST = 1e-6  # temperature below which the largest logit is all that top_p sees
+MIN_TEMPERATURE = 1e-6  # temperature below which the largest logit is all that top_p sees
 
 
 def sample_token(
@@ -71,7 +71,7 @@ def _likeliest(logits: jax.Array, temperature: Scalar, top_k: Scalar | None, top
     if top_p is not None:
         cut = jnp.where(keep, logits, -jnp.inf)
         largest = jnp.max(cut, axis=-1, keepdims=True)
-        probability = jax.nn.softmax((cut - largest) / jnp.maximum(temperature, COLDEST), axis=-1)
+        probability = jax.nn.softmax((cut - largest) / jnp.maximum(temperature, MIN_TEMPERATURE), axis=-1)
         ordered = jnp.take_along_axis(probability, order, axis=-1)
         before = jnp.cumsum(ordered, axis=-1) - ordered
         keep = keep & jnp.take_along_axis(before < top_p, rank, axis=-1)
@@ -116,22 +116,22 @@ def generate(
         raise ValueError(f"prompt must be (batch, length) with a token at least, got shape {prompt.shape}")
     check_nonnegative("temperature", temperature)
     _check_cuts(top_k, top_p)
-    return _generate(model, length, params, prompt, as_key(key), temperature, top_k, top_p)
+    return _compiled_generate(model, length, params, prompt, as_key(key), temperature, top_k, top_p)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _generate(model, length, params, prompt, key, temperature, top_k, top_p):
+def _compiled_generate(model, length, params, prompt, key, temperature, top_k, top_p):
     draw = functools.partial(sample_token, temperature=temperature, top_k=top_k, top_p=top_p)
     batch, start = prompt.shape
     cache = model.empty_cache(batch, start + length)
     logits_btv, cache = model.decode(params, prompt, cache, 0)
     first_b = draw(jax.random.fold_in(key, 0), logits_btv[:, -1])
 
-    def turn(carry, index):
+    def decode_one(carry, index):
         token_b, cache = carry
         logits_btv, cache = model.decode(params, token_b[:, None], cache, start + index - 1)
         token_b = draw(jax.random.fold_in(key, index), logits_btv[:, 0])
         return (token_b, cache), token_b
 
-    _, rest_tb = jax.lax.scan(turn, (first_b, cache), jnp.arange(1, length))
+    _, rest_tb = jax.lax.scan(decode_one, (first_b, cache), jnp.arange(1, length))
     return jnp.concatenate([first_b[None], rest_tb]).T

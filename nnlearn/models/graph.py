@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.checks import check_count
-from nnlearn.models.factory import check_features, model_factory, where_or_all
-from nnlearn.models.layers import _floating, dense, layer_norm
+from nnlearn.models.factory import model_factory
+from nnlearn.models.inputs import check_features, to_floating, where_or_all
+from nnlearn.models.layers import dense, layer_norm
 from nnlearn.models.mlp import mlp
 from nnlearn.models.named import activation_function
 from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import safe_divide, widest
-from nnlearn.types import DTypeLike, Model, Scalar
+from nnlearn.types import DTypeLike, Key, Model, Params, Scalar
 
-REDUCTIONS = ("sum", "mean")
+POOLINGS = ("sum", "mean")
 
 
 class Graphs(NamedTuple):
@@ -111,8 +112,8 @@ def graph_network(
     layers, hidden = check_count("layers", layers), check_count("hidden", hidden)
     if edge_features != 0:
         edge_features = check_count("edge_features", edge_features)
-    _check_name("aggregate", aggregate, REDUCTIONS)
-    _check_name("readout", readout, (*REDUCTIONS, "nodes"))
+    _check_name("aggregate", aggregate, POOLINGS)
+    _check_name("readout", readout, (*POOLINGS, "nodes"))
     function = activation_function(activation)
     first = dense(node_features, hidden, dtype=dtype)
     norm = layer_norm(hidden, dtype=dtype)
@@ -154,7 +155,7 @@ def graph_network(
         return safe_divide(heard_nh, count_n[:, None])
 
     def on_one(params, graph, key):
-        graph = _cleaned(graph)
+        graph = _cleared(graph)
         if len(params["layers"]) != layers:
             raise ValueError(f"{name} has {layers} layers, got the params of {len(params['layers'])}")
         keys = [None] * layers if key is None else jax.random.split(key, layers)
@@ -172,13 +173,13 @@ def graph_network(
     def apply(params, graphs, key=None):
         if not isinstance(graphs, Graphs):
             raise TypeError(f"{name} takes Graphs(nodes, senders, receivers, ...), got {type(graphs).__name__}")
-        graphs = _filled(graphs)
-        check_features(name, node_features, graphs.nodes)
+        checked = _checked(graphs)
+        check_features(name, node_features, checked.nodes)
         if edge_features:
-            if graphs.edges is None:
+            if checked.edges is None:
                 raise ValueError(f"{name} needs Graphs.edges of shape (..., edges, {edge_features}), got None")
-            check_features(f"{name}, edges,", edge_features, graphs.edges)
-        return _over_leading_axes(on_one, params, graphs, key, graphs.nodes.ndim - 2)
+            check_features(f"{name}, edges,", edge_features, checked.edges)
+        return _over_leading_axes(on_one, params, checked, key, checked.nodes.ndim - 2)
 
     return Model(init, apply)
 
@@ -229,7 +230,7 @@ def set_model(
     >>> forth.shape, bool(jnp.allclose(forth, back, atol=1e-5))
     ((4, 3), True)
     """
-    _check_name("readout", readout, REDUCTIONS)
+    _check_name("readout", readout, POOLINGS)
     depth = check_count("member_layers", member_layers), check_count("output_layers", output_layers)
     options = {"activation": activation, "dropout": dropout, "dtype": dtype}
     member = mlp((features, *(depth[0] * [hidden])), **options)
@@ -243,7 +244,7 @@ def set_model(
     def apply(params, sets, key=None):
         if not isinstance(sets, Sets):
             raise TypeError(f"{name} takes Sets(members, where), got {type(sets).__name__}")
-        x = _floating(sets.members)
+        x = to_floating(sets.members)
         check_features(name, features, x)
         where = where_or_all(sets.where, x.shape[:-1])
         member_key, output_key = (None, None) if key is None else jax.random.split(key)
@@ -258,9 +259,19 @@ def _check_name(argument: str, name: str, names: Sequence[str]) -> None:
         raise ValueError(f"{argument} must be one of {', '.join(names)}; got {name!r}")
 
 
-def _filled(graphs: Graphs) -> Graphs:
-    """The graphs with both masks, and with shapes that fit one another."""
-    nodes = _floating(graphs.nodes)
+class _CheckedGraphs(NamedTuple):
+    """``Graphs`` of checked shapes, with both masks."""
+
+    nodes: jax.Array
+    senders: jax.Array
+    receivers: jax.Array
+    node_where: jax.Array
+    edge_where: jax.Array
+    edges: jax.Array | None
+
+
+def _checked(graphs: Graphs) -> _CheckedGraphs:
+    nodes = to_floating(graphs.nodes)
     senders, receivers = jnp.asarray(graphs.senders), jnp.asarray(graphs.receivers)
     if nodes.ndim < 2:
         raise ValueError(f"nodes must have shape (..., nodes, node_features), got {nodes.shape}")
@@ -272,25 +283,25 @@ def _filled(graphs: Graphs) -> Graphs:
                 f"senders and receivers must have one shape (..., edges), with the leading axes of the nodes' "
                 f"{nodes.shape}, got {senders.shape} and {receivers.shape}"
             )
-    # before they are compared with the number of nodes, for which small integers have no room
+    # Widened first, as a small integer type may not hold the number of nodes.
     senders, receivers = (ends.astype(widest(ends.dtype, jnp.int32)) for ends in (senders, receivers))
-    edges = None if graphs.edges is None else _floating(graphs.edges)
+    edges = None if graphs.edges is None else to_floating(graphs.edges)
     if edges is not None and edges.shape[:-1] != senders.shape:
         raise ValueError(f"edges must have one row for each of the senders {senders.shape}, got {edges.shape}")
     node_where = where_or_all(graphs.node_where, nodes.shape[:-1], "node_where")
     edge_where = where_or_all(graphs.edge_where, senders.shape, "edge_where")
-    return Graphs(nodes, senders, receivers, node_where, edge_where, edges)
+    return _CheckedGraphs(nodes, senders, receivers, node_where, edge_where, edges)
 
 
-def _cleaned(graph: Graphs) -> Graphs:
-    """One graph without what is not there: zeros for its features, and the first node for its ends."""
+def _cleared(graph: _CheckedGraphs) -> _CheckedGraphs:
+    """One graph whose masked nodes and edges have features of zeros, and masked edges both ends at the first node."""
     count = len(graph.nodes)
 
     def is_node(ends):
         return (ends >= 0) & (ends < count) & jnp.take(graph.node_where, ends, mode="clip")
 
     edge_where = graph.edge_where & is_node(graph.senders) & is_node(graph.receivers)
-    return Graphs(
+    return _CheckedGraphs(
         jnp.where(graph.node_where[:, None], graph.nodes, 0),
         jnp.where(edge_where, graph.senders, 0),
         jnp.where(edge_where, graph.receivers, 0),
@@ -301,15 +312,17 @@ def _cleaned(graph: Graphs) -> Graphs:
 
 
 def _pooled(features: jax.Array, where: jax.Array, readout: str) -> jax.Array:
-    """The sum or the mean over the second axis from the end."""
+    """Sum or mean of the entries that ``where`` keeps, over the second axis from the end."""
     total = jnp.sum(jnp.where(where[..., None], features, 0), axis=-2)
     if readout == "sum":
         return total
     return safe_divide(total, jnp.sum(where, axis=-1, keepdims=True).astype(total.dtype))
 
 
-def _over_leading_axes(function: Callable, params, inputs: Graphs, key, axes: int) -> jax.Array:
-    """``function(params, inputs, key)`` over the leading axes of the inputs, each with its own key."""
+def _over_leading_axes(
+    function: Callable[..., jax.Array], params: Params, inputs: _CheckedGraphs, key: Key | None, axes: int
+) -> jax.Array:
+    """Map ``function(params, inputs, key)`` over the leading axes of the inputs, with a key for each graph."""
     if axes == 0:
         return function(params, inputs, key)
     size = len(inputs.nodes)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.checks import check_count
-from nnlearn.models.factory import check_features, model_factory
+from nnlearn.models.factory import model_factory
+from nnlearn.models.inputs import check_features
 from nnlearn.models.layers import dense, layer_norm, rms_norm
 from nnlearn.models.layers import dropout as dropout_layer
 from nnlearn.models.named import Initializer, activation_function

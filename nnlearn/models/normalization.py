@@ -7,8 +7,10 @@ import jax.numpy as jnp
 
 from nnlearn.checks import check_count, check_dtype, check_nonnegative, check_number
 from nnlearn.losses.arguments import as_boolean, lead_over
-from nnlearn.models.factory import check_features, model_factory, parameter
-from nnlearn.models.layers import _along_last, _floating, _unit_variance, scaled_to_one
+from nnlearn.models.factory import model_factory
+from nnlearn.models.inputs import along_last_axis, check_features, to_floating
+from nnlearn.models.parameters import parameter
+from nnlearn.models.scaling import scale_to_one, unit_variance
 from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import as_hyperparam, compute_dtype, finite_part, safe_divide, safe_rsqrt
 from nnlearn.types import ArrayLike, DTypeLike, Model, Scalar, StatefulModel
@@ -78,7 +80,7 @@ def batch_norm(
         return params, {"mean": jnp.zeros((features,), wide), "var": jnp.ones((features,), wide)}
 
     def apply(params, model_state, inputs, key=None, where: ArrayLike | None = None):
-        inputs = _floating(inputs)
+        inputs = to_floating(inputs)
         check_features(layer, features, inputs)
         running = {
             name: parameter(f"{layer}, for its state,", model_state, name, (features,)) for name in ("mean", "var")
@@ -96,15 +98,15 @@ def batch_norm(
                     f"{layer} trains on a batch, got one example of shape {inputs.shape}; give axis_name if the "
                     "examples lie along a mapped axis"
                 )
-            if _numbers(x, axis_name) == 1:
+            if _values_per_feature(x, axis_name) == 1:
                 raise ValueError(
                     f"{layer} trains on more than one number per feature, got a batch of one example, of shape "
                     f"{inputs.shape}: it has no variance, and every output would be the bias. Use larger batches, "
                     "remainder='drop', or group_norm"
                 )
-            x, inverse = scaled_to_one(x, eps, tuple(range(x.ndim - 1)), axis_name)
+            x, inverse = scale_to_one(x, eps, tuple(range(x.ndim - 1)), axis_name)
             inverse = inverse.reshape(-1)
-            mean, var, count = _statistics(x, mask, axis_name)
+            mean, var, count = _batch_moments(x, mask, axis_name)
             weight = jnp.where(count > 1, 1 - as_hyperparam(momentum, x.dtype), 0)
             batch = mean / inverse, finite_part(var / inverse / inverse)
             model_state = {
@@ -112,21 +114,21 @@ def batch_norm(
                 for (name, old), new in zip(running.items(), batch, strict=True)
             }
         eps_here = as_hyperparam(eps, var.dtype) * inverse * inverse
-        y = (x - _along_last(mean, x)) * _along_last(safe_rsqrt(var + eps_here), x)
-        y = y * _along_last(parameter(layer, params, "scale", (features,)).astype(x.dtype), x)
+        y = (x - along_last_axis(mean, x)) * along_last_axis(safe_rsqrt(var + eps_here), x)
+        y = y * along_last_axis(parameter(layer, params, "scale", (features,)).astype(x.dtype), x)
         if bias:
-            y = y + _along_last(parameter(layer, params, "bias", (features,)).astype(x.dtype), x)
+            y = y + along_last_axis(parameter(layer, params, "bias", (features,)).astype(x.dtype), x)
         return y.astype(inputs.dtype), model_state
 
     return StatefulModel(init, apply)
 
 
-def _numbers(x: jax.Array, axis_name) -> int:
+def _values_per_feature(x: jax.Array, axis_name) -> int:
     """How many numbers of each feature a batch holds, on all devices."""
     return math.prod(x.shape[:-1]) * (1 if axis_name is None else jax.lax.psum(1, axis_name))
 
 
-def _statistics(x: jax.Array, mask: jax.Array | None, axis_name) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _batch_moments(x: jax.Array, mask: jax.Array | None, axis_name) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Mean and variance of each feature, and how many numbers they were taken of; zeros where there are none."""
     axes = tuple(range(x.ndim - 1))
 
@@ -137,7 +139,7 @@ def _statistics(x: jax.Array, mask: jax.Array | None, axis_name) -> tuple[jax.Ar
     count = total(jnp.broadcast_to(True if mask is None else mask, x.shape[:-1] + (1,)).astype(x.dtype))
     mean = safe_divide(total(x), count)
     # The squares of the deviations, not of the numbers: a difference of two large means has no digits left.
-    deviation = x - _along_last(mean, x)
+    deviation = x - along_last_axis(mean, x)
     if mask is not None:
         deviation = jnp.where(mask, deviation, 0)
     return mean, safe_divide(total(jnp.square(deviation)), count), count[0]
@@ -196,7 +198,7 @@ def group_norm(
 
     @automatic_axes(like="inputs")
     def normalized(params, inputs, eps):
-        inputs = _floating(inputs)
+        inputs = to_floating(inputs)
         check_features(layer, features, inputs)
         if inputs.ndim < dimensions + 1:
             raise ValueError(f"{layer} expects {dimensions} axes of positions before the channels, got {inputs.shape}")
@@ -205,11 +207,11 @@ def group_norm(
         grouped = x.reshape(*lead, math.prod(positions), groups, features // groups)
         grouped = jnp.swapaxes(grouped, -3, -2)  # (..., groups, positions, channels)
         flat = grouped.reshape(*lead, groups, math.prod(positions) * (features // groups))
-        flat = _unit_variance(flat, eps, centre=True)
+        flat = unit_variance(flat, eps, centre=True)
         y = jnp.swapaxes(flat.reshape(grouped.shape), -3, -2).reshape(*lead, *positions, features)
-        y = y * _along_last(parameter(layer, params, "scale", (features,)).astype(x.dtype), x)
+        y = y * along_last_axis(parameter(layer, params, "scale", (features,)).astype(x.dtype), x)
         if bias:
-            y = y + _along_last(parameter(layer, params, "bias", (features,)).astype(x.dtype), x)
+            y = y + along_last_axis(parameter(layer, params, "bias", (features,)).astype(x.dtype), x)
         return y.astype(inputs.dtype)
 
     def apply(params, inputs, key=None):

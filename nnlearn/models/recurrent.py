@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.checks import check_count, check_dtype
-from nnlearn.models.factory import check_features, model_factory, parameter, where_or_all
-from nnlearn.models.layers import _along_last, _drawn, _floating
+from nnlearn.models.factory import model_factory
+from nnlearn.models.inputs import along_last_axis, check_features, to_floating, where_or_all
 from nnlearn.models.named import Initializer, activation_function, initializer
+from nnlearn.models.parameters import draw_parameter, parameter
 from nnlearn.sharding.axes import automatic_axes
 from nnlearn.types import DTypeLike, Model
 
@@ -116,7 +117,7 @@ def gru(
         projected_r, projected_z, projected_n = jnp.split(projected, 3, axis=-1)
         r = jax.nn.sigmoid(projected_r + recurrent_r)
         z = jax.nn.sigmoid(projected_z + recurrent_z)
-        n = jnp.tanh(projected_n + r * (recurrent_n + _along_last(params["recurrent_bias"], recurrent_n)))
+        n = jnp.tanh(projected_n + r * (recurrent_n + along_last_axis(params["recurrent_bias"], recurrent_n)))
         return n + z * (h - n)
 
     biases = {"recurrent_bias": (hidden,)}
@@ -137,7 +138,9 @@ def _recurrent(kind, inputs, hidden, gates, cell, biases, bidirectional, kernel_
         kernel_key, recurrent_key = jax.random.split(key)
 
         def parts(make, part_key, rows):
-            drawn = [_drawn(make, gate_key, (rows, hidden), dtype) for gate_key in jax.random.split(part_key, gates)]
+            drawn = [
+                draw_parameter(make, gate_key, (rows, hidden), dtype) for gate_key in jax.random.split(part_key, gates)
+            ]
             return jnp.concatenate(drawn, axis=1)
 
         kernels = {
@@ -155,7 +158,7 @@ def _recurrent(kind, inputs, hidden, gates, cell, biases, bidirectional, kernel_
     @automatic_axes(like="x")
     def apply(params, x, key=None):
         x, where = x if isinstance(x, tuple) else (x, None)
-        x = _floating(x)
+        x = to_floating(x)
         check_features(layer, inputs, x)
         if x.ndim < 2:
             raise ValueError(f"{layer} expects inputs of shape (..., time, {inputs}), got {x.shape}")
@@ -174,7 +177,7 @@ def _recurrent(kind, inputs, hidden, gates, cell, biases, bidirectional, kernel_
 
     def run(params, x_tbi, where_tb):
         projected = x_tbi @ params["kernel"]  # for all steps at once: a far better shape for a matrix product
-        projected = projected + _along_last(params["bias"], projected)
+        projected = projected + along_last_axis(params["bias"], projected)
 
         def step(h, inputs_t):
             projected_t, where_t = inputs_t

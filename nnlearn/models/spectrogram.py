@@ -1,15 +1,15 @@
 """Sound as a model sees it: log-mel spectrograms, and the masking of them that keeps a model from learning by heart."""
 
 import math
-from typing import Literal
+from typing import Literal, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.checks import check_count, check_nonnegative, check_number
-from nnlearn.models.factory import where_or_all
-from nnlearn.models.layers import _along_last, _floating, scaled_to_one
+from nnlearn.models.inputs import along_last_axis, to_floating, where_or_all
+from nnlearn.models.scaling import scale_to_one
 from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import as_hyperparam, compute_dtype, safe_divide, safe_rsqrt
 from nnlearn.types import Key, Scalar
@@ -71,6 +71,10 @@ def mel_filters(
     return filters if scale == "htk" else filters * (2 / (right - left))
 
 
+@overload
+def frame_count(samples: int, *, window: int, hop: int) -> int: ...
+@overload
+def frame_count(samples: jax.Array, *, window: int, hop: int) -> jax.Array: ...
 def frame_count(samples: int | jax.Array, *, window: int, hop: int) -> int | jax.Array:
     """How many whole windows fit into so many samples, at least 0; for the lengths of padded clips.
 
@@ -129,7 +133,7 @@ def log_mel_spectrogram(
     fft_size = 1 << (window - 1).bit_length() if fft_size is None else check_count("fft_size", fft_size)
     if fft_size < window or fft_size % 2:  # an odd one has no bin at half the sample rate, where the filters end
         raise ValueError(f"fft_size must be even and >= window={window}, got {fft_size}")
-    audio = _floating(audio)
+    audio = to_floating(audio)
     audio = audio.astype(compute_dtype(audio.dtype))
     frames = frame_count(audio.shape[-1], window=window, hop=hop) if audio.ndim else 0
     if not frames:
@@ -137,7 +141,7 @@ def log_mel_spectrogram(
     filters = mel_filters(mels, fft_size // 2 + 1, sample_rate=sample_rate, low=low, high=high, scale=scale)
     hann = jnp.asarray(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window), audio.dtype)
     framed = audio[..., np.arange(frames)[:, None] * hop + np.arange(window)]
-    spectrum = jnp.fft.rfft(framed * _along_last(hann, framed), fft_size)
+    spectrum = jnp.fft.rfft(framed * along_last_axis(hann, framed), fft_size)
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
     # Full precision: a few bits lost in a quiet band beside a loud one are heard in the logarithm.
     energy = jnp.matmul(power, jnp.asarray(filters, audio.dtype), precision=jax.lax.Precision.HIGHEST)
@@ -163,10 +167,10 @@ def normalize_utterance(features: jax.Array, where: jax.Array | None = None, eps
     [[-1.0], [1.0], [0.0]]
     """
     check_nonnegative("eps", eps)
-    x = _floating(features)
+    x = to_floating(features)
     wide = x.astype(compute_dtype(x.dtype))
     there = where_or_all(where, x.shape[:-1])[..., None]
-    wide, inverse = scaled_to_one(jnp.where(there, wide, 0), eps, (-2,))
+    wide, inverse = scale_to_one(jnp.where(there, wide, 0), eps, (-2,))
     count = jnp.sum(there, axis=-2, keepdims=True).astype(wide.dtype)
     centred = jnp.where(there, wide - safe_divide(jnp.sum(wide, -2, keepdims=True), count), 0)
     variance = safe_divide(jnp.sum(jnp.square(centred), -2, keepdims=True), count)
@@ -213,7 +217,7 @@ def spec_augment(
     check_nonnegative("time_width", time_width)
     check_nonnegative("mel_width", mel_width)
     check_number("time_fraction", time_fraction, low=0.0, high=1.0)
-    x = _floating(features)
+    x = to_floating(features)
     frames = jnp.sum(where_or_all(where, x.shape[:-1]), axis=-1)
     widest = jnp.minimum(as_hyperparam(time_width, jnp.float32), as_hyperparam(time_fraction, jnp.float32) * frames)
     bands = jnp.full(frames.shape, x.shape[-1])
@@ -232,7 +236,7 @@ def _kept(fractions: jax.Array, length: int, count: jax.Array, widest: jax.Array
     largest = jnp.floor(widest * (1 + 1e-6))  # 0.1 * 30 is a little less than 3
     width = jnp.minimum(jnp.floor(for_width * (largest + 1)).astype(jnp.int32), count)
     start = jnp.floor(for_start * (count - width + 1)).astype(jnp.int32)
-    place = _along_last(jnp.arange(length), jnp.zeros((*for_width.shape, 1)))
+    place = along_last_axis(jnp.arange(length), jnp.zeros((*for_width.shape, 1)))
     covered = (place >= start[..., None]) & (place < (start + width)[..., None])
     return ~jnp.any(covered, axis=0)
 

@@ -1,15 +1,16 @@
 """From sound to characters: strided convolutions make few frames of many, and recurrent layers read those."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from nnlearn.checks import check_count
 from nnlearn.models.convolution import conv
-from nnlearn.models.factory import check_features, model_factory
-from nnlearn.models.layers import _floating, dense, layer_norm
+from nnlearn.models.factory import model_factory
+from nnlearn.models.inputs import check_features, to_floating
+from nnlearn.models.layers import dense, layer_norm
 from nnlearn.models.layers import dropout as dropout_layer
 from nnlearn.models.named import activation_function
 from nnlearn.models.recurrent import gru
@@ -42,7 +43,7 @@ def speech_encoder(
     dropout: Scalar = 0.1,
     front_end: Callable[[Utterances], Utterances] | None = None,
     dtype: DTypeLike = jnp.float32,
-) -> Model:
+) -> Model[tuple[jax.Array, jax.Array]]:
     """A recogniser for connectionist temporal classification: convolutions over time, then recurrent layers.
 
     ::
@@ -114,7 +115,7 @@ def speech_encoder(
         if not isinstance(inputs, Utterances):
             raise TypeError(f"{name} takes Utterances(features, lengths), got {type(inputs).__name__}")
         x, lengths = inputs if front_end is None else front_end(inputs)
-        x, where = _floating(x), _where(name, x, lengths)
+        x, where = to_floating(x), _where(name, x, lengths)
         check_features(name, features, x)
         count = len(convolutions) + layers
         keys = iter([None] * count if key is None else jax.random.split(key, count))
@@ -131,7 +132,7 @@ def speech_encoder(
     return Model(init, apply)
 
 
-def log_mel_front_end(*, normalize: bool = True, **options) -> Callable[[Utterances], Utterances]:
+def log_mel_front_end(*, normalize: bool = True, **options: Any) -> Callable[[Utterances], Utterances]:
     """A front end that makes log-mel features of samples, ``front_end(utterances) -> utterances``.
 
     Args:

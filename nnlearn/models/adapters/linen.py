@@ -71,7 +71,7 @@ def from_linen(
 
     def run(params, model_state, inputs, key):
         net, flags = inference if key is None else training
-        keys = None if key is None else dict(zip(names, _split(key, len(names)), strict=True))
+        keys = None if key is None else dict(zip(names, _split_key(key, len(names)), strict=True))
         mutable = list(model_state) if key is not None else []
         variables = {"params": params, **model_state}
         outputs = net.apply(variables, *as_arguments(inputs), rngs=keys, mutable=mutable or False, **flags)
@@ -94,7 +94,7 @@ def _modes(module, train_argument: str | None):
     return tuple((module.clone(**flag), {}) for flag in mode_flags(fields, train_argument))
 
 
-def _split(key: jax.Array, parts: int) -> Any:
+def _split_key(key: jax.Array, parts: int) -> Any:
     return [key] if parts == 1 else jax.random.split(key, parts)
 
 

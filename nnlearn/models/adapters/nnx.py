@@ -90,7 +90,7 @@ def from_nnx(module: Any, *, wrt: Any = None, train_argument: str | None = None)
         return outputs, nnx.to_pure_dict(nnx.from_flat_state(kept))
 
     def init(key):
-        return present if given else numbers(key)
+        return numbers(key) if present is None else present
 
     if jax.tree.leaves(rest_like):
         return StatefulModel(init, lambda params, model_state, inputs, key=None: run(params, model_state, inputs, key))
@@ -117,14 +117,14 @@ def _fill(nnx, like: Any, numbers: Any) -> Any:
 
 def _reseed(nnx, like: Any, key: jax.Array | None) -> Any:
     """Random streams at their beginning, each with a key of its own: layers that share one would drop the same."""
-    key = jax.random.key(0) if key is None else key
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
+    base = jax.random.key(0) if key is None else key
+    if not jnp.issubdtype(base.dtype, jax.dtypes.prng_key):
+        base = jax.random.wrap_key_data(base)
     streams = [path for path, variable in nnx.to_flat_state(like) if isinstance(variable, nnx.RngKey)]
 
     def at(path, variable):
         if isinstance(variable, nnx.RngKey):
-            own, shape = jax.random.fold_in(key, streams.index(path)), variable.get_value().shape
+            own, shape = jax.random.fold_in(base, streams.index(path)), variable.get_value().shape
             return variable.replace(jax.random.split(own, shape) if shape else own)
         return variable.replace(jnp.zeros(variable.get_value().shape, variable.get_value().dtype))
 
