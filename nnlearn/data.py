@@ -82,7 +82,7 @@ def example_count(arrays: Batch) -> int:
       The number of examples, a Python int.
 
     Raises:
-      ValueError: there are no arrays or no examples, an array is a scalar, or lengths differ.
+      ValueError: if there are no arrays or no examples, an array is a scalar, or lengths differ.
 
     >>> example_count({"inputs": np.ones((5, 2)), "targets": np.ones(4)})
     Traceback (most recent call last):
@@ -120,8 +120,8 @@ def batch_count(size: int, batch_size: int, *, remainder: Literal["mask", "drop"
       ``ceil(size / batch_size)``, or ``floor(size / batch_size)`` with ``"drop"``.
 
     Raises:
-      ValueError: a number is below 1, ``remainder`` is unknown, is ``"error"`` and there is one, or is ``"drop"`` and
-        nothing is left.
+      ValueError: if a number is below 1, ``remainder`` is unknown, is ``"error"`` and there is one, or is ``"drop"``
+        and nothing is left.
 
     >>> batch_count(10, 4), batch_count(10, 4, remainder="drop")
     (3, 2)
@@ -196,7 +196,7 @@ def take(arrays: Batch, indices: ArrayLike | Sequence[int]) -> Batch:
       The same tree, each array of shape (*indices.shape, ...).
 
     Raises:
-      TypeError: ``indices`` are no integers.
+      TypeError: if ``indices`` are not integers.
       ValueError: as ``example_count`` says.
 
     >>> batch = take(Examples(np.arange(6.0).reshape(3, 2), np.array([7, 8, 9])), [2, 0])
@@ -233,7 +233,7 @@ def split(
       together complete.
 
     Raises:
-      ValueError: fractions, seed or classes are not as above, or a part whose fraction is above 0 would be empty.
+      ValueError: if fractions, seed or classes are not as above, or a part whose fraction is above 0 would be empty.
 
     >>> parts = split(np.arange(20), (0.5, 0.25, 0.25), stratify=np.arange(20) % 2)
     >>> [(len(part), int(np.sum(part % 2))) for part in parts]
@@ -304,7 +304,7 @@ def standardize(train: ArrayLike, *others: ArrayLike) -> tuple[tuple[np.ndarray,
       ``(train, *others)`` as float32, and the ``Statistics`` to treat further arrays with.
 
     Raises:
-      ValueError: ``train`` has no examples or holds a number that is not finite; features differ in shape.
+      ValueError: if ``train`` has no examples or holds a number that is not finite; features differ in shape.
 
     >>> (train, test), statistics = standardize(np.array([[1.0, 5.0], [3.0, 5.0]]), np.array([[4.0, 6.0]]))
     >>> train.tolist(), test.tolist(), statistics.scale.tolist()

@@ -14,7 +14,7 @@ def skeleton_loss(predictions: ArrayLike, targets: ArrayLike, quantile: Scalar =
     .. math:: \ell = \max(q (y - \hat y), (q - 1) (y - \hat y))
 
     Args:
-      predictions: :math:`\hat y`, floating, of any shape.
+      predictions: :math:`\hat y`, floating-point, of any shape.
       targets: :math:`y`, of the same shape.
       quantile: :math:`q` in (0, 1).
 
@@ -22,7 +22,7 @@ def skeleton_loss(predictions: ArrayLike, targets: ArrayLike, quantile: Scalar =
       Losses of the same shape, not reduced, float32 or wider.
 
     Raises:
-      ValueError: shapes differ, or a number is out of its range.
+      ValueError: if shapes differ, or an argument is out of range.
 
     >>> skeleton_loss(jnp.array([1.0, 3.0]), jnp.array([2.0, 2.0]), quantile=0.9)
     Array([0.9, 0.1], dtype=float32)

@@ -127,15 +127,16 @@ def sigmoid_binary_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Ar
     """Cross-entropy of the sigmoid of each logit, ``-y log s(x) - (1 - y) log(1 - s(x))`` with ``s`` the sigmoid.
 
     Args:
-      logits: ``x``, log-odds, floating, of any shape ``[...]``; up to +-inf, which costs 0 if right and inf if wrong.
+      logits: ``x``, log-odds, floating-point, of any shape ``[...]``; up to +-inf, with loss 0 if right and inf if
+        wrong.
       labels: ``y``, 0 or 1 or a probability, real, of the same shape or a scalar.
 
     Returns:
       One loss per element in nats, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes differ.
-      TypeError: the logits are not floating, or the labels complex.
+      ValueError: if the shapes differ.
+      TypeError: if the logits are not floating-point, or the labels are complex.
 
     Source: Goodfellow, Bengio & Courville, *Deep Learning*, 2016, section 6.2.2.2.
 
@@ -155,7 +156,7 @@ def sigmoid_focal_loss(
     probability of the right answer, and ``a = alpha y + (1 - alpha)(1 - y)``.
 
     Args:
-      logits: ``x``, log-odds, floating, of any shape ``[...]``.
+      logits: ``x``, log-odds, floating-point, of any shape ``[...]``.
       labels: ``y``, 0 or 1 or a probability, real, of the same shape or a scalar.
       alpha: the weight of label 1, in [0, 1], label 0 having ``1 - alpha``; None weighs both 1.
       gamma: how fast easy examples lose weight, finite and >= 0; 0 is plain cross-entropy.
@@ -164,8 +165,8 @@ def sigmoid_focal_loss(
       One loss per element in nats, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes differ, or ``alpha`` or ``gamma`` is out of range.
-      TypeError: the logits are not floating, or the labels complex.
+      ValueError: if the shapes differ, or ``alpha`` or ``gamma`` is out of range.
+      TypeError: if the logits are not floating-point, or the labels are complex.
 
     Source: Lin et al., *Focal loss for dense object detection*, 2017.
 

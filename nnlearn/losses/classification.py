@@ -2,7 +2,7 @@
 
 Logits may be as large as their dtype holds; -inf marks a class that does not exist. It costs nothing while the labels
 give it no weight (label smoothing gives every class some, except those that ``where`` leaves out), and a label on it
-costs +inf. A logit of +inf or NaN makes the loss NaN.
+has loss +inf. A logit of +inf or NaN makes the loss NaN.
 """
 
 from typing import NamedTuple
@@ -136,18 +136,18 @@ def softmax_cross_entropy(
     """Cross-entropy of the softmax of logits, from labels as distributions: ``-sum_k y_k log softmax(x)_k``.
 
     Args:
-      logits: ``x``, unnormalised log-probabilities, floating, shape ``[..., classes]``.
+      logits: ``x``, unnormalised log-probabilities, floating-point, shape ``[..., classes]``.
       labels: ``y``, the weight of each class, real, of the same shape; each row usually sums to 1.
       axis: the axis, or axes, of the classes; None for all.
       where: booleans of the logits' shape (which classes exist; labels on the others are dropped) or of the result's
-        (which examples count; the others cost 0 and get no gradient, whatever they hold).
+        (which examples count; the others have loss 0 and no gradient, even if they are NaN).
 
     Returns:
       One loss per example in nats, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes do not fit.
-      TypeError: the logits are not floating, the labels complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match.
+      TypeError: if the logits are not floating-point, the labels are complex, or ``where`` is not boolean.
 
     Source: Goodfellow, Bengio & Courville, *Deep Learning*, 2016, section 6.2.2.3.
 
@@ -161,15 +161,16 @@ def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Arra
     """``softmax_cross_entropy`` over the last axis, which here needs no safer form; the name is optax's.
 
     Args:
-      logits: unnormalised log-probabilities, floating, shape ``[..., classes]``; -inf where a class does not exist.
+      logits: unnormalised log-probabilities, floating-point, shape ``[..., classes]``; -inf where a class does not
+        exist.
       labels: the weight of each class, real, of the same shape; each row usually sums to 1.
 
     Returns:
       One loss per example in nats, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes differ.
-      TypeError: the logits are not floating, or the labels complex.
+      ValueError: if the shapes differ.
+      TypeError: if the logits are not floating-point, or the labels are complex.
 
     Source: Goodfellow, Bengio & Courville, *Deep Learning*, 2016, section 6.2.2.3.
 
@@ -195,12 +196,12 @@ def softmax_cross_entropy_with_integer_labels(
     ``q = (1 - label_smoothing) onehot(y) + label_smoothing / classes`` and ``w`` are the class weights.
 
     Args:
-      logits: ``x``, unnormalised log-probabilities, floating, shape ``[..., classes]``.
+      logits: ``x``, unnormalised log-probabilities, floating-point, shape ``[..., classes]``.
       labels: ``y``, integers in [0, classes), shape ``[...]``. One outside makes its loss and gradient NaN, unless
         ``where`` leaves it out: ``where=labels != -100``.
       axis: the axis of the classes; of several axes, a label counts through them all, the last the fastest.
       where: booleans of the logits' shape (which classes exist) or of the labels' (which examples count; the others
-        cost 0 and get no gradient, whatever they hold).
+        have loss 0 and no gradient, even if they are NaN).
       label_smoothing: the share of each label that is spread evenly over the classes that exist, in [0, 1].
       z_loss: coefficient, >= 0, of a penalty that keeps the logits' normaliser near 1; 1e-4 is common.
       class_weights: ``w``, real and >= 0, shape ``[classes]``, 1 by default; rare classes may count more.
@@ -209,8 +210,8 @@ def softmax_cross_entropy_with_integer_labels(
       One loss per example in nats, shape ``[...]``, float32 (float64 if the logits are).
 
     Raises:
-      ValueError: the shapes do not fit, or an option is out of range.
-      TypeError: the logits are not floating, the labels not integer, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or an option is out of range.
+      TypeError: if the logits are not floating-point, the labels are not integers, or ``where`` is not boolean.
 
     Source: Goodfellow, Bengio & Courville, *Deep Learning*, 2016, section 6.2.2.3; smoothing: Szegedy et al.,
     *Rethinking the Inception architecture*, 2016; ``z_loss``: Chowdhery et al., *PaLM*, 2022, section 5.
@@ -241,7 +242,7 @@ def cross_entropy(
     distribution, the mean weight ``sum_k w_k y_k``), or 1 without class weights.
 
     Args:
-      logits: unnormalised log-probabilities, floating, shape ``[..., classes]``.
+      logits: unnormalised log-probabilities, floating-point, shape ``[..., classes]``.
       labels: integers in [0, classes), shape ``[...]``, or distributions, real, of the logits' shape.
       label_smoothing: the share of each label that is spread evenly over the classes that exist, in [0, 1].
       z_loss: coefficient, >= 0, of a penalty that keeps the logits' normaliser near 1; 1e-4 is common.
@@ -255,8 +256,8 @@ def cross_entropy(
       is 0. A label outside [0, classes) that is not left out makes the result NaN.
 
     Raises:
-      ValueError: the shapes do not fit, an option is out of range, or ``reduction`` is unknown.
-      TypeError: the logits are not floating, class numbers not integer, or ``where`` not boolean.
+      ValueError: if the shapes do not match, an option is out of range, or ``reduction`` is unknown.
+      TypeError: if the logits are not floating-point, class indices are not integers, or ``where`` is not boolean.
 
     Source: Goodfellow, Bengio & Courville, *Deep Learning*, 2016, section 6.2.2.3.
 
@@ -289,19 +290,19 @@ def poly_loss_cross_entropy(
     """Cross-entropy plus a linear term, ``sum_k y_k (-log p_k + epsilon (1 - p_k))`` with ``p = softmax(x)``.
 
     Args:
-      logits: ``x``, unnormalised log-probabilities, floating, shape ``[..., classes]``.
+      logits: ``x``, unnormalised log-probabilities, floating-point, shape ``[..., classes]``.
       labels: ``y``, the weight of each class, real, of the same shape; each row usually sums to 1.
       epsilon: coefficient of the linear term, finite and >= -1 (below, a right answer costs more than a wrong one).
       axis: the axis, or axes, of the classes; None for all.
       where: booleans of the logits' shape (which classes exist; labels on the others are dropped) or of the result's
-        (which examples count; the others cost 0 and get no gradient, whatever they hold).
+        (which examples count; the others have loss 0 and no gradient, even if they are NaN).
 
     Returns:
       One loss per example in nats, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes do not fit, or ``epsilon`` is out of range.
-      TypeError: the logits are not floating, the labels complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or ``epsilon`` is out of range.
+      TypeError: if the logits are not floating-point, the labels are complex, or ``where`` is not boolean.
 
     Source: Leng et al., *PolyLoss: a polynomial expansion perspective of classification loss functions*, 2022.
 

@@ -105,21 +105,22 @@ def info_nce_loss(
     The mean over ``i`` of ``-log(exp(q_i . k_i / T) / sum_j exp(q_i . k_j / T))``, all vectors at length 1.
 
     Args:
-      queries: ``q``, floating, shape ``[batch, dim]``.
-      keys: ``k``, floating, of the same shape; key ``i`` belongs to query ``i``.
+      queries: ``q``, floating-point, shape ``[batch, dim]``.
+      keys: ``k``, floating-point, of the same shape; key ``i`` belongs to query ``i``.
       temperature: ``T``, finite and > 0; may be trained.
       negatives: keys that belong to no query, shape ``[negatives, dim]``. With them a query chooses between its own key
         and these, as from a memory bank, and no more among the keys of the batch.
       symmetric: whether to find the queries from the keys as well, and to average both losses, as CLIP does.
-      where: booleans, shape ``[batch]``; an example that is False is left out as query and as key, whatever it holds.
+      where: booleans, shape ``[batch]``; examples that are False are left out as queries and as keys, even if they are
+        NaN.
 
     Returns:
       A scalar in nats, float32 (float64 if an argument is); 0 when no example is kept.
 
     Raises:
-      ValueError: the shapes do not fit, ``temperature`` is out of range, or ``symmetric`` is asked for with
+      ValueError: if the shapes do not match, ``temperature`` is out of range, or ``symmetric`` is asked for with
         ``negatives``.
-      TypeError: an argument is not floating, or ``where`` not boolean.
+      TypeError: if an argument is not floating-point, or ``where`` is not boolean.
 
     Source: van den Oord, Li & Vinyals, *Representation learning with contrastive predictive coding*, 2018; symmetric:
     Radford et al., *Learning transferable visual models from natural language supervision*, 2021; negatives: He et al.,
@@ -164,17 +165,17 @@ def ntxent(
     with ``k`` over the examples of other labels and ``s`` the cosine similarity.
 
     Args:
-      embeddings: floating, shape ``[batch, dim]``.
+      embeddings: floating-point, shape ``[batch, dim]``.
       labels: real, shape ``[batch]``; examples with one label are positive pairs.
       temperature: ``T``, finite and > 0; may be trained.
-      where: booleans, shape ``[batch]``; an example that is False is left out of all pairs, whatever it holds.
+      where: booleans, shape ``[batch]``; examples that are False are left out of all pairs, even if they are NaN.
 
     Returns:
       A scalar in nats, float32 (float64 if the embeddings are); 0 when no two examples share a label.
 
     Raises:
-      ValueError: the shapes do not fit, or ``temperature`` is out of range.
-      TypeError: the embeddings are not floating, the labels complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or ``temperature`` is out of range.
+      TypeError: if the embeddings are not floating-point, the labels are complex, or ``where`` is not boolean.
 
     Source: Chen et al., *A simple framework for contrastive learning of visual representations*, 2020.
 
@@ -202,17 +203,17 @@ def supervised_contrastive_loss(
     ``j`` over the likes of ``i`` and ``s`` the cosine similarity.
 
     Args:
-      embeddings: floating, shape ``[batch, dim]``.
+      embeddings: floating-point, shape ``[batch, dim]``.
       labels: real, shape ``[batch]``.
       temperature: ``T``, finite and > 0; may be trained.
-      where: booleans, shape ``[batch]``; an example that is False is left out of all pairs, whatever it holds.
+      where: booleans, shape ``[batch]``; examples that are False are left out of all pairs, even if they are NaN.
 
     Returns:
       A scalar in nats, float32 (float64 if the embeddings are); 0 when no two examples share a label.
 
     Raises:
-      ValueError: the shapes do not fit, or ``temperature`` is out of range.
-      TypeError: the embeddings are not floating, the labels complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or ``temperature`` is out of range.
+      TypeError: if the embeddings are not floating-point, the labels are complex, or ``where`` is not boolean.
 
     Source: Khosla et al., *Supervised contrastive learning*, 2020, equation 2.
 
@@ -244,19 +245,20 @@ def sigmoid_pair_loss(
     vectors at length 1.
 
     Args:
-      queries: ``q``, floating, shape ``[batch, dim]``.
-      keys: ``k``, floating, of the same shape; key ``i`` belongs to query ``i``.
+      queries: ``q``, floating-point, shape ``[batch, dim]``.
+      keys: ``k``, floating-point, of the same shape; key ``i`` belongs to query ``i``.
       logit_scale: ``t``, finite and > 0, the inverse of a temperature; usually trained by its logarithm.
       logit_bias: ``b``, finite; starts at -10 because nearly all pairs are negative, and is usually trained.
-      where: booleans, shape ``[batch]``; an example that is False is left out as query and as key, whatever it holds.
+      where: booleans, shape ``[batch]``; examples that are False are left out as queries and as keys, even if they are
+        NaN.
 
     Returns:
       A scalar in nats, the sum over all pairs by the number of examples kept, float32 (float64 if an argument is); 0
       when no example is kept.
 
     Raises:
-      ValueError: the shapes do not fit, or a number is out of range.
-      TypeError: an argument is not floating, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or an argument is out of range.
+      TypeError: if an argument is not floating-point, or ``where`` is not boolean.
 
     Source: Zhai et al., *Sigmoid loss for language image pre-training*, 2023.
 

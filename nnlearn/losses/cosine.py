@@ -40,8 +40,8 @@ def cosine_similarity(
     """The cosine of the angle between two vectors, ``a . b / (|a| |b|)``.
 
     Args:
-      predictions: floating, shape ``[..., dim]``.
-      targets: floating, of the same shape.
+      predictions: floating-point, shape ``[..., dim]``.
+      targets: floating-point, of the same shape.
       epsilon: squared lengths below this, >= 0, are raised to it, so that short vectors count less.
       axis: the axis, or axes, along which the vectors lie; None for all.
       where: booleans of the predictions' shape (which components count) or of the result's (which pairs count).
@@ -51,8 +51,8 @@ def cosine_similarity(
       zeros, with derivative 0 where ``epsilon`` is 0, and for what ``where`` leaves out.
 
     Raises:
-      ValueError: the shapes do not fit, or ``epsilon`` is negative.
-      TypeError: an argument is not floating, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or ``epsilon`` is negative.
+      TypeError: if an argument is not floating-point, or ``where`` is not boolean.
 
     Source: Manning, Raghavan & Schütze, *Introduction to Information Retrieval*, 2008, section 6.3.1.
 
@@ -82,8 +82,8 @@ def cosine_distance(
     """One minus the cosine of the angle between two vectors, ``1 - a . b / (|a| |b|)``.
 
     Args:
-      predictions: floating, shape ``[..., dim]``.
-      targets: floating, of the same shape.
+      predictions: floating-point, shape ``[..., dim]``.
+      targets: floating-point, of the same shape.
       epsilon: squared lengths below this, >= 0, are raised to it, so that short vectors count less.
       axis: the axis, or axes, along which the vectors lie; None for all.
       where: booleans of the predictions' shape (which components count) or of the result's (which pairs count).
@@ -93,8 +93,8 @@ def cosine_distance(
       vector of zeros and for what ``where`` leaves out.
 
     Raises:
-      ValueError: the shapes do not fit, or ``epsilon`` is negative.
-      TypeError: an argument is not floating, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or ``epsilon`` is negative.
+      TypeError: if an argument is not floating-point, or ``where`` is not boolean.
 
     Source: Manning, Raghavan & Schütze, *Introduction to Information Retrieval*, 2008, section 6.3.1.
 

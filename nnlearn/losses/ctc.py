@@ -351,32 +351,33 @@ def ctc_loss(
 
     An alignment is one class or blank for each frame that gives the labels once repeats are merged and blanks dropped.
     Arguments and values are those of ``optax.ctc_loss`` without ``log_epsilon``: the logarithm of 0 is -inf here, not a
-    large negative number, so that what is impossible costs +inf.
+    large negative number, so that what is impossible has loss +inf.
 
     Args:
-      logits: unnormalised log-probabilities, floating, shape ``[batch, frames, classes]``, the blank among the classes;
-        -inf marks a class that does not exist.
+      logits: unnormalised log-probabilities, floating-point, shape ``[batch, frames, classes]``, the blank among the
+        classes; -inf marks a class that does not exist.
       logit_paddings: shape ``[batch, frames]``: 0 where the frame exists, anything else where it is padding. Padded
         frames are skipped wherever they stand and get no gradient, whatever they hold.
       labels: integers in [0, classes), shape ``[batch, labels]``. One that is out of range, or the blank, makes the
         loss and the gradient of its example NaN, unless it is padding.
       label_paddings: shape ``[batch, labels]``: 0 where the label exists. Padded ones are skipped wherever they stand.
       blank_id: the class that stands for no label; a Python int.
-      where: booleans of shape ``[batch]``: which examples count. The others cost 0 and get no gradient, whatever they
-        hold.
+      where: booleans of shape ``[batch]``: which examples count. The others have loss 0 and no gradient, even if they
+        are NaN.
       zero_infinity: make infinite losses 0. Their gradient is 0 with or without it.
       reduction: ``"none"``; ``"sum"``; or ``"mean"``, the sum over the number of examples that count (PyTorch's mean
         also divides each loss by its number of labels).
 
     Returns:
       One loss per example in nats, shape ``[batch]``, or a scalar after a reduction; float32 (float64 if the logits
-      are); never below 0. Labels that need more frames than there are (one each, and one between equal neighbours)
-      cost +inf. Second derivatives go through the recursion, and need finite numbers in padding; ``jax.jvp`` of
-      the loss itself raises.
+      are); never below 0. Labels that need more frames than there are (one each, and one between equal neighbours) have
+      loss +inf. Second derivatives go through the recursion, and need finite numbers in padding; ``jax.jvp`` of the
+      loss itself raises.
 
     Raises:
-      ValueError: the shapes do not fit, ``blank_id`` is not a class, or ``reduction`` is unknown.
-      TypeError: the logits are not floating, the labels not integer, ``where`` not boolean, or ``blank_id`` not an int.
+      ValueError: if the shapes do not match, ``blank_id`` is not a class, or ``reduction`` is unknown.
+      TypeError: if the logits are not floating-point, the labels are not integers, ``where`` is not boolean, or
+        ``blank_id`` not an int.
 
     Source: Graves et al., *Connectionist temporal classification: labelling unsegmented sequence data with recurrent
     neural networks*, 2006.

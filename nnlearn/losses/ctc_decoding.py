@@ -48,7 +48,7 @@ def ctc_greedy_decode(logits: ArrayLike, logit_paddings: ArrayLike, blank_id: in
     """The labels of the likeliest alignment: the largest class of each frame, repeats merged, blanks dropped.
 
     Args:
-      logits: unnormalised log-probabilities, floating, shape ``[batch, frames, classes]``.
+      logits: unnormalised log-probabilities, floating-point, shape ``[batch, frames, classes]``.
       logit_paddings: shape ``[batch, frames]``: 0 where the frame exists. Padded ones are skipped wherever they stand.
       blank_id: the class that stands for no label; a Python int.
 
@@ -57,8 +57,8 @@ def ctc_greedy_decode(logits: ArrayLike, logit_paddings: ArrayLike, blank_id: in
       ``scores``, the log-probability of the alignment, shape ``[batch]``.
 
     Raises:
-      ValueError: the shapes do not fit, or ``blank_id`` is not a class.
-      TypeError: the logits are not floating, or ``blank_id`` is not an int.
+      ValueError: if the shapes do not match, or ``blank_id`` is not a class.
+      TypeError: if the logits are not floating-point, or ``blank_id`` is not an int.
 
     Source: Graves et al., *Connectionist temporal classification: labelling unsegmented sequence data with recurrent
     neural networks*, 2006, section 3.2 (best path decoding).
@@ -89,7 +89,7 @@ def ctc_beam_search_decode(
     prefixes that were dropped. A frame takes time in proportion to ``beam_width * (classes + beam_width)``.
 
     Args:
-      logits: unnormalised log-probabilities, floating, shape ``[batch, frames, classes]``.
+      logits: unnormalised log-probabilities, floating-point, shape ``[batch, frames, classes]``.
       logit_paddings: shape ``[batch, frames]``: 0 where the frame exists. Padded ones are skipped wherever they stand.
       beam_width: how many prefixes are kept.
       blank_id: the class that stands for no label; a Python int.
@@ -101,8 +101,8 @@ def ctc_beam_search_decode(
       possible, what follows has a score of -inf and means nothing.
 
     Raises:
-      ValueError: the shapes do not fit, or a number is out of range.
-      TypeError: the logits are not floating, or a number is not an int.
+      ValueError: if the shapes do not match, or an argument is out of range.
+      TypeError: if the logits are not floating-point, or a number is not an int.
 
     Source: Graves and Jaitly, *Towards end-to-end speech recognition with recurrent neural networks*, 2014; Hannun et
     al., *First-pass large vocabulary continuous speech recognition using bi-directional recurrent DNNs*, 2014.

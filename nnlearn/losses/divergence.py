@@ -1,7 +1,7 @@
 """Losses between two distributions: Kullback-Leibler divergence in three forms.
 
 The predictions come as log-probabilities. ``0 log 0`` is 0: where the target is 0 the prediction may be 0 (-inf) too,
-and where the target is not, a prediction of 0 costs +inf.
+and where the target is not, a prediction of 0 has loss +inf.
 """
 
 import jax
@@ -36,17 +36,17 @@ def kl_divergence(
     """Kullback-Leibler divergence of predictions from targets, ``sum_k t_k (log t_k - x_k)``.
 
     Args:
-      log_predictions: ``x``, log-probabilities, floating, shape ``[..., classes]``.
-      targets: ``t``, probabilities, floating and >= 0, of the same shape.
+      log_predictions: ``x``, log-probabilities, floating-point, shape ``[..., classes]``.
+      targets: ``t``, probabilities, floating-point and >= 0, of the same shape.
       axis: the axis, or axes, to sum over; None for all.
-      where: booleans of the predictions' shape or of the result's; what is False adds 0 and gets no gradient.
+      where: booleans of the predictions' shape or of the result's; entries that are False add 0 and get no gradient.
 
     Returns:
       One divergence per example in nats, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes do not fit.
-      TypeError: an argument is not floating, or ``where`` not boolean.
+      ValueError: if the shapes do not match.
+      TypeError: if an argument is not floating-point, or ``where`` is not boolean.
 
     Source: Kullback & Leibler, *On information and sufficiency*, 1951.
 
@@ -63,17 +63,17 @@ def kl_divergence_with_log_targets(
     """Kullback-Leibler divergence from targets that are logarithms too, ``sum_k exp(u_k) (u_k - x_k)``.
 
     Args:
-      log_predictions: ``x``, log-probabilities, floating, shape ``[..., classes]``.
-      log_targets: ``u``, log-probabilities, floating, of the same shape; -inf for a probability of 0.
+      log_predictions: ``x``, log-probabilities, floating-point, shape ``[..., classes]``.
+      log_targets: ``u``, log-probabilities, floating-point, of the same shape; -inf for a probability of 0.
       axis: the axis, or axes, to sum over; None for all.
-      where: booleans of the predictions' shape or of the result's; what is False adds 0 and gets no gradient.
+      where: booleans of the predictions' shape or of the result's; entries that are False add 0 and get no gradient.
 
     Returns:
       One divergence per example in nats, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes do not fit.
-      TypeError: an argument is not floating, or ``where`` not boolean.
+      ValueError: if the shapes do not match.
+      TypeError: if an argument is not floating-point, or ``where`` is not boolean.
 
     Source: Kullback & Leibler, *On information and sufficiency*, 1951.
 
@@ -95,17 +95,17 @@ def generalized_kl_divergence(
     Each term is >= 0, and 0 only where prediction and target agree; for distributions it is ``kl_divergence``.
 
     Args:
-      log_predictions: ``x``, logarithms, floating, shape ``[..., classes]``.
-      targets: ``t``, floating and >= 0, of the same shape.
+      log_predictions: ``x``, logarithms, floating-point, shape ``[..., classes]``.
+      targets: ``t``, floating-point and >= 0, of the same shape.
       axis: the axis, or axes, to sum over; None for all.
-      where: booleans of the predictions' shape or of the result's; what is False adds 0 and gets no gradient.
+      where: booleans of the predictions' shape or of the result's; entries that are False add 0 and get no gradient.
 
     Returns:
       One divergence per example in nats, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes do not fit.
-      TypeError: an argument is not floating, or ``where`` not boolean.
+      ValueError: if the shapes do not match.
+      TypeError: if an argument is not floating-point, or ``where`` is not boolean.
 
     Source: Boyd & Vandenberghe, *Convex Optimization*, 2004, section 3.1.5.
 
@@ -125,17 +125,17 @@ def convex_kl_divergence(
     """``generalized_kl_divergence`` under the name it had in optax before 0.2.4.
 
     Args:
-      log_predictions: logarithms, floating, shape ``[..., classes]``.
-      targets: floating and >= 0, of the same shape.
+      log_predictions: logarithms, floating-point, shape ``[..., classes]``.
+      targets: floating-point and >= 0, of the same shape.
       axis: the axis, or axes, to sum over; None for all.
-      where: booleans of the predictions' shape or of the result's; what is False adds 0 and gets no gradient.
+      where: booleans of the predictions' shape or of the result's; entries that are False add 0 and get no gradient.
 
     Returns:
       One divergence per example in nats, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes do not fit.
-      TypeError: an argument is not floating, or ``where`` not boolean.
+      ValueError: if the shapes do not match.
+      TypeError: if an argument is not floating-point, or ``where`` is not boolean.
 
     Source: Boyd & Vandenberghe, *Convex Optimization*, 2004, section 3.1.5.
 

@@ -29,8 +29,8 @@ def edit_distance(
       The number of edits, int32, shape ``[batch]``; of an empty sequence, the length of the other.
 
     Raises:
-      ValueError: the shapes do not fit.
-      TypeError: predictions or targets are not integers.
+      ValueError: if the shapes do not match.
+      TypeError: if predictions or targets are not integers.
 
     Source: Levenshtein, *Binary codes capable of correcting deletions, insertions, and reversals*, 1966; Wagner and
     Fischer, *The string-to-string correction problem*, 1974.
@@ -81,8 +81,8 @@ def character_error_rate(predictions: Sequence[str], targets: Sequence[str]) -> 
       empty too, else infinite.
 
     Raises:
-      ValueError: there are not as many predictions as targets.
-      TypeError: an argument is one string, or holds something else.
+      ValueError: if there are not as many predictions as targets.
+      TypeError: if an argument is one string, or holds something else.
 
     Source: Levenshtein, *Binary codes capable of correcting deletions, insertions, and reversals*, 1966.
 
@@ -104,8 +104,8 @@ def word_error_rate(predictions: Sequence[str], targets: Sequence[str]) -> float
       either, else infinite.
 
     Raises:
-      ValueError: there are not as many predictions as targets.
-      TypeError: an argument is one string, or holds something else.
+      ValueError: if there are not as many predictions as targets.
+      TypeError: if an argument is one string, or holds something else.
 
     Source: Levenshtein, *Binary codes capable of correcting deletions, insertions, and reversals*, 1966.
 

@@ -19,14 +19,15 @@ def make_fenchel_young_loss(max_fun: Callable[..., ArrayLike]) -> Callable[..., 
       max_fun: from a vector of scores, shape ``[n]``, to a number, differentiable.
 
     Returns:
-      ``loss(scores, targets, *args, where=None, **kwargs)``: scores ``[..., n]``, floating, and targets of the same
-      shape, real, to one loss per vector, shape ``[...]``, float32 (float64 if an argument is). ``where`` has
-      the result's shape; what is False costs 0 and gets no gradient, whatever it holds. ``args`` and ``kwargs`` are
-      handed to ``max_fun`` as they are, the same for every vector.
+      ``loss(scores, targets, *args, where=None, **kwargs)``: scores ``[..., n]``, floating-point, and targets of the
+      same shape, real, to one loss per vector, shape ``[...]``, float32 (float64 if an argument is). ``where`` has the
+      result's shape; entries that are False have loss 0 and no gradient, even if they are NaN. ``args`` and ``kwargs``
+      are handed to ``max_fun`` as they are, the same for every vector.
 
     Raises:
-      ValueError: (the loss) the shapes do not fit.
-      TypeError: ``max_fun`` is no function; (the loss) the scores are not floating, or ``where`` not boolean.
+      ValueError: (the loss) the shapes do not match.
+      TypeError: if ``max_fun`` is not a function; (the loss) the scores are not floating-point, or ``where`` is not
+        boolean.
 
     Source: Blondel, Martins & Niculae, *Learning with Fenchel-Young losses*, 2020.
 

@@ -32,17 +32,18 @@ def quantile_loss(
     times one that is too high, at 0.5 the loss is half the absolute error.
 
     Args:
-      predictions: floating, of any shape ``[...]``.
+      predictions: floating-point, of any shape ``[...]``.
       targets: real, of the same shape or a scalar.
       quantile: ``q``, in [0, 1], a scalar; or shape ``[n]``, one for each entry of the predictions' last axis.
-      where: booleans of the predictions' shape; what is False costs 0 and gets no gradient, whatever it holds.
+      where: booleans of the predictions' shape; entries that are False have loss 0 and no gradient, even if they are
+        NaN.
 
     Returns:
       One loss per element, shape ``[...]``, float32 (float64 if an argument is), in units of the targets.
 
     Raises:
-      ValueError: the shapes do not fit, or ``quantile`` is out of range.
-      TypeError: the predictions are not floating, the targets complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or ``quantile`` is out of range.
+      TypeError: if the predictions are not floating-point, the targets are complex, or ``where`` is not boolean.
 
     Source: Koenker & Bassett, *Regression quantiles*, 1978.
 
@@ -91,21 +92,21 @@ def gaussian_negative_log_likelihood(
     """Negative log-likelihood of targets under independent normal distributions, ``(log v + (t - m)**2 / v) / 2``.
 
     Args:
-      means: ``m``, floating, of any shape ``[...]``.
+      means: ``m``, floating-point, of any shape ``[...]``.
       targets: ``t``, real, of the same shape or a scalar.
       variances: ``v``, real and >= 0, of the same shape or a scalar.
-      log_variances: ``log v`` in their place, floating; any number is one, so a network may give it as it is.
+      log_variances: ``log v`` in their place, floating-point; any number is one, so a network may give it as it is.
       full: whether to add the constant ``log(2 pi) / 2``.
       epsilon: the least variance, finite and > 0. A smaller one is raised to it, but keeps its derivative.
-      where: booleans of the means' shape; what is False costs 0 and gets no gradient, whatever it holds.
+      where: booleans of the means' shape; entries that are False have loss 0 and no gradient, even if they are NaN.
 
     Returns:
       One loss per element in nats, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes differ, a variance is negative, ``epsilon`` is out of range, or not exactly one of
+      ValueError: if the shapes differ, a variance is negative, ``epsilon`` is out of range, or not exactly one of
         ``variances`` and ``log_variances`` is given.
-      TypeError: the means are not floating, another argument complex, or ``where`` not boolean.
+      TypeError: if the means are not floating-point, another argument is complex, or ``where`` is not boolean.
 
     Source: Nix & Weigend, *Estimating the mean and variance of the target probability distribution*, 1994.
 
@@ -141,17 +142,17 @@ def poisson_negative_log_likelihood(
     """Negative log-likelihood of counts under Poisson distributions, ``exp(x) - t x``.
 
     Args:
-      log_rates: ``x``, the logarithm of the expected count, floating, of any shape ``[...]``.
+      log_rates: ``x``, the logarithm of the expected count, floating-point, of any shape ``[...]``.
       targets: ``t``, counts, real and >= 0, of the same shape or a scalar.
       full: whether to add ``log(t!)``, which does not depend on the prediction.
-      where: booleans of the rates' shape; what is False costs 0 and gets no gradient, whatever it holds.
+      where: booleans of the rates' shape; entries that are False have loss 0 and no gradient, even if they are NaN.
 
     Returns:
       One loss per element in nats, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes differ, or a target is negative.
-      TypeError: the rates are not floating, the targets complex, or ``where`` not boolean.
+      ValueError: if the shapes differ, or a target is negative.
+      TypeError: if the rates are not floating-point, the targets are complex, or ``where`` is not boolean.
 
     Source: McCullagh & Nelder, *Generalized linear models*, 1989, chapter 6.
 
@@ -202,20 +203,20 @@ def gaussian_kl_divergence(
     and ``log_variances`` say the prior does not. Never below 0.
 
     Args:
-      means: ``m``, floating, shape ``[..., dim]``.
-      log_variances: ``v``, floating, of the same shape.
+      means: ``m``, floating-point, shape ``[..., dim]``.
+      log_variances: ``v``, floating-point, of the same shape.
       prior_means: ``n``, of the same shape or a scalar; None for 0.
       prior_log_variances: ``w``, of the same shape or a scalar; None for 0, a variance of 1.
       axis: the axis, or axes, to sum over; None for all.
-      where: booleans of the means' shape or of the result's; what is False adds 0 and gets no gradient, whatever it
-        holds.
+      where: booleans of the means' shape or of the result's; entries that are False add 0 and get no gradient, even if
+        they are NaN.
 
     Returns:
       One divergence per example in nats, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes do not fit.
-      TypeError: an argument is not floating, or ``where`` not boolean.
+      ValueError: if the shapes do not match.
+      TypeError: if an argument is not floating-point, or ``where`` is not boolean.
 
     Source: Kingma & Welling, *Auto-encoding variational Bayes*, 2014, appendix B.
 
@@ -251,18 +252,20 @@ def negative_evidence_lower_bound(
     """The loss of a variational auto-encoder, the mean of ``reconstruction loss + beta * divergence``.
 
     Args:
-      reconstruction_losses: negative log-likelihood of each example given its code, summed over its elements, floating,
-        of any shape ``[...]``; from ``sigmoid_binary_cross_entropy`` or ``gaussian_negative_log_likelihood``.
-      divergences: of each example's code from the prior, floating, of the same shape; from ``gaussian_kl_divergence``.
+      reconstruction_losses: negative log-likelihood of each example given its code, summed over its elements,
+        floating-point, of any shape ``[...]``; from ``sigmoid_binary_cross_entropy`` or
+        ``gaussian_negative_log_likelihood``.
+      divergences: of each example's code from the prior, floating-point, of the same shape; from
+        ``gaussian_kl_divergence``.
       beta: the price of a nat of code, finite and >= 0; at 1 the loss bounds the negative log-likelihood from above.
-      where: booleans of the losses' shape; an example that is False is left out, whatever it holds.
+      where: booleans of the losses' shape; examples that are False are left out, even if they are NaN.
 
     Returns:
       A scalar in nats, float32 (float64 if an argument is); 0 when no example is kept.
 
     Raises:
-      ValueError: the shapes differ, or ``beta`` is out of range.
-      TypeError: an argument is not floating, or ``where`` not boolean.
+      ValueError: if the shapes differ, or ``beta`` is out of range.
+      TypeError: if an argument is not floating-point, or ``where`` is not boolean.
 
     Source: Kingma & Welling, *Auto-encoding variational Bayes*, 2014; ``beta``: Higgins et al., *beta-VAE*, 2017.
 

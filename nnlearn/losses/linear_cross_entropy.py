@@ -42,27 +42,27 @@ def linear_cross_entropy(
 
     The same as ``cross_entropy(logits, labels, ...)`` with ``logits = hidden @ weight + bias``, or with ``logits =
     softcap * tanh((hidden @ weight + bias) / softcap)``, and so are its gradients, with respect to the options too.
-    Tokens go through in chunks. The gradient of the mean or the sum is worked out along with the value, in three matrix
+    Tokens go through in chunks. The gradient of the mean or the sum is computed along with the value, in three matrix
     products; that of ``"none"`` takes a fourth, and forward mode (``jax.jvp``) is refused. Products of bfloat16 are
     summed in float32, and so is the gradient over the chunks.
 
     Args:
-      hidden: what the last layer is given, floating, shape ``[..., width]``.
-      weight: floating, shape ``[width, classes]``, or ``[classes, width]`` if ``transposed``.
+      hidden: what the last layer is given, floating-point, shape ``[..., width]``.
+      weight: floating-point, shape ``[width, classes]``, or ``[classes, width]`` if ``transposed``.
       labels: integers in [0, classes), shape ``[...]``. One outside makes the result NaN, unless ``where`` leaves it
         out: ``where=labels != -100``.
-      bias: floating, shape ``[classes]``; None for none. -inf takes a class out.
+      bias: floating-point, shape ``[classes]``; None for none. -inf takes a class out.
       label_smoothing: the share of each label that is spread evenly over the classes, in [0, 1].
       z_loss: coefficient, >= 0, of a penalty that keeps the logits' normaliser near 1; 1e-4 is common.
       softcap: the bound, > 0, that logits approach and do not pass; None for none.
       class_weights: real and >= 0, shape ``[classes]``, 1 by default.
-      where: booleans of the labels' shape: which tokens count. The others cost 0 and get no gradient, whatever they
-        hold.
+      where: booleans of the labels' shape: which tokens count. The others have loss 0 and no gradient, even if they are
+        NaN.
       reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one loss per token.
       transposed: the weight's axes are the other way round, as in a table of embeddings that the last layer shares.
-      chunk: how many tokens have their logits worked out at a time (a few more may be, to fill blocks). Fewer take
-        less memory and more time. None takes a 13th of all, at least 128, for arrays of a tenth of the logits' size; on
-        an accelerator at least half of ``width``.
+      chunk: how many tokens have their logits computed at a time (a few more may be, to fill blocks). Fewer take less
+        memory and more time. None takes a 13th of all, at least 128, for arrays of a tenth of the logits' size; on an
+        accelerator at least half of ``width``.
       axis_name: the mapped axis, or axes, over which devices divide the classes: ``weight``, ``bias`` and
         ``class_weights`` are then this device's part, of equal length on all, and labels count through all parts.
 
@@ -70,8 +70,9 @@ def linear_cross_entropy(
       A scalar in nats, or shape ``[...]`` for ``"none"``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes do not fit, an option is out of range, or ``reduction`` is unknown.
-      TypeError: hidden, weight or bias are not floating, the labels not integer, or ``where`` not boolean.
+      ValueError: if the shapes do not match, an option is out of range, or ``reduction`` is unknown.
+      TypeError: if hidden, weight or bias are not floating-point, the labels are not integers, or ``where`` is not
+        boolean.
 
     Source: Hsu et al., *Liger Kernel: efficient Triton kernels for LLM training*, 2024, section 3.2 (gradients along
     with the value, chunk by chunk); Wijmans et al., *Cut your losses in large-vocabulary language models*, 2024;
@@ -192,7 +193,7 @@ def _compiled_loss(plan: Plan, per_token: bool, *arrays) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _summed_loss(plan: Plan, head: Arrays, coefficients: Terms, labels: jax.Array, keep: jax.Array | None) -> jax.Array:
-    """The losses of all tokens, summed; its derivative is worked out along with it, in one pass.
+    """The losses of all tokens, summed; its derivative is computed along with it, in one pass.
 
     Under an ``axis_name`` this is the device's share, and the shares add up to the sum. What goes in must vary over
     that axis, see ``_vary_alike``, so that the gradient of what all devices share is summed over them by JAX.

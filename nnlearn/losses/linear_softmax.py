@@ -1,7 +1,7 @@
 """The softmax losses of a linear layer's outputs, and their gradients, without ever holding those outputs.
 
 The logits ``hidden @ weight + bias`` are by far the largest array of a language model. Here the tokens go through in
-chunks: each has its logits, its losses and its share of the gradients worked out before the next. That is three matrix
+chunks: each has its logits, its losses and its share of the gradients computed before the next. That is three matrix
 products, as many as a derivative of the whole takes, and the memory of one chunk's logits.
 
 The loss of a token is a sum of terms, each with a coefficient. With ``x`` the token's logits, ``L`` the log of their
@@ -31,7 +31,7 @@ class Plan(NamedTuple):
     Attributes:
       tokens: how many are in a chunk.
       rows: how many of them have their logits summed at once; divides ``tokens``.
-      columns: how many classes have the gradient of their logits worked out at once.
+      columns: how many classes have the gradient of their logits computed at once.
       classes_axis: of the weight.
       dtype: of hidden and weight, and of what is multiplied with them.
       axis_name: the mapped axis over which the classes are divided, or None.

@@ -12,15 +12,15 @@ def hinge_loss(predictor_outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
     """How far each score falls short of a margin of 1 on the right side, ``max(0, 1 - score * target)``.
 
     Args:
-      predictor_outputs: scores, floating, of any shape ``[...]``.
+      predictor_outputs: scores, floating-point, of any shape ``[...]``.
       targets: -1 or 1, real, of the same shape or a scalar.
 
     Returns:
       One loss per element, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes differ.
-      TypeError: the scores are not floating, or the targets complex.
+      ValueError: if the shapes differ.
+      TypeError: if the scores are not floating-point, or the targets are complex.
 
     Source: Cortes & Vapnik, *Support-vector networks*, 1995.
 
@@ -35,15 +35,15 @@ def perceptron_loss(predictor_outputs: ArrayLike, targets: ArrayLike) -> jax.Arr
     """How far each score lies on the wrong side of 0, ``max(0, -score * target)``.
 
     Args:
-      predictor_outputs: scores, floating, of any shape ``[...]``.
+      predictor_outputs: scores, floating-point, of any shape ``[...]``.
       targets: -1 or 1, real, of the same shape or a scalar.
 
     Returns:
       One loss per element, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes differ.
-      TypeError: the scores are not floating, or the targets complex.
+      ValueError: if the shapes differ.
+      TypeError: if the scores are not floating-point, or the targets are complex.
 
     Source: Rosenblatt, *The perceptron*, 1958; as a loss: Bishop, *Pattern Recognition and Machine Learning*, 2006,
     equation 4.54.
@@ -76,16 +76,16 @@ def multiclass_hinge_loss(scores: ArrayLike, labels: ArrayLike) -> jax.Array:
     ``max_k (score_k + [k != y]) - score_y``, which is ``max(0, 1 + max_{k != y} score_k - score_y)``.
 
     Args:
-      scores: floating, shape ``[..., classes]``; -inf where a class does not exist (a label on it costs +inf, with
-        gradient 0).
+      scores: floating-point, shape ``[..., classes]``; -inf where a class does not exist (a label on it has loss +inf,
+        with gradient 0).
       labels: ``y``, integers in [0, classes), shape ``[...]``; one outside makes its loss and gradient NaN.
 
     Returns:
       One loss per example, shape ``[...]``, float32 (float64 if the scores are).
 
     Raises:
-      ValueError: the shapes do not fit.
-      TypeError: the scores are not floating, or the labels not integer.
+      ValueError: if the shapes do not match.
+      TypeError: if the scores are not floating-point, or the labels are not integers.
 
     Source: Crammer & Singer, *On the algorithmic implementation of multiclass kernel-based vector machines*, 2001.
 
@@ -99,16 +99,16 @@ def multiclass_perceptron_loss(scores: ArrayLike, labels: ArrayLike) -> jax.Arra
     """How far the right class's score lies below the largest, ``max_k score_k - score_y``.
 
     Args:
-      scores: floating, shape ``[..., classes]``; -inf where a class does not exist (a label on it costs +inf, with
-        gradient 0).
+      scores: floating-point, shape ``[..., classes]``; -inf where a class does not exist (a label on it has loss +inf,
+        with gradient 0).
       labels: ``y``, integers in [0, classes), shape ``[...]``; one outside makes its loss and gradient NaN.
 
     Returns:
       One loss per example, shape ``[...]``, float32 (float64 if the scores are).
 
     Raises:
-      ValueError: the shapes do not fit.
-      TypeError: the scores are not floating, or the labels not integer.
+      ValueError: if the shapes do not match.
+      TypeError: if the scores are not floating-point, or the labels are not integers.
 
     Source: Collins, *Discriminative training methods for hidden Markov models*, 2002.
 

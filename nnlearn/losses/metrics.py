@@ -13,7 +13,7 @@ def accuracy(logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None = Non
     """The share of examples whose largest logit is at the label, the first of equals counting as the largest.
 
     Args:
-      logits: scores of any kind, floating, shape ``[..., classes]``; an example with a NaN counts as wrong.
+      logits: scores of any kind, floating-point, shape ``[..., classes]``; an example with a NaN counts as wrong.
       labels: integers, shape ``[...]`` (one outside [0, classes) counts as wrong), or distributions of the logits'
         shape, whose largest weight is the label.
       where: booleans of shape ``[...]``, which examples count.
@@ -22,8 +22,8 @@ def accuracy(logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None = Non
       A scalar in [0, 1], float32 (float64 if the logits are); 0 when no example counts. Its gradient is 0.
 
     Raises:
-      ValueError: the shapes do not fit.
-      TypeError: the logits are not floating, class numbers not integer, or ``where`` not boolean.
+      ValueError: if the shapes do not match.
+      TypeError: if the logits are not floating-point, class indices are not integers, or ``where`` is not boolean.
 
     Source: Hastie, Tibshirani & Friedman, *The Elements of Statistical Learning*, 2009, section 7.2 (one minus the
     misclassification error).

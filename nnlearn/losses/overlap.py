@@ -132,27 +132,28 @@ def dice_loss(
     ``smooth = 0`` the fraction is ``2 sum p t / (sum p + sum t)``.
 
     Args:
-      predictions: logits, floating, shape ``[batch, ..., classes]``; with one class, or none and no axis for it, they
-        go through a sigmoid, else a softmax.
+      predictions: logits, floating-point, shape ``[batch, ..., classes]``; with one class, or none and no axis for it,
+        they go through a sigmoid, else a softmax.
       targets: ``t``, 0 or 1 (or a share of the pixel), real, of the same shape.
       class_weights: real and >= 0, shape ``[classes]``; each class's loss is multiplied by its weight.
       smooth: added to both sides of the fraction, finite and >= 0; at 0 a class neither found nor there costs 0.
-      alpha: ``a``, the price of what is wrongly found, finite and >= 0.
-      beta: ``b``, the price of what is missed, finite and >= 0.
+      alpha: ``a``, the weight of false positives, finite and >= 0.
+      beta: ``b``, the weight of false negatives, finite and >= 0.
       apply_softmax: whether ``predictions`` are logits; if not, they are probabilities.
       reduction: over the classes, ``"mean"``, ``"sum"``, or ``"none"``.
       ignore_background: whether to leave out class 0, if there are several.
       axis: the axis, or axes, of the pixels, to sum over; None for all but the first and the last.
-      where: booleans, of the predictions' shape without the classes (which pixels count) or with them (which classes
-        there are at each pixel); what is False adds nothing and gets no gradient, whatever it holds.
+      where: booleans of the predictions' shape without the classes (which pixels count) or with them (which classes
+        exist at each pixel); entries that are False add nothing and get no gradient, even if they are NaN.
 
     Returns:
       The loss of each image, shape ``[batch]`` (``[batch, classes]`` for ``"none"``), in [0, 1] where no class weights
-      are given and ``reduction`` is not ``"sum"``; float32 (float64 if an argument is). 0 for an image left out.
+      are given and ``reduction`` is not ``"sum"``; float32 (float64 if an argument is). 0 for an image that is left
+      out.
 
     Raises:
-      ValueError: the shapes do not fit, a number is out of range, or ``reduction`` is unknown.
-      TypeError: the predictions are not floating, the targets complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, an argument is out of range, or ``reduction`` is unknown.
+      TypeError: if the predictions are not floating-point, the targets are complex, or ``where`` is not boolean.
 
     Source: Milletari, Navab & Ahmadi, *V-Net*, 2016.
 
@@ -180,20 +181,20 @@ def multiclass_generalized_dice_loss(
     The weights are scaled to a mean of 1. A class that has no pixel in the batch has the weight of the rarest that has.
 
     Args:
-      predictions: logits, floating, shape ``[batch, ..., classes]``.
+      predictions: logits, floating-point, shape ``[batch, ..., classes]``.
       targets: 0 or 1 (or a share of the pixel), real, of the same shape.
       smooth: as in ``dice_loss``.
       apply_softmax: whether ``predictions`` are logits; if not, they are probabilities.
       ignore_background: whether to leave out class 0.
-      where: booleans, of the predictions' shape without the classes (which pixels count) or with them (which classes
-        there are at each pixel); what is False adds nothing and gets no gradient, whatever it holds.
+      where: booleans of the predictions' shape without the classes (which pixels count) or with them (which classes
+        exist at each pixel); entries that are False add nothing and get no gradient, even if they are NaN.
 
     Returns:
       A scalar, the mean over the classes and over the images that keep a pixel, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes do not fit, or ``smooth`` is out of range.
-      TypeError: the predictions are not floating, the targets complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or ``smooth`` is out of range.
+      TypeError: if the predictions are not floating-point, the targets are complex, or ``where`` is not boolean.
 
     Source: Sudre et al., *Generalised Dice overlap as a deep learning loss function for highly unbalanced
     segmentations*, 2017.
@@ -231,18 +232,19 @@ def binary_dice_loss(
     """Dice loss of one region, ``1 - (2 sum p t + 2 smooth) / (sum p + sum t + 2 smooth)`` over the pixels.
 
     Args:
-      predictions: logits, floating, shape ``[batch, ...]`` or ``[batch, ..., 1]``.
+      predictions: logits, floating-point, shape ``[batch, ...]`` or ``[batch, ..., 1]``.
       targets: ``t``, 0 or 1 (or a share of the pixel), real, of the same shape.
       smooth: as in ``dice_loss``.
       apply_sigmoid: whether ``predictions`` are logits; if not, they are probabilities.
-      where: booleans of the predictions' shape (which pixels count); the others add nothing, whatever they hold.
+      where: booleans of the predictions' shape (which pixels count); the others add nothing, even if they are NaN.
 
     Returns:
-      One loss in [0, 1] per image, shape ``[batch]``, float32 (float64 if an argument is). 0 for an image left out.
+      One loss in [0, 1] per image, shape ``[batch]``, float32 (float64 if an argument is). 0 for an image that is left
+      out.
 
     Raises:
-      ValueError: the shapes do not fit, or ``smooth`` is out of range.
-      TypeError: the predictions are not floating, the targets complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or ``smooth`` is out of range.
+      TypeError: if the predictions are not floating-point, the targets are complex, or ``where`` is not boolean.
 
     Source: Milletari, Navab & Ahmadi, *V-Net*, 2016.
 
@@ -273,25 +275,26 @@ def tversky_loss(
     The mean over the classes of ``(1 - (TP + smooth) / (TP + alpha FP + beta FN + smooth))**(1 / gamma)``.
 
     Args:
-      predictions: logits, floating, shape ``[batch, ..., classes]``, as in ``dice_loss``.
+      predictions: logits, floating-point, shape ``[batch, ..., classes]``, as in ``dice_loss``.
       targets: 0 or 1 (or a share of the pixel), real, of the same shape.
-      alpha: the price of what is wrongly found, finite and >= 0.
-      beta: the price of what is missed, finite and >= 0.
+      alpha: the weight of false positives, finite and >= 0.
+      beta: the weight of false negatives, finite and >= 0.
       gamma: finite and > 0; above 1, regions that are nearly right count more (4/3 is common). The derivative at a loss
         of exactly 0 is taken as 0.
       smooth: as in ``dice_loss``.
       apply_softmax: whether ``predictions`` are logits; if not, they are probabilities.
       ignore_background: whether to leave out class 0, if there are several.
       axis: the axis, or axes, of the pixels, to sum over; None for all but the first and the last.
-      where: booleans, of the predictions' shape without the classes (which pixels count) or with them (which classes
-        there are at each pixel); what is False adds nothing and gets no gradient, whatever it holds.
+      where: booleans of the predictions' shape without the classes (which pixels count) or with them (which classes
+        exist at each pixel); entries that are False add nothing and get no gradient, even if they are NaN.
 
     Returns:
-      One loss in [0, 1] per image, shape ``[batch]``, float32 (float64 if an argument is). 0 for an image left out.
+      One loss in [0, 1] per image, shape ``[batch]``, float32 (float64 if an argument is). 0 for an image that is left
+      out.
 
     Raises:
-      ValueError: the shapes do not fit, or a number is out of range.
-      TypeError: the predictions are not floating, the targets complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or an argument is out of range.
+      TypeError: if the predictions are not floating-point, the targets are complex, or ``where`` is not boolean.
 
     Source: Salehi, Erdogmus & Gholipour, *Tversky loss function for image segmentation using 3D fully convolutional
     deep networks*, 2017; ``gamma``: Abraham & Khan, *A novel focal Tversky loss function with improved attention U-Net
@@ -326,21 +329,22 @@ def iou_loss(
     The mean over the classes of ``1 - (sum p t + smooth) / (sum p + sum t - sum p t + smooth)``.
 
     Args:
-      predictions: logits, floating, shape ``[batch, ..., classes]``, as in ``dice_loss``.
+      predictions: logits, floating-point, shape ``[batch, ..., classes]``, as in ``dice_loss``.
       targets: ``t``, 0 or 1 (or a share of the pixel), real, of the same shape.
       smooth: as in ``dice_loss``.
       apply_softmax: whether ``predictions`` are logits; if not, they are probabilities.
       ignore_background: whether to leave out class 0, if there are several.
       axis: the axis, or axes, of the pixels, to sum over; None for all but the first and the last.
-      where: booleans, of the predictions' shape without the classes (which pixels count) or with them (which classes
-        there are at each pixel); what is False adds nothing and gets no gradient, whatever it holds.
+      where: booleans of the predictions' shape without the classes (which pixels count) or with them (which classes
+        exist at each pixel); entries that are False add nothing and get no gradient, even if they are NaN.
 
     Returns:
-      One loss in [0, 1] per image, shape ``[batch]``, float32 (float64 if an argument is). 0 for an image left out.
+      One loss in [0, 1] per image, shape ``[batch]``, float32 (float64 if an argument is). 0 for an image that is left
+      out.
 
     Raises:
-      ValueError: the shapes do not fit, or ``smooth`` is out of range.
-      TypeError: the predictions are not floating, the targets complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or ``smooth`` is out of range.
+      TypeError: if the predictions are not floating-point, the targets are complex, or ``where`` is not boolean.
 
     Source: Rahman & Wang, *Optimizing intersection-over-union in deep neural networks for image segmentation*, 2016.
 

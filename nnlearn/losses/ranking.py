@@ -63,10 +63,10 @@ def ranking_softmax_loss(
     """Cross-entropy from the relevance of a list's items to the softmax of their scores, ``-sum_i y_i log p_i``.
 
     Args:
-      logits: scores, floating, shape ``[..., items]``.
+      logits: scores, floating-point, shape ``[..., items]``.
       labels: ``y``, relevance, real and >= 0, of the same shape.
       where: booleans of the logits' shape (which items there are) or of that without the items (which lists count);
-        what is False has no part, whatever it holds.
+        entries that are False are ignored, even if they are NaN.
       weights: each item's label is multiplied by its weight, real and >= 0, of the logits' shape.
       reduce_fn: from the losses of all lists and, as ``where=``, which of them have an item, to the result:
         ``jnp.mean`` or ``jnp.sum``; None for the losses themselves.
@@ -75,8 +75,8 @@ def ranking_softmax_loss(
       A scalar in nats, or shape ``[...]`` for None, float32 (float64 if an argument is). The mean of no lists is 0.
 
     Raises:
-      ValueError: the shapes do not fit, or a weight is negative.
-      TypeError: the logits are not floating, labels or weights complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or a weight is negative.
+      TypeError: if the logits are not floating-point, labels or weights are complex, or ``where`` is not boolean.
 
     Source: Cao et al., *Learning to rank: from pairwise approach to listwise approach*, 2007.
 
@@ -106,10 +106,10 @@ def pairwise_logistic_loss(
     ``items**2`` numbers.
 
     Args:
-      scores: ``s``, floating, shape ``[..., items]``.
+      scores: ``s``, floating-point, shape ``[..., items]``.
       labels: ``y``, relevance, real, of the same shape; only their order counts.
       where: booleans of the scores' shape (which items there are) or of that without the items (which lists count);
-        what is False has no part, whatever it holds.
+        entries that are False are ignored, even if they are NaN.
       weights: a pair has the weight of its more relevant item, real and >= 0, of the scores' shape.
       reduce_fn: from the losses of all lists and, as ``where=``, which of them have a pair, to the result: ``jnp.mean``
         or ``jnp.sum``; None for the losses themselves.
@@ -119,8 +119,8 @@ def pairwise_logistic_loss(
       and so has the mean of no lists.
 
     Raises:
-      ValueError: the shapes do not fit, or a weight is negative.
-      TypeError: the scores are not floating, labels or weights complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or a weight is negative.
+      TypeError: if the scores are not floating-point, labels or weights are complex, or ``where`` is not boolean.
 
     Source: Burges et al., *Learning to rank using gradient descent*, 2005.
 
@@ -163,10 +163,10 @@ def list_mle_loss(
     their order in the list.
 
     Args:
-      scores: ``s``, floating, shape ``[..., items]``.
+      scores: ``s``, floating-point, shape ``[..., items]``.
       labels: relevance, real, of the same shape; only their order counts.
       where: booleans of the scores' shape (which items there are) or of that without the items (which lists count);
-        what is False has no part, whatever it holds.
+        entries that are False are ignored, even if they are NaN.
       reduce_fn: from the losses of all lists and, as ``where=``, which of them have an item, to the result:
         ``jnp.mean`` or ``jnp.sum``; None for the losses themselves.
 
@@ -174,8 +174,8 @@ def list_mle_loss(
       A scalar in nats, or shape ``[...]`` for None, float32 (float64 if an argument is). The mean of no lists is 0.
 
     Raises:
-      ValueError: the shapes do not fit.
-      TypeError: the scores are not floating, the labels complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match.
+      TypeError: if the scores are not floating-point, the labels are complex, or ``where`` is not boolean.
 
     Source: Xia et al., *Listwise approach to learning to rank: theory and algorithm*, 2008.
 
@@ -208,18 +208,18 @@ def margin_ranking_loss(
     """How far one score falls short of another plus a margin, ``max(0, margin - t (first - second))``.
 
     Args:
-      first: scores, floating, of any shape ``[...]``.
-      second: scores, floating, of the same shape.
+      first: scores, floating-point, of any shape ``[...]``.
+      second: scores, floating-point, of the same shape.
       targets: ``t``, 1 where ``first`` should be the larger, -1 where ``second``; real, of the same shape or a scalar.
       margin: finite, in units of the scores.
-      where: booleans of the scores' shape; what is False costs 0 and gets no gradient, whatever it holds.
+      where: booleans of the scores' shape; entries that are False have loss 0 and no gradient, even if they are NaN.
 
     Returns:
       One loss per element, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes do not fit, or ``margin`` is not finite.
-      TypeError: the scores are not floating, the targets complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or ``margin`` is not finite.
+      TypeError: if the scores are not floating-point, the targets are complex, or ``where`` is not boolean.
 
     Source: Herbrich, Graepel & Obermayer, *Large margin rank boundaries for ordinal regression*, 2000.
 

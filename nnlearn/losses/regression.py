@@ -15,15 +15,15 @@ def squared_error(predictions: ArrayLike, targets: ArrayLike | None = None) -> j
     """The square of each error, ``(prediction - target)**2``.
 
     Args:
-      predictions: floating, of any shape ``[...]``.
+      predictions: floating-point, of any shape ``[...]``.
       targets: real, of the same shape or a scalar; without them the predictions are the errors.
 
     Returns:
       One loss per element, shape ``[...]``, float32 (float64 if an argument is), in squared units of the targets.
 
     Raises:
-      ValueError: the shapes differ.
-      TypeError: the predictions are not floating, or the targets complex.
+      ValueError: if the shapes differ.
+      TypeError: if the predictions are not floating-point, or the targets are complex.
 
     Source: Hastie, Tibshirani & Friedman, *The Elements of Statistical Learning*, 2009, section 2.4.
 
@@ -38,15 +38,15 @@ def l2_loss(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Arr
     """Half the square of each error, ``(prediction - target)**2 / 2``, whose derivative is the error itself.
 
     Args:
-      predictions: floating, of any shape ``[...]``.
+      predictions: floating-point, of any shape ``[...]``.
       targets: real, of the same shape or a scalar; without them the predictions are the errors.
 
     Returns:
       One loss per element, shape ``[...]``, float32 (float64 if an argument is), in squared units of the targets.
 
     Raises:
-      ValueError: the shapes differ.
-      TypeError: the predictions are not floating, or the targets complex.
+      ValueError: if the shapes differ.
+      TypeError: if the predictions are not floating-point, or the targets are complex.
 
     Source: Bishop, *Pattern Recognition and Machine Learning*, 2006, equation 1.2.
 
@@ -60,15 +60,15 @@ def absolute_error(predictions: ArrayLike, targets: ArrayLike | None = None) -> 
     """The size of each error, ``|prediction - target|``; its derivative at 0 is taken as 0.
 
     Args:
-      predictions: floating, of any shape ``[...]``.
+      predictions: floating-point, of any shape ``[...]``.
       targets: real, of the same shape or a scalar; without them the predictions are the errors.
 
     Returns:
       One loss per element, shape ``[...]``, float32 (float64 if an argument is), in units of the targets.
 
     Raises:
-      ValueError: the shapes differ.
-      TypeError: the predictions are not floating, or the targets complex.
+      ValueError: if the shapes differ.
+      TypeError: if the predictions are not floating-point, or the targets are complex.
 
     Source: Hastie, Tibshirani & Friedman, *The Elements of Statistical Learning*, 2009, section 10.6.
 
@@ -99,9 +99,9 @@ def mean_squared_error(
     """The mean of the squared errors, ``sum(w * (prediction - target)**2) / sum(w)`` over the entries kept.
 
     Args:
-      predictions: floating, of any shape ``[...]``.
+      predictions: floating-point, of any shape ``[...]``.
       targets: real, of the same shape or a scalar; without them the predictions are the errors.
-      where: booleans; an entry that is False is left out, whatever it holds, and gets no gradient.
+      where: booleans; entries that are False are left out, even if they are NaN, and get no gradient.
       weights: ``w``, real and >= 0, 1 by default. Both ``where`` and ``weights`` have the predictions' shape or the
         first axes of it: ``[batch]`` for one per example.
 
@@ -109,8 +109,9 @@ def mean_squared_error(
       A scalar, float32 (float64 if an argument is); 0 when nothing is kept or all weights are 0.
 
     Raises:
-      ValueError: the shapes do not fit, or a weight is negative.
-      TypeError: the predictions are not floating, the targets or weights complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or a weight is negative.
+      TypeError: if the predictions are not floating-point, the targets or weights are complex, or ``where`` is not
+        boolean.
 
     Source: Hastie, Tibshirani & Friedman, *The Elements of Statistical Learning*, 2009, section 2.4.
 
@@ -130,9 +131,9 @@ def mean_absolute_error(
     """The mean of the absolute errors, ``sum(w * |prediction - target|) / sum(w)`` over the entries kept.
 
     Args:
-      predictions: floating, of any shape ``[...]``.
+      predictions: floating-point, of any shape ``[...]``.
       targets: real, of the same shape or a scalar; without them the predictions are the errors.
-      where: booleans; an entry that is False is left out, whatever it holds, and gets no gradient.
+      where: booleans; entries that are False are left out, even if they are NaN, and get no gradient.
       weights: ``w``, real and >= 0, 1 by default. Both ``where`` and ``weights`` have the predictions' shape or the
         first axes of it: ``[batch]`` for one per example.
 
@@ -140,8 +141,9 @@ def mean_absolute_error(
       A scalar, float32 (float64 if an argument is); 0 when nothing is kept or all weights are 0.
 
     Raises:
-      ValueError: the shapes do not fit, or a weight is negative.
-      TypeError: the predictions are not floating, the targets or weights complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or a weight is negative.
+      TypeError: if the predictions are not floating-point, the targets or weights are complex, or ``where`` is not
+        boolean.
 
     Source: Hastie, Tibshirani & Friedman, *The Elements of Statistical Learning*, 2009, section 10.6.
 
@@ -158,7 +160,7 @@ def huber_loss(predictions: ArrayLike, targets: ArrayLike | None = None, *, delt
     to [-delta, delta].
 
     Args:
-      predictions: floating, of any shape ``[...]``.
+      predictions: floating-point, of any shape ``[...]``.
       targets: real, of the same shape or a scalar; without them the predictions are the errors.
       delta: where the two parts meet, in units of the targets; finite and > 0.
 
@@ -166,8 +168,8 @@ def huber_loss(predictions: ArrayLike, targets: ArrayLike | None = None, *, delt
       One loss per element, shape ``[...]``, float32 (float64 if an argument is), in squared units of the targets.
 
     Raises:
-      ValueError: the shapes differ, or ``delta`` is out of range.
-      TypeError: the predictions are not floating, or the targets complex.
+      ValueError: if the shapes differ, or ``delta`` is out of range.
+      TypeError: if the predictions are not floating-point, or the targets are complex.
 
     Source: Huber, *Robust estimation of a location parameter*, 1964.
 
@@ -190,15 +192,15 @@ def log_cosh(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Ar
     ``tanh(error)``.
 
     Args:
-      predictions: floating, of any shape ``[...]``.
+      predictions: floating-point, of any shape ``[...]``.
       targets: real, of the same shape or a scalar; without them the predictions are the errors.
 
     Returns:
       One loss per element, shape ``[...]``, float32 (float64 if an argument is), never below 0.
 
     Raises:
-      ValueError: the shapes differ.
-      TypeError: the predictions are not floating, or the targets complex.
+      ValueError: if the shapes differ.
+      TypeError: if the predictions are not floating-point, or the targets are complex.
 
     Source: Chen et al., *Log hyperbolic cosine loss improves variational auto-encoder*, 2019.
 

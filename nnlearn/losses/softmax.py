@@ -1,7 +1,7 @@
 """The arithmetic that all softmax losses share, on arrays that have been checked.
 
-A class that does not exist has a logit of -inf. It costs nothing while no label names it, and one that is named costs
-+inf; neither makes a NaN, in the loss or in its gradient.
+A class that does not exist has a logit of -inf. It costs nothing while no label names it, and one that is named has
+loss +inf; neither makes a NaN, in the loss or in its gradient.
 """
 
 import functools

@@ -52,7 +52,7 @@ def sparsemax(logits: ArrayLike, axis: int = -1, where: ArrayLike | None = None)
     lies 1 or more below the largest exactly 0.
 
     Args:
-      logits: ``x``, floating, shape ``[..., classes]``; -inf for a class that does not exist.
+      logits: ``x``, floating-point, shape ``[..., classes]``; -inf for a class that does not exist.
       axis: the axis of the classes.
       where: booleans of the logits' shape (which classes exist) or of that without ``axis`` (which rows count).
 
@@ -61,8 +61,8 @@ def sparsemax(logits: ArrayLike, axis: int = -1, where: ArrayLike | None = None)
       without classes.
 
     Raises:
-      ValueError: the shapes do not fit, or ``axis`` is out of bounds.
-      TypeError: the logits are not floating, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or ``axis`` is out of bounds.
+      TypeError: if the logits are not floating-point, or ``where`` is not boolean.
 
     Source: Martins & Astudillo, *From softmax to sparsemax*, 2016.
 
@@ -100,18 +100,19 @@ def multiclass_sparsemax_loss(scores: ArrayLike, labels: ArrayLike, *, where: Ar
     ``max_p (p . s + (1 - |p|**2) / 2) - s_y``, the maximum over all distributions ``p``.
 
     Args:
-      scores: ``s``, floating, shape ``[..., classes]``; -inf where a class does not exist (a label on it costs +inf).
+      scores: ``s``, floating-point, shape ``[..., classes]``; -inf where a class does not exist (a label on it has loss
+        +inf).
       labels: ``y``, integers in [0, classes), shape ``[...]``; one outside makes its loss and gradient NaN, unless
         ``where`` leaves it out.
       where: booleans of the scores' shape (which classes exist) or of the labels' (which examples count; the others
-        cost 0 and get no gradient, whatever they hold).
+        have loss 0 and no gradient, even if they are NaN).
 
     Returns:
       One loss per example, shape ``[...]``, float32 (float64 if the scores are).
 
     Raises:
-      ValueError: the shapes do not fit.
-      TypeError: the scores are not floating, the labels not integer, or ``where`` not boolean.
+      ValueError: if the shapes do not match.
+      TypeError: if the scores are not floating-point, the labels are not integers, or ``where`` is not boolean.
 
     Source: Martins & Astudillo, *From softmax to sparsemax*, 2016, section 3.
 
@@ -135,16 +136,16 @@ def sparsemax_loss(logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | N
     ``p - y``.
 
     Args:
-      logits: ``x``, floating, of any shape ``[...]``.
+      logits: ``x``, floating-point, of any shape ``[...]``.
       labels: ``y``, 0 or 1 or a probability, real, of the same shape or a scalar.
-      where: booleans of the logits' shape; what is False costs 0 and gets no gradient, whatever it holds.
+      where: booleans of the logits' shape; entries that are False have loss 0 and no gradient, even if they are NaN.
 
     Returns:
       One loss per element, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes differ.
-      TypeError: the logits are not floating, the labels complex, or ``where`` not boolean.
+      ValueError: if the shapes differ.
+      TypeError: if the logits are not floating-point, the labels are complex, or ``where`` is not boolean.
 
     Source: Blondel, Martins & Niculae, *Learning with Fenchel-Young losses*, 2020, section 4.4.
 

@@ -61,9 +61,9 @@ def triplet_margin_loss(
     ``max(0, d(a, p) - d(a, n) + margin)`` with ``d(x, y) = (sum |x - y|**norm_degree + eps)**(1 / norm_degree)``.
 
     Args:
-      anchors: ``a``, floating, shape ``[..., dim]``.
-      positives: ``p``, likes of the anchors, floating, of the same shape.
-      negatives: ``n``, examples unlike the anchors, floating, of the same shape.
+      anchors: ``a``, floating-point, shape ``[..., dim]``.
+      positives: ``p``, likes of the anchors, floating-point, of the same shape.
+      negatives: ``n``, examples unlike the anchors, floating-point, of the same shape.
       axis: the axis along which the vectors lie.
       norm_degree: of the distance, finite and >= 1; 2 is Euclidean.
       margin: finite and >= 0, in units of the distance.
@@ -75,8 +75,8 @@ def triplet_margin_loss(
       One loss per triplet, shape ``[...]``, float32 (float64 if an argument is); 0 for what ``where`` leaves out.
 
     Raises:
-      ValueError: the shapes do not fit, or a number is out of range.
-      TypeError: an argument is not floating, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or an argument is out of range.
+      TypeError: if an argument is not floating-point, or ``where`` is not boolean.
 
     Source: Balntas et al., *Learning local feature descriptors with triplets and shallow convolutional neural
     networks*, 2016.
@@ -124,20 +124,20 @@ def batch_hard_triplet_loss(
     anchor's label, ``n`` over those of other labels, and ``d(x, y) = sqrt(|x - y|**2 + eps)``.
 
     Args:
-      embeddings: floating, shape ``[batch, dim]``.
+      embeddings: floating-point, shape ``[batch, dim]``.
       labels: real, shape ``[batch]``.
       margin: finite and >= 0, in units of the distance; None for the soft margin, ``log(1 + exp(d(a, p) - d(a, n)))``,
         which goes on to pull when the margin is reached.
       eps: finite and >= 0; keeps the derivative small where two vectors nearly agree.
-      where: booleans, shape ``[batch]``; an example that is False is left out of all triplets, whatever it holds.
+      where: booleans, shape ``[batch]``; examples that are False are left out of all triplets, even if they are NaN.
 
     Returns:
       A scalar, the mean over the anchors that have a like and an unlike, float32 (float64 if the embeddings are); 0
       when none has.
 
     Raises:
-      ValueError: the shapes do not fit, or a number is out of range.
-      TypeError: the embeddings are not floating, the labels complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or an argument is out of range.
+      TypeError: if the embeddings are not floating-point, the labels are complex, or ``where`` is not boolean.
 
     Source: Hermans, Beyer & Leibe, *In defense of the triplet loss for person re-identification*, 2017.
 
@@ -169,8 +169,8 @@ def batch_hard_triplet_loss(
 def _hardest(embeddings: jax.Array, labels: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Indices of each example's farthest like and nearest unlike, and whether it has both.
 
-    The distances serve only to choose, so they come from a product of matrices, which needs no array of
-    ``batch**2 * dim`` numbers but loses digits; those of the chosen are worked out anew.
+    The distances serve only to choose, so they come from a product of matrices, which needs no array of ``batch**2 *
+    dim`` numbers but loses digits; those of the chosen are computed anew.
     """
     count = jnp.maximum(jnp.sum(keep), 1).astype(embeddings.dtype)
     centred = embeddings - jnp.sum(embeddings, 0, keepdims=True) / count

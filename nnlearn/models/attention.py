@@ -50,10 +50,10 @@ def rotary(x: jax.Array, positions: jax.Array, base: Scalar = 10000.0) -> jax.Ar
       base: the slowest pair turns once in about ``2 pi base`` tokens; > 0.
 
     Returns:
-      An array like ``x``; the angles are worked out in float32 at least.
+      An array like ``x``; the angles are computed in float32 at least.
 
     Raises:
-      ValueError: the width is odd, the shapes do not fit, or ``base`` is not positive.
+      ValueError: if the width is odd, the shapes do not match, or ``base`` is not positive.
 
     Source: Su et al. 2021, "RoFormer", arXiv:2104.09864; halves instead of neighbours as in GPT-NeoX.
 
@@ -146,7 +146,7 @@ def attention(
       dtype: of the parameters.
 
     Raises:
-      ValueError: the sizes do not divide each other.
+      ValueError: if the sizes do not divide each other.
 
     >>> layer = attention(8, heads=2, causal=True)
     >>> outputs, _ = layer.apply(layer.init(jax.random.key(0)), jnp.ones((1, 3, 8)), jnp.arange(3), None)

@@ -49,18 +49,18 @@ def conv(
     Args:
       inputs: channels of ``x``, shape (..., *positions, inputs) with ``dimensions`` axes of positions.
       outputs: channels of ``y``, shape (..., *positions', outputs).
-      kernel_size: positions that a kernel covers, one number for all dimensions or one for each.
+      kernel_size: positions that a kernel covers, one int for all dimensions or one per dimension.
       stride: positions between two outputs, likewise; ``"SAME"`` gives ``ceil(positions / stride)`` outputs.
       dilation: positions between two that a kernel looks at, likewise.
       padding: ``"SAME"`` (zeros on both sides, the odd one behind), ``"VALID"`` (none), or a pair (before, behind) for
         each dimension; ``[(kernel_size - 1, 0)]`` is causal.
       groups: the channels fall into so many groups, each convolved apart; must divide ``inputs`` and ``outputs``.
       bias: whether to add a bias.
-      dimensions: how many axes of positions there are.
-      method: how it is worked out. ``"convolution"`` is XLA's own operation, ``"patches"`` one matrix product of all
-        that the kernel sees; their results differ by rounding. On a CPU the product takes about 1.3 times as long for
-        one network, and a fifth of the time or less for networks that are vmapped, each with its own kernel.
-        ``"auto"`` is the product on a CPU and XLA's operation elsewhere.
+      dimensions: number of axes of positions.
+      method: how it is computed. ``"convolution"`` is XLA's own operation, ``"patches"`` one matrix product of all that
+        the kernel sees; their results differ by rounding. On a CPU the product takes about 1.3 times as long for one
+        network, and a fifth of the time or less for networks that are vmapped, each with its own kernel. ``"auto"`` is
+        the product on a CPU and XLA's operation elsewhere.
       kernel_init, bias_init: an initialiser or its name; see ``initializer``.
       dtype: the dtype of the parameters.
 
@@ -69,8 +69,9 @@ def conv(
       that JAX promotes ``x`` and ``kernel`` to.
 
     Raises:
-      ValueError: a size is below 1, ``groups`` does not divide the channels, a name is unknown; in ``apply``, ``x`` has
-        too few axes, fewer positions than the kernel covers, or other channels, or the params have another shape.
+      ValueError: if a size is below 1, ``groups`` does not divide the channels, a name is unknown; in ``apply``, if
+        ``x`` has too few axes, fewer positions than the kernel covers, or other channels, or the params have the wrong
+        shape.
 
     Source: LeCun et al. 1989, "Backpropagation Applied to Handwritten Zip Code Recognition".
 
@@ -160,16 +161,17 @@ def max_pool(
     """The largest number in each window, channel by channel.
 
     Args:
-      window: positions that a window covers, one number for all dimensions or one for each.
+      window: positions that a window covers, one int for all dimensions or one per dimension.
       stride: positions between two windows, likewise; None for windows side by side.
       padding: as in ``conv``; what is padded is never the largest, and a window of nothing else gives -inf.
-      dimensions: how many axes of positions there are.
+      dimensions: number of axes of positions.
 
     Returns:
       A model without parameters, from inputs (..., *positions, channels). Of equal numbers the first gets the gradient.
 
     Raises:
-      ValueError: a size is below 1; in ``apply``, the inputs have too few axes or fewer positions than the window.
+      ValueError: if a size is below 1; in ``apply``, if the inputs have too few axes or fewer positions than the
+        window.
 
     Source: Weng, Ahuja and Huang 1992, "Cresceptron".
 
@@ -200,11 +202,12 @@ def average_pool(
       window, stride, padding, dimensions: as in ``max_pool``.
 
     Returns:
-      A model without parameters, from inputs (..., *positions, channels). It calculates in float32 at least. A window
+      A model without parameters, from inputs (..., *positions, channels). It computes in float32 at least. A window
       that lies wholly in the padding gives 0.
 
     Raises:
-      ValueError: a size is below 1; in ``apply``, the inputs have too few axes or fewer positions than the window.
+      ValueError: if a size is below 1; in ``apply``, if the inputs have too few axes or fewer positions than the
+        window.
 
     Source: LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition".
 
@@ -226,13 +229,13 @@ def global_average_pool(dimensions: int = 2) -> Model:
     """The mean over all positions, channel by channel: (..., *positions, channels) to (..., channels).
 
     Args:
-      dimensions: how many axes of positions there are.
+      dimensions: number of axes of positions.
 
     Returns:
-      A model without parameters. It calculates in float32 at least.
+      A model without parameters. It computes in float32 at least.
 
     Raises:
-      ValueError: ``dimensions`` is below 1; in ``apply``, the inputs have too few axes.
+      ValueError: if ``dimensions`` is below 1; in ``apply``, if the inputs have too few axes.
 
     Source: Lin, Chen and Yan 2013, arXiv:1312.4400.
 

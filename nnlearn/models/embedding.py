@@ -39,8 +39,8 @@ def embedding(
       A model of integers (...) to (..., features) with params ``{"embedding": (count, features)}``.
 
     Raises:
-      ValueError: a size is below 1; in ``apply``, the params have another shape.
-      TypeError: in ``apply``, the numbers are not integers.
+      ValueError: if a size is below 1; in ``apply``, if the params have the wrong shape.
+      TypeError: in ``apply``, if the numbers are not integers.
 
     >>> model = embedding(3, 2, embedding_init="ones")
     >>> print(model.apply(model.init(jax.random.key(0)), jnp.array([2])))
@@ -79,8 +79,8 @@ def factorization_machine(counts: Sequence[int], features: int, *, dtype: DTypeL
       under another. A value out of range makes its logit NaN.
 
     Raises:
-      ValueError: there are no fields, a size is below 1; in ``apply``, a shape does not fit.
-      TypeError: in ``apply``, the values are not integers.
+      ValueError: if there are no fields, a size is below 1; in ``apply``, if a shape does not match.
+      TypeError: in ``apply``, if the values are not integers.
 
     Source: Rendle 2010, "Factorization Machines", ICDM.
 

@@ -38,7 +38,7 @@ def sample_token(
       Tokens of shape (...), int32.
 
     Raises:
-      ValueError: a number is out of range.
+      ValueError: if an argument is out of range.
 
     Source: Gumbel 1954, *Statistical Theory of Extreme Values*; ``top_k``, Fan et al. 2018, arXiv:1805.04833;
     ``top_p``, Holtzman et al. 2019, arXiv:1904.09751.
@@ -104,7 +104,7 @@ def generate(
       The tokens added, int32 of shape (batch, length).
 
     Raises:
-      ValueError: the sequence would be longer than the model's ``max_length``, or an argument is out of range.
+      ValueError: if the sequence would be longer than the model's ``max_length``, or an argument is out of range.
 
     >>> from nnlearn.models.transformer import transformer
     >>> model = transformer(10, layers=1, width=8, heads=2, max_length=16)

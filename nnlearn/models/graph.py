@@ -95,8 +95,8 @@ def graph_network(
       ``{"input": layer, "layers": (layer, ...), "norm": layer, "output": mlp}``.
 
     Raises:
-      ValueError: a size is below 1, or a name is unknown; in ``apply``, an array has another shape.
-      TypeError: in ``apply``, the inputs are no ``Graphs``, or a mask is not boolean.
+      ValueError: if a size is below 1, or a name is unknown; in ``apply``, if an array has the wrong shape.
+      TypeError: in ``apply``, if the inputs are not ``Graphs``, or a mask is not boolean.
 
     Source: Gilmer et al. 2017, arXiv:1704.01212; Battaglia et al. 2018, arXiv:1806.01261.
 
@@ -218,8 +218,8 @@ def set_model(
       there hold makes no difference.
 
     Raises:
-      ValueError: a size is below 1, or a name is unknown; in ``apply``, an array has another shape.
-      TypeError: in ``apply``, the inputs are no ``Sets``, or the mask is not boolean.
+      ValueError: if a size is below 1, or a name is unknown; in ``apply``, if an array has the wrong shape.
+      TypeError: in ``apply``, if the inputs are not ``Sets``, or the mask is not boolean.
 
     Source: Zaheer et al. 2017, arXiv:1703.06114.
 

@@ -46,7 +46,8 @@ def dense(
       promotes ``x`` and ``kernel`` to: to work in bfloat16, cast both.
 
     Raises:
-      ValueError: a size is below 1, an initialiser is unknown; in ``apply``, ``x`` or the params have another shape.
+      ValueError: if a size is below 1, an initialiser is unknown; in ``apply``, if ``x`` or the params have the wrong
+        shape.
 
     >>> model = dense(3, 2, kernel_init="ones")
     >>> print(model.apply(model.init(jax.random.key(0)), jnp.array([1.0, 2.0, 3.0])))
@@ -84,7 +85,7 @@ def dropout(rate: Scalar) -> Model:
       A model without parameters.
 
     Raises:
-      ValueError: ``rate`` is outside [0, 1).
+      ValueError: if ``rate`` is outside [0, 1).
 
     Source: Srivastava et al. 2014, JMLR 15.
 
@@ -121,11 +122,12 @@ def rms_norm(features: int, eps: Scalar = 1e-6, *, dtype: DTypeLike = jnp.float3
       dtype: the dtype of ``scale``.
 
     Returns:
-      A model with params ``{"scale": (features,)}``, ones at first. It calculates in float32 at least and returns the
+      A model with params ``{"scale": (features,)}``, initially ones. It computes in float32 at least and returns the
       dtype of ``x``.
 
     Raises:
-      ValueError: ``features`` is below 1 or ``eps`` is negative; in ``apply``, ``x`` or the params have another shape.
+      ValueError: if ``features`` is below 1 or ``eps`` is negative; in ``apply``, if ``x`` or the params have the wrong
+        shape.
 
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
 
@@ -163,11 +165,12 @@ def layer_norm(features: int, eps: Scalar = 1e-6, *, bias: bool = True, dtype: D
       dtype: the dtype of the parameters.
 
     Returns:
-      A model with params ``{"scale": (features,), "bias": (features,)}``, ones and zeros at first. It calculates in
+      A model with params ``{"scale": (features,), "bias": (features,)}``, initially ones and zeros. It computes in
       float32 at least and returns the dtype of ``x``.
 
     Raises:
-      ValueError: ``features`` is below 1 or ``eps`` is negative; in ``apply``, ``x`` or the params have another shape.
+      ValueError: if ``features`` is below 1 or ``eps`` is negative; in ``apply``, if ``x`` or the params have the wrong
+        shape.
 
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
 
@@ -208,7 +211,7 @@ def activation(name_or_fn: str | Callable[[jax.Array], jax.Array]) -> Model:
       A model without parameters.
 
     Raises:
-      ValueError: the name is unknown.
+      ValueError: if the name is unknown.
 
     >>> print(activation("tanh").apply({}, jnp.zeros(2)))
     [0. 0.]

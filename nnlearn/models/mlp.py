@@ -59,9 +59,9 @@ def mlp(
       and with ``norm``, ``norm``.
 
     Raises:
-      ValueError: ``sizes`` has fewer than two entries or one below 1, ``norm`` or a name is unknown, ``dropout`` is
-        outside [0, 1), or ``residual`` has no two hidden layers or hidden layers of different width; in ``apply``,
-        inputs or params have another shape.
+      ValueError: if ``sizes`` has fewer than two entries or one below 1, ``norm`` or a name is unknown, ``dropout`` is
+        outside [0, 1), or ``residual`` has no two hidden layers or hidden layers of different width; in ``apply``, if
+        inputs or params have the wrong shape.
 
     Source: He et al. 2016, "Identity Mappings in Deep Residual Networks", arXiv:1603.05027.
 

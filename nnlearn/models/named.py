@@ -68,7 +68,7 @@ def initializer(name_or_fn: str | Initializer) -> Initializer:
       name_or_fn: a name, or a function of (key, shape, dtype).
 
     Raises:
-      ValueError: the name is unknown.
+      ValueError: if the name is unknown.
 
     Source: He et al. 2015, arXiv:1502.01852; Glorot and Bengio 2010, AISTATS; LeCun et al. 1998, "Efficient BackProp";
     Saxe et al. 2013, arXiv:1312.6120.
@@ -89,7 +89,7 @@ def activation_function(name_or_fn: str | Callable[[jax.Array], jax.Array]) -> C
       name_or_fn: a name, or a function of one array.
 
     Raises:
-      ValueError: the name is unknown.
+      ValueError: if the name is unknown.
 
     >>> print(activation_function("relu")(jax.numpy.array([-1.0, 2.0])))
     [0. 2.]

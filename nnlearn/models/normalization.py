@@ -34,7 +34,7 @@ def batch_norm(
         running_mean = momentum * running_mean + (1 - momentum) * mean
         running_var  = momentum * running_var  + (1 - momentum) * var
 
-    and without a key ``y`` is worked out from the running ones. As in flax ``momentum`` weighs the old average, where
+    and without a key ``y`` is computed from the running ones. As in flax ``momentum`` weighs the old average, where
     PyTorch's weighs the new value (0.9 here is 0.1 there), and the running variance is that of the batch, where
     PyTorch's is multiplied by ``n / (n - 1)``.
 
@@ -47,16 +47,16 @@ def batch_norm(
       dtype: the dtype of the parameters.
 
     Returns:
-      A model with params ``{"scale": (features,), "bias": (features,)}``, ones and zeros at first, and state
-      ``{"mean": (features,), "var": (features,)}``, zeros and ones at first, float32 at least. It calculates in float32
+      A model with params ``{"scale": (features,), "bias": (features,)}``, initially ones and zeros, and state
+      ``{"mean": (features,), "var": (features,)}``, zeros and ones at first, float32 at least. It computes in float32
       at least and returns the dtype of ``x``. Its ``apply(params, model_state, x, key=None, where=None)`` takes
-      ``where``, booleans of the shape of ``x`` without its last axis, or of the first axes of it: what is False
-      counts in no statistic and gets no gradient, whatever it holds. Where fewer than two numbers of each feature
-      count, there is no variance, and the state stays.
+      ``where``, booleans of the shape of ``x`` without its last axis, or of the first axes of it: what is False counts
+      in no statistic and gets no gradient, whatever it holds. Where fewer than two numbers of each feature count, there
+      is no variance, and the state stays.
 
     Raises:
-      ValueError: ``features`` is below 1, ``eps`` negative or ``momentum`` outside [0, 1]; in ``apply``, shapes do not
-        fit, or there is no batch to train on, or one with a single number of each feature.
+      ValueError: if ``features`` is below 1, ``eps`` negative or ``momentum`` outside [0, 1]; in ``apply``, if shapes
+        do not match, or there is no batch to train on, or one with a single number of each feature.
 
     An infinite entry counts as a very large one, and a variance that is no number of the state's dtype is kept as the
     largest one.
@@ -166,17 +166,17 @@ def group_norm(
       groups: so many groups of neighbouring channels; must divide ``features``. As many as ``features`` is instance
         normalisation.
       eps: added to the variance, >= 0; at 0 what is left of equal numbers is rounding, or ``bias``.
-      dimensions: how many axes of positions there are; 0 for none.
+      dimensions: number of axes of positions; 0 for none.
       bias: whether to add a bias.
       dtype: the dtype of the parameters.
 
     Returns:
-      A model with params ``{"scale": (features,), "bias": (features,)}``, ones and zeros at first. It calculates in
+      A model with params ``{"scale": (features,), "bias": (features,)}``, initially ones and zeros. It computes in
       float32 at least and returns the dtype of ``x``.
 
     Raises:
-      ValueError: ``groups`` does not divide ``features``, a size is below 1 or ``eps`` is negative; in ``apply``, ``x``
-        or the params have another shape.
+      ValueError: if ``groups`` does not divide ``features``, a size is below 1 or ``eps`` is negative; in ``apply``, if
+        ``x`` or the params have the wrong shape.
 
     Source: Wu and He 2018, arXiv:1803.08494.
 

@@ -48,8 +48,8 @@ def rnn(
       when bidirectional with a leading axis of 2: forward, backward.
 
     Raises:
-      ValueError: a size is below 1, or a name is unknown; in ``apply``, an array has another shape.
-      TypeError: in ``apply``, ``where`` is not boolean.
+      ValueError: if a size is below 1, or a name is unknown; in ``apply``, if an array has the wrong shape.
+      TypeError: in ``apply``, if ``where`` is not boolean.
 
     Source: Elman 1990, "Finding Structure in Time", Cognitive Science 14.
 
@@ -100,8 +100,8 @@ def gru(
       a leading axis of 2: forward, backward.
 
     Raises:
-      ValueError: a size is below 1, or a name is unknown; in ``apply``, an array has another shape.
-      TypeError: in ``apply``, ``where`` is not boolean.
+      ValueError: if a size is below 1, or a name is unknown; in ``apply``, if an array has the wrong shape.
+      TypeError: in ``apply``, if ``where`` is not boolean.
 
     Source: Cho et al. 2014, arXiv:1406.1078.
 

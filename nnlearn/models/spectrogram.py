@@ -41,7 +41,7 @@ def mel_filters(
       A NumPy float64 array of shape (bins, mels).
 
     Raises:
-      ValueError: the frequencies are not 0 <= low < high <= sample_rate / 2, the scale is unknown, or a band lies
+      ValueError: if the frequencies are not 0 <= low < high <= sample_rate / 2, the scale is unknown, or a band lies
         between two bins and would always be empty.
 
     Source: Davis and Mermelstein 1980, IEEE Trans. ASSP 28; Young et al., *The HTK Book*; Slaney 1998, *Auditory
@@ -119,7 +119,7 @@ def log_mel_spectrogram(
       Shape (..., frames, mels), float32 at least.
 
     Raises:
-      ValueError: the audio is shorter than a window, or a number is out of its range.
+      ValueError: if the audio is shorter than a window, or an argument is out of range.
 
     Source: Davis and Mermelstein 1980, IEEE Trans. ASSP 28.
 
@@ -160,8 +160,8 @@ def normalize_utterance(features: jax.Array, where: jax.Array | None = None, eps
       An array like ``features``.
 
     Raises:
-      ValueError: ``where`` has another shape, or ``eps`` is negative.
-      TypeError: ``where`` is not boolean.
+      ValueError: if ``where`` has the wrong shape, or ``eps`` is negative.
+      TypeError: if ``where`` is not boolean.
 
     >>> normalize_utterance(jnp.array([[1.0], [3.0], [jnp.nan]]), jnp.array([True, True, False]), eps=0.0).tolist()
     [[-1.0], [1.0], [0.0]]
@@ -206,7 +206,7 @@ def spec_augment(
       An array like ``features``.
 
     Raises:
-      ValueError: a number is out of its range, or ``where`` has another shape.
+      ValueError: if an argument is out of range, or ``where`` has the wrong shape.
 
     Source: Park et al. 2019, SpecAugment, arXiv:1904.08779, without the time warp.
 

@@ -72,9 +72,9 @@ def speech_encoder(
       are ``{"convolutions": (layer, ...), "recurrent": (layer, ...), "output": layer}``.
 
     Raises:
-      ValueError: a size is below 1, there are not as many strides as kernel sizes, or a name is unknown; in ``apply``,
-        an array has another shape.
-      TypeError: in ``apply``, the inputs are no ``Utterances``, or the lengths no integers.
+      ValueError: if a size is below 1, there are not as many strides as kernel sizes, or a name is unknown; in
+        ``apply``, if an array has the wrong shape.
+      TypeError: in ``apply``, if the inputs are not ``Utterances``, or the lengths are not integers.
 
     Source: Graves, Fernandez, Gomez and Schmidhuber 2006, ICML; Amodei et al. 2016, Deep Speech 2, arXiv:1512.02595.
 

@@ -43,9 +43,9 @@ def from_equinox(
       the State comes after them.
 
     Raises:
-      ImportError: equinox is not installed.
-      TypeError: ``module`` neither is nor makes an equinox module.
-      ValueError: the module does not have ``train_argument``, or takes a state, and there is none.
+      ImportError: if equinox is not installed.
+      TypeError: if ``module`` neither is nor makes an equinox module.
+      ValueError: if the module does not have ``train_argument``, or takes a state, and there is none.
 
     >>> import equinox as eqx
     >>> model = from_equinox(lambda key: eqx.nn.MLP(3, 2, 8, 1, key=key))

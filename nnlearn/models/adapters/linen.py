@@ -41,9 +41,9 @@ def from_linen(
       unless it sows while it is initialised too.
 
     Raises:
-      ImportError: flax is not installed.
-      TypeError: ``module`` is no linen module.
-      ValueError: the module does not have ``train_argument``.
+      ImportError: if flax is not installed.
+      TypeError: if ``module`` is no linen module.
+      ValueError: if the module does not have ``train_argument``.
 
     >>> from flax import linen as nn
     >>> class Net(nn.Module):

@@ -17,7 +17,7 @@ def mode_flags(known: Collection[str], named: str | None = None) -> tuple[dict[s
         opposite meaning, ``deterministic``, ``use_running_average`` and ``inference``.
 
     Raises:
-      ValueError: ``named`` is not among the names.
+      ValueError: if ``named`` is not among the names.
 
     >>> mode_flags(["x", "train"]), mode_flags(["x", "deterministic"])
     (({'train': True}, {'train': False}), ({'deterministic': False}, {'deterministic': True}))

@@ -33,9 +33,10 @@ def from_nnx(module: Any, *, wrt: Any = None, train_argument: str | None = None)
       A ``Model`` or a ``StatefulModel``. Where ``apply`` is given a tuple, it calls the module with several arguments.
 
     Raises:
-      ImportError: flax is not installed.
-      TypeError: ``module`` neither is nor makes an nnx module.
-      ValueError: the module does not have ``train_argument``; in ``apply``, the params are those of another model.
+      ImportError: if flax is not installed.
+      TypeError: if ``module`` neither is nor makes an nnx module.
+      ValueError: if the module does not have ``train_argument``; in ``apply``, if the params are those of another
+        model.
 
     >>> from flax import nnx
     >>> class Net(nnx.Module):
