@@ -1,8 +1,8 @@
-"""Losses for one class out of several, from logits: cross-entropy in its forms.
+"""Multi-class losses from logits: cross-entropy and its variants.
 
-Logits may be as large as their dtype holds; -inf marks a class that does not exist. It costs nothing while the labels
-give it no weight (label smoothing gives every class some, except those that ``where`` leaves out), and a label on it
-has loss +inf. A logit of +inf or NaN makes the loss NaN.
+Logits may be as large as their dtype allows. A logit of -inf marks a class that does not exist: it adds nothing while
+its label weight is 0, and a label on it has loss +inf. Label smoothing gives weight to every class that ``where`` does
+not leave out. A logit of +inf or NaN makes the loss NaN.
 """
 
 from typing import NamedTuple
@@ -41,7 +41,7 @@ from nnlearn.types import ArrayLike, Scalar
 
 
 class CrossEntropyOptions(NamedTuple):
-    """The options of a cross-entropy, as given."""
+    """The options of a cross-entropy, not yet checked."""
 
     label_smoothing: Scalar = 0.0
     z_loss: Scalar = 0.0
@@ -49,7 +49,7 @@ class CrossEntropyOptions(NamedTuple):
 
 
 def _normalized_rows(logits: ArrayLike, labels: ArrayLike, axis: Axis, where: ArrayLike | None):
-    """Checked logits, labels as a weight on each class, mask, axes and normalised rows; what is masked is gone."""
+    """Checked logits, label weights (0 where masked), mask, axes and normalised rows."""
     logits, labels = as_floating("logits", logits), as_real("labels", labels)
     check_same_shape(("logits", "labels"), logits, labels)
     logits, labels = widen(logits, labels)
@@ -62,7 +62,7 @@ def _normalized_rows(logits: ArrayLike, labels: ArrayLike, axis: Axis, where: Ar
 def _distribution_loss(
     logits: ArrayLike, labels: ArrayLike, axis: Axis, where: ArrayLike | None, options: CrossEntropyOptions
 ) -> tuple[jax.Array, jax.Array]:
-    """The loss of each example from a distribution over classes, and its weight in a mean."""
+    """Loss of each example from a distribution over classes, and its weight in a mean."""
     logits, mass, include, axes, rows = _normalized_rows(logits, labels, axis, where)
     label_smoothing, z_loss, class_weights = _check_options(options, logits, axes)
     if class_weights is not None:
@@ -81,7 +81,7 @@ def _distribution_loss(
 def _integer_label_loss(
     logits: ArrayLike, labels: ArrayLike, axis: Axis, where: ArrayLike | None, options: CrossEntropyOptions
 ) -> tuple[jax.Array, jax.Array]:
-    """As ``_distribution_loss``, from integer labels; several axes of classes are laid flat behind the others."""
+    """As ``_distribution_loss``, from integer labels; several class axes are moved last and flattened."""
     logits, labels = as_floating("logits", logits), as_labels(labels)
     if axis is None:
         raise ValueError("axis must be an integer or a tuple of integers, got None; name the axes of the classes")
@@ -114,7 +114,7 @@ def _integer_label_loss(
 def _check_options(
     options: CrossEntropyOptions, logits: jax.Array, axes: Axes
 ) -> tuple[float | jax.Array, float | jax.Array, jax.Array | None]:
-    """The options of a cross-entropy, checked and ready for arithmetic with the logits."""
+    """Check the options and convert them for arithmetic with the logits."""
     label_smoothing, z_loss, class_weights = options
     check_number("label_smoothing", label_smoothing, low=0.0, high=1.0)
     check_nonnegative("z_loss", z_loss)
@@ -133,7 +133,7 @@ def _check_options(
 def softmax_cross_entropy(
     logits: ArrayLike, labels: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> jax.Array:
-    """Cross-entropy of the softmax of logits, from labels as distributions: ``-sum_k y_k log softmax(x)_k``.
+    """Softmax cross-entropy with distributions as labels, ``-sum_k y_k log softmax(x)_k``.
 
     Args:
       logits: ``x``, unnormalised log-probabilities, floating-point, shape ``[..., classes]``.
@@ -158,7 +158,9 @@ def softmax_cross_entropy(
 
 
 def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
-    """``softmax_cross_entropy`` over the last axis, which here needs no safer form; the name is optax's.
+    """An alias of ``softmax_cross_entropy`` over the last axis, for compatibility with optax.
+
+    ``softmax_cross_entropy`` already handles logits of -inf.
 
     Args:
       logits: unnormalised log-probabilities, floating-point, shape ``[..., classes]``; -inf where a class does not
@@ -190,21 +192,21 @@ def softmax_cross_entropy_with_integer_labels(
     z_loss: Scalar = 0.0,
     class_weights: ArrayLike | None = None,
 ) -> jax.Array:
-    """Cross-entropy of the softmax of logits, from the number of the right class: ``-log softmax(x)_y``.
+    """Softmax cross-entropy with integer labels, ``-log softmax(x)_y``.
 
     With options: ``-sum_k w_k q_k log softmax(x)_k + w_y z_loss log(sum_k exp(x_k))**2``, where
     ``q = (1 - label_smoothing) onehot(y) + label_smoothing / classes`` and ``w`` are the class weights.
 
     Args:
       logits: ``x``, unnormalised log-probabilities, floating-point, shape ``[..., classes]``.
-      labels: ``y``, integers in [0, classes), shape ``[...]``. One outside makes its loss and gradient NaN, unless
-        ``where`` leaves it out: ``where=labels != -100``.
-      axis: the axis of the classes; of several axes, a label counts through them all, the last the fastest.
+      labels: ``y``, integers in [0, classes), shape ``[...]``. A label outside this range makes its loss and gradient
+        NaN, unless ``where`` leaves it out: ``where=labels != -100``.
+      axis: the axis of the classes. With several axes a label indexes their product in row-major order.
       where: booleans of the logits' shape (which classes exist) or of the labels' (which examples count; the others
         have loss 0 and no gradient, even if they are NaN).
-      label_smoothing: the share of each label that is spread evenly over the classes that exist, in [0, 1].
-      z_loss: coefficient, >= 0, of a penalty that keeps the logits' normaliser near 1; 1e-4 is common.
-      class_weights: ``w``, real and >= 0, shape ``[classes]``, 1 by default; rare classes may count more.
+      label_smoothing: share of each label that is spread evenly over the classes that exist, in [0, 1].
+      z_loss: coefficient, >= 0, of a penalty on the squared log-normaliser of the logits; 1e-4 is common.
+      class_weights: ``w``, real and >= 0, shape ``[classes]``, 1 by default; larger weights emphasise rare classes.
 
     Returns:
       One loss per example in nats, shape ``[...]``, float32 (float64 if the logits are).
@@ -235,25 +237,25 @@ def cross_entropy(
     where: ArrayLike | None = None,
     reduction: str = "mean",
 ) -> jax.Array:
-    """The cross-entropy of a batch as one number, from integer labels or from distributions.
+    """The mean cross-entropy of a batch, from integer labels or distributions.
 
-    The loss of example ``i`` is that of ``softmax_cross_entropy_with_integer_labels``, and the mean is
-    ``sum_i loss_i / sum_i w_i`` over the examples kept, where ``w_i`` is the class weight of its label (for a
-    distribution, the mean weight ``sum_k w_k y_k``), or 1 without class weights.
+    Each example has the loss of ``softmax_cross_entropy_with_integer_labels``. The mean is ``sum_i loss_i / sum_i w_i``
+    over the examples kept, where ``w_i`` is the class weight of the label (for a distribution, ``sum_k w_k y_k``), or 1
+    without class weights.
 
     Args:
       logits: unnormalised log-probabilities, floating-point, shape ``[..., classes]``.
       labels: integers in [0, classes), shape ``[...]``, or distributions, real, of the logits' shape.
-      label_smoothing: the share of each label that is spread evenly over the classes that exist, in [0, 1].
-      z_loss: coefficient, >= 0, of a penalty that keeps the logits' normaliser near 1; 1e-4 is common.
-      class_weights: real and >= 0, shape ``[classes]``, 1 by default; rare classes may count more.
+      label_smoothing: share of each label that is spread evenly over the classes that exist, in [0, 1].
+      z_loss: coefficient, >= 0, of a penalty on the squared log-normaliser of the logits; 1e-4 is common.
+      class_weights: real and >= 0, shape ``[classes]``, 1 by default; larger weights emphasise rare classes.
       where: booleans of shape ``[...]`` (which examples count) or of the logits' shape (which classes exist; an example
-        without any does not count). Ignore a padding label by ``where=labels != -100``.
+        without any does not count). To ignore padding labels, pass ``where=labels != -100``.
       reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one loss per example.
 
     Returns:
       A scalar in nats, or shape ``[...]`` for ``"none"``, float32 (float64 if an argument is). The mean of no examples
-      is 0. A label outside [0, classes) that is not left out makes the result NaN.
+      is 0. A label outside [0, classes) makes the result NaN, unless ``where`` leaves it out.
 
     Raises:
       ValueError: if the shapes do not match, an option is out of range, or ``reduction`` is unknown.
@@ -269,7 +271,7 @@ def cross_entropy(
     """
     check_reduction(reduction)
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
-    # Integers of the logits' rank but not their shape are class numbers with an axis too many: say so.
+    # Integers of the logits' rank but another shape are class indices with an extra axis, which the check reports.
     soft = labels.ndim == logits.ndim and (labels.shape == logits.shape or jnp.issubdtype(labels.dtype, jnp.floating))
     loss, weight = (_distribution_loss if soft else _integer_label_loss)(
         logits, labels, -1, where, CrossEntropyOptions(label_smoothing, z_loss, class_weights)
@@ -292,7 +294,8 @@ def poly_loss_cross_entropy(
     Args:
       logits: ``x``, unnormalised log-probabilities, floating-point, shape ``[..., classes]``.
       labels: ``y``, the weight of each class, real, of the same shape; each row usually sums to 1.
-      epsilon: coefficient of the linear term, finite and >= -1 (below, a right answer costs more than a wrong one).
+      epsilon: coefficient of the linear term, finite and >= -1 (below -1 a correct prediction costs more than a wrong
+        one).
       axis: the axis, or axes, of the classes; None for all.
       where: booleans of the logits' shape (which classes exist; labels on the others are dropped) or of the result's
         (which examples count; the others have loss 0 and no gradient, even if they are NaN).

@@ -1,7 +1,7 @@
-"""From the logits of a network trained with ``ctc_loss`` to labels: the best alignment, or the best labels.
+"""Decoding of the logits of a network trained with ``ctc_loss``: the best alignment, or the best labels.
 
-Both run inside a compiled program. The greedy one takes the likeliest alignment, whose labels need not be the
-likeliest: many alignments of other labels may add up to more. The beam search adds them up.
+Both functions run inside a compiled program. The greedy decoder takes the most likely alignment, whose labels need not
+be the most likely: many alignments of other labels may have a larger sum. The beam search sums over alignments.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from nnlearn.types import ArrayLike
 
 
 class Decoded(NamedTuple):
-    """Labels, at the front of as many places as there are frames; their paddings (1.0 = none); log-probabilities."""
+    """Labels padded to the number of frames, their paddings (1.0 = no label), and log-probabilities."""
 
     labels: jax.Array
     label_paddings: jax.Array
@@ -26,9 +26,9 @@ class Decoded(NamedTuple):
 
 
 class Beam(NamedTuple):
-    """The prefixes that are kept, by what the next frame asks of them: log-probabilities, last label, identity.
+    """The prefixes kept: log-probabilities, last label, length, and hashes of their labels.
 
-    Two 32-bit hashes stand for the labels of a prefix, so that comparing two takes the same time however long they are.
+    Prefixes are compared by two 32-bit hashes, so that a comparison takes the same time at any length.
     """
 
     ends_in_blank_w: jax.Array
@@ -45,12 +45,12 @@ class Beam(NamedTuple):
 
 @automatic_axes(like="logits")
 def ctc_greedy_decode(logits: ArrayLike, logit_paddings: ArrayLike, blank_id: int = 0) -> Decoded:
-    """The labels of the likeliest alignment: the largest class of each frame, repeats merged, blanks dropped.
+    """Greedy CTC decoding: the most likely class of each frame, with repeats merged and blanks dropped.
 
     Args:
       logits: unnormalised log-probabilities, floating-point, shape ``[batch, frames, classes]``.
-      logit_paddings: shape ``[batch, frames]``: 0 where the frame exists. Padded ones are skipped wherever they stand.
-      blank_id: the class that stands for no label; a Python int.
+      logit_paddings: shape ``[batch, frames]``: 0 where the frame exists. Padding is skipped at any position.
+      blank_id: index of the blank class; a Python int.
 
     Returns:
       ``labels`` (int32) and ``label_paddings`` (1.0 = padding), shape ``[batch, frames]``, as ``ctc_loss`` takes them;
@@ -82,23 +82,23 @@ def ctc_greedy_decode(logits: ArrayLike, logit_paddings: ArrayLike, blank_id: in
 def ctc_beam_search_decode(
     logits: ArrayLike, logit_paddings: ArrayLike, beam_width: int = 16, blank_id: int = 0, *, top_paths: int = 1
 ) -> Decoded:
-    """The likeliest labels, by a search that keeps the ``beam_width`` likeliest prefixes of them after every frame.
+    """CTC beam search: the most likely labels, keeping the ``beam_width`` most likely prefixes after every frame.
 
-    The probability of a prefix is summed over its alignments, those that end in a blank apart from those that end in
-    its last label. The scores are exact when the beam holds all prefixes, and else too low, by the alignments of
-    prefixes that were dropped. A frame takes time in proportion to ``beam_width * (classes + beam_width)``.
+    The probability of a prefix is a sum over its alignments, kept separately for those that end in a blank and those
+    that end in its last label. Scores are exact if the beam holds all prefixes; otherwise they are too low by the
+    alignments of dropped prefixes. The time per frame is proportional to ``beam_width * (classes + beam_width)``.
 
     Args:
       logits: unnormalised log-probabilities, floating-point, shape ``[batch, frames, classes]``.
-      logit_paddings: shape ``[batch, frames]``: 0 where the frame exists. Padded ones are skipped wherever they stand.
-      beam_width: how many prefixes are kept.
-      blank_id: the class that stands for no label; a Python int.
-      top_paths: how many results to return, at most ``beam_width``.
+      logit_paddings: shape ``[batch, frames]``: 0 where the frame exists. Padding is skipped at any position.
+      beam_width: number of prefixes kept.
+      blank_id: index of the blank class; a Python int.
+      top_paths: number of results, at most ``beam_width``.
 
     Returns:
-      ``labels`` (int32) and ``label_paddings`` (1.0 = padding), shape ``[batch, top_paths, frames]``, the likeliest
-      first; ``scores``, the log-probabilities of the labels, shape ``[batch, top_paths]``. Where fewer labels are
-      possible, what follows has a score of -inf and means nothing.
+      ``labels`` (int32) and ``label_paddings`` (1.0 = padding), shape ``[batch, top_paths, frames]``, most likely
+      first; ``scores``, the log-probabilities of the labels, shape ``[batch, top_paths]``. If fewer label sequences are
+      possible, the remaining results have a score of -inf and are meaningless.
 
     Raises:
       ValueError: if the shapes do not match, or an argument is out of range.
@@ -147,7 +147,7 @@ def _pack(labels_bt: jax.Array, is_label_bt: jax.Array, scores: jax.Array) -> De
 
 
 def _initial_beam(width: int, dtype) -> Beam:
-    """The empty prefix, and places for more, which have probability 0."""
+    """A beam with the empty prefix; its other entries have probability 0."""
     first_w = jnp.arange(width, dtype=jnp.int32) == 0
     hash_w2 = jnp.zeros((width, 2), jnp.uint32)
     return Beam(
@@ -161,26 +161,26 @@ def _initial_beam(width: int, dtype) -> Beam:
 
 
 def _extend_hash(hash_w2: jax.Array, label_w: jax.Array) -> jax.Array:
-    """The hashes of prefixes with one label more: two mixes of Murmur's kind, with different constants."""
+    """The hashes of prefixes extended by one label: two Murmur-style mixes with different constants."""
     mixed = (hash_w2 ^ (label_w.astype(jnp.uint32)[:, None] + 1)) * jnp.array([[0x9E3779B1, 0x85EBCA77]], jnp.uint32)
     mixed = (mixed ^ (mixed >> 15)) * jnp.array([[0xC2B2AE3D, 0x27D4EB2F]], jnp.uint32)
     return mixed ^ (mixed >> 13)
 
 
 def _is_parent(beam: Beam) -> jax.Array:
-    """For each two prefixes, whether the second is the first and one label more. Shape [W, W]."""
+    """Whether the second of each two prefixes is the first plus one label, shape [W, W]."""
     same_ww = jnp.all(beam.hash_w2[:, None] == beam.parent_hash_w2[None], 2)
     longer_ww = beam.length_w[:, None] + 1 == beam.length_w[None]
-    return same_ww & longer_ww & (beam.total_w > -jnp.inf)[None]  # an empty place is no one's child
+    return same_ww & longer_ww & (beam.total_w > -jnp.inf)[None]  # an unused entry has no parent
 
 
 def _advance(beam: Beam, log_probs_k: jax.Array, is_frame: jax.Array, blank_id: int):
-    """The beam after one frame; where each prefix came from, and the label it got, or -1."""
+    """The beam after one frame, the index of each prefix's parent, and the label added to it, or -1."""
     width, classes = len(beam.last_w), len(log_probs_k)
     total_w, last_w = beam.total_w, jnp.maximum(beam.last_w, 0)
     repeats_wk = beam.last_w[:, None] == jnp.arange(classes, dtype=jnp.int32)[None]
     grown_wk = jnp.where(repeats_wk, beam.ends_in_blank_w[:, None], total_w[:, None]) + log_probs_k[None]
-    # A prefix that grows into one that is kept already is added to that one, and is no candidate itself.
+    # A prefix that grows into one already in the beam is added to that one instead of being a candidate.
     is_parent_ww = _is_parent(beam)
     joined_w = jax.nn.logsumexp(jnp.where(is_parent_ww, grown_wk[:, last_w], -jnp.inf), 0)
     grown_wk = grown_wk.at[jnp.arange(width, dtype=jnp.int32)[:, None], last_w[None]].min(
@@ -189,7 +189,7 @@ def _advance(beam: Beam, log_probs_k: jax.Array, is_frame: jax.Array, blank_id: 
     blank_w = total_w + log_probs_k[blank_id]
     repeated_w = jnp.where(beam.last_w < 0, -jnp.inf, beam.ends_in_label_w + log_probs_k[last_w])
     label_w = jnp.logaddexp(repeated_w, joined_w)
-    # No prefix grows by a blank, so that column holds the prefixes as they are.
+    # No prefix grows by a blank, so that column holds the unchanged prefixes.
     candidates_wk = grown_wk.at[:, blank_id].set(jnp.logaddexp(blank_w, label_w))
     score_w, chosen_w = jax.lax.top_k(candidates_wk.reshape(-1), width)
     from_w, by_w = jnp.divmod(chosen_w.astype(jnp.int32), classes)
@@ -208,6 +208,6 @@ def _advance(beam: Beam, log_probs_k: jax.Array, is_frame: jax.Array, blank_id: 
 
 
 def _trace_back(place_p: jax.Array, frame):
-    """From prefixes after a frame to those before it, and the labels that they got in it."""
+    """Indices of the prefixes before a frame, and the labels added in it."""
     from_w, label_w = frame
     return from_w[place_p], label_w[place_p]

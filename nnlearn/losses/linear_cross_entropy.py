@@ -1,4 +1,4 @@
-"""The cross-entropy of a language model's last layer, without its logits."""
+"""Cross-entropy of a language model's last layer, without storing its logits."""
 
 import functools
 import math
@@ -14,10 +14,10 @@ from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import as_hyperparam, compute_dtype, safe_divide, widest
 from nnlearn.types import ArrayLike, Scalar
 
-CHUNKS = 13  # the logits of one are then 8% of all, and leave room for what else is alive
-FEWEST_TOKENS = 128  # in a chunk: with fewer, adding up the weight's gradient costs as much as working it out
-ROWS, COLUMNS = 16, 2048  # on a CPU, so that what is read several times stays in the cache
-LOGITS_SHARE = 0.5  # of the memory of the weight's gradient, for a chunk's logits, on an accelerator
+CHUNKS = 13  # the logits of one chunk are then 8% of all, which leaves memory for other arrays
+FEWEST_TOKENS = 128  # in a chunk: with fewer, accumulating the weight's gradient costs as much as computing it
+ROWS, COLUMNS = 16, 2048  # on a CPU, so that arrays read several times stay in the cache
+LOGITS_SHARE = 0.5  # on an accelerator: a chunk's logits relative to the weight's gradient, in memory
 NOTHING_WANTED = Head(False, False, False, False, False)
 
 
@@ -38,28 +38,28 @@ def linear_cross_entropy(
     chunk: int | None = None,
     axis_name: AxisName = None,
 ) -> jax.Array:
-    """The cross-entropy of a linear layer's outputs, such as a language model's logits, without holding all of them.
+    """Fused linear layer and cross-entropy, for a language model's head, without storing all logits.
 
-    The same as ``cross_entropy(logits, labels, ...)`` with ``logits = hidden @ weight + bias``, or with ``logits =
-    softcap * tanh((hidden @ weight + bias) / softcap)``, and so are its gradients, with respect to the options too.
-    Tokens go through in chunks. The gradient of the mean or the sum is computed along with the value, in three matrix
-    products; that of ``"none"`` takes a fourth, and forward mode (``jax.jvp``) is refused. Products of bfloat16 are
-    summed in float32, and so is the gradient over the chunks.
+    Value and gradients, also with respect to the options, equal those of ``cross_entropy(logits, labels, ...)`` with
+    ``logits = hidden @ weight + bias``, or with ``logits = softcap * tanh((hidden @ weight + bias) / softcap)``. Tokens
+    are processed in chunks. The gradient of the mean or the sum is computed along with the value, in three matrix
+    products; that of ``"none"`` takes a fourth. Forward mode (``jax.jvp``) raises. Products of bfloat16, and the
+    gradient over the chunks, are accumulated in float32.
 
     Args:
-      hidden: what the last layer is given, floating-point, shape ``[..., width]``.
+      hidden: inputs of the last layer, floating-point, shape ``[..., width]``.
       weight: floating-point, shape ``[width, classes]``, or ``[classes, width]`` if ``transposed``.
-      labels: integers in [0, classes), shape ``[...]``. One outside makes the result NaN, unless ``where`` leaves it
-        out: ``where=labels != -100``.
-      bias: floating-point, shape ``[classes]``; None for none. -inf takes a class out.
+      labels: integers in [0, classes), shape ``[...]``. A label outside this range makes the result NaN, unless
+        ``where`` leaves it out: ``where=labels != -100``.
+      bias: floating-point, shape ``[classes]``; None for none. A bias of -inf removes a class.
       label_smoothing: the share of each label that is spread evenly over the classes, in [0, 1].
-      z_loss: coefficient, >= 0, of a penalty that keeps the logits' normaliser near 1; 1e-4 is common.
-      softcap: the bound, > 0, that logits approach and do not pass; None for none.
+      z_loss: coefficient, >= 0, of a penalty on the squared log-normaliser of the logits; 1e-4 is common.
+      softcap: the bound of the logits, > 0; None for none.
       class_weights: real and >= 0, shape ``[classes]``, 1 by default.
       where: booleans of the labels' shape: which tokens count. The others have loss 0 and no gradient, even if they are
         NaN.
       reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one loss per token.
-      transposed: the weight's axes are the other way round, as in a table of embeddings that the last layer shares.
+      transposed: whether ``weight`` is ``[classes, width]``, as an embedding table shared with the last layer is.
       chunk: how many tokens have their logits computed at a time (a few more may be, to fill blocks). Fewer take less
         memory and more time. None takes a 13th of all, at least 128, for arrays of a tenth of the logits' size; on an
         accelerator at least half of ``width``.
@@ -110,7 +110,7 @@ def linear_cross_entropy(
 
 
 def _as_head(hidden, weight, bias, softcap, class_weights, classes_axis) -> tuple[Arrays, jnp.dtype]:
-    """The checked arrays, in the dtype that they are multiplied or else summed in, and the latter."""
+    """Check the arrays and cast them to the dtype of the products or of the sums; returns the latter too."""
     hidden, weight = as_floating("hidden", hidden), as_floating("weight", weight)
     bias = None if bias is None else as_floating("bias", bias)
     if hidden.ndim == 0 or weight.ndim != 2 or weight.shape[1 - classes_axis] != hidden.shape[-1]:
@@ -162,8 +162,8 @@ def _coefficients(labels, keep, label_smoothing, z_loss, head, classes, dtype, a
 def _plan_blocks(tokens: int, classes: int, width: int, chunk: int | None) -> tuple[int, int, int]:
     """Tokens, rows and columns of a plan.
 
-    An accelerator has to read and write all of the weight's gradient for each chunk, [width, classes], so there a
-    chunk's logits, [chunk, classes], may take a share of what that takes anyway.
+    For each chunk an accelerator reads and writes the whole gradient of the weight, [width, classes]. So a chunk's
+    logits, [chunk, classes], may take memory in proportion to it.
     """
     on_cpu = jax.default_backend() == "cpu"
     rows, columns = (ROWS, COLUMNS) if on_cpu else (tokens, classes)
@@ -171,14 +171,14 @@ def _plan_blocks(tokens: int, classes: int, width: int, chunk: int | None) -> tu
     if chunk is not None:
         longest = check_count("chunk", chunk)
     length = _equal_part(tokens, longest)
-    if chunk is None:  # chunks that fill the tokens exactly need no copy of hidden that is filled up
+    if chunk is None:  # chunks that divide the tokens need no padded copy of hidden
         length = next((fit for fit in range(longest, longest // 2, -1) if tokens % fit == 0 == fit % ROWS), length)
     rows = max(1, min(rows, length))
     return _round_up(max(1, length), rows), rows, min(classes, _round_up(_equal_part(classes, columns), 16))
 
 
 def _equal_part(length: int, longest: int) -> int:
-    """The length of the fewest equal parts that are not longer than ``longest``, the last of which may be shorter."""
+    """The length of the fewest equal parts of at most ``longest``; the last part may be shorter."""
     return -(-length // max(1, -(-length // longest)))
 
 
@@ -186,17 +186,17 @@ def _round_up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))  # a derivative with symbolic zeros must not meet shard_map itself
+@functools.partial(jax.jit, static_argnums=(0, 1))  # shard_map does not support a rule with symbolic zeros directly
 def _compiled_loss(plan: Plan, per_token: bool, *arrays) -> jax.Array:
     return (_token_losses if per_token else _summed_loss)(plan, *arrays)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _summed_loss(plan: Plan, head: Arrays, coefficients: Terms, labels: jax.Array, keep: jax.Array | None) -> jax.Array:
-    """The losses of all tokens, summed; its derivative is computed along with it, in one pass.
+    """The sum of the losses of all tokens; its derivative is computed along with it, in one pass.
 
-    Under an ``axis_name`` this is the device's share, and the shares add up to the sum. What goes in must vary over
-    that axis, see ``_vary_alike``, so that the gradient of what all devices share is summed over them by JAX.
+    Under an ``axis_name`` this is the device's share of the sum. The inputs must vary over that axis, see
+    ``_vary_alike``, so that JAX sums the gradients of replicated arrays over the devices.
     """
     return jnp.sum(_token_losses(plan, head, coefficients, labels, keep))
 
@@ -227,7 +227,7 @@ def _token_losses(
 ) -> jax.Array:
     """The loss of each token, as ``_summed_loss``.
 
-    The derivative is known only with the cotangent of each loss, so it works out the logits a second time.
+    The derivative depends on the cotangent of each loss, so it computes the logits a second time.
     """
     terms, _ = evaluate(plan, NOTHING_WANTED, head, coefficients, labels, keep)
     return _device_share(plan, terms.dot(coefficients))
@@ -237,7 +237,7 @@ def _token_losses_forward(plan, head, coefficients, labels, keep):
     head, coefficients, labels, keep, wanted = _split_wanted(head, coefficients, labels, keep)
     terms, _ = evaluate(plan, NOTHING_WANTED, head, coefficients, labels, keep)
     shares = terms.map(lambda term: _device_share(plan, term))
-    # An empty tuple for True and None for False: what is saved must be arrays, or a structure.
+    # Residuals must be arrays or tree structure: an empty tuple for True, None for False.
     flags = tuple(() if flag else None for flag in wanted)
     return shares.dot(coefficients), (head, coefficients, labels, keep, shares, flags)
 
@@ -254,10 +254,10 @@ _token_losses.defvjp(_token_losses_forward, _token_losses_backward, symbolic_zer
 
 
 def _vary_alike(tree, axis_name: AxisName):
-    """Arrays of which none is known to be the same on all devices where another, or the classes, are not.
+    """Mark all arrays as varying over every mapped axis over which one of them, or the classes, vary.
 
-    Inside ``jax.shard_map`` the gradient of what is the same on all devices must be summed over them. The derivative of
-    this function does that, so the derivatives in this file need not.
+    Inside ``jax.shard_map`` the gradient of a replicated array must be summed over the devices. The derivative of this
+    function does so, and the derivatives in this file need not.
     """
     leaves, structure = jax.tree.flatten(tree)
     known = [*leaves, *([] if axis_name is None else [jax.lax.axis_index(axis_name)])]
@@ -271,13 +271,13 @@ def _varying(array: jax.Array) -> frozenset[str]:
 
 
 def _split_wanted(head, coefficients, labels, keep):
-    """The arrays behind what a rule with symbolic zeros is handed, and which of the head's are differentiated by."""
+    """The values of the arguments of a rule with symbolic zeros, and which gradients of the head are wanted."""
     wanted = Head[bool](*(leaf is not None and leaf.perturbed for leaf in head))
     return *jax.tree.map(lambda leaf: leaf.value, (head, coefficients, labels, keep)), wanted
 
 
 def _device_share(plan: Plan, total: jax.Array) -> jax.Array:
-    """A number that all devices know, as shares that add up to it: all of it on the first device."""
+    """Split a replicated value into shares that add up to it: all of it on the first device."""
     return total if plan.axis_name is None else jnp.where(jax.lax.axis_index(plan.axis_name) == 0, total, 0)
 
 

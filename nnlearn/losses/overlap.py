@@ -1,8 +1,8 @@
-"""Losses of overlap between predicted and true regions, for segmentation: Dice, Tversky, and intersection over union.
+"""Overlap losses for segmentation: Dice, Tversky and intersection over union.
 
-All are one form, ``(alpha FP + beta FN) / (TP + alpha FP + beta FN + smooth)``, from sums over pixels of what is
-rightly found (``TP = sum p t``), wrongly found (``FP = sum p (1 - t)``) and missed (``FN = sum (1 - p) t``). It is one
-minus the overlap as it is usually printed, without the subtraction.
+All have one form, ``(alpha FP + beta FN) / (TP + alpha FP + beta FN + smooth)``, with sums over pixels of true
+positives (``TP = sum p t``), false positives (``FP = sum p (1 - t)``) and false negatives (``FN = sum (1 - p) t``).
+This equals one minus the usual overlap, without the subtraction.
 """
 
 import math
@@ -31,9 +31,9 @@ from nnlearn.types import ArrayLike, Scalar
 def _prepare_regions(
     predictions, targets, activate: bool, where
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
-    """Probabilities of presence and of absence, and targets, all ``[..., classes]``, and the mask.
+    """Probabilities of presence and absence and targets, all ``[..., classes]``, and the mask.
 
-    Where the mask is False, probability and target are 0; that adds nothing to any of the three sums.
+    Masked probabilities and targets are 0, which adds nothing to the three sums.
     """
     predicted, target = as_floating("predictions", predictions), as_real("targets", targets)
     if predicted.ndim == target.ndim - 1:
@@ -48,14 +48,14 @@ def _prepare_regions(
         _check_probabilities(predicted, mask)
     predicted, target = widen(predicted, target)
     if mask is not None:
-        # A class left out at a pixel has no share in its softmax; a pixel left out has some softmax, without NaN.
+        # A class masked at a pixel gets -inf and no share of the softmax; a pixel masked altogether gets 0, not NaN.
         gone = jnp.any(mask, -1, keepdims=True) & activate & (predicted.shape[-1] > 1)
         predicted = jnp.where(mask, predicted, jnp.where(gone, -jnp.inf, 0))
         target = jnp.where(mask, target, 0)
     if not activate:
-        present, absent = predicted, jnp.maximum(1 - predicted, 0)  # a rounded 1 may be a little more
+        present, absent = predicted, jnp.maximum(1 - predicted, 0)  # a rounded 1 may exceed 1 slightly
     elif predicted.shape[-1] == 1:
-        present, absent = jax.nn.sigmoid(predicted), jax.nn.sigmoid(-predicted)  # 1 - p has no digits left near p = 1
+        present, absent = jax.nn.sigmoid(predicted), jax.nn.sigmoid(-predicted)  # 1 - p loses all digits near p = 1
     else:
         present = jax.nn.softmax(predicted, -1)
         absent = 1 - present
@@ -75,7 +75,7 @@ def _check_probabilities(predicted: jax.Array, mask: jax.Array | None) -> None:
 
 
 def _class_losses(present, absent, target, axes, smooth, alpha, beta) -> jax.Array:
-    """The loss of each class, with ``axes`` summed away."""
+    """The loss of each class, summed over ``axes``."""
     smooth, alpha, beta = (as_hyperparam(number, target.dtype) for number in (smooth, alpha, beta))
     found = jnp.sum(present * target, axes)
     wrong = alpha * jnp.sum(present * (1 - target), axes) + beta * jnp.sum(absent * target, axes)
@@ -83,7 +83,7 @@ def _class_losses(present, absent, target, axes, smooth, alpha, beta) -> jax.Arr
 
 
 def _pixel_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
-    """The axes to sum over, by default all but the first and the last."""
+    """The axes to sum over; by default all but the first and the last."""
     if axis is None:
         return tuple(range(1, ndim - 1))
     axes = normalize_axes(axis, ndim)
@@ -126,17 +126,18 @@ def dice_loss(
     axis: Axis = None,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """One minus the Dice overlap of predicted and true regions, ``1 - (TP + smooth) / (TP + a FP + b FN + smooth)``.
+    """Dice loss, ``1 - (TP + smooth) / (TP + a FP + b FN + smooth)``.
 
     With ``TP = sum p t``, ``FP = sum p (1 - t)`` and ``FN = sum (1 - p) t`` over the pixels. With ``a = b = 0.5`` and
     ``smooth = 0`` the fraction is ``2 sum p t / (sum p + sum t)``.
 
     Args:
-      predictions: logits, floating-point, shape ``[batch, ..., classes]``; with one class, or none and no axis for it,
-        they go through a sigmoid, else a softmax.
-      targets: ``t``, 0 or 1 (or a share of the pixel), real, of the same shape.
+      predictions: logits, floating-point, shape ``[batch, ..., classes]``; a sigmoid is applied if there is one class
+        or no class axis, else a softmax.
+      targets: ``t``, 0 or 1 (or a fraction of the pixel), real, of the same shape.
       class_weights: real and >= 0, shape ``[classes]``; each class's loss is multiplied by its weight.
-      smooth: added to both sides of the fraction, finite and >= 0; at 0 a class neither found nor there costs 0.
+      smooth: added to numerator and denominator, finite and >= 0; at 0 a class that is neither predicted nor present
+        has loss 0.
       alpha: ``a``, the weight of false positives, finite and >= 0.
       beta: ``b``, the weight of false negatives, finite and >= 0.
       apply_softmax: whether ``predictions`` are logits; if not, they are probabilities.
@@ -176,13 +177,14 @@ def multiclass_generalized_dice_loss(
     ignore_background: bool = False,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Dice loss in which rare classes count more: each by ``1 / f**2``, with ``f`` its number of pixels in the batch.
+    """Generalised Dice loss: classes are weighted by ``1 / f**2``, with ``f`` their number of pixels in the batch.
 
-    The weights are scaled to a mean of 1. A class that has no pixel in the batch has the weight of the rarest that has.
+    The weights are scaled to a mean of 1. A class without pixels in the batch has the weight of the rarest class with
+    any.
 
     Args:
       predictions: logits, floating-point, shape ``[batch, ..., classes]``.
-      targets: 0 or 1 (or a share of the pixel), real, of the same shape.
+      targets: 0 or 1 (or a fraction of the pixel), real, of the same shape.
       smooth: as in ``dice_loss``.
       apply_softmax: whether ``predictions`` are logits; if not, they are probabilities.
       ignore_background: whether to leave out class 0.
@@ -190,7 +192,7 @@ def multiclass_generalized_dice_loss(
         exist at each pixel); entries that are False add nothing and get no gradient, even if they are NaN.
 
     Returns:
-      A scalar, the mean over the classes and over the images that keep a pixel, float32 (float64 if an argument is).
+      A scalar, the mean over the classes and over the images with unmasked pixels, float32 (float64 if an argument is).
 
     Raises:
       ValueError: if the shapes do not match, or ``smooth`` is out of range.
@@ -210,7 +212,7 @@ def multiclass_generalized_dice_loss(
     frequencies = jnp.sum(target, tuple(range(target.ndim - 1)))
     weights = safe_divide(1.0, jnp.square(frequencies))
     weights = jnp.where(frequencies == 0, jnp.max(weights), weights)
-    weights = jnp.where(jnp.any(weights > 0), weights, 1)  # an empty batch prefers no class
+    weights = jnp.where(jnp.any(weights > 0), weights, 1)  # in an empty batch all classes are equal
     weights = weights * (weights.size / jnp.sum(weights))
     loss = _class_losses(present, absent, target, _pixel_axes(None, target.ndim), smooth, 0.5, 0.5)
     loss = loss * weights.reshape((1,) * (loss.ndim - 1) + weights.shape)
@@ -229,11 +231,11 @@ def binary_dice_loss(
     apply_sigmoid: bool = True,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Dice loss of one region, ``1 - (2 sum p t + 2 smooth) / (sum p + sum t + 2 smooth)`` over the pixels.
+    """Binary Dice loss, ``1 - (2 sum p t + 2 smooth) / (sum p + sum t + 2 smooth)`` over the pixels.
 
     Args:
       predictions: logits, floating-point, shape ``[batch, ...]`` or ``[batch, ..., 1]``.
-      targets: ``t``, 0 or 1 (or a share of the pixel), real, of the same shape.
+      targets: ``t``, 0 or 1 (or a fraction of the pixel), real, of the same shape.
       smooth: as in ``dice_loss``.
       apply_sigmoid: whether ``predictions`` are logits; if not, they are probabilities.
       where: booleans of the predictions' shape (which pixels count); the others add nothing, even if they are NaN.
@@ -270,17 +272,17 @@ def tversky_loss(
     axis: Axis = None,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Overlap loss in which a missed pixel costs more than one wrongly found, for small regions.
+    """Tversky loss: with the defaults false negatives cost more than false positives, which suits small regions.
 
     The mean over the classes of ``(1 - (TP + smooth) / (TP + alpha FP + beta FN + smooth))**(1 / gamma)``.
 
     Args:
       predictions: logits, floating-point, shape ``[batch, ..., classes]``, as in ``dice_loss``.
-      targets: 0 or 1 (or a share of the pixel), real, of the same shape.
+      targets: 0 or 1 (or a fraction of the pixel), real, of the same shape.
       alpha: the weight of false positives, finite and >= 0.
       beta: the weight of false negatives, finite and >= 0.
-      gamma: finite and > 0; above 1, regions that are nearly right count more (4/3 is common). The derivative at a loss
-        of exactly 0 is taken as 0.
+      gamma: finite and > 0; above 1, nearly correct regions have larger gradients (4/3 is common). The derivative at a
+        loss of exactly 0 is 0.
       smooth: as in ``dice_loss``.
       apply_softmax: whether ``predictions`` are logits; if not, they are probabilities.
       ignore_background: whether to leave out class 0, if there are several.
@@ -324,13 +326,13 @@ def iou_loss(
     axis: Axis = None,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """One minus the intersection over the union of predicted and true regions, the soft Jaccard loss.
+    """Intersection-over-union loss, also called soft Jaccard loss.
 
     The mean over the classes of ``1 - (sum p t + smooth) / (sum p + sum t - sum p t + smooth)``.
 
     Args:
       predictions: logits, floating-point, shape ``[batch, ..., classes]``, as in ``dice_loss``.
-      targets: ``t``, 0 or 1 (or a share of the pixel), real, of the same shape.
+      targets: ``t``, 0 or 1 (or a fraction of the pixel), real, of the same shape.
       smooth: as in ``dice_loss``.
       apply_softmax: whether ``predictions`` are logits; if not, they are probabilities.
       ignore_background: whether to leave out class 0, if there are several.

@@ -1,4 +1,4 @@
-"""Label smoothing on its own; the cross-entropies from integer labels have it built in."""
+"""Label smoothing as a separate function; the cross-entropies with integer labels have it built in."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from nnlearn.types import ArrayLike, Scalar
 
 
 def smooth_labels(labels: ArrayLike, alpha: Scalar, *, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
-    """Labels mixed with the uniform distribution, ``(1 - alpha) y + alpha / classes``.
+    """Mix labels with the uniform distribution, ``(1 - alpha) y + alpha / classes``.
 
     Args:
       labels: ``y``, distributions over classes, floating-point, shape ``[..., classes]``.
