@@ -379,7 +379,7 @@ def test_convnet_has_the_promised_shape_and_is_readable_layer_by_layer():
     assert np.any(np.asarray(first) != np.asarray(other)) and stateful == convnet(2, 5, widths=(4,), dropout=0.3)
     none = convnet(2, 5, widths=(4,), norm=None)
     assert isinstance(none, Model) and "bias" in jax.eval_shape(none.init, KEY)[0]
-    with pytest.raises(ValueError, match="one number for each of widths"):
+    with pytest.raises(ValueError, match="one int, or one for each of widths"):
         convnet(2, 5, widths=(4, 8), blocks=(1,))
     with pytest.raises(ValueError, match="norm must be"):
         convnet(2, 5, norm="layer")

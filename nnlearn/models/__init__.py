@@ -1,8 +1,8 @@
 """Networks as pairs of pure functions, ``init(key) -> params`` and ``apply(params, inputs, key=None) -> outputs``.
 
-A key means training, and dropout is active; no key means inference. Parameters are nested dicts and tuples under the
-field's names (``kernel`` of shape (inputs, outputs), ``bias``, ``scale``). Equal settings make equal models, so a model
-may be a static argument of ``jax.jit``.
+With a key the network trains, and dropout is active; without one it is in inference mode. Parameters are nested dicts
+and tuples with the usual names (``kernel`` of shape (inputs, outputs), ``bias``, ``scale``). Models with equal settings
+compare equal, so a model can be a static argument of ``jax.jit``.
 """
 
 from nnlearn.models.adapters import from_equinox as from_equinox

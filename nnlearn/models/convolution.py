@@ -1,5 +1,6 @@
-"""Convolutions and pooling over one, two or more axes, channels last: ``(..., time, channels)``, ``(..., rows, columns,
-channels)``. Any axes before those are examples.
+"""Convolutions and pooling over one, two or more axes of positions, with channels last.
+
+Inputs have shape (..., time, channels), (..., rows, columns, channels) and so on; the leading axes are examples.
 """
 
 import itertools
@@ -40,21 +41,21 @@ def conv(
     bias_init: str | Initializer = "zeros",
     dtype: DTypeLike = jnp.float32,
 ) -> Model:
-    """A convolution of the last axes but one.
+    """A convolution over the axes of positions.
 
-    In one dimension, with ``p`` zeros put before ``x``::
+    In one dimension, with ``p`` zeros before ``x``::
 
         y[t, o] = bias[o] + sum_{k, i} kernel[k, i, o] x[stride t + dilation k - p, i]
 
     Args:
       inputs: channels of ``x``, shape (..., *positions, inputs) with ``dimensions`` axes of positions.
       outputs: channels of ``y``, shape (..., *positions', outputs).
-      kernel_size: positions that a kernel covers, one int for all dimensions or one per dimension.
-      stride: positions between two outputs, likewise; ``"SAME"`` gives ``ceil(positions / stride)`` outputs.
-      dilation: positions between two that a kernel looks at, likewise.
-      padding: ``"SAME"`` (zeros on both sides, the odd one behind), ``"VALID"`` (none), or a pair (before, behind) for
-        each dimension; ``[(kernel_size - 1, 0)]`` is causal.
-      groups: the channels fall into so many groups, each convolved apart; must divide ``inputs`` and ``outputs``.
+      kernel_size: size of the kernel, one int for all dimensions or one per dimension.
+      stride: positions between outputs, likewise; ``"SAME"`` gives ``ceil(positions / stride)`` outputs.
+      dilation: positions between kernel elements, likewise.
+      padding: ``"SAME"`` (zeros on both sides, an odd one at the end), ``"VALID"`` (none), or a pair (before, after)
+        for each dimension; ``[(kernel_size - 1, 0)]`` is causal.
+      groups: number of channel groups that are convolved separately; must divide ``inputs`` and ``outputs``.
       bias: whether to add a bias.
       dimensions: number of axes of positions.
       method: how it is computed. ``"convolution"`` is XLA's own operation, ``"patches"`` one matrix product of all that
@@ -111,7 +112,7 @@ def conv(
         check_features(layer, inputs, x)
         kernel = parameter(layer, params, "kernel", kernel_shape)
         x, kernel = x.astype(widest(x, kernel)), kernel.astype(widest(x, kernel))
-        examples, pads = window.lay_out(layer, x)
+        examples, pads = window.flatten(layer, x)
         patches = method == "patches" or (method == "auto" and jax.default_backend() == "cpu")
         y = (_convolve_patches if patches else _convolve)(examples, kernel, window, pads, groups)
         y = y.reshape(x.shape[: -1 - window.dimensions] + y.shape[1:])
@@ -158,16 +159,17 @@ def max_pool(
     padding: Padding = "VALID",
     dimensions: int = 2,
 ) -> Model:
-    """The largest number in each window, channel by channel.
+    """Max pooling: the maximum of each window, per channel.
 
     Args:
-      window: positions that a window covers, one int for all dimensions or one per dimension.
-      stride: positions between two windows, likewise; None for windows side by side.
-      padding: as in ``conv``; what is padded is never the largest, and a window of nothing else gives -inf.
+      window: size of the window, one int for all dimensions or one per dimension.
+      stride: positions between windows, likewise; None for adjacent windows.
+      padding: as in ``conv``, but with -inf; a window of padding alone gives -inf.
       dimensions: number of axes of positions.
 
     Returns:
-      A model without parameters, from inputs (..., *positions, channels). Of equal numbers the first gets the gradient.
+      A model without parameters, from inputs (..., *positions, channels). Among equal maxima the first gets the
+      gradient.
 
     Raises:
       ValueError: if a size is below 1; in ``apply``, if the inputs have too few axes or fewer positions than the
@@ -182,7 +184,7 @@ def max_pool(
 
     def pool(x, pads):
         every = ((0, 0), *pads, (0, 0))
-        # A Python number: JAX knows that of a maximum only so, and has no derivative for any other reduction.
+        # A Python number: JAX recognises a maximum, whose derivative it knows, only with that.
         return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, *windows.size, 1), (1, *windows.stride, 1), every)
 
     return _pooling("max_pool", windows, pool)
@@ -196,14 +198,14 @@ def average_pool(
     padding: Padding = "VALID",
     dimensions: int = 2,
 ) -> Model:
-    """The mean of each window, channel by channel; padding does not count.
+    """Average pooling: the mean of each window, per channel, without the padding.
 
     Args:
       window, stride, padding, dimensions: as in ``max_pool``.
 
     Returns:
-      A model without parameters, from inputs (..., *positions, channels). It computes in float32 at least. A window
-      that lies wholly in the padding gives 0.
+      A model without parameters, from inputs (..., *positions, channels). It computes in float32 at least. A window of
+      padding alone gives 0.
 
     Raises:
       ValueError: if a size is below 1; in ``apply``, if the inputs have too few axes or fewer positions than the
@@ -226,7 +228,7 @@ def average_pool(
 
 @model_factory
 def global_average_pool(dimensions: int = 2) -> Model:
-    """The mean over all positions, channel by channel: (..., *positions, channels) to (..., channels).
+    """Global average pooling: the mean over all positions, (..., *positions, channels) to (..., channels).
 
     Args:
       dimensions: number of axes of positions.
@@ -258,7 +260,7 @@ def _pooling(layer: str, window: "_Window", pool) -> Model:
     @automatic_axes(like="x")
     def apply(params, x, key=None):
         x = to_floating(x)
-        examples, pads = window.lay_out(layer, x)
+        examples, pads = window.flatten(layer, x)
         y = pool(examples, pads)
         return y.reshape(x.shape[: -1 - window.dimensions] + y.shape[1:])
 
@@ -266,7 +268,7 @@ def _pooling(layer: str, window: "_Window", pool) -> Model:
 
 
 class _Window:
-    """What slides over the positions: its size, stride, dilation and padding, one number for each dimension."""
+    """A sliding window: its size, stride, dilation and padding, one value per dimension."""
 
     def __init__(self, name, size, stride, dilation, padding, dimensions):
         self.dimensions = check_count("dimensions", dimensions)
@@ -276,7 +278,7 @@ class _Window:
         if not isinstance(padding, str):
             padding = tuple((int(before), int(behind)) for before, behind in padding)
             if len(padding) != self.dimensions or min(itertools.chain(*padding)) < 0:
-                raise ValueError(f"padding must be {self.dimensions} pairs of numbers >= 0, got {padding}")
+                raise ValueError(f"padding must be {self.dimensions} pairs of ints >= 0, got {padding}")
         elif padding not in ("SAME", "VALID"):
             raise ValueError(f'padding must be "SAME", "VALID" or a pair for each dimension, got {padding!r}')
         self.padding = padding
@@ -284,11 +286,11 @@ class _Window:
     def _each(self, name, value):
         values = tuple(value) if isinstance(value, Sequence) else (value,) * self.dimensions
         if len(values) != self.dimensions:
-            raise ValueError(f"{name}={value} must be one number, or one for each of dimensions={self.dimensions}")
+            raise ValueError(f"{name}={value} must be one int, or one for each of dimensions={self.dimensions}")
         return tuple(check_count(name, one) for one in values)
 
-    def lay_out(self, layer, x):
-        """``x`` with one axis of examples, and what to pad each dimension by."""
+    def flatten(self, layer, x):
+        """Flatten the leading axes of ``x`` to one, and compute the padding of each dimension."""
         _check_axes(layer, self.dimensions, x)
         positions = x.shape[-1 - self.dimensions : -1]
         pads = self.padding
@@ -303,7 +305,7 @@ class _Window:
         return x.reshape(math.prod(x.shape[: -1 - self.dimensions]), *x.shape[-1 - self.dimensions :]), list(pads)
 
     def views(self, x, pads):
-        """What each place of the window sees: one array of shape (examples, *outputs, channels) for each."""
+        """The inputs at each element of the window: a list of arrays of shape (examples, *outputs, channels)."""
         padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
         counts = [
             (length - reach) // step + 1

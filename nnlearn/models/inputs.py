@@ -7,18 +7,18 @@ import jax.numpy as jnp
 
 
 def to_floating(inputs) -> jax.Array:
-    """``inputs`` as an array of floats; pixels and counts become float32."""
+    """``inputs`` as a floating-point array; integers and booleans become float32."""
     x = jnp.asarray(inputs)
     return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
 
 
 def along_last_axis(vector: jax.Array, like: jax.Array) -> jax.Array:
-    """``vector`` with leading axes of length 1, so that it broadcasts against ``like`` without rank promotion."""
+    """Add leading axes of length 1 to ``vector``, so that it broadcasts against ``like`` without rank promotion."""
     return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
 
 
 def check_features(layer: str, features: int, inputs: jax.Array) -> None:
-    """Raise ``ValueError`` unless the last axis of ``inputs`` has the length that the layer was made for."""
+    """Raise ``ValueError`` if the length of the last axis of ``inputs`` is not ``features``."""
     shape = inputs.shape
     if shape and shape[-1] == features:
         return
@@ -34,7 +34,7 @@ def check_features(layer: str, features: int, inputs: jax.Array) -> None:
 
 
 def where_or_all(where: jax.Array | None, shape: tuple[int, ...], name: str = "where") -> jax.Array:
-    """A mask of that shape, checked; None is one that keeps all.
+    """Check the dtype and shape of a mask; None gives a mask that is True everywhere.
 
     >>> where_or_all(None, (2,))
     Array([ True,  True], dtype=bool)

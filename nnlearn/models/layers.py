@@ -1,4 +1,4 @@
-"""The layers: each factory returns a ``Model``, and ``sequential`` joins them, with or without state."""
+"""Basic layers: each factory returns a ``Model``, and ``sequential`` composes them, with or without state."""
 
 from collections.abc import Callable
 from typing import overload
@@ -32,7 +32,7 @@ def dense(
     bias_init: str | Initializer = "zeros",
     dtype: DTypeLike = jnp.float32,
 ) -> Model:
-    """A linear map of the last axis, ``y = x @ kernel + bias``.
+    """A dense layer, ``y = x @ kernel + bias`` over the last axis.
 
     Args:
       inputs: length of the last axis of ``x``, shape (..., inputs).
@@ -42,12 +42,12 @@ def dense(
       dtype: the dtype of the parameters.
 
     Returns:
-      A model with params ``{"kernel": (inputs, outputs), "bias": (outputs,)}``. The result has the dtype that JAX
-      promotes ``x`` and ``kernel`` to: to work in bfloat16, cast both.
+      A model with params ``{"kernel": (inputs, outputs), "bias": (outputs,)}``. The result has the promoted dtype of
+      ``x`` and ``kernel``: to compute in bfloat16, cast both.
 
     Raises:
-      ValueError: if a size is below 1, an initialiser is unknown; in ``apply``, if ``x`` or the params have the wrong
-        shape.
+      ValueError: if a size is below 1, or an initialiser is unknown; in ``apply``, if ``x`` or the params have the
+        wrong shape.
 
     >>> model = dense(3, 2, kernel_init="ones")
     >>> print(model.apply(model.init(jax.random.key(0)), jnp.array([1.0, 2.0, 3.0])))
@@ -73,13 +73,13 @@ def dense(
 
 @model_factory
 def dropout(rate: Scalar) -> Model:
-    """In training sets each number to 0 with probability ``rate``, and scales the others so that the mean stays.
+    """Dropout: in training, zero each element with probability ``rate`` and scale the others to preserve the mean.
 
     With ``m`` drawn from Bernoulli(1 - rate), ``y = m * x / (1 - rate)``; without a key ``y = x``.
 
     Args:
-      rate: the fraction that is dropped, in [0, 1). It may be traced; the derivative with respect to it is that of the
-        factor ``1 / (1 - rate)``, for the mask does not change smoothly.
+      rate: the fraction dropped, in [0, 1). It may be traced; the derivative with respect to it is that of the factor
+        ``1 / (1 - rate)`` for a fixed mask.
 
     Returns:
       A model without parameters.
@@ -94,7 +94,7 @@ def dropout(rate: Scalar) -> Model:
     [0.0, 2.0] [1. 1.]
     """
     check_number("rate", rate, low=0.0, high=1.0, high_open=True)
-    never = isinstance(rate, int | float) and rate == 0  # then random bits would be drawn for nothing
+    never = isinstance(rate, int | float) and rate == 0  # no random bits are needed then
 
     def apply(params, x, key=None):
         x = to_floating(x)
@@ -107,18 +107,18 @@ def dropout(rate: Scalar) -> Model:
         def drop(x, key, keep, factor):
             return jnp.where(jax.random.bernoulli(key, keep, x.shape), x.astype(wide) * factor, 0).astype(x.dtype)
 
-        return automatic(drop, x, key, keep, factor, spec=lambda _: explicit_spec(x))  # each device draws its part
+        return automatic(drop, x, key, keep, factor, spec=lambda _: explicit_spec(x))  # each device draws its own part
 
     return Model(lambda key: {}, apply)
 
 
 @model_factory
 def rms_norm(features: int, eps: Scalar = 1e-6, *, dtype: DTypeLike = jnp.float32) -> Model:
-    """Divides the last axis by its root mean square, ``y = scale * x / sqrt(mean(x ** 2) + eps)``.
+    """RMS normalisation of the last axis, ``y = scale * x / sqrt(mean(x ** 2) + eps)``.
 
     Args:
       features: length of the last axis of ``x``, shape (..., features).
-      eps: added to the mean square, >= 0; at 0 a row of zeros gives zeros.
+      eps: added to the mean square, >= 0. With 0 a row of zeros gives zeros.
       dtype: the dtype of ``scale``.
 
     Returns:
@@ -152,7 +152,7 @@ def rms_norm(features: int, eps: Scalar = 1e-6, *, dtype: DTypeLike = jnp.float3
 
 @model_factory
 def layer_norm(features: int, eps: Scalar = 1e-6, *, bias: bool = True, dtype: DTypeLike = jnp.float32) -> Model:
-    """Shifts the last axis to mean 0 and scales it to variance 1.
+    """Layer normalisation: shift the last axis to mean 0 and scale it to variance 1.
 
     With ``c = x - mean(x)``::
 
@@ -160,7 +160,7 @@ def layer_norm(features: int, eps: Scalar = 1e-6, *, bias: bool = True, dtype: D
 
     Args:
       features: length of the last axis of ``x``, shape (..., features).
-      eps: added to the variance, >= 0; at 0 a row of equal numbers gives zeros.
+      eps: added to the variance, >= 0. With 0 a constant row gives zeros.
       bias: whether to add a bias.
       dtype: the dtype of the parameters.
 

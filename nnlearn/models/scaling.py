@@ -8,10 +8,10 @@ from nnlearn.types import Scalar
 
 
 def unit_variance(x: jax.Array, eps: Scalar, *, centre: bool) -> jax.Array:
-    """``x``, less its mean if ``centre``, over the root of its mean square plus ``eps``, along the last axis.
+    """Divide ``x``, minus its mean if ``centre``, by the root of its mean square plus ``eps``, along the last axis.
 
-    Squares of numbers over 1e19 or under 1e-19 leave float32, so ``x`` is divided by about its largest number first. An
-    infinite entry counts as a very large one.
+    The squares of values above 1e19 or below 1e-19 leave float32, so ``x`` is first divided by about its largest value.
+    An infinite entry counts as a very large finite one.
     """
     x, inverse = scale_to_one(x, eps, (-1,))
     if centre:
@@ -21,12 +21,15 @@ def unit_variance(x: jax.Array, eps: Scalar, *, centre: bool) -> jax.Array:
 
 
 def scale_to_one(x: jax.Array, eps: Scalar, axes: tuple[int, ...], axis_name=None) -> tuple[jax.Array, jax.Array]:
-    """``x`` times a power of two that brings its largest number, or the root of ``eps``, near 1; and that power.
+    """Multiply ``x`` by a power of two that brings its largest value, or the root of ``eps``, near 1.
 
-    The power is one for all of ``axes``, which keep length 1, and of a mapped axis; derivatives take it for a constant.
+    The power is shared along ``axes`` and a mapped axis. Derivatives treat it as a constant.
+
+    Returns:
+      The scaled array, and the power with length 1 along ``axes``.
     """
     size = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=axes, keepdims=True, initial=0)
     size = size if axis_name is None else jax.lax.pmax(size, axis_name)
     size = jnp.maximum(size, jnp.sqrt(jax.lax.stop_gradient(jnp.asarray(eps, size.dtype))))
     inverse = 1 / power_of_two(size)
-    return clip_parts(x, 4, inverse), inverse  # cuts infinities alone
+    return clip_parts(x, 4, inverse), inverse  # clips only infinities
