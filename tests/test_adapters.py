@@ -276,7 +276,7 @@ def test_an_nnx_module_that_is_given_begins_with_its_numbers_of_now():
     params, model_state = model.init(KEY)
     np.testing.assert_allclose(module.first.kernel[...], params["first"]["kernel"] + 1)
     assert model != from_nnx(module) and sorted(model_state) == ["norm"]
-    with pytest.raises(ValueError, match="has 'first/bias', the given numbers do not"):
+    with pytest.raises(ValueError, match="has 'first/bias', the given values do not"):
         model.apply({"first": {}}, model_state, POINTS[0])
 
 
@@ -538,7 +538,7 @@ def test_a_loss_that_calls_the_module_itself_trains_too():
 def test_faults_are_named():
     with pytest.raises(TypeError, match="module must be an instance of flax.linen.Module, got <class"):
         from_linen(Perceptron)
-    with pytest.raises(ValueError, match="train_argument='training' is no argument of the module"):
+    with pytest.raises(ValueError, match="train_argument='training' is not an argument of the module"):
         from_linen(Perceptron(), POINTS[0], train_argument="training")
     with pytest.raises(TypeError, match="module must make a flax.nnx.Module, it made 3"):
         from_nnx(lambda rngs: 3)

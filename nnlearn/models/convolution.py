@@ -58,10 +58,10 @@ def conv(
       groups: number of channel groups that are convolved separately; must divide ``inputs`` and ``outputs``.
       bias: whether to add a bias.
       dimensions: number of axes of positions.
-      method: how it is computed. ``"convolution"`` is XLA's own operation, ``"patches"`` one matrix product of all that
-        the kernel sees; their results differ by rounding. On a CPU the product takes about 1.3 times as long for one
-        network, and a fifth of the time or less for networks that are vmapped, each with its own kernel. ``"auto"`` is
-        the product on a CPU and XLA's operation elsewhere.
+      method: the implementation. ``"convolution"`` is XLA's own operation, ``"patches"`` one matrix product with the
+        extracted patches; their results differ by rounding. On a CPU ``"patches"`` takes about 1.3 times as long for
+        one network, but a fifth of the time or less for vmapped networks with separate kernels. ``"auto"`` is
+        ``"patches"`` on a CPU and ``"convolution"`` elsewhere.
       kernel_init, bias_init: an initialiser or its name; see ``initializer``.
       dtype: the dtype of the parameters.
 

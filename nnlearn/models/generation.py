@@ -1,4 +1,4 @@
-"""Text from a language model: token after token, each from what the cache holds of those before it."""
+"""Sampling from a language model, token by token, with a cache of keys and values."""
 
 import functools
 
@@ -11,7 +11,7 @@ from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import compute_dtype
 from nnlearn.types import Key, Params, Scalar
 
-MIN_TEMPERATURE = 1e-6  # temperature below which the largest logit is all that top_p sees
+MIN_TEMPERATURE = 1e-6  # below this, top_p keeps only the largest logit
 
 
 def sample_token(
@@ -22,17 +22,17 @@ def sample_token(
     top_k: Scalar | None = None,
     top_p: Scalar | None = None,
 ) -> jax.Array:
-    """A token drawn from ``softmax(logits / temperature)``, cut to the likeliest.
+    """Sample a token from ``softmax(logits / temperature)``, optionally truncated to the most likely tokens.
 
-    Drawn as ``argmax(logits + temperature * g)`` with ``g`` from Gumbel's distribution, so that a temperature of 0 is
-    the likeliest token, and all three numbers may be traced.
+    Computed as ``argmax(logits + temperature * g)`` with Gumbel noise ``g``. So a temperature of 0 gives the most
+    likely token, and ``temperature``, ``top_k`` and ``top_p`` may be traced.
 
     Args:
       key: a random key.
       logits: shape (..., vocabulary).
       temperature: >= 0.
-      top_k: only so many of the likeliest tokens, >= 1.
-      top_p: only the likeliest tokens that have this probability together, in (0, 1]; the one that reaches it is in.
+      top_k: keep only this many of the most likely tokens, >= 1.
+      top_p: keep only the most likely tokens whose total probability reaches this value, in (0, 1].
 
     Returns:
       Tokens of shape (...), int32.
@@ -90,15 +90,15 @@ def generate(
     top_k: Scalar | None = None,
     top_p: Scalar | None = None,
 ) -> jax.Array:
-    """Go on from a prompt: one compiled program, in which each token costs one token's work.
+    """Continue a prompt, in one compiled program with a cache, so that each step processes one token.
 
     Args:
       model: made by ``transformer``.
       params: its parameters.
       prompt: integer tokens, shape (batch, prompt length), one at least.
-      length: how many tokens to add; with the prompt at most the model's ``max_length``.
+      length: number of tokens to add; together with the prompt at most the model's ``max_length``.
       key: a random key, or a seed.
-      temperature, top_k, top_p: see ``sample_token``; another value does not compile again.
+      temperature, top_k, top_p: see ``sample_token``; a new value does not trigger recompilation.
 
     Returns:
       The tokens added, int32 of shape (batch, length).
@@ -113,7 +113,7 @@ def generate(
     """
     prompt, length = jnp.asarray(prompt), check_count("length", length)
     if prompt.ndim != 2 or prompt.shape[1] < 1:
-        raise ValueError(f"prompt must be (batch, length) with a token at least, got shape {prompt.shape}")
+        raise ValueError(f"prompt must be (batch, length) with at least one token, got shape {prompt.shape}")
     check_nonnegative("temperature", temperature)
     _check_cuts(top_k, top_p)
     return _compiled_generate(model, length, params, prompt, as_key(key), temperature, top_k, top_p)

@@ -1,4 +1,4 @@
-"""Networks on graphs and on sets: sums over neighbours and over members, so that no order matters."""
+"""Networks on graphs and sets, invariant to the order of nodes, edges and members."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -25,10 +25,10 @@ class Graphs(NamedTuple):
     Attributes:
       nodes: features of the nodes, shape (..., nodes, node_features).
       senders, receivers: integers of shape (..., edges): edge ``e`` leads from node ``senders[e]`` to node
-        ``receivers[e]``. An undirected edge is two, one each way.
-      node_where: booleans of shape (..., nodes), which nodes are there; None for all.
-      edge_where: booleans of shape (..., edges), which edges are there; None for all. An edge with an end that is not
-        there counts for nothing.
+        ``receivers[e]``. An undirected edge is two directed ones.
+      node_where: booleans of shape (..., nodes), False for padding; None for no padding.
+      edge_where: booleans of shape (..., edges), False for padding; None for no padding. An edge with a padding node at
+        an end is ignored.
       edges: features of the edges, shape (..., edges, edge_features), or None.
     """
 
@@ -45,7 +45,7 @@ class Sets(NamedTuple):
 
     Attributes:
       members: features of the members, shape (..., members, features).
-      where: booleans of shape (..., members), which members are there; None for all.
+      where: booleans of shape (..., members), False for padding; None for no padding.
     """
 
     members: jax.Array
@@ -66,7 +66,7 @@ def graph_network(
     dropout: Scalar = 0.0,
     dtype: DTypeLike = jnp.float32,
 ) -> Model:
-    """Message passing: each node changes by what its neighbours send, and the nodes together give the answer.
+    """A message-passing network: nodes are updated by messages from their neighbours and pooled for the output.
 
     With ``n = norm(h)``, for every edge ``e`` from ``s`` to ``r`` and every node ``v``, each layer is::
 
@@ -74,25 +74,25 @@ def graph_network(
         a_v  = sum or mean of m_e over the edges e that lead to v
         h_v <- h_v + mlp([n_v, a_v])
 
-    from ``h_v = dense(node_v)`` on, and the answer is ``mlp(sum or mean of norm(h_v) over the nodes)``. Nodes are
-    multiplied by ``sender`` and ``receiver`` before they are spread over the edges, of which there are more.
+    starting from ``h_v = dense(node_v)``. The output is ``mlp(sum or mean of norm(h_v) over the nodes)``. Nodes are
+    multiplied by ``sender`` and ``receiver`` before they are gathered to the edges, which are more numerous.
 
     Args:
       node_features: length of the last axis of ``Graphs.nodes``.
       hidden: features of the nodes between layers, and of the messages.
       outputs: length of the last axis of the result.
-      layers: rounds of messages; a node hears of others up to so many edges away.
+      layers: number of rounds of messages, and so the distance in edges over which nodes affect each other.
       edge_features: length of the last axis of ``Graphs.edges``; 0 for edges without features.
-      aggregate: how the messages to a node are put together; the mean of none is 0.
-      readout: how the nodes are; ``"nodes"`` answers for every node instead of for the graph.
+      aggregate: how the messages to a node are combined; the mean of none is 0.
+      readout: how the nodes are combined; ``"nodes"`` gives an output for every node instead of one for the graph.
       activation: a function of one array or its name; see ``activation_function``.
-      dropout: the fraction of the activations in the node's mlp dropped in training, in [0, 1); may be traced.
+      dropout: the fraction of the activations in the nodes' mlp dropped in training, in [0, 1); may be traced.
       dtype: the dtype of the parameters.
 
     Returns:
-      A model of ``Graphs`` to (..., outputs), or to (..., nodes, outputs) with ``readout="nodes"`` (zeros for nodes
-      that are not there). What nodes and edges that are not there hold makes no difference. Its params are
-      ``{"input": layer, "layers": (layer, ...), "norm": layer, "output": mlp}``.
+      A model from ``Graphs`` to (..., outputs), or to (..., nodes, outputs) with ``readout="nodes"`` (zeros for padding
+      nodes). The values of padding nodes and edges have no effect. Its params are ``{"input": layer, "layers": (layer,
+      ...), "norm": layer, "output": mlp}``.
 
     Raises:
       ValueError: if a size is below 1, or a name is unknown; in ``apply``, if an array has the wrong shape.
@@ -197,7 +197,7 @@ def set_model(
     dropout: Scalar = 0.0,
     dtype: DTypeLike = jnp.float32,
 ) -> Model:
-    """Deep sets: one network for every member, a sum, and one network for the sum.
+    """Deep sets: a network applied to every member, a sum or mean, and a network applied to that.
 
     ::
 
@@ -205,10 +205,10 @@ def set_model(
 
     Args:
       features: length of the last axis of ``Sets.members``.
-      hidden: features of the layers within.
+      hidden: features of the hidden layers.
       outputs: length of the last axis of the result.
-      member_layers, output_layers: dense layers of ``phi`` and of ``rho``.
-      readout: how the members are put together; the mean of none is 0.
+      member_layers, output_layers: number of dense layers of ``phi`` and of ``rho``.
+      readout: how the members are combined; the mean of none is 0.
       activation: a function of one array or its name; see ``activation_function``.
       dropout: the fraction of the activations dropped in training, in [0, 1); may be traced.
       dtype: the dtype of the parameters.

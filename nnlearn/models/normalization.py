@@ -1,4 +1,4 @@
-"""Normalisation over the batch, with running statistics as explicit state, and over groups of channels."""
+"""Batch normalisation, with running statistics as explicit state, and group normalisation."""
 
 import math
 
@@ -26,7 +26,7 @@ def batch_norm(
     bias: bool = True,
     dtype: DTypeLike = jnp.float32,
 ) -> StatefulModel:
-    """Shifts every feature to mean 0 and scales it to variance 1, over all axes but the last.
+    """Batch normalisation: shift every feature to mean 0 and scale it to variance 1, over all axes but the last.
 
     In training, with ``mean`` and ``var`` of the batch (``var`` the mean squared deviation)::
 
@@ -34,32 +34,32 @@ def batch_norm(
         running_mean = momentum * running_mean + (1 - momentum) * mean
         running_var  = momentum * running_var  + (1 - momentum) * var
 
-    and without a key ``y`` is computed from the running ones. As in flax ``momentum`` weighs the old average, where
-    PyTorch's weighs the new value (0.9 here is 0.1 there), and the running variance is that of the batch, where
-    PyTorch's is multiplied by ``n / (n - 1)``.
+    Without a key ``y`` is computed from the running statistics. As in flax, ``momentum`` is the weight of the old
+    average, and the running variance is the biased one of the batch. In PyTorch ``momentum`` is the weight of the new
+    value (0.1 there is 0.9 here), and the running variance is multiplied by ``n / (n - 1)``.
 
     Args:
       features: length of the last axis of ``x``, shape (..., features).
       momentum: the weight of the old running statistics, in [0, 1].
-      eps: added to the variance, >= 0; at 0 what is left of a feature that does not vary is rounding, or ``bias``.
-      axis_name: a mapped axis or axes over which the examples are spread: their statistics are taken together.
+      eps: added to the variance, >= 0. With 0 the output of a constant feature is rounding error plus ``bias``.
+      axis_name: the mapped axis or axes over which the examples are distributed; statistics are shared over them.
       bias: whether to add a bias.
       dtype: the dtype of the parameters.
 
     Returns:
       A model with params ``{"scale": (features,), "bias": (features,)}``, initially ones and zeros, and state
-      ``{"mean": (features,), "var": (features,)}``, zeros and ones at first, float32 at least. It computes in float32
-      at least and returns the dtype of ``x``. Its ``apply(params, model_state, x, key=None, where=None)`` takes
-      ``where``, booleans of the shape of ``x`` without its last axis, or of the first axes of it: what is False counts
-      in no statistic and gets no gradient, whatever it holds. Where fewer than two numbers of each feature count, there
-      is no variance, and the state stays.
+      ``{"mean": (features,), "var": (features,)}``, initially zeros and ones, in float32 at least. It computes in
+      float32 at least and returns the dtype of ``x``. Its ``apply(params, model_state, x, key=None, where=None)`` takes
+      ``where``, booleans of the shape of ``x`` without its last axis, or of its leading axes: entries that are False
+      are left out of the statistics and get no gradient, even if they are NaN. With fewer than two values per feature
+      there is no variance, and the state is unchanged.
 
     Raises:
-      ValueError: if ``features`` is below 1, ``eps`` negative or ``momentum`` outside [0, 1]; in ``apply``, if shapes
-        do not match, or there is no batch to train on, or one with a single number of each feature.
+      ValueError: if ``features`` is below 1, ``eps`` is negative or ``momentum`` is outside [0, 1]; in ``apply``, if
+        shapes do not match, or training without a batch axis or with a single value per feature.
 
-    An infinite entry counts as a very large one, and a variance that is no number of the state's dtype is kept as the
-    largest one.
+    An infinite entry counts as a very large finite one. A variance that overflows the dtype of the state is stored as
+    its largest finite value.
 
     Source: Ioffe and Szegedy 2015, arXiv:1502.03167.
 
@@ -100,7 +100,7 @@ def batch_norm(
                 )
             if _values_per_feature(x, axis_name) == 1:
                 raise ValueError(
-                    f"{layer} trains on more than one number per feature, got a batch of one example, of shape "
+                    f"{layer} trains on more than one value per feature, got a batch of one example, of shape "
                     f"{inputs.shape}: it has no variance, and every output would be the bias. Use larger batches, "
                     "remainder='drop', or group_norm"
                 )
@@ -124,12 +124,12 @@ def batch_norm(
 
 
 def _values_per_feature(x: jax.Array, axis_name) -> int:
-    """How many numbers of each feature a batch holds, on all devices."""
+    """The number of values per feature in the batch, on all devices."""
     return math.prod(x.shape[:-1]) * (1 if axis_name is None else jax.lax.psum(1, axis_name))
 
 
 def _batch_moments(x: jax.Array, mask: jax.Array | None, axis_name) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mean and variance of each feature, and how many numbers they were taken of; zeros where there are none."""
+    """Mean and variance of each feature, 0 where there are no values, and the number of values."""
     axes = tuple(range(x.ndim - 1))
 
     def total(array):
@@ -138,7 +138,7 @@ def _batch_moments(x: jax.Array, mask: jax.Array | None, axis_name) -> tuple[jax
 
     count = total(jnp.broadcast_to(True if mask is None else mask, x.shape[:-1] + (1,)).astype(x.dtype))
     mean = safe_divide(total(x), count)
-    # The squares of the deviations, not of the numbers: a difference of two large means has no digits left.
+    # From squared deviations, as mean(x**2) - mean(x)**2 cancels for large means.
     deviation = x - along_last_axis(mean, x)
     if mask is not None:
         deviation = jnp.where(mask, deviation, 0)
@@ -155,17 +155,17 @@ def group_norm(
     bias: bool = True,
     dtype: DTypeLike = jnp.float32,
 ) -> Model:
-    """Shifts each group of channels of each example to mean 0 and scales it to variance 1, over channels and positions.
+    """Group normalisation: shift each group of channels of each example to mean 0 and scale it to variance 1.
 
-    With ``c = x - mean(x)``, where the means are over one example's positions and the channels of one group::
+    With ``c = x - mean(x)``, where means are over the positions of one example and the channels of one group::
 
         y = scale * c / sqrt(mean(c ** 2) + eps) + bias
 
     Args:
       features: channels of ``x``, shape (..., *positions, features).
-      groups: so many groups of neighbouring channels; must divide ``features``. As many as ``features`` is instance
-        normalisation.
-      eps: added to the variance, >= 0; at 0 what is left of equal numbers is rounding, or ``bias``.
+      groups: number of groups of consecutive channels; must divide ``features``. With ``groups=features`` this is
+        instance normalisation.
+      eps: added to the variance, >= 0. With 0 the output of a constant group is rounding error plus ``bias``.
       dimensions: number of axes of positions; 0 for none.
       bias: whether to add a bias.
       dtype: the dtype of the parameters.

@@ -23,22 +23,22 @@ def from_linen(
     """A ``flax.linen`` module as a model.
 
     ``params`` is the collection of that name, as ``module.init`` makes it. All other collections that ``init`` makes,
-    such as ``batch_stats``, are the model's state, ``{"batch_stats": ...}``, and a module that has some becomes a
-    ``StatefulModel``. So ``module.apply({"params": params, **model_state}, inputs)`` is the trained network.
+    such as ``batch_stats``, are the model's state, ``{"batch_stats": ...}``, and make it a ``StatefulModel``. The
+    trained network is ``module.apply({"params": params, **model_state}, inputs)``.
 
     Args:
-      module: the module, unbound.
-      *example_inputs: what it is called with: arrays, or ``jax.ShapeDtypeStruct`` for zeros of that shape. Where there
-        are several, ``apply`` takes a tuple of them as its inputs.
-      train_argument: the argument of ``__call__``, or the field of the module, that says whether it trains. None takes
-        those with a usual name: ``train``, ``training`` or ``is_training``, and, of opposite meaning,
+      module: the unbound module.
+      *example_inputs: its inputs: arrays, or ``jax.ShapeDtypeStruct`` for zeros of that shape. If there are several,
+        ``apply`` takes a tuple as its inputs.
+      train_argument: the argument of ``__call__``, or the field of the module, that switches training mode. None looks
+        for the usual names: ``train``, ``training`` or ``is_training``, and, with the opposite meaning,
         ``deterministic``, ``use_running_average`` or ``inference``.
-      rngs: the names under which the module draws random numbers in training. One name is given ``apply``'s key
-        itself, several are given a part of it each.
+      rngs: names of the module's random streams in training. A single one gets the key of ``apply`` itself; several get
+        a part each.
 
     Returns:
-      A ``Model`` or a ``StatefulModel``. Collections are mutable in training alone; what a module sows is dropped,
-      unless it sows while it is initialised too.
+      A ``Model`` or a ``StatefulModel``. Collections are mutable only in training. Sown values are dropped, unless the
+      module also sows them during initialisation.
 
     Raises:
       ImportError: if flax is not installed.

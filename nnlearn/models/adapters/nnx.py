@@ -15,22 +15,22 @@ from nnlearn.types import Model, StatefulModel
 def from_nnx(module: Any, *, wrt: Any = None, train_argument: str | None = None) -> Model | StatefulModel:
     """A ``flax.nnx`` module as a model.
 
-    ``params`` are the numbers of its ``nnx.Param`` as nested dicts, ``{"linear": {"kernel": ...}}``. All other
-    variables but the random numbers', such as ``nnx.BatchStat``, are the model's state, nested dicts too, and a module
-    that has some becomes a ``StatefulModel``. Random numbers come from ``apply``'s key alone: what the module keeps for
-    them is set anew at every call, so that the model is a pure function. ``nnx.update(module, params, model_state)``
-    puts the trained numbers into a module of yours.
+    ``params`` are the values of its ``nnx.Param`` as nested dicts, ``{"linear": {"kernel": ...}}``. All other variables
+    except random state, such as ``nnx.BatchStat``, are the model's state, also nested dicts, and make it a
+    ``StatefulModel``. Random numbers depend only on the key of ``apply``: the module's random state is reset at every
+    call, so that the model is a pure function. ``nnx.update(module, params, model_state)`` inserts the trained values
+    into a module.
 
     Args:
-      module: a class of modules, or a function that makes one, ``make(rngs) -> module``, called with
-        ``nnx.Rngs(key)``; or a module, whose numbers of now are those that every ``init`` returns.
-      wrt: what is trained, a filter of nnx; None for ``nnx.Param``.
-      train_argument: an argument of ``__call__`` that says whether the module trains. None takes those with a usual
-        name, see ``from_linen``. Besides, the module is told with its ``train()`` and ``eval()``. One named ``rngs``
-        gets ``nnx.Rngs(key)`` in training, and None at inference.
+      module: a class of modules, or a function that makes one, ``make(rngs) -> module``, called with ``nnx.Rngs(key)``;
+        or a module, whose current values every ``init`` returns.
+      wrt: the variables that are trained, an nnx filter; None for ``nnx.Param``.
+      train_argument: an argument of ``__call__`` that switches training mode. None looks for the usual names, see
+        ``from_linen``. In addition ``train()`` or ``eval()`` of the module is called. An argument ``rngs`` gets
+        ``nnx.Rngs(key)`` in training, and None at inference.
 
     Returns:
-      A ``Model`` or a ``StatefulModel``. Where ``apply`` is given a tuple, it calls the module with several arguments.
+      A ``Model`` or a ``StatefulModel``. ``apply`` passes a tuple of inputs as several arguments.
 
     Raises:
       ImportError: if flax is not installed.
@@ -68,7 +68,7 @@ def from_nnx(module: Any, *, wrt: Any = None, train_argument: str | None = None)
         _, params, _, rest = nnx.split(make(key), wrt, nnx.RngState, ...)
         return nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
 
-    present = numbers(None) if given else None  # now: the module may be trained on, in place
+    present = numbers(None) if given else None  # read now, as the module may be modified later
     net = nnx.eval_shape(lambda: make(jax.random.key(0)))
     net.train()
     training, params_like, rngs_like, rest_like = nnx.split(net, wrt, nnx.RngState, ...)
@@ -87,7 +87,7 @@ def from_nnx(module: Any, *, wrt: Any = None, train_argument: str | None = None)
         if key is None:
             return outputs, model_state
         rest = dict(nnx.to_flat_state(nnx.split(net, wrt, nnx.RngState, ...)[3]))
-        kept = [(path, rest[path]) for path, _ in nnx.to_flat_state(rest_like)]  # without what was sown on the way
+        kept = [(path, rest[path]) for path, _ in nnx.to_flat_state(rest_like)]  # without values sown during the call
         return outputs, nnx.to_pure_dict(nnx.from_flat_state(kept))
 
     def init(key):
@@ -99,7 +99,7 @@ def from_nnx(module: Any, *, wrt: Any = None, train_argument: str | None = None)
 
 
 def _fill(nnx, like: Any, numbers: Any) -> Any:
-    """The variables of ``like`` with the numbers of nested dicts."""
+    """The variables of ``like`` with the values of nested dicts."""
 
     def at(path, variable):
         value = numbers
@@ -109,7 +109,7 @@ def _fill(nnx, like: Any, numbers: Any) -> Any:
             except (KeyError, TypeError, IndexError):
                 where = "/".join(map(str, path))
                 raise ValueError(
-                    f"the module has {where!r}, the given numbers do not; make them with init(key)"
+                    f"the module has {where!r}, the given values do not; make them with init(key)"
                 ) from None
         return variable.replace(value) if isinstance(variable, nnx.Variable) else value
 
@@ -117,7 +117,7 @@ def _fill(nnx, like: Any, numbers: Any) -> Any:
 
 
 def _reseed(nnx, like: Any, key: jax.Array | None) -> Any:
-    """Random streams at their beginning, each with a key of its own: layers that share one would drop the same."""
+    """Reset random streams, each with its own key, as layers with equal keys would drop the same elements."""
     base = jax.random.key(0) if key is None else key
     if not jnp.issubdtype(base.dtype, jax.dtypes.prng_key):
         base = jax.random.wrap_key_data(base)
