@@ -1,4 +1,4 @@
-"""Skeleton of a new loss: copy it into a file of ``nnlearn/losses/`` and rename. It runs as it stands."""
+"""Skeleton of a new loss: copy it into a file of ``nnlearn/losses/`` and rename. It runs unchanged."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from nnlearn.types import ArrayLike, Scalar
 
 
 def skeleton_loss(predictions: ArrayLike, targets: ArrayLike, quantile: Scalar = 0.5) -> jax.Array:
-    r"""<One line: the pinball loss, which a quantile minimises> (<authors> <year>).
+    r"""<One line: the pinball loss, which is minimised by a quantile> (<authors> <year>).
 
     .. math:: \ell = \max(q (y - \hat y), (q - 1) (y - \hat y))
 
@@ -29,13 +29,14 @@ def skeleton_loss(predictions: ArrayLike, targets: ArrayLike, quantile: Scalar =
     """
     check_number("quantile", quantile, low=0.0, high=1.0, low_open=True, high_open=True)
     predictions, targets = jnp.asarray(predictions), jnp.asarray(targets)
-    if predictions.shape != targets.shape:  # a silent broadcast of (n,) with (n, 1) is the oldest bug there is
+    if predictions.shape != targets.shape:  # broadcasting (n,) with (n, 1) would hide a mistake
         raise ValueError(f"predictions {predictions.shape} and targets {targets.shape} must have one shape")
-    wide = compute_dtype(predictions.dtype, targets.dtype)  # float32 at least, whatever comes in
+    wide = compute_dtype(predictions.dtype, targets.dtype)  # float32 at least
     error = targets.astype(wide) - predictions.astype(wide)
     quantile = as_hyperparam(quantile, wide)
     return jnp.maximum(quantile * error, (quantile - 1) * error)
 
 
-# The proof, in ``tests/test_losses.py``: against a slow float64 NumPy version, values and gradients, at the extremes
-# too; against optax and PyTorch where they have it. Then the name in both ``__init__.py`` files and the README's table.
+# Test it in ``tests/test_losses.py``: values and gradients against a slow float64 NumPy version, including extreme
+# inputs, and against optax and PyTorch if they have it. Then add its name to both ``__init__.py`` files and to the
+# README's table.

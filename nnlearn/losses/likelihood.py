@@ -1,4 +1,4 @@
-"""Losses from distributions over numbers and counts: quantiles, negative log-likelihoods, and the evidence bound."""
+"""Losses of predicted distributions: quantiles, negative log-likelihoods, and the evidence lower bound."""
 
 import math
 
@@ -26,10 +26,10 @@ from nnlearn.types import ArrayLike, Scalar
 def quantile_loss(
     predictions: ArrayLike, targets: ArrayLike, quantile: ArrayLike, *, where: ArrayLike | None = None
 ) -> jax.Array:
-    """The pinball loss, whose best constant prediction is the quantile of the targets.
+    """Quantile (pinball) loss, which is minimised by the quantile of the targets.
 
-    ``max(q e, (q - 1) e)`` with ``e = target - prediction``: at ``q = 0.9`` a prediction that is too low costs nine
-    times one that is too high, at 0.5 the loss is half the absolute error.
+    ``max(q e, (q - 1) e)`` with ``e = target - prediction``. At ``q = 0.9`` a prediction that is too low costs nine
+    times as much as one that is too high; at 0.5 the loss is half the absolute error.
 
     Args:
       predictions: floating-point, of any shape ``[...]``.
@@ -69,7 +69,7 @@ def quantile_loss(
 
 @jax.custom_jvp
 def _raise_to(value: jax.Array, low: jax.Array) -> jax.Array:
-    """``max(value, low)`` with the derivative of ``value`` throughout, so that what lies below can come back."""
+    """``max(value, low)`` with the derivative of ``value`` everywhere, so that values below ``low`` can recover."""
     return jnp.maximum(value, low)
 
 
@@ -89,15 +89,16 @@ def gaussian_negative_log_likelihood(
     epsilon: Scalar = 1e-6,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Negative log-likelihood of targets under independent normal distributions, ``(log v + (t - m)**2 / v) / 2``.
+    """Gaussian negative log-likelihood, ``(log v + (t - m)**2 / v) / 2``.
 
     Args:
       means: ``m``, floating-point, of any shape ``[...]``.
       targets: ``t``, real, of the same shape or a scalar.
       variances: ``v``, real and >= 0, of the same shape or a scalar.
-      log_variances: ``log v`` in their place, floating-point; any number is one, so a network may give it as it is.
+      log_variances: ``log v`` instead of ``variances``, floating-point; unbounded, so it can be the output of a
+        network.
       full: whether to add the constant ``log(2 pi) / 2``.
-      epsilon: the least variance, finite and > 0. A smaller one is raised to it, but keeps its derivative.
+      epsilon: the smallest variance, finite and > 0. Smaller ones are raised to it but keep their derivative.
       where: booleans of the means' shape; entries that are False have loss 0 and no gradient, even if they are NaN.
 
     Returns:
@@ -139,7 +140,7 @@ def gaussian_negative_log_likelihood(
 def poisson_negative_log_likelihood(
     log_rates: ArrayLike, targets: ArrayLike, *, full: bool = False, where: ArrayLike | None = None
 ) -> jax.Array:
-    """Negative log-likelihood of counts under Poisson distributions, ``exp(x) - t x``.
+    """Poisson negative log-likelihood, ``exp(x) - t x``.
 
     Args:
       log_rates: ``x``, the logarithm of the expected count, floating-point, of any shape ``[...]``.
@@ -164,7 +165,7 @@ def poisson_negative_log_likelihood(
     if mask is not None:
         log_rates, counts = jnp.where(mask, log_rates, 0), jnp.where(mask, counts, 0)
     as_weights("targets", counts)
-    # A count of 0 at a rate of 0 is certain, where 0 * -inf would be NaN.
+    # A count of 0 at a rate of 0 has loss 0, not the NaN of 0 * -inf.
     certain = (counts == 0) & (log_rates == -jnp.inf)
     loss = jnp.exp(log_rates) - counts * jnp.where(certain, 0, log_rates)
     loss = loss + jax.lax.lgamma(counts + 1) if full else loss
@@ -173,7 +174,7 @@ def poisson_negative_log_likelihood(
 
 @jax.custom_jvp
 def _excess(x: jax.Array) -> jax.Array:
-    """``exp(x) - 1 - x``, never below 0; near 0, where that is a difference of equals, by its series."""
+    """``exp(x) - 1 - x`` >= 0; near 0, where the terms cancel, by its series."""
     near = jnp.abs(x) < 0.25
     small = jnp.where(near, x, 0)
     series = jnp.full_like(x, 1 / math.factorial(12))
@@ -197,10 +198,9 @@ def gaussian_kl_divergence(
     axis: Axis = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Kullback-Leibler divergence of a normal distribution with independent components from another.
+    """Kullback-Leibler divergence between normal distributions with diagonal covariance.
 
-    ``sum_k (exp(d_k) - 1 - d_k + (m_k - n_k)**2 / exp(w_k)) / 2`` with ``d = v - w``: how many nats of what ``means``
-    and ``log_variances`` say the prior does not. Never below 0.
+    ``sum_k (exp(d_k) - 1 - d_k + (m_k - n_k)**2 / exp(w_k)) / 2`` with ``d = v - w``. It is never below 0.
 
     Args:
       means: ``m``, floating-point, shape ``[..., dim]``.
@@ -237,7 +237,7 @@ def gaussian_kl_divergence(
         array if mask is None else jnp.where(mask, array, 0) for array in arrays
     )
     difference = mean - prior_mean
-    agree = difference == 0  # also where the prior's variance underflows: 0 * inf would be NaN
+    agree = difference == 0  # also where the prior's variance underflows, as 0 * inf would be NaN
     deviation = jnp.where(agree, 0, difference) * jnp.exp(-0.5 * jnp.where(agree, 0, prior_log_variance))
     return 0.5 * jnp.sum(_excess(log_variance - prior_log_variance) + jnp.square(deviation), axes)
 
@@ -249,7 +249,7 @@ def negative_evidence_lower_bound(
     beta: Scalar = 1.0,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """The loss of a variational auto-encoder, the mean of ``reconstruction loss + beta * divergence``.
+    """Negative evidence lower bound of a variational auto-encoder, the mean of ``reconstruction + beta * divergence``.
 
     Args:
       reconstruction_losses: negative log-likelihood of each example given its code, summed over its elements,
@@ -257,7 +257,7 @@ def negative_evidence_lower_bound(
         ``gaussian_negative_log_likelihood``.
       divergences: of each example's code from the prior, floating-point, of the same shape; from
         ``gaussian_kl_divergence``.
-      beta: the price of a nat of code, finite and >= 0; at 1 the loss bounds the negative log-likelihood from above.
+      beta: weight of the divergence, finite and >= 0; at 1 the loss bounds the negative log-likelihood from above.
       where: booleans of the losses' shape; examples that are False are left out, even if they are NaN.
 
     Returns:

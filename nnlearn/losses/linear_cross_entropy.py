@@ -60,9 +60,9 @@ def linear_cross_entropy(
         NaN.
       reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one loss per token.
       transposed: whether ``weight`` is ``[classes, width]``, as an embedding table shared with the last layer is.
-      chunk: how many tokens have their logits computed at a time (a few more may be, to fill blocks). Fewer take less
-        memory and more time. None takes a 13th of all, at least 128, for arrays of a tenth of the logits' size; on an
-        accelerator at least half of ``width``.
+      chunk: number of tokens whose logits are computed at a time (a few more to fill blocks). Fewer take less memory
+        and more time. None takes a 13th of all tokens, at least 128, so that temporaries have a tenth of the logits'
+        size; on an accelerator at least half of ``width``.
       axis_name: the mapped axis, or axes, over which devices divide the classes: ``weight``, ``bias`` and
         ``class_weights`` are then this device's part, of equal length on all, and labels count through all parts.
 

@@ -1,4 +1,4 @@
-"""How good predictions are, in numbers to report and not to train on."""
+"""Evaluation metrics, which are reported and not trained on."""
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,12 @@ from nnlearn.types import ArrayLike
 
 
 def accuracy(logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None = None) -> jax.Array:
-    """The share of examples whose largest logit is at the label, the first of equals counting as the largest.
+    """The fraction of examples whose largest logit is that of the label; among equal logits the first is the largest.
 
     Args:
       logits: scores of any kind, floating-point, shape ``[..., classes]``; an example with a NaN counts as wrong.
-      labels: integers, shape ``[...]`` (one outside [0, classes) counts as wrong), or distributions of the logits'
-        shape, whose largest weight is the label.
+      labels: integers, shape ``[...]`` (a label outside [0, classes) counts as wrong), or distributions of the logits'
+        shape, whose largest entry is the label.
       where: booleans of shape ``[...]``, which examples count.
 
     Returns:

@@ -23,9 +23,7 @@ def mode_flags(known: Collection[str], named: str | None = None) -> tuple[dict[s
     (({'train': True}, {'train': False}), ({'deterministic': False}, {'deterministic': True}))
     """
     if named is not None and named not in known:
-        raise ValueError(
-            f"train_argument={named!r} is not an argument of the module, which takes {sorted(known)}"
-        )
+        raise ValueError(f"train_argument={named!r} is not an argument of the module, which takes {sorted(known)}")
     names = TRAINING + INFERENCE if named is None else (named,)
     training = {name: name not in INFERENCE for name in names if name in known}
     return training, {name: not value for name, value in training.items()}
