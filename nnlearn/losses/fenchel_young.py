@@ -11,7 +11,7 @@ from nnlearn.types import ArrayLike
 
 
 def make_fenchel_young_loss(max_fun: Callable[..., ArrayLike]) -> Callable[..., jax.Array]:
-    """Make the loss ``max_fun(s) - s . y`` of scores ``s`` and targets ``y``, with ``max_fun(s) = max_p (p . s - R(p))``.
+    """Make the loss ``max_fun(s) - s . y`` of scores ``s`` and targets ``y``; ``max_fun(s) = max_p (p . s - R(p))``.
 
     Its gradient is the maximising ``p`` minus ``y``. With ``logsumexp`` it is the cross-entropy; with a maximum over
     permutations or paths it trains structured predictions.
