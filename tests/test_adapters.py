@@ -1,4 +1,4 @@
-"""Networks of flax and equinox: they train unchanged, and as the loops of their own documentation train them."""
+"""Networks of flax and equinox train like in the training loops of their own documentation."""
 
 import functools
 
@@ -57,7 +57,7 @@ def trained(model, inputs, loss_fn=None, **options):
 
 
 def assert_close(got, expected, tolerance=1e-6):
-    """Equal but for rounding, each leaf relative to its own norm."""
+    """Equal up to rounding, each leaf relative to its norm."""
     got, expected = (jax.tree.leaves(tree) for tree in (got, expected))
     assert len(got) == len(expected) > 0
     for left, right in zip(got, expected, strict=True):

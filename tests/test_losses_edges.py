@@ -1,4 +1,4 @@
-"""Numbers at the edges of what float32 holds, where a formula as printed gives NaN or nothing."""
+"""Values at the limits of float32, where a formula as published gives NaN or 0."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Quantiles, likelihoods and the evidence bound against plain formulas, against torch, at the edges, under masks."""
+"""Quantiles, likelihoods and the evidence bound against plain formulas and torch, at the limits, and with masks."""
 
 import functools
 import math
