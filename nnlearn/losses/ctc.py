@@ -372,7 +372,7 @@ def ctc_loss(
     Returns:
       One loss per example in nats, shape ``[batch]``, or a scalar after a reduction; float32 (float64 if the logits
       are); never below 0. Labels that need more frames than there are (one each, and one between equal neighbours) have
-      loss +inf. Second derivatives go through the recursion, and need finite numbers in padding; ``jax.jvp`` of the
+      loss +inf. Second derivatives go through the recursion, and need finite values in padding; ``jax.jvp`` of the
       loss itself raises.
 
     Raises:

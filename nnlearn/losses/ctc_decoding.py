@@ -102,7 +102,7 @@ def ctc_beam_search_decode(
 
     Raises:
       ValueError: if the shapes do not match, or an argument is out of range.
-      TypeError: if the logits are not floating-point, or a number is not an int.
+      TypeError: if the logits are not floating-point, or an argument is not an int.
 
     Source: Graves and Jaitly, *Towards end-to-end speech recognition with recurrent neural networks*, 2014; Hannun et
     al., *First-pass large vocabulary continuous speech recognition using bi-directional recurrent DNNs*, 2014.

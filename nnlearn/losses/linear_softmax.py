@@ -229,8 +229,8 @@ def _add_gradients(plan, wanted, head, outputs, sums, coefficients, labels, grad
 
     def add_columns(grads, index):
         start = jnp.minimum(index * plan.columns, classes - plan.columns)
-        numbers = start + jnp.arange(plan.columns, dtype=labels.dtype)
-        new = (numbers >= index * plan.columns)[None]  # the last block starts early and repeats some classes
+        class_indices = start + jnp.arange(plan.columns, dtype=labels.dtype)
+        new = (class_indices >= index * plan.columns)[None]  # the last block starts early and repeats some classes
 
         def cut(array, axis=0):
             return None if array is None else jax.lax.dynamic_slice_in_dim(array, start, plan.columns, axis)
@@ -242,7 +242,7 @@ def _add_gradients(plan, wanted, head, outputs, sums, coefficients, labels, grad
         logits, slope, by_softcap = _logits(cut(outputs, 1), cut(head.bias), head.softcap)
         shifted = logits - sums.largest[:, None]
         change = jnp.exp(shifted - log_total) * gain[:, None]
-        change = change - jnp.where(labels[:, None] == numbers[None], coefficients.own[:, None], 0)
+        change = change - jnp.where(labels[:, None] == class_indices[None], coefficients.own[:, None], 0)
         hidden_grad, weight_grad, bias_grad, softcap_grad, class_weights_grad = grads
         if coefficients.spread is not None:
             mass = _mass(coefficients.spread, weights)

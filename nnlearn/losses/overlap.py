@@ -68,9 +68,9 @@ def _check_probabilities(predicted: jax.Array, mask: jax.Array | None) -> None:
     whole = known(predicted) and predicted.is_fully_addressable and (mask is None or known(mask))
     if not whole:
         return
-    numbers = np.asarray(predicted if mask is None else jnp.where(mask, predicted, 0), np.float64)
-    if np.any((numbers < 0) | (numbers > 1.001)):  # rounded in low precision, a probability may exceed 1
-        raise ValueError(f"predictions must be probabilities in [0, 1], got {numbers.min()} to {numbers.max()}; for "
+    values = np.asarray(predicted if mask is None else jnp.where(mask, predicted, 0), np.float64)
+    if np.any((values < 0) | (values > 1.001)):  # rounded in low precision, a probability may exceed 1
+        raise ValueError(f"predictions must be probabilities in [0, 1], got {values.min()} to {values.max()}; for "
                          "logits leave apply_softmax (or apply_sigmoid) at True")  # fmt: skip
 
 

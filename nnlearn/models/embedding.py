@@ -50,11 +50,11 @@ def embedding(
     make, dtype = initializer(embedding_init), check_dtype("dtype", dtype)
     layer = f"embedding{shape}"
 
-    def apply(params, numbers, key=None):
-        numbers = _integers(layer, numbers)
+    def apply(params, indices, key=None):
+        indices = _integers(layer, indices)
         table = parameter(layer, params, "embedding", shape)
         # -1 would be the last row, as in NumPy.
-        return take_rows(table, jnp.where(numbers < 0, count, numbers), mode="fill", fill_value=jnp.nan)
+        return take_rows(table, jnp.where(indices < 0, count, indices), mode="fill", fill_value=jnp.nan)
 
     return Model(lambda key: {"embedding": draw_parameter(make, key, shape, dtype)}, apply)
 
@@ -117,8 +117,8 @@ def factorization_machine(counts: Sequence[int], features: int, *, dtype: DTypeL
     return Model(init, apply)
 
 
-def _integers(layer: str, numbers) -> jax.Array:
-    numbers = jnp.asarray(numbers)
-    if not jnp.issubdtype(numbers.dtype, jnp.integer):
-        raise TypeError(f"{layer} looks up integers, got {numbers.dtype.name} of shape {numbers.shape}")
-    return numbers.astype(widest(numbers.dtype, jnp.int32))  # small integers may not hold a count
+def _integers(layer: str, indices) -> jax.Array:
+    indices = jnp.asarray(indices)
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise TypeError(f"{layer} looks up integers, got {indices.dtype.name} of shape {indices.shape}")
+    return indices.astype(widest(indices.dtype, jnp.int32))  # small integers may not hold a count

@@ -50,7 +50,7 @@ def sample_token(
     _check_cuts(top_k, top_p)
     logits = jnp.asarray(logits).astype(compute_dtype(jnp.asarray(logits).dtype))
     if top_k is not None or top_p is not None:
-        logits = jnp.where(_likeliest(logits, temperature, top_k, top_p), logits, -jnp.inf)
+        logits = jnp.where(_truncation_mask(logits, temperature, top_k, top_p), logits, -jnp.inf)
     noise = jax.random.gumbel(key, logits.shape, logits.dtype)
     return jnp.argmax(logits + temperature * noise, axis=-1).astype(jnp.int32)
 
@@ -62,7 +62,7 @@ def _check_cuts(top_k: Scalar | None, top_p: Scalar | None) -> None:
         check_number("top_p", top_p, low=0.0, high=1.0, low_open=True)
 
 
-def _likeliest(logits: jax.Array, temperature: Scalar, top_k: Scalar | None, top_p: Scalar | None) -> jax.Array:
+def _truncation_mask(logits: jax.Array, temperature: Scalar, top_k: Scalar | None, top_p: Scalar | None) -> jax.Array:
     order = jnp.argsort(-logits, axis=-1)
     rank = jnp.argsort(order, axis=-1)
     keep = jnp.ones(logits.shape, bool)

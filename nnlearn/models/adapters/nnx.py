@@ -64,11 +64,11 @@ def from_nnx(module: Any, *, wrt: Any = None, train_argument: str | None = None)
             raise TypeError(f"module must make a flax.nnx.Module, it made {net!r}")
         return net
 
-    def numbers(key):
+    def initial_values(key):
         _, params, _, rest = nnx.split(make(key), wrt, nnx.RngState, ...)
         return nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
 
-    present = numbers(None) if given else None  # read now, as the module may be modified later
+    present = initial_values(None) if given else None  # read now, as the module may be modified later
     net = nnx.eval_shape(lambda: make(jax.random.key(0)))
     net.train()
     training, params_like, rngs_like, rest_like = nnx.split(net, wrt, nnx.RngState, ...)
@@ -91,18 +91,18 @@ def from_nnx(module: Any, *, wrt: Any = None, train_argument: str | None = None)
         return outputs, nnx.to_pure_dict(nnx.from_flat_state(kept))
 
     def init(key):
-        return numbers(key) if present is None else present
+        return initial_values(key) if present is None else present
 
     if jax.tree.leaves(rest_like):
         return StatefulModel(init, lambda params, model_state, inputs, key=None: run(params, model_state, inputs, key))
     return Model(lambda key: init(key)[0], lambda params, inputs, key=None: run(params, {}, inputs, key)[0])
 
 
-def _fill(nnx, like: Any, numbers: Any) -> Any:
+def _fill(nnx, like: Any, values: Any) -> Any:
     """The variables of ``like`` with the values of nested dicts."""
 
     def at(path, variable):
-        value = numbers
+        value = values
         for name in path:
             try:
                 value = value[name]
