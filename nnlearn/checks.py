@@ -6,7 +6,7 @@ branch on a value.
 
 import math
 import operator
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -108,6 +108,12 @@ def check_count(name: str, value: Any) -> int:
     return number
 
 
+@overload
+def check_dtype(name: str, dtype: None) -> None: ...
+@overload
+def check_dtype(name: str, dtype: DTypeLike) -> jnp.dtype: ...
+@overload
+def check_dtype(name: str, dtype: DTypeLike | None) -> jnp.dtype | None: ...
 def check_dtype(name: str, dtype: DTypeLike | None) -> jnp.dtype | None:
     """Return the canonical form of ``dtype`` (float64 is float32 unless x64 is enabled), or None for None.
 

@@ -4,7 +4,7 @@ The transformation types are optax's own classes, imported: an nnlearn optimizer
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 import jax
 from jax.typing import ArrayLike, DTypeLike
@@ -40,7 +40,17 @@ MaskOrFn = PyTree | Callable[[Params], PyTree] | None
 """A pytree of booleans shaped like the parameters (or a prefix of them), or a function from parameters to one."""
 
 
-class Model(NamedTuple):
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    Outputs = TypeVar("Outputs", default=jax.Array)  # so that ``Model`` alone is one of arrays
+else:
+    from typing import TypeVar
+
+    Outputs = TypeVar("Outputs")
+
+
+class Model(NamedTuple, Generic[Outputs]):
     """A network as two pure functions.
 
     ``init(key) -> params`` creates the parameters; ``apply(params, inputs, key=None) -> outputs`` runs the network.
@@ -48,7 +58,7 @@ class Model(NamedTuple):
     """
 
     init: Callable[[Key], Params]
-    apply: Callable[..., jax.Array]
+    apply: Callable[..., Outputs]
 
 
 class StatefulModel(NamedTuple):

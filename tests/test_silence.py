@@ -189,13 +189,13 @@ def test_batch_norm_refuses_to_train_on_one_value_per_feature():
     params, statistics = norm.init(jax.random.key(0))
     key, one = jax.random.key(1), jnp.ones((1, 3))
     for x, options in ((one, {}), (jnp.ones((1, 1, 1, 3)), {}), (one, {"where": jnp.ones(1, bool)})):
-        with pytest.raises(ValueError, match="more than one number per feature"):
+        with pytest.raises(ValueError, match="more than one value per feature"):
             norm.apply(params, statistics, x, key, **options)
     norm.apply(params, statistics, one)  # evaluation
     norm.apply(params, statistics, jnp.ones((1, 2, 3)), key)  # one example, two positions
     spread = batch_norm(3, axis_name="data")
     jax.vmap(lambda x: spread.apply(params, statistics, x, key)[0], axis_name="data")(jnp.ones((2, 1, 3)))
-    with pytest.raises(ValueError, match="more than one number per feature"):
+    with pytest.raises(ValueError, match="more than one value per feature"):
         jax.vmap(lambda x: spread.apply(params, statistics, x, key)[0], axis_name="data")(jnp.ones((1, 1, 3)))
     # a traced mask may leave a single example: the statistics stay
     x, where = jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), jnp.array([True, False])
@@ -211,7 +211,7 @@ def test_microbatches_of_one_example_are_refused_too():
         return jnp.mean(y), {}, model_state
 
     state = nnlearn.init_state(params, SGD, model_state=statistics)
-    with pytest.raises(ValueError, match="more than one number per feature"):
+    with pytest.raises(ValueError, match="more than one value per feature"):
         nnlearn.make_step(loss, SGD, microbatches=2)(state, jnp.ones((2, 2)))
 
 

@@ -1,4 +1,4 @@
-"""Skeleton of a new loss: copy it into a file of ``nnlearn/losses/`` and rename. It runs as it stands."""
+"""Skeleton of a new loss: copy it into a file of ``nnlearn/losses/`` and rename. It runs unchanged."""
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,12 @@ from nnlearn.types import ArrayLike, Scalar
 
 
 def skeleton_loss(predictions: ArrayLike, targets: ArrayLike, quantile: Scalar = 0.5) -> jax.Array:
-    r"""<One line: the pinball loss, which a quantile minimises> (<authors> <year>).
+    r"""<One line: the pinball loss, which is minimised by a quantile> (<authors> <year>).
 
     .. math:: \ell = \max(q (y - \hat y), (q - 1) (y - \hat y))
 
     Args:
-      predictions: :math:`\hat y`, floating, of any shape.
+      predictions: :math:`\hat y`, floating-point, of any shape.
       targets: :math:`y`, of the same shape.
       quantile: :math:`q` in (0, 1).
 
@@ -22,20 +22,21 @@ def skeleton_loss(predictions: ArrayLike, targets: ArrayLike, quantile: Scalar =
       Losses of the same shape, not reduced, float32 or wider.
 
     Raises:
-      ValueError: shapes differ, or a number is out of its range.
+      ValueError: if shapes differ, or an argument is out of range.
 
     >>> skeleton_loss(jnp.array([1.0, 3.0]), jnp.array([2.0, 2.0]), quantile=0.9)
     Array([0.9, 0.1], dtype=float32)
     """
     check_number("quantile", quantile, low=0.0, high=1.0, low_open=True, high_open=True)
     predictions, targets = jnp.asarray(predictions), jnp.asarray(targets)
-    if predictions.shape != targets.shape:  # a silent broadcast of (n,) with (n, 1) is the oldest bug there is
+    if predictions.shape != targets.shape:  # broadcasting (n,) with (n, 1) would hide a mistake
         raise ValueError(f"predictions {predictions.shape} and targets {targets.shape} must have one shape")
-    wide = compute_dtype(predictions.dtype, targets.dtype)  # float32 at least, whatever comes in
+    wide = compute_dtype(predictions.dtype, targets.dtype)  # float32 at least
     error = targets.astype(wide) - predictions.astype(wide)
     quantile = as_hyperparam(quantile, wide)
     return jnp.maximum(quantile * error, (quantile - 1) * error)
 
 
-# The proof, in ``tests/test_losses.py``: against a slow float64 NumPy version, values and gradients, at the extremes
-# too; against optax and PyTorch where they have it. Then the name in both ``__init__.py`` files and the README's table.
+# Test it in ``tests/test_losses.py``: values and gradients against a slow float64 NumPy version, including extreme
+# inputs, and against optax and PyTorch if they have it. Then add its name to both ``__init__.py`` files and to the
+# README's table.
