@@ -18,6 +18,7 @@ from jax.extend.core import ClosedJaxpr
 from optax import with_extra_args_support
 
 from nnlearn.packing import Layout, Packed, is_packed, make_layout, pack_like, per_buffer, unpack
+from nnlearn.packing.parts import one_by_one
 from nnlearn.programs.stand_in import unknown_loss
 from nnlearn.programs.symbolic import Interpreter
 from nnlearn.settings import Made
@@ -77,6 +78,12 @@ def _compare(tx: GradientTransformation, layout: Layout, sample: Params, whole: 
     By induction over steps: both states are the same at the start, and of equal states every step makes equal ones.
     """
     value_fn = unknown_loss(sample)
+    # stacks of equal leaves are read leaf by leaf: a batched operation is the operation on each by definition
+    with one_by_one():
+        return _compare_traces(tx, layout, sample, whole, value_fn)
+
+
+def _compare_traces(tx, layout: Layout, sample: Params, whole: Layout, value_fn: Callable) -> str:
     # the leaves before what is packed, as in use: a transformation may keep what init has seen
     plain = _trace_all(_AsLeaves(tx, value_fn), sample)
     # masks of nnlearn's own transformations are asked about every leaf here
@@ -146,12 +153,13 @@ class _Trace(NamedTuple):
 
 def _trace_all(view: _AsLeaves, sample: Params) -> list[_Trace]:
     """``init`` and as many updates as it takes until the state keeps its form; nothing if it does not."""
-    count, value = len(jax.tree.leaves(sample)), jax.ShapeDtypeStruct((), jnp.float32)
+    paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(sample)]
+    count, value = len(paths), jax.ShapeDtypeStruct((), jnp.float32)
     traces = [_Trace(*jax.make_jaxpr(view.init, return_shape=True)(sample), dict(enumerate(range(count))), view.form)]
     state = traces[0].shapes
     for _ in range(SETTLED):
         before = view.form
-        held = [leaf for node in jax.tree.leaves(before, is_leaf=is_packed) for leaf in _held(node)]
+        held = [leaf for node in jax.tree.leaves(before, is_leaf=is_packed) for leaf in _held(node, paths)]
         owners = [*range(count), *held, *range(count), None]
         program, shapes = jax.make_jaxpr(view.update, return_shape=True)(sample, state, sample, value)
         leaves = {at: leaf for at, leaf in enumerate(owners) if leaf is not None}
@@ -162,11 +170,16 @@ def _trace_all(view: _AsLeaves, sample: Params) -> list[_Trace]:
     return []
 
 
-def _held(node) -> list[int | None]:
+def _held(node, paths: list[str]) -> list[int | None]:
     """For each array that a node of a state is unpacked to, of which leaf it has the numbers."""
     if not is_packed(node):
         return [None]
-    return [leaf for leaf, (number, _) in enumerate(node.layout.places) if hasattr(node.buffers[number], "shape")]
+    owners: list[int | None] = list(range(len(paths)))
+    if len(node.layout.paths) != len(paths):  # a part of the leaves
+        index = {path: at if paths.count(path) == 1 else None for at, path in enumerate(paths)}
+        owners = [index.get(path) for path in node.layout.paths]
+    shown = [hasattr(node.buffers[number], "shape") for number, _ in node.layout.places]
+    return [leaf for leaf, is_shown in zip(owners, shown, strict=True) if is_shown]
 
 
 def _form(tree: PyTree) -> tuple:

@@ -9,7 +9,8 @@ from optax import MultiStepsState, safe_increment, with_extra_args_support
 from nnlearn.checks import check_dtype, check_number, known
 from nnlearn.settings import bind, remember
 from nnlearn.transforms.loss_scale import refuse_loss_scale_inside
-from nnlearn.transforms.plumbing import Slot, run_or_hold
+from nnlearn.transforms.storage import Slot
+from nnlearn.transforms.wrapping import run_or_hold
 from nnlearn.tree import real_dtype
 from nnlearn.types import DTypeLike, GradientTransformation, GradientTransformationExtraArgs, OptState
 

@@ -12,7 +12,9 @@ from optax import (
 
 from nnlearn.checks import check_decay, check_dtype, check_nonnegative, check_number
 from nnlearn.settings import comparable
-from nnlearn.transforms.plumbing import Slot, bias_correction, from_kernel, power
+from nnlearn.transforms.averages import bias_correction, power
+from nnlearn.transforms.plumbing import from_kernel
+from nnlearn.transforms.storage import Slot
 from nnlearn.tree import abs_sq, safe_divide, safe_sqrt
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, Scalar
 

@@ -9,7 +9,9 @@ from optax import ScaleByAdaDeltaState, ScaleByRmsState, ScaleByRssState, ScaleB
 
 from nnlearn.checks import check_decay, check_dtype, check_nonnegative
 from nnlearn.settings import comparable
-from nnlearn.transforms.plumbing import Slot, average_with_mean, corrections, from_kernel, step_towards
+from nnlearn.transforms.averages import average_with_mean, corrections, step_towards
+from nnlearn.transforms.plumbing import from_kernel
+from nnlearn.transforms.storage import Slot
 from nnlearn.tree import abs_sq, safe_divide, safe_rsqrt, safe_sqrt
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, Scalar, Updates
 

@@ -9,7 +9,9 @@ from optax import apply_updates, safe_increment
 from nnlearn.checks import check_decay
 from nnlearn.packing import unpack
 from nnlearn.settings import comparable
-from nnlearn.transforms.plumbing import Slot, one_minus, require_params, step_towards, weight_seen
+from nnlearn.transforms.averages import one_minus, step_towards, weight_seen
+from nnlearn.transforms.storage import Slot
+from nnlearn.transforms.wrapping import require_params
 from nnlearn.tree import compute_dtype, real_dtype
 from nnlearn.types import GradientTransformationExtraArgs, OptState, Params, Scalar
 

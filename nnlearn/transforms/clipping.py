@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from nnlearn.checks import check_nonnegative, check_number
 from nnlearn.settings import comparable
-from nnlearn.transforms.plumbing import from_leaf_kernel, from_map
+from nnlearn.transforms.plumbing import from_leaf_kernel
+from nnlearn.transforms.wrapping import from_map
 from nnlearn.tree import (
     array_norm,
     as_hyperparam,

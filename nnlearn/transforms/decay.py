@@ -11,7 +11,7 @@ from optax import AddNoiseState, masked, safe_increment, set_to_zero
 from nnlearn.checks import as_key, check_nonnegative
 from nnlearn.packing import per_buffer
 from nnlearn.settings import comparable
-from nnlearn.transforms.plumbing import by_leaf, require_params
+from nnlearn.transforms.wrapping import by_leaf, require_params
 from nnlearn.tree import as_hyperparam, compute_dtype, is_function, map_unzip, path_name
 from nnlearn.types import EmptyState, GradientTransformationExtraArgs, Key, MaskOrFn, Scalar, ScalarOrSchedule
 

@@ -7,7 +7,7 @@ from optax import ApplyIfFiniteState, safe_increment, with_extra_args_support
 from nnlearn.checks import check_nonnegative, check_number
 from nnlearn.settings import comparable
 from nnlearn.transforms.loss_scale import refuse_loss_scale_inside
-from nnlearn.transforms.plumbing import run_or_hold
+from nnlearn.transforms.wrapping import run_or_hold
 from nnlearn.tree import all_finite, global_norm
 from nnlearn.types import GradientTransformation, GradientTransformationExtraArgs, Params, Scalar, Updates
 

@@ -8,7 +8,7 @@ from optax import with_extra_args_support
 
 from nnlearn.checks import check_number
 from nnlearn.settings import comparable
-from nnlearn.transforms.plumbing import run_or_hold
+from nnlearn.transforms.wrapping import run_or_hold
 from nnlearn.tree import all_finite
 from nnlearn.types import GradientTransformation, GradientTransformationExtraArgs, OptState, Scalar
 

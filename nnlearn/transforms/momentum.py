@@ -9,14 +9,9 @@ from optax import EmaState, ScaleByLionState, TraceState, identity
 
 from nnlearn.checks import check_decay, check_dtype, check_number
 from nnlearn.settings import comparable
-from nnlearn.transforms.plumbing import (
-    Slot,
-    average_with_mean,
-    corrections,
-    from_kernel,
-    from_leaf_kernel,
-    step_towards,
-)
+from nnlearn.transforms.averages import average_with_mean, corrections, step_towards
+from nnlearn.transforms.plumbing import from_kernel, from_leaf_kernel
+from nnlearn.transforms.storage import Slot
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, Scalar
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from optax import chain
 
 from nnlearn.checks import check_dtype
-from nnlearn.transforms.plumbing import require_params
+from nnlearn.transforms.wrapping import require_params
 from nnlearn.tree import compute_dtype, matching, widest
 from nnlearn.types import (
     DTypeLike,

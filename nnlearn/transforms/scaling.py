@@ -8,7 +8,8 @@ from optax import ScaleByScheduleState, identity, safe_increment, with_extra_arg
 
 from nnlearn.checks import check_nonnegative, check_number
 from nnlearn.settings import comparable
-from nnlearn.transforms.plumbing import from_leaf_kernel, from_map
+from nnlearn.transforms.plumbing import from_leaf_kernel
+from nnlearn.transforms.wrapping import from_map
 from nnlearn.tree import clip_parts, scaled_norm
 from nnlearn.tree import scale as scale_tree
 from nnlearn.types import GradientTransformationExtraArgs, Scalar, ScalarOrSchedule, Schedule
