@@ -4,7 +4,7 @@ import contextlib
 import contextvars
 import itertools
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ def _pieces(layout: Layout, labels: Sequence[Hashable]) -> Iterator[tuple[int, l
         yield number, [(label, sum(size for _, size in group)) for label, group in groups]
 
 
-def divide(packed: Packed, labels: Sequence[Hashable]) -> dict[Hashable, Packed]:
+def divide(packed: Packed, labels: Sequence[Hashable], groups: Iterable[Hashable]) -> dict[Hashable, Packed]:
     """Divide packed parameters by a label for each leaf; the reverse is ``join``.
 
     Each part keeps the structure of the whole tree, with ``MaskedNode`` in place of the other leaves, so that unpacking
@@ -74,14 +74,16 @@ def divide(packed: Packed, labels: Sequence[Hashable]) -> dict[Hashable, Packed]
     Args:
       packed: packed parameters or gradients.
       labels: one label for each leaf, in the tree's order.
+      groups: the labels that there may be; each gets a part, if only an empty one.
 
     >>> from nnlearn.packing import pack
-    >>> parts = divide(pack({"w": jnp.ones((2, 2)), "b": jnp.zeros(2)}), ["vector", "matrix"])
+    >>> packed = pack({"w": jnp.ones((2, 2)), "b": jnp.zeros(2)})
+    >>> parts = divide(packed, ["vector", "matrix"], ["matrix", "vector"])
     >>> parts["matrix"]
     Packed(1 leaves: float32[4])
     """
     layout = packed.layout
-    found: dict[Hashable, list] = {label: [] for label in labels}
+    found: dict[Hashable, list] = {label: [] for label in groups}
     for number, pieces in _pieces(layout, labels):
         offset, cut = 0, {}
         array = packed.buffers[number]

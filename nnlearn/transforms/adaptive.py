@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from optax import ScaleByAdaDeltaState, ScaleByRmsState, ScaleByRssState, ScaleByRStdDevState
 
-from nnlearn.checks import check_decay, check_dtype, check_nonnegative
 from nnlearn.settings import comparable
 from nnlearn.transforms.averages import average_with_mean, corrections, step_towards
 from nnlearn.transforms.plumbing import from_kernel
-from nnlearn.transforms.storage import Slot
+from nnlearn.transforms.ranges import check_hyperparams
+from nnlearn.transforms.storage import Slot, as_storage
 from nnlearn.tree import abs_sq, safe_divide, safe_rsqrt, safe_sqrt
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, Scalar, Updates
 
@@ -46,9 +46,8 @@ def scale_by_rss(
     >>> tx.update(jnp.array([4.0, 0.0]), tx.init(jnp.zeros(2)))[0]
     Array([1., 0.], dtype=float32)
     """
-    check_nonnegative("initial_accumulator_value", initial_accumulator_value)
-    check_nonnegative("eps", eps)
-    slot = Slot(initial_accumulator_value, check_dtype("accumulator_dtype", accumulator_dtype), real=True)
+    check_hyperparams(initial_accumulator_value=initial_accumulator_value, eps=eps)
+    slot = Slot(initial_accumulator_value, as_storage("accumulator_dtype", accumulator_dtype), real=True)
     return from_kernel(rss_kernel, ScaleByRssState, {"sum_of_squares": slot}, {"eps": eps})
 
 
@@ -109,12 +108,6 @@ def stddev_kernel(g, mu, nu, *, decay, eps, eps_in_sqrt=True, **seen):
     return _inverse_root(variance, eps, eps_in_sqrt) * g, mu, nu
 
 
-def _check_rms(decay, eps, initial_scale):
-    check_decay("decay", decay)
-    check_nonnegative("eps", eps)
-    check_nonnegative("initial_scale", initial_scale)
-
-
 @comparable
 def scale_by_rms(
     decay: Scalar = 0.9,
@@ -139,11 +132,11 @@ def scale_by_rms(
     >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0]
     Array([1.], dtype=float32)
     """
-    _check_rms(decay, eps, initial_scale)
+    check_hyperparams(decay=decay, eps=eps, initial_scale=initial_scale)
     return from_kernel(
         functools.partial(rms_kernel, eps_in_sqrt=eps_in_sqrt),
         ScaleByRmsWithCountState if bias_correction else ScaleByRmsState,
-        {"nu": Slot(initial_scale, check_dtype("nu_dtype", nu_dtype), real=True)},
+        {"nu": Slot(initial_scale, as_storage("nu_dtype", nu_dtype), real=True)},
         {"decay": decay, "eps": eps},
         corrections if bias_correction else None,
     )
@@ -166,12 +159,12 @@ def scale_by_stddev(
     >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0]
     Array([2.], dtype=float32)
     """
-    _check_rms(decay, eps, initial_scale)
-    second = Slot(initial_scale, check_dtype("nu_dtype", nu_dtype), real=True)
+    check_hyperparams(decay=decay, eps=eps, initial_scale=initial_scale)
+    second = Slot(initial_scale, as_storage("nu_dtype", nu_dtype), real=True)
     return from_kernel(
         functools.partial(stddev_kernel, eps_in_sqrt=eps_in_sqrt),
         ScaleByRStdDevWithCountState if bias_correction else ScaleByRStdDevState,
-        {"mu": Slot(dtype=check_dtype("mu_dtype", mu_dtype)), "nu": second},
+        {"mu": Slot(dtype=as_storage("mu_dtype", mu_dtype)), "nu": second},
         {"decay": decay, "eps": eps},
         corrections if bias_correction else None,
     )
@@ -209,9 +202,8 @@ def scale_by_adadelta(
     >>> tx.update(jnp.array([0.0]), tx.init(jnp.zeros(1)))[0]
     Array([0.], dtype=float32)
     """
-    check_decay("rho", rho)
-    check_nonnegative("eps", eps)
-    slot = Slot(dtype=check_dtype("accumulator_dtype", accumulator_dtype), real=True)
+    check_hyperparams(rho=rho, eps=eps)
+    slot = Slot(dtype=as_storage("accumulator_dtype", accumulator_dtype), real=True)
     return from_kernel(adadelta_kernel, ScaleByAdaDeltaState, {"e_g": slot, "e_x": slot}, {"rho": rho, "eps": eps})
 
 

@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from optax import safe_increment
 
 from nnlearn.tree import compute_dtype, safe_divide
 from nnlearn.types import Scalar
@@ -68,6 +69,21 @@ def corrections(count: jax.Array, *, decay: Scalar, **_) -> dict[str, jax.Array]
     return {"seen": weight_seen(decay, count), "seen_before": weight_seen(decay, count - 1)}
 
 
+def moving_average(decay: Scalar, value: jax.Array, average: jax.Array) -> jax.Array:
+    """``(1 - decay) * value + decay * average``, in optax's order of operations."""
+    return (1 - decay) * value + decay * average
+
+
+def momentum_corrections(count: jax.Array, decay: Scalar) -> dict[str, jax.Array]:
+    """Bias corrections of a first moment; ``c1_next`` is the one that Nesterov's look-ahead needs."""
+    return {"c1": bias_correction(decay, count), "c1_next": bias_correction(decay, safe_increment(count))}
+
+
+def debiased(g: jax.Array, mu: jax.Array, *, decay: Scalar, c1, c1_next, nesterov: bool) -> jax.Array:
+    r"""The debiased first moment, or :math:`\beta m_t/(1-\beta^{t+1}) + (1-\beta) g_t/(1-\beta^t)` with Nesterov."""
+    return decay * (mu / c1_next) + (1 - decay) * (g / c1) if nesterov else mu / c1
+
+
 def power(base: Scalar, count: jax.Array) -> jax.Array:
     """``base ** count``, a number to an integer power, without mixing dtypes, which strict promotion refuses."""
     base = jnp.asarray(base)
@@ -78,6 +94,9 @@ __all__ = [
     "average_with_mean",
     "bias_correction",
     "corrections",
+    "debiased",
+    "momentum_corrections",
+    "moving_average",
     "one_minus",
     "power",
     "step_towards",

@@ -7,11 +7,12 @@ from typing import Literal
 import jax.numpy as jnp
 from optax import EmaState, ScaleByLionState, TraceState, identity
 
-from nnlearn.checks import check_decay, check_dtype, check_number
+from nnlearn.checks import check_number
 from nnlearn.settings import comparable
 from nnlearn.transforms.averages import average_with_mean, corrections, step_towards
 from nnlearn.transforms.plumbing import from_kernel, from_leaf_kernel
-from nnlearn.transforms.storage import Slot
+from nnlearn.transforms.ranges import check_hyperparams
+from nnlearn.transforms.storage import Slot, as_storage
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, Scalar
 
 
@@ -49,8 +50,8 @@ def trace(
     >>> tx.update(jnp.array([1.0]), state)[0]
     Array([1.9], dtype=float32)
     """
-    check_number("decay", decay, low=0.0, high=1.0)
-    slot = Slot(dtype=check_dtype("accumulator_dtype", accumulator_dtype))
+    check_number("decay", decay, low=0.0, high=1.0)  # a sum may keep all of itself
+    slot = Slot(dtype=as_storage("accumulator_dtype", accumulator_dtype))
     kernel = functools.partial(trace_kernel, nesterov=nesterov)
     return from_kernel(kernel, TraceState, {"trace": slot}, {"decay": decay})
 
@@ -99,8 +100,8 @@ def ema(
     >>> tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))[0]
     Array([2.], dtype=float32)
     """
-    check_decay("decay", decay)
-    slot = Slot(dtype=check_dtype("accumulator_dtype", accumulator_dtype))
+    check_hyperparams(decay=decay)
+    slot = Slot(dtype=as_storage("accumulator_dtype", accumulator_dtype))
     return from_kernel(ema_kernel, EmaState, {"ema": slot}, {"decay": decay}, corrections if debias else None)
 
 
@@ -160,15 +161,13 @@ def scale_by_lion(
     >>> tx.update(jnp.array([0.3, -2.0]), tx.init(jnp.zeros(2)))[0]
     Array([ 1., -1.], dtype=float32)
     """
-    check_decay("b1", b1)
-    check_decay("b2", b2)
-    check_number("smooth_beta", smooth_beta)
+    check_hyperparams(b1=b1, b2=b2, smooth_beta=smooth_beta)
     if mode not in LION_MODES:
         raise ValueError(f"mode must be one of {sorted(LION_MODES)}, got {mode!r}")
     return from_kernel(
         functools.partial(lion_kernel, mode=mode),
         ScaleByLionState,
-        {"mu": Slot(dtype=check_dtype("mu_dtype", mu_dtype))},
+        {"mu": Slot(dtype=as_storage("mu_dtype", mu_dtype))},
         {"b1": b1, "b2": b2, "smooth_beta": smooth_beta},
     )
 

@@ -9,6 +9,7 @@ from optax import ScaleByScheduleState, identity, safe_increment, with_extra_arg
 from nnlearn.checks import check_nonnegative, check_number
 from nnlearn.settings import comparable
 from nnlearn.transforms.plumbing import from_leaf_kernel
+from nnlearn.transforms.ranges import check_hyperparams
 from nnlearn.transforms.wrapping import from_map
 from nnlearn.tree import clip_parts, scaled_norm
 from nnlearn.tree import scale as scale_tree
@@ -156,9 +157,8 @@ def scale_by_trust_ratio(
     >>> tx.update(jnp.array([0.0, 2.0]), tx.init(params), params)[0]
     Array([0., 5.], dtype=float32)
     """
-    for name, value in {"min_norm": min_norm, "trust_coefficient": trust_coefficient, "eps": eps}.items():
-        check_nonnegative(name, value)
     hyperparams = {"min_norm": min_norm, "trust_coefficient": trust_coefficient, "eps": eps}
+    check_hyperparams(**hyperparams)
     return from_leaf_kernel(trust_ratio_kernel, hyperparams, needs_params="scale_by_trust_ratio", whole_leaf=True)
 
 

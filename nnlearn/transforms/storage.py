@@ -65,7 +65,7 @@ def as_storage(name: str, dtype: DTypeLike | Storage | None) -> Storage:
     >>> as_storage("mu_dtype", jnp.bfloat16).dtype
     dtype(bfloat16)
     """
-    if isinstance(dtype, Cast):
+    if hasattr(dtype, "dtype_for"):
         return dtype
     return Cast(check_dtype(name, dtype))
 
