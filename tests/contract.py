@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -29,11 +30,12 @@ class Case:
       torch: from (torch, parameters) to the torch optimizer that does the same.
       torch_settings: nnlearn's settings that torch's correspond to.
       torch_leaves: the leaves that the torch optimizer can take; None for all.
-      fixed: settings that decide shapes, so that no array can stand for them; given in every run.
+      fixed: settings that no array can stand for, as they decide shapes or dtypes; given in every run.
       adapt: from nnlearn or the library to a factory of a transformation of plain parameters, for wrappers.
       complex: whether the library takes complex parameters in a way that makes sense.
       float64: tolerance of the library in float64, larger where it rounds to float32 there too.
       signed: hyper-parameters that may be negative.
+      rounded: hyper-parameters whose state is a float32 even in float64, so that finite differences see its steps.
       apart: hyper-parameters with a part of the update that the learning rate does not multiply.
       whole_leaf: whether an element's update depends on others of its leaf.
     """
@@ -53,6 +55,7 @@ class Case:
     complex: bool = True
     float64: float = 1e-12
     signed: tuple[str, ...] = ()
+    rounded: tuple[str, ...] = ()
     apart: tuple[str, ...] = ()
     whole_leaf: bool = False
 
@@ -66,7 +69,7 @@ class Case:
         if self.adapt:
             return self.adapt(library)
         factory = getattr(library, self.name)
-        return functools.partial(factory, **self.fixed) if self.fixed else factory
+        return with_fixed(factory, tuple(self.fixed.items())) if self.fixed else factory
 
     @property
     def ours(self):
@@ -75,6 +78,21 @@ class Case:
     @property
     def theirs(self):
         return self._factory(self.library)
+
+
+@functools.cache
+def with_fixed(factory, fixed):
+    """A factory without the arguments that are fixed, so that nothing else can give them."""
+    signature, fixed = inspect.signature(factory), dict(fixed)
+
+    left = [parameter for name, parameter in signature.parameters.items() if name not in fixed]
+    signature = signature.replace(parameters=left)
+
+    def make(*args, **kwargs):
+        return factory(**signature.bind(*args, **kwargs).arguments, **fixed)
+
+    make.__signature__ = signature
+    return make
 
 
 def update_by_numpy(case, params, noise, numbers):
@@ -142,7 +160,7 @@ def lookahead_around_sgd(library):
         tx = library.lookahead(sgd, sync_period, slow_step_size, reset_state)
 
         def init(params):
-            slow = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype) if shapes_only(p) else jnp.array(p), params)
+            slow = jax.tree.map(slow_start, params)
             return tx.init(optax.LookaheadParams.init_synced(params)), {"slow": slow}
 
         def update(updates, state, params=None):
@@ -155,8 +173,11 @@ def lookahead_around_sgd(library):
     return plain
 
 
-def shapes_only(leaf):
-    return isinstance(leaf, jax.ShapeDtypeStruct)
+def slow_start(leaf):
+    """A slow parameter, float32 at least: a copy, or zeros for a shape."""
+    dtype = nnlearn.tree.compute_dtype(jnp.result_type(leaf))
+    is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
+    return jnp.zeros(leaf.shape, dtype) if is_shape else jnp.array(leaf, dtype, copy=True)
 
 
 MOMENTS = {"learning_rate": 0.03, "b1": 0.8, "b2": 0.95, "eps": 1e-4}
@@ -281,19 +302,21 @@ CASES = [
             {"factored": False, "clipping_threshold": None},
             {"momentum": None, "weight_decay_rate": None},
         ),
-        fixed={"min_dim_size_to_factor": 2},
+        bowl=(0.3, 300),
+        fixed={"min_dim_size_to_factor": 2, "dtype_momentum": jnp.float32},
         torch=lambda torch, params: torch.optim.Adafactor(
-            params, lr=0.03, beta2_decay=-0.6, eps=(1e-20, 1e-3), d=0.8, weight_decay=0.02
+            params, lr=0.03, beta2_decay=-0.6, eps=(1e-20, 1e-3), d=1.2, weight_decay=0.02
         ),
         torch_settings={
             "learning_rate": 0.03,
             "decay_rate": 0.6,
-            "clipping_threshold": 0.8,
+            "clipping_threshold": 1.2,
             "weight_decay_rate": 0.03 * 0.02,
         },
         complex=False,  # its momentum in float32 drops the imaginary part
         float64=1e-6,  # its decay is a float32
         signed=("decay_offset",),
+        rounded=("momentum",),
         apart=("weight_decay_rate",),
         whole_leaf=True,
     ),
@@ -325,7 +348,7 @@ CASES = [
             {"adaptive": True},
             {"preconditioning": "spectral"},
             {"preconditioning": "aol"},
-            {"preconditioning": "schatten", "ns_coeffs": "dion"},
+            {"preconditioning": "schatten", "ns_coeffs": "dion", "ns_steps": 5},
         ),
         library=optax.contrib,
         numpy=numpy_muon,

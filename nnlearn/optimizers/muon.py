@@ -200,9 +200,9 @@ def scale_by_muon(
     if static and int(ns_steps) != ns_steps:
         raise ValueError(f"ns_steps must be a whole number, got {ns_steps}")
     if coefficients.ndim == 2:
-        if not static or len(coefficients) < ns_steps:
-            raise ValueError(f"ns_coeffs has {len(coefficients)} rows, and ns_steps must be a number up to that")
-        coefficients = coefficients[len(coefficients) - int(ns_steps) :]
+        if not static:
+            raise ValueError("ns_steps must be a Python number where ns_coeffs has a row for each step")
+        coefficients = coefficients[max(len(coefficients) - int(ns_steps), 0) :]
     hyperparams: dict[str, Any] = {"beta": beta, "eps": eps}
     options: dict[str, Any] = {"nesterov": nesterov, "adaptive": adaptive, "preconditioning": preconditioning}
     if static:
@@ -289,7 +289,8 @@ def muon(
     Args:
       learning_rate: :math:`\alpha`, a number >= 0 or a schedule.
       ns_coeffs: coefficients of Newton-Schulz, three numbers or three for each step, or ``"standard"`` or ``"dion"``.
-      ns_steps: steps of Newton-Schulz. A traced number has no reverse derivative through it.
+      ns_steps: steps of Newton-Schulz; of coefficients for each step, the last so many are used. A traced number of
+        steps has no derivative in reverse mode.
       beta: :math:`\beta` in [0, 1).
       eps: added to the norm of a matrix, and Adam's eps.
       weight_decay: :math:`\lambda`, a number >= 0 or a schedule.
@@ -316,7 +317,8 @@ def muon(
     (Array([-0.1474], dtype=float32), True)
     """
     check_hyperparams(adam_b1=adam_b1, adam_b2=adam_b2, adam_eps_root=adam_eps_root)
-    check_hyperparams(adam_weight_decay=adam_weight_decay, schedules=("adam_weight_decay",))
+    may_be = {"adam_weight_decay": adam_weight_decay, "adam_learning_rate": adam_learning_rate}
+    check_hyperparams(**may_be, schedules=tuple(may_be))
     if isinstance(ns_coeffs, str):
         if ns_coeffs not in PRESETS:
             raise ValueError(f"ns_coeffs must be numbers or one of {sorted(PRESETS)}, got {ns_coeffs!r}")

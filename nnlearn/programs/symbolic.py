@@ -217,11 +217,13 @@ class Interpreter:
             result = self._concatenate(params.get("dimension", params.get("axis")), values, shapes)
         elif name == "slice" and out.shape == shapes[0]:
             result = values[0]
-        elif name == "slice" and out.shape[:-1] == shapes[0][:-1] and set(params["strides"] or (1,)) == {1}:
-            start, limit = params["start_indices"][-1], params["limit_indices"][-1]
-            sizes = (start, limit - start, shapes[0][-1] - limit)
-            parts = self._split(values[0], sizes, len(shapes[0]) - 1, shapes[0])
-            result = parts and parts[1]
+        elif name == "slice" and set(params["strides"] or (1,)) == {1}:
+            cut = [axis for axis, (one, other) in enumerate(zip(out.shape, shapes[0], strict=True)) if one != other]
+            if len(cut) == 1:
+                start, limit = params["start_indices"][cut[0]], params["limit_indices"][cut[0]]
+                sizes = (start, limit - start, shapes[0][cut[0]] - limit)
+                parts = self._split(values[0], sizes, cut[0], shapes[0])
+                result = parts and parts[1]
         if result is None:
             return self._opaque(equation, values)
         if out.size == 1 and isinstance(result, tuple):
