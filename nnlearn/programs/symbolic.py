@@ -287,11 +287,17 @@ class Interpreter:
         columns = [self._runs(value, 1) * len(whole) if isinstance(value, int) else value for value in values]
         for size, row in zip(whole, zip(*columns, strict=True), strict=True):
             uniform, orders = all(run.uniform for run in row), {run.moved for run in row if not run.uniform}
-            if len(orders) > 1:
-                return None
+            if len(orders) > 1:  # of one run transposed and one not, the transposition belongs to the expression
+                row, orders = tuple(map(self._in_place, row)), {None}
             expression = combine([run.expression for run in row], size == 1 or uniform)
             runs.append(Run(size, expression, uniform, *orders))
         return tuple(runs) if axis is None else Along(axis, tuple(runs))
+
+    def _in_place(self, run: Run) -> Run:
+        """A run of the numbers where they are now, transposed or not."""
+        if run.moved is None or run.uniform:
+            return run
+        return Run(run.size, self._express("transposed", run.moved, run.expression))
 
     def _stretched(self, values, shapes, target) -> list[Value | None]:
         """Operands of an elementwise operation with axes of length 1 brought to the result's shape."""
