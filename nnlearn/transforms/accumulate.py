@@ -94,7 +94,7 @@ class MultiSteps(GradientTransformationExtraArgs):
       use_grad_mean: use the mean of the gradients, else their sum.
       should_skip_update_fn: ``f(updates, gradient_step, params) -> (skip, info)``; a mini-step that is skipped does not
         count and adds nothing, see ``skip_not_finite``; ``info`` is kept in ``state.skip_state``.
-      accumulator_dtype: what the sum is stored in; None for the parameter's dtype, float32 at least.
+      accumulator_dtype: dtype of the sum; None for the parameter's dtype, float32 at least.
 
     The state is ``MultiStepsState(mini_step, gradient_step, inner_opt_state, acc_grads, skip_state)``.
 

@@ -55,20 +55,13 @@ def scale_by_adam(
     The decays and their powers are rounded to float32 as in optax, whose steps the family follows to the digit: at
     ``b2 = 0.999999`` the corrected second moment of a constant is 1 % off, where ``ema`` and ``rmsprop`` are exact.
 
-    Args:
-      b1: decay rate of the first moment, in [0, 1).
-      b2: decay rate of the second moment, in [0, 1).
-      eps: added outside of the square root, >= 0.
-      eps_root: added inside of the square root, >= 0.
-      mu_dtype: what the first moment is stored in; None for the parameter's dtype, float32 at least.
-      nesterov: look one step ahead, as NAdam does (Dozat 2016).
-      nu_dtype: what the second moment is stored in; None for the parameter's dtype, float32 at least.
+    Arguments are documented in ``nnlearn.adam``.
 
     Returns:
       A transformation with ``ScaleByAdamState(count, mu, nu)``.
 
     Raises:
-      ValueError: a number is out of its range.
+      ValueError: if a hyper-parameter is out of range.
 
     >>> tx = scale_by_adam()
     >>> gradient = jnp.array([0.1, -20.0])
@@ -251,7 +244,7 @@ def scale_by_yogi(
     """Yogi's direction, see ``yogi_kernel``; arguments as in ``scale_by_adam``.
 
     Args:
-      initial_accumulator_value: what both moments start from, >= 0.
+      initial_accumulator_value: initial value of both moments, >= 0.
 
     >>> tx = scale_by_yogi()
     >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0].round(3)
@@ -310,7 +303,7 @@ def scale_by_radam(
     """RAdam's direction, see ``radam_kernel``; arguments as in ``scale_by_adam``.
 
     Args:
-      threshold: the length of the simple moving average from which on the variance is trusted, in steps.
+      threshold: length of the simple moving average, in steps, from which the variance is trusted.
 
     >>> tx = scale_by_radam()
     >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0].round(4)  # momentum alone, at first

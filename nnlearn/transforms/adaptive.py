@@ -32,12 +32,7 @@ def rss_kernel(g, sum_of_squares, *, eps):
 def scale_by_rss(
     initial_accumulator_value: Scalar = 0.1, eps: Scalar = 1e-7, *, accumulator_dtype: DTypeLike | None = None
 ) -> GradientTransformationExtraArgs:
-    """AdaGrad's direction, see ``rss_kernel``.
-
-    Args:
-      initial_accumulator_value: what the sum of squares starts from, >= 0.
-      eps: added inside of the square root, >= 0.
-      accumulator_dtype: what the sum is stored in; None for the parameter's dtype, float32 at least.
+    """AdaGrad's direction, see ``rss_kernel``; arguments are documented in ``nnlearn.adagrad``.
 
     Returns:
       A transformation with ``ScaleByRssState(sum_of_squares)``.
@@ -118,15 +113,7 @@ def scale_by_rms(
     *,
     nu_dtype: DTypeLike | None = None,
 ) -> GradientTransformationExtraArgs:
-    """RMSProp's direction, see ``rms_kernel``.
-
-    Args:
-      decay: decay rate of the mean of squares, in [0, 1).
-      eps: added to the denominator, >= 0.
-      initial_scale: what the mean of squares starts from, >= 0 (PyTorch starts from 0, TensorFlow from 1).
-      eps_in_sqrt: add eps inside of the square root (PyTorch adds it outside).
-      bias_correction: divide the mean of squares by its bias.
-      nu_dtype: what the mean of squares is stored in; None for the parameter's dtype, float32 at least.
+    """RMSProp's direction, see ``rms_kernel``; arguments are documented in ``nnlearn.rmsprop``.
 
     >>> tx = scale_by_rms(decay=0.0)
     >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0]
@@ -191,12 +178,7 @@ def adadelta_kernel(g, e_g, e_x, *, rho, eps):
 def scale_by_adadelta(
     rho: Scalar = 0.9, eps: Scalar = 1e-6, *, accumulator_dtype: DTypeLike | None = None
 ) -> GradientTransformationExtraArgs:
-    """AdaDelta's direction, see ``adadelta_kernel``.
-
-    Args:
-      rho: decay rate of both means of squares, in [0, 1).
-      eps: added inside of both square roots, >= 0.
-      accumulator_dtype: what the means are stored in; None for the parameter's dtype, float32 at least.
+    """AdaDelta's direction, see ``adadelta_kernel``; arguments are documented in ``nnlearn.adadelta``.
 
     >>> tx = scale_by_adadelta(rho=0.0, eps=1.0)
     >>> tx.update(jnp.array([0.0]), tx.init(jnp.zeros(1)))[0]

@@ -1,4 +1,4 @@
-"""Pulls on the weights themselves: decay, noise and freezing."""
+"""Changes of the weights themselves: decay, noise and freezing."""
 
 import warnings
 from typing import NamedTuple
@@ -46,7 +46,7 @@ def add_decayed_weights(weight_decay: ScalarOrSchedule = 0.0, mask: MaskOrFn = N
       mask: a tree of booleans like the parameters, or a function from parameters to one: True where weights decay.
 
     Raises:
-      ValueError: ``update`` is called without parameters, or the decay is negative.
+      ValueError: if ``update`` is called without parameters, or the decay is negative.
 
     >>> tx = add_decayed_weights(0.1)
     >>> params = jnp.array([2.0])
@@ -78,13 +78,13 @@ def add_decayed_weights(weight_decay: ScalarOrSchedule = 0.0, mask: MaskOrFn = N
 def add_noise(
     eta: Scalar, gamma: Scalar, key: Key | int | None = None, *, seed: int | None = None
 ) -> GradientTransformationExtraArgs:
-    r"""Add Gaussian noise that dies away (Neelakantan et al. 2015, arXiv:1511.06807, eq. 1).
+    r"""Add Gaussian noise of decreasing variance (Neelakantan et al. 2015, arXiv:1511.06807, eq. 1).
 
     .. math:: u \leftarrow u + \mathcal N(0, \eta / t^\gamma)
 
     Args:
       eta: variance of the noise at the first step, >= 0.
-      gamma: how fast the variance falls, >= 0.
+      gamma: exponent of the decrease, >= 0.
       key: a random key, or a seed for one. Runs that share it share their noise.
       seed: old name of an integer ``key``.
 

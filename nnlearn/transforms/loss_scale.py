@@ -54,7 +54,7 @@ def dynamic_loss_scale(
       A transformation with ``DynamicLossScaleState``. The scale stays within [1, 2 ** 24].
 
     Raises:
-      ValueError: a number is out of its range.
+      ValueError: if a hyper-parameter is out of range.
 
     Source: Micikevicius et al. 2018, "Mixed Precision Training", arXiv:1710.03740, section 3.2.
 

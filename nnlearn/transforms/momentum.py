@@ -32,18 +32,18 @@ def trace_kernel(g, trace, *, decay, nesterov=False):
 def trace(
     decay: Scalar, nesterov: bool = False, accumulator_dtype: DTypeLike | None = None
 ) -> GradientTransformationExtraArgs:
-    """Momentum: a decaying *sum* of gradients, see ``trace_kernel``; ``ema`` is the decaying average.
+    """Momentum, a decaying *sum* of gradients, see ``trace_kernel``; ``ema`` is the decaying average.
 
     Args:
-      decay: how much of the trace is kept, in [0, 1].
+      decay: factor of the previous trace, in [0, 1].
       nesterov: look one step ahead.
-      accumulator_dtype: what the trace is stored in; None for the parameter's dtype, float32 at least.
+      accumulator_dtype: dtype of the trace; None for the parameter's dtype, float32 at least.
 
     Returns:
       A transformation with ``TraceState(trace)``.
 
     Raises:
-      ValueError: ``decay`` is out of its range.
+      ValueError: if ``decay`` is out of range.
 
     >>> tx = trace(decay=0.9)
     >>> update, state = tx.update(jnp.array([1.0]), tx.init(jnp.zeros(1)))
@@ -91,7 +91,7 @@ def ema(
     Args:
       decay: decay rate, in [0, 1).
       debias: divide by :math:`1 - \\beta^t`, the weight seen so far; a constant is then its own average at every step.
-      accumulator_dtype: what the average is stored in; None for the parameter's dtype, float32 at least.
+      accumulator_dtype: dtype of the average; None for the parameter's dtype, float32 at least.
 
     Returns:
       A transformation with ``EmaState(count, ema)``.
@@ -107,7 +107,7 @@ def ema(
 
 @comparable
 def scale_by_sign() -> GradientTransformationExtraArgs:
-    """The sign of every number; for complex ones the unit number of the same direction.
+    """Replace every element by its sign; a complex one by the unit number of its direction.
 
     >>> tx = scale_by_sign()
     >>> tx.update(jnp.array([0.3, -2.0, 0.0]), tx.init(jnp.zeros(3)))[0]
@@ -147,9 +147,7 @@ def scale_by_lion(
     """Lion's direction, see ``lion_kernel``.
 
     Args:
-      b1: weight of the momentum in the step, in [0, 1).
-      b2: decay rate of the momentum, in [0, 1).
-      mu_dtype: what the momentum is stored in; None for the parameter's dtype, float32 at least.
+      b1, b2, mu_dtype: see ``nnlearn.lion``.
       mode: ``"hard"`` is the sign; ``"smooth"`` is ``tanh(smooth_beta * x)``; ``"refined"`` is linear inside of
         [-1, 1] and the sign outside.
       smooth_beta: steepness of the smooth mode.

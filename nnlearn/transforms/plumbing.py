@@ -35,6 +35,22 @@ def _field_names(state: Any) -> tuple[str, ...]:
     return tuple(getattr(state, "_fields", ()))
 
 
+def _update_leaf(kernel, slots: Sequence[Slot], takes_setting: bool, scalars, count, setting, *arrays):
+    """Run a kernel on one leaf: decode its state, compute in the widest dtype, and encode the new state.
+
+    ``arrays`` are the gradient, the parameter where the kernel takes it, and the stored arrays.
+    """
+    gradient, *others = map(jnp.asarray, arrays)
+    param, stored = others[: len(others) - len(slots)], others[len(others) - len(slots) :]
+    wide = compute_dtype(gradient.dtype, *(array.dtype for array in stored))
+    inputs = [array.astype(wide) for array in (gradient, *param)]
+    inputs += [slot.storage.decode(array, wide) for slot, array in zip(slots, stored, strict=True)]
+    local = {name: as_hyperparam(value, wide) for name, value in scalars.items()}
+    change, *kept = kernel(setting, *inputs, **local) if takes_setting else kernel(*inputs, **local)
+    encoded = [slot.storage.encode(new, old, count) for slot, new, old in zip(slots, kept, stored, strict=True)]
+    return change.astype(gradient.dtype), *encoded
+
+
 def from_kernel(
     kernel: Callable[..., tuple],
     state_type: type[Any],
@@ -111,7 +127,8 @@ def from_kernel(
     def init(params):
         parts = {name: slot.start(params) for name, slot in slots.items()}
         parts |= {name: jnp.zeros([], jnp.int32) for name in counters}  # one buffer each, so that all can be donated
-        return state_type(**parts, **{name: jnp.array(value, copy=True) for name, value in shared.items()})
+        first = {name: jnp.array(value, jnp.result_type(value), copy=True) for name, value in shared.items()}
+        return state_type(**parts, **first)
 
     def update(updates, state, params=None, **extra_args):
         del extra_args
@@ -135,29 +152,13 @@ def from_kernel(
             asked = {name: tree for name, tree in trees.items() if asks_for(per_step, name)}
             scalars |= per_step(count, **values, **asked)
 
-        def update_leaf(setting, *arrays):
-            gradient, *others = map(jnp.asarray, arrays)
-            stored = others[1:] if needs_params else others
-            wide = compute_dtype(*(array.dtype for array in (gradient, *stored)))
-            inputs = [other.astype(wide) for other in others[: len(others) - len(stored)]]
-            inputs += [slot.storage.decode(array, wide) for slot, array in zip(slots.values(), stored, strict=True)]
-            local = {name: as_hyperparam(value, wide) for name, value in scalars.items()}
-            first = (setting,) if settings else ()
-            change, *kept = kernel(*first, gradient.astype(wide), *inputs, **local)
-            return (
-                change.astype(gradient.dtype),
-                *(
-                    slot.storage.encode(new, old, count)
-                    for slot, new, old in zip(slots.values(), kept, stored, strict=True)
-                ),
-            )
-
+        on_leaf = functools.partial(_update_leaf, kernel, list(slots.values()), bool(settings), scalars, count)
         trees = (updates, *([params] if needs_params else []), *(getattr(state, name) for name in slots))
         if whole_leaf:
             given = [None] * (len(trees) - len(slots)) + shapes
-            results = map_whole_leaves(update_leaf, names, trees, given, [None, *shapes], settings, stack_equal)
+            results = map_whole_leaves(on_leaf, names, trees, given, [None, *shapes], settings, stack_equal)
         else:
-            results = map_unzip(functools.partial(update_leaf, None), 1 + len(slots), names, *trees)
+            results = map_unzip(functools.partial(on_leaf, None), 1 + len(slots), names, *trees)
         change, *kept = results
         new_shared = {name: jnp.asarray(scalars[name], jnp.result_type(old)) for name, old in held.items()}
         return change, state_type(**dict(zip(slots, kept, strict=True)), **counts, **new_shared)

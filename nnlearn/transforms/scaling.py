@@ -18,7 +18,7 @@ from nnlearn.types import GradientTransformationExtraArgs, Scalar, ScalarOrSched
 
 @comparable
 def scale(step_size: Scalar) -> GradientTransformationExtraArgs:
-    """Every update times ``step_size``, of either sign.
+    """Multiply every update by ``step_size``, of either sign.
 
     >>> tx = scale(-0.1)
     >>> tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))[0]
@@ -29,7 +29,7 @@ def scale(step_size: Scalar) -> GradientTransformationExtraArgs:
 
 
 class ScaleByLearningRateState(NamedTuple):
-    """The step counter, and the learning rate for people to look at.
+    """Step counter, and the last learning rate for inspection.
 
     It is the same for a number as for a schedule, so swapping one for the other still loads an old checkpoint. The
     counter is called ``step``, which leaves ``count`` to the moments: ``optax.tree.get(state, "count")`` stays unique.
@@ -47,7 +47,7 @@ class ScaleByLearningRateState(NamedTuple):
 def scale_by_learning_rate(
     learning_rate: ScalarOrSchedule | None = None, *, flip_sign: bool = True
 ) -> GradientTransformationExtraArgs:
-    """Every update times minus the learning rate: the last link of a descent chain.
+    """Multiply every update by minus the learning rate; the last link of a descent chain.
 
     Args:
       learning_rate: a number >= 0, or a schedule from step to number; None leaves updates as they are, sign and all.
@@ -57,7 +57,7 @@ def scale_by_learning_rate(
       A transformation with ``ScaleByLearningRateState(step, learning_rate)``.
 
     Raises:
-      ValueError: the rate is negative, infinite or NaN.
+      ValueError: if the rate is negative, infinite or NaN.
 
     >>> tx = scale_by_learning_rate(lambda step: 0.1 * 0.5**step)
     >>> state = tx.init(jnp.zeros(1))
@@ -91,7 +91,7 @@ def scale_by_learning_rate(
 
 @comparable
 def scale_by_schedule(step_size_fn: Schedule) -> GradientTransformationExtraArgs:
-    """Every update times a number that depends on the step, of either sign.
+    """Multiply every update by a value that depends on the step, of either sign.
 
     Args:
       step_size_fn: from the step, an int32 that starts at 0, to a number.
@@ -145,12 +145,12 @@ def scale_by_trust_ratio(
     """Scale each layer's update by the ratio of weight norm to update norm, see ``trust_ratio_kernel``.
 
     Args:
-      min_norm: norms below it are taken to be it, >= 0.
+      min_norm: lower bound of both norms, >= 0.
       trust_coefficient: multiplies the ratio, >= 0.
       eps: added to the update's norm, >= 0.
 
     Raises:
-      ValueError: ``update`` is called without parameters, or a number is out of its range.
+      ValueError: if ``update`` is called without parameters, or a hyper-parameter is out of range.
 
     >>> tx = scale_by_trust_ratio()
     >>> params = jnp.array([3.0, 4.0])
