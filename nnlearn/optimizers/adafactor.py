@@ -1,6 +1,7 @@
 """Adafactor: a second moment of rows and columns, step sizes relative to the parameters."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,7 @@ def factored_rms_kernel(g, v_row, v_col, v, *, epsilon, decay, smallest):
     return _over_root(_over_root(g, row / jnp.mean(row, axis=second, keepdims=True)), col), v_row, v_col, v
 
 
-def power_decay(step: Scalar, exponent: Scalar) -> jax.Array:
+def power_decay(step: Any, exponent: Any) -> jax.Array:
     r"""The decay :math:`1 - (step + 1)^{-exponent}`: an average of everything at first, ever slower later.
 
     Below step 0, which a ``step_offset`` may lead to, it is 0 as at the first step.

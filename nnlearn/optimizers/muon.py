@@ -26,7 +26,6 @@ from nnlearn.types import (
     EmptyState,
     GradientTransformationExtraArgs,
     MaskOrFn,
-    Params,
     PyTree,
     Scalar,
     ScalarOrSchedule,
@@ -34,7 +33,7 @@ from nnlearn.types import (
 
 Coefficients = Sequence[Scalar] | Sequence[Sequence[Scalar]]
 Preconditioning = Literal["frobenius", "spectral", "aol", "schatten"]
-DimensionNumbers = MuonDimensionNumbers | PyTree | Callable[[Params], PyTree]
+DimensionNumbers = Any  # MuonDimensionNumbers, a tree of them, or a function from parameters to one
 
 # Tuned for a steep slope at 0: five steps take singular values of 1e-3 to within [0.7, 1.2], not to 1 (Jordan 2024).
 JORDAN = (3.4445, -4.7750, 2.0315)
@@ -53,7 +52,7 @@ SMALLEST = 1e-8  # of what the first step of "aol" and "schatten" divides by
 
 
 def newton_schulz(
-    x: jax.Array, coefficients: jax.Array, steps: Scalar, eps: Scalar, preconditioning: Preconditioning
+    x: jax.Array, coefficients: jax.Array, steps: Any, eps: Any, preconditioning: Preconditioning
 ) -> jax.Array:
     r"""The orthogonal matrix next to a matrix, roughly: :math:`U V^\top` of :math:`U \Sigma V^\top`.
 
@@ -322,7 +321,9 @@ def muon(
     if isinstance(ns_coeffs, str):
         if ns_coeffs not in PRESETS:
             raise ValueError(f"ns_coeffs must be numbers or one of {sorted(PRESETS)}, got {ns_coeffs!r}")
-        ns_coeffs = PRESETS[ns_coeffs]
+        coefficients: Coefficients = PRESETS[ns_coeffs]
+    else:
+        coefficients = ns_coeffs
     spec = muon_weight_dimension_numbers
 
     def labels(params):
@@ -333,7 +334,7 @@ def muon(
 
     matrices = chain(
         scale_by_muon(
-            ns_coeffs,
+            coefficients,
             ns_steps,
             beta,
             eps,

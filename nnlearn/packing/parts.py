@@ -138,8 +138,11 @@ def from_stacks(layout: Layout, stacks: Mapping[tuple[int, ...], jax.Array]) -> 
     for run, stack in stacks.items():
         filled[layout.places[run[0]][0]].append(from_stack(stack, layout.leaves[run[0]]))
     for number, parts in enumerate(filled):
-        joined = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1) if parts else MaskedNode()
-        filled[number] = place(joined, layout.buffers[number].sharding) if parts else joined
+        if not parts:
+            filled[number] = MaskedNode()
+            continue
+        joined = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+        filled[number] = place(joined, layout.buffers[number].sharding)
     return Packed(filled, layout)
 
 

@@ -49,14 +49,14 @@ def scale_by_rss(
 class ScaleByRmsWithCountState(NamedTuple):
     """State of ``scale_by_rms`` with bias correction."""
 
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     nu: Updates
 
 
 class ScaleByRStdDevWithCountState(NamedTuple):
     """State of ``scale_by_stddev`` with bias correction."""
 
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     mu: Updates
     nu: Updates
 

@@ -6,11 +6,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from optax import AddNoiseState, masked, safe_increment, set_to_zero
+from optax import AddNoiseState, masked, set_to_zero
 
 from nnlearn.checks import as_key, check_nonnegative
 from nnlearn.packing import per_buffer
 from nnlearn.settings import comparable
+from nnlearn.transforms.averages import increment
 from nnlearn.transforms.wrapping import by_leaf, require_params
 from nnlearn.tree import as_hyperparam, compute_dtype, is_function, map_unzip, path_name
 from nnlearn.types import EmptyState, GradientTransformationExtraArgs, Key, MaskOrFn, Scalar, ScalarOrSchedule
@@ -19,7 +20,7 @@ from nnlearn.types import EmptyState, GradientTransformationExtraArgs, Key, Mask
 class WeightDecayState(NamedTuple):
     """Step counter of a scheduled weight decay."""
 
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 def _add_scaled(updates, factor, others, name):
@@ -68,7 +69,7 @@ def add_decayed_weights(weight_decay: ScalarOrSchedule = 0.0, mask: MaskOrFn = N
         if not callable(weight_decay):
             return _add_scaled(updates, weight_decay, params, "params"), state
         decayed = _add_scaled(updates, weight_decay(state.count), params, "params")
-        return decayed, WeightDecayState(safe_increment(state.count))
+        return decayed, WeightDecayState(increment(state.count))
 
     tx = GradientTransformationExtraArgs(init, update)
     return tx if mask is None else masked(tx, per_buffer(mask))
@@ -110,7 +111,7 @@ def add_noise(
 
     def update(updates, state, params=None, **extra_args):
         del params, extra_args
-        count = safe_increment(state.count)
+        count = increment(state.count)
         rng_key, sample_key = jax.random.split(state.rng_key)
         leaves, treedef = jax.tree.flatten(updates)
         keys = jax.random.split(sample_key, len(leaves)) if leaves else ()

@@ -1,6 +1,7 @@
 """Different transformations for different leaves, by a rule that sees the leaves, packed or not."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 from optax import MaskedState, PartitionState, partition, with_extra_args_support
@@ -13,7 +14,7 @@ from nnlearn.types import GradientTransformation, GradientTransformationExtraArg
 
 @comparable
 def by_label(
-    transforms: Mapping[str, GradientTransformation], labels: Callable[[Params], PyTree]
+    transforms: Mapping[Any, GradientTransformation], labels: Callable[[Params], PyTree]
 ) -> GradientTransformationExtraArgs:
     """``optax.partition`` by a rule about leaves, which also divides packed parameters by leaf.
 
@@ -38,10 +39,10 @@ def by_label(
     >>> updates["w"], updates["b"]
     (Array([[-1., -1.]], dtype=float32), Array([-3., -3.], dtype=float32))
     """
-    by_tree = partition(transforms, labels)
-    inner = {label: with_extra_args_support(tx) for label, tx in transforms.items()}
+    by_tree: Any = partition(transforms, labels)
+    inner: dict[Any, Any] = {label: with_extra_args_support(tx) for label, tx in transforms.items()}
 
-    def labels_of(packed: Packed) -> list[str]:
+    def labels_of(packed: Packed) -> list[Any]:
         tree = packed.layout.tree()
         spread = jax.tree.map(lambda label, part: jax.tree.map(lambda _: label, part), labels(tree), tree)
         found = jax.tree.leaves(spread)
@@ -55,12 +56,12 @@ def by_label(
         parts = divide(params, labels_of(params), inner)
         return PartitionState({label: MaskedState(tx.init(parts[label])) for label, tx in inner.items()})
 
-    def update(updates, state, params=None, **extra_args):
+    def update(updates, state, params=None, **extra_args) -> Any:
         if not is_packed(updates):
             return by_tree.update(updates, state, params, **extra_args)
         found = labels_of(updates)
         parts = divide(updates, found, inner)
-        held = dict.fromkeys(inner) if params is None else divide(params, found, inner)
+        held: dict[Any, Any] = dict.fromkeys(inner) if params is None else divide(params, found, inner)
         changes, states = {}, {}
         for label, tx in inner.items():
             inner_state = state.inner_states[label].inner_state

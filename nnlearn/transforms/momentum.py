@@ -5,7 +5,7 @@ import warnings
 from typing import Literal
 
 import jax.numpy as jnp
-from optax import EmaState, ScaleByLionState, TraceState, identity
+from optax import EmaState, ScaleByLionState, TraceState, identity, with_extra_args_support
 
 from nnlearn.checks import check_number
 from nnlearn.settings import comparable
@@ -62,7 +62,7 @@ def trace_if(
     """``trace``, or nothing for a momentum of None; then ``nesterov`` has no effect, and warns."""
     if momentum is None and nesterov:
         warnings.warn("nesterov=True has no effect without momentum: give momentum=0.9, or leave it out", stacklevel=4)
-    return identity() if momentum is None else trace(momentum, nesterov, accumulator_dtype)
+    return with_extra_args_support(identity()) if momentum is None else trace(momentum, nesterov, accumulator_dtype)
 
 
 def ema_kernel(g, ema, *, decay, **seen):

@@ -12,10 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from optax import safe_increment
 
 from nnlearn.calls import asks_for
 from nnlearn.packing import is_packed, map_stacks
+from nnlearn.transforms.averages import increment
 from nnlearn.transforms.storage import Slot
 from nnlearn.transforms.whole_leaf import map_whole_leaves
 from nnlearn.transforms.wrapping import from_map, require_params
@@ -23,8 +23,6 @@ from nnlearn.tree import as_hyperparam, compute_dtype, is_function, map_unzip
 from nnlearn.types import (
     GradientTransformationExtraArgs,
     PyTree,
-    Scalar,
-    ScalarOrSchedule,
 )
 
 
@@ -55,8 +53,8 @@ def from_kernel(
     kernel: Callable[..., tuple],
     state_type: type[Any],
     slots: Mapping[str, Slot],
-    hyperparams: Mapping[str, ScalarOrSchedule],
-    per_step: Callable[..., dict[str, jax.Array]] | None = None,
+    hyperparams: Mapping[str, Any],
+    per_step: Callable[..., Mapping[str, Any]] | None = None,
     *,
     counters: Sequence[str] = ("count",),
     shared: Mapping[str, Any] | None = None,
@@ -139,7 +137,7 @@ def from_kernel(
             )
         if needs_params:
             require_params(params, needs_params)
-        counts = {name: safe_increment(getattr(state, name)) for name in counters}
+        counts = {name: increment(getattr(state, name)) for name in counters}
         count = counts[counters[0]] if counters else None
         held = {name: getattr(state, name) for name in shared}
         values = constant | held
@@ -168,7 +166,7 @@ def from_kernel(
 
 def from_leaf_kernel(
     kernel: Callable[..., jax.Array],
-    hyperparams: Mapping[str, Scalar],
+    hyperparams: Mapping[str, Any],
     needs_params: str = "",
     whole_leaf: bool = False,
 ) -> GradientTransformationExtraArgs:

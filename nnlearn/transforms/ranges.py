@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 from nnlearn.checks import check_number
-from nnlearn.types import ScalarOrSchedule
 
 DECAY: dict[str, Any] = {"low": 0.0, "high": 1.0, "high_open": True}
 FINITE: dict[str, Any] = {"low": 0.0, "high": math.inf, "high_open": True}
@@ -24,7 +23,7 @@ RANGES: dict[str, dict[str, Any]] = {
 }
 
 
-def check_hyperparams(*, schedules: tuple[str, ...] = (), **values: ScalarOrSchedule | None) -> None:
+def check_hyperparams(*, schedules: tuple[str, ...] = (), **values: Any) -> None:
     """Check hyper-parameters against the ranges of their names; None passes, and so does a traced value.
 
     Args:

@@ -1,13 +1,14 @@
 """Multiplying updates: by a number, a learning rate, a schedule or the trust ratio of a layer."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from optax import ScaleByScheduleState, identity, safe_increment, with_extra_args_support
+from optax import ScaleByScheduleState, identity, with_extra_args_support
 
 from nnlearn.checks import check_nonnegative, check_number
 from nnlearn.settings import comparable
+from nnlearn.transforms.averages import increment
 from nnlearn.transforms.plumbing import from_leaf_kernel
 from nnlearn.transforms.ranges import check_hyperparams
 from nnlearn.transforms.wrapping import from_map
@@ -84,7 +85,7 @@ def scale_by_learning_rate(
         del params, extra_args
         rate = rate_at(state.step)
         record = jnp.asarray(rate, state.learning_rate.dtype)
-        return scale_tree(updates, sign * rate), ScaleByLearningRateState(safe_increment(state.step), record)
+        return scale_tree(updates, sign * rate), ScaleByLearningRateState(increment(state.step), record)
 
     return GradientTransformationExtraArgs(init, update)
 
@@ -113,7 +114,7 @@ def scale_by_schedule(step_size_fn: Schedule) -> GradientTransformationExtraArgs
 
     def update(updates, state, params=None, **extra_args):
         del params, extra_args
-        return scale_tree(updates, step_size_fn(state.count)), ScaleByScheduleState(safe_increment(state.count))
+        return scale_tree(updates, step_size_fn(state.count)), ScaleByScheduleState(increment(state.count))
 
     return GradientTransformationExtraArgs(init, update)
 
@@ -157,7 +158,7 @@ def scale_by_trust_ratio(
     >>> tx.update(jnp.array([0.0, 2.0]), tx.init(params), params)[0]
     Array([0., 5.], dtype=float32)
     """
-    hyperparams = {"min_norm": min_norm, "trust_coefficient": trust_coefficient, "eps": eps}
+    hyperparams: dict[str, Any] = {"min_norm": min_norm, "trust_coefficient": trust_coefficient, "eps": eps}
     check_hyperparams(**hyperparams)
     return from_leaf_kernel(trust_ratio_kernel, hyperparams, needs_params="scale_by_trust_ratio", whole_leaf=True)
 

@@ -56,7 +56,7 @@ class Cast(NamedTuple):
         return stored.astype(wide if jnp.iscomplexobj(stored) else real_dtype(wide))
 
 
-def as_storage(name: str, dtype: DTypeLike | Storage | None) -> Storage:
+def as_storage(name: str, dtype: Any) -> Storage:
     """The storage that an argument such as ``mu_dtype`` asks for.
 
     Raises:

@@ -1,6 +1,7 @@
 """Transformations around functions and other transformations: on whole trees, on unpacked leaves, on a condition."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ def by_leaf(inner: GradientTransformation) -> GradientTransformationExtraArgs:
     def init(params):
         return inner.init(unpack(params))
 
-    def update(updates, state, params=None, **extra_args):
+    def update(updates, state, params=None, **extra_args) -> Any:
         change, state = inner.update(unpack(updates), state, unpack(params), **unpack(extra_args))
         return pack_like(updates.layout, change) if is_packed(updates) else change, state
 
