@@ -68,7 +68,7 @@ def moved(params, result):
 
 
 SETTINGS = {
-    "-".join([case.name, *flags]): (case.ours(**case.varied | flags), case.name not in ("lamb", "lars"))
+    "-".join([case.name, *flags]): (case.ours(**case.varied | flags), not case.whole_leaf)
     for case in CASES
     for flags in ({}, *(case.flags[-1:] if case.name == "rmsprop" else ()))
 }

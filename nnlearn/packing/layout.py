@@ -175,6 +175,11 @@ def layout_of(treedef: Any, facts: dict[str, Any]) -> Layout[Any]:
         Buffer(name, jnp.dtype(dtype), label, tuple(members), tuple(shape), find_sharding(sharding))
         for name, dtype, label, members, shape, sharding in facts["buffers"]
     )
+    return layout_of_parts(treedef, leaves, buffers)
+
+
+def layout_of_parts(treedef: Any, leaves: tuple[Leaf, ...], buffers: tuple[Buffer, ...]) -> Layout:
+    """The layout of these leaves and buffers, one object for equal ones: comparing them is then comparing addresses."""
     layout = Layout(treedef, leaves, buffers)
     return _KNOWN.setdefault(layout, layout)  # equal layouts are one object, so comparisons are fast
 
@@ -250,8 +255,7 @@ def make_layout(params: T, labels: Any = None) -> Layout[T]:
         names.add(name)
         sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec(*(axes for axes, _ in front), None))
         buffers.append(Buffer(name, dtype, label, tuple(members), (*parts, length), sharding))
-    layout: Layout[T] = Layout(treedef, tuple(leaves), tuple(buffers))
-    return _KNOWN.setdefault(layout, layout)
+    return layout_of_parts(treedef, tuple(leaves), tuple(buffers))
 
 
-__all__ = ["Buffer", "Layout", "Leaf", "layout_of", "make_layout"]
+__all__ = ["Buffer", "Layout", "Leaf", "layout_of", "layout_of_parts", "make_layout"]

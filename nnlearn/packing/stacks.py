@@ -40,7 +40,7 @@ def map_stacks(function: Callable[..., jax.Array], *packed: Packed) -> Packed:
             filled.append(MaskedNode())
             continue
         results = [
-            _from_stack(function(*stacks), layout.leaves[run[0]])
+            from_stack(function(*stacks), layout.leaves[run[0]])
             for run, stacks in _stacks(layout, buffer, [tree.buffers[index] for tree in packed])
         ]
         filled.append(place(results[0] if len(results) == 1 else jnp.concatenate(results, axis=-1), buffer.sharding))
@@ -75,18 +75,18 @@ def _stacks(
     for run in layout.runs(buffer):
         size = sizes[run[0]]
         parts = [jax.lax.slice_in_dim(array, offset, offset + len(run) * size, axis=-1) for array in arrays]
-        yield run, [_to_stack(part, len(run), layout.leaves[run[0]]) for part in parts]
+        yield run, [to_stack(part, len(run), layout.leaves[run[0]]) for part in parts]
         offset += len(run) * size
 
 
-def _to_stack(flat: jax.Array, count: int, leaf: Leaf) -> jax.Array:
+def to_stack(flat: jax.Array, count: int, leaf: Leaf) -> jax.Array:
     """Reshape part of a buffer with ``count`` equal leaves, (*parts, count * size), to (count, *shape)."""
     each = jnp.reshape(flat, (*flat.shape[:-1], count, flat.shape[-1] // count))
     return to_leaf(jnp.moveaxis(each, -2, 0), leaf)
 
 
-def _from_stack(stack: jax.Array, leaf: Leaf) -> jax.Array:
-    """Reverse ``_to_stack``."""
+def from_stack(stack: jax.Array, leaf: Leaf) -> jax.Array:
+    """Reverse ``to_stack``."""
     flat = jnp.moveaxis(to_flat(stack, leaf), 0, -2)
     return jnp.reshape(flat, (*flat.shape[:-2], flat.shape[-2] * flat.shape[-1]))
 
@@ -109,4 +109,4 @@ def leaf_norms(tree: PyTree) -> jax.Array:
     return jnp.stack(norms) if norms else jnp.zeros([0])
 
 
-__all__ = ["leaf_norms", "map_stacks", "stack_values"]
+__all__ = ["from_stack", "leaf_norms", "map_stacks", "stack_values", "to_stack"]

@@ -20,6 +20,7 @@ from jax.tree_util import SequenceKey
 from optax import with_extra_args_support
 
 from nnlearn.packing import Layout, Packed, is_packed, make_layout, pack_like, per_buffer, unpack
+from nnlearn.packing.parts import one_by_one
 from nnlearn.programs.stand_in import unknown_loss
 from nnlearn.programs.symbolic import Interpreter
 from nnlearn.settings import Made
@@ -80,6 +81,14 @@ def _compare(tx: GradientTransformationExtraArgs, layout: Layout, sample: Params
     ones.
     """
     value_fn = unknown_loss(sample)
+    # stacks of equal leaves are read leaf by leaf: a batched operation is by definition the operation on each leaf
+    with one_by_one():
+        return _compare_traces(tx, layout, sample, whole, value_fn)
+
+
+def _compare_traces(
+    tx: GradientTransformationExtraArgs, layout: Layout, sample: Params, whole: Layout, value_fn: Callable
+) -> str:
     # the leaves before the packed form, as in use: a transformation may store what init has seen
     plain = _trace_all(_AsLeaves(tx, value_fn), sample)
     # masks of nnlearn's transformations see every leaf here
@@ -150,12 +159,13 @@ class _Trace(NamedTuple):
 
 def _trace_all(view: _AsLeaves, sample: Params) -> list[_Trace]:
     """Trace ``init`` and updates until the form of the state is constant; empty if it never is."""
-    count, value = len(jax.tree.leaves(sample)), jax.ShapeDtypeStruct((), jnp.float32)
+    paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(sample)]
+    count, value = len(paths), jax.ShapeDtypeStruct((), jnp.float32)
     program, state = jax.make_jaxpr(view.init, return_shape=True)(sample)
     traces = [_Trace(program, state, {leaf: leaf for leaf in range(count)}, view.form)]
     for _ in range(SETTLED):
         before = view.form
-        held = [leaf for node in jax.tree.leaves(before, is_leaf=is_packed) for leaf in _held(node)]
+        held = [leaf for node in jax.tree.leaves(before, is_leaf=is_packed) for leaf in _held(node, paths)]
         owners = [*range(count), *held, *range(count), None]
         program, shapes = jax.make_jaxpr(view.update, return_shape=True)(sample, state, sample, value)
         leaves = {at: leaf for at, leaf in enumerate(owners) if leaf is not None}
@@ -166,11 +176,16 @@ def _trace_all(view: _AsLeaves, sample: Params) -> list[_Trace]:
     return []
 
 
-def _held(node) -> list[int | None]:
+def _held(node, paths: list[str]) -> list[int | None]:
     """For each array of an unpacked node of a state: the leaf whose elements it holds."""
     if not is_packed(node):
         return [None]
-    return [leaf for leaf, (index, _) in enumerate(node.layout.places) if hasattr(node.buffers[index], "shape")]
+    owners: list[int | None] = list(range(len(paths)))
+    if len(node.layout.paths) != len(paths):  # only some of the leaves
+        index = {path: at if paths.count(path) == 1 else None for at, path in enumerate(paths)}
+        owners = [index.get(path) for path in node.layout.paths]
+    shown = [hasattr(node.buffers[index], "shape") for index, _ in node.layout.places]
+    return [leaf for leaf, is_shown in zip(owners, shown, strict=True) if is_shown]
 
 
 def _form(tree: PyTree) -> tuple:

@@ -111,7 +111,7 @@ def _cond(reader, equation, values):
         return reader.expressions.mark(expression, row, jnp.float32) if single else expression
 
     branches = [reader.inside(branch, operands) for branch in equation.params["branches"]]
-    results = [by_segment(outcomes, combine) for outcomes in zip(*branches, strict=True)]
+    results = [by_segment(reader.expressions, outcomes, combine) for outcomes in zip(*branches, strict=True)]
     found = [result for result in results if result is not None]
     return found if len(found) == len(results) else None
 
@@ -146,7 +146,7 @@ def elementwise(
             expression = expressions.make(name, settings, *operands)
         return expressions.mark(expression, row, dtype) if single else expression
 
-    result = by_segment(values, combine)
+    result = by_segment(reader.expressions, values, combine)
     if rounds:
         reader.record(result)
     return result
@@ -243,12 +243,14 @@ def _split(reader, equation, values):
 
 @rule("slice")
 def _slice(reader, equation, values):
-    """A slice of the last axis, as one part of a split."""
+    """A slice of one axis, as one part of a split."""
     shape, out, params = equation.invars[0].aval.shape, equation.outvars[0].aval.shape, equation.params
     if out == shape:
         return values[0]
-    if out[:-1] != shape[:-1] or set(params["strides"] or (1,)) != {1}:
+    cut = [axis for axis, (one, other) in enumerate(zip(out, shape, strict=True)) if one != other]
+    if len(cut) != 1 or set(params["strides"] or (1,)) != {1}:
         return None
-    start, limit = params["start_indices"][-1], params["limit_indices"][-1]
-    parts = split(values[0], (start, limit - start, shape[-1] - limit), len(shape) - 1, shape)
+    (axis,) = cut
+    start, limit = params["start_indices"][axis], params["limit_indices"][axis]
+    parts = split(values[0], (start, limit - start, shape[axis] - limit), axis, shape)
     return parts and parts[1]

@@ -109,11 +109,23 @@ def as_segments(value: Value, size: int) -> tuple[Segment, ...]:
     return segments_of(value)
 
 
-def by_segment(values: Sequence[Value | None], combine: Combine) -> Value | None:
+def in_place(expressions: Any, segment: Segment) -> Segment:
+    """A segment in the order of its elements now, whether transposed or not."""
+    if segment.moved is None or segment.uniform:
+        return segment
+    return Segment(segment.size, expressions.make("transposed", segment.moved, segment.expression))
+
+
+def by_segment(expressions: Any, values: Sequence[Value | None], combine: Combine) -> Value | None:
     """Apply an elementwise operation to the expressions of its operands, segment by segment.
 
+    Args:
+      expressions: the table, ``Expressions``.
+      values: the operands.
+      combine: makes the expression of each segment of the result.
+
     Returns:
-      The result; None if an operand is unknown or the segments of two operands differ in size or order.
+      The result; None if an operand is unknown or the segments of two operands differ in size.
     """
     known: Sequence[Any] = values
     arrays = [value for value in known if not isinstance(value, Expression)]
@@ -133,8 +145,8 @@ def by_segment(values: Sequence[Value | None], combine: Combine) -> Value | None
     for size, row in zip(whole, zip(*columns, strict=True), strict=True):
         uniform = all(segment.uniform for segment in row)
         orders = {segment.moved for segment in row if not segment.uniform}
-        if len(orders) > 1:
-            return None
+        if len(orders) > 1:  # only some are transposed, so the transposition becomes part of their expression
+            row, orders = tuple(in_place(expressions, segment) for segment in row), {None}
         expression = combine([segment.expression for segment in row], size == 1 or uniform)
         results.append(Segment(size, expression, uniform, *orders))
     return tuple(results) if axis is None else Along(axis, tuple(results))
