@@ -9,6 +9,7 @@ from optax import partition as partition
 from optax import set_to_zero as set_to_zero
 from optax import with_extra_args_support as with_extra_args_support
 
+from nnlearn import checkpoints as checkpoints
 from nnlearn import data as data
 from nnlearn import datasets as datasets
 from nnlearn import losses as losses

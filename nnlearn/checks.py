@@ -85,12 +85,12 @@ def as_key(key: Any) -> jax.Array:
     return jax.random.key(key) if is_seed else key
 
 
-def check_count(name: str, value: Any) -> int:
-    """``value`` as a Python int >= 1: a number of things that decides an array's shape.
+def check_count(name: str, value: Any, at_least: int = 1) -> int:
+    """``value`` as a Python int >= 1, or another lowest value: a count that decides an array's shape.
 
     Raises:
       TypeError: it is not an integer, or it is traced.
-      ValueError: it is below 1.
+      ValueError: it is too low.
 
     >>> check_count("batch_size", 0)
     Traceback (most recent call last):
@@ -102,8 +102,8 @@ def check_count(name: str, value: Any) -> int:
         number = operator.index(value)
     except TypeError as error:
         raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})") from error
-    if isinstance(value, bool) or number < 1:
-        raise ValueError(f"{name} must be an int >= 1, got {value!r}")
+    if isinstance(value, bool) or number < at_least:
+        raise ValueError(f"{name} must be an int >= {at_least}, got {value!r}")
     return number
 
 

@@ -11,7 +11,7 @@ LEVELS = (
     ("types", "calls", "extras", "files", "serialization"),
     ("tree", "checks", "settings", "sharding", "figures", "native"),
     ("sums", "packing", "schedules", "losses", "data"),
-    ("programs", "transforms", "models", "datasets"),
+    ("programs", "transforms", "models", "datasets", "checkpoints"),
     ("gradients", "optimizers"),
     ("train",),
     ("stream", "sweeps", "tasks", "compare"),
