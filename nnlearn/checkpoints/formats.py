@@ -3,6 +3,8 @@
 None of these formats notices damage; ``nnlearn.checkpoints.save`` does.
 """
 
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -17,6 +19,8 @@ from nnlearn.checkpoints.nodes import Node, build, describe
 from nnlearn.checkpoints.restore import LoadReport, Missing, Names, Rename, Unexpected
 from nnlearn.extras import import_extra
 from nnlearn.files import replacing
+from nnlearn.packing import Packed, pack_like, unpack
+from nnlearn.packing.serialization import register_with_flax
 from nnlearn.types import PyTree
 
 
@@ -53,8 +57,10 @@ def export_safetensors(path: str | Path, tree: PyTree) -> None:
     {'layer/w': array([1., 1.], dtype=float32)}
     """
     _, arrays = describe(tree)
-    with replacing(path, "wb") as draft:
-        write_arrays(Path(draft.name), arrays)
+    path = Path(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".draft") as draft:
+        write_arrays(Path(draft) / path.name, arrays)
+        os.replace(Path(draft) / path.name, path)
 
 
 def import_safetensors(
@@ -113,6 +119,7 @@ def export_msgpack(path: str | Path, tree: PyTree) -> None:
     {'w': Array([1., 1.], dtype=float32)}
     """
     flax = import_extra("flax.serialization", "export_msgpack", "flax")
+    register_with_flax(Packed, unpack, pack_like)  # random keys as well
     with replacing(path, "wb") as file:
         file.write(flax.to_bytes(tree))
 
