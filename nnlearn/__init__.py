@@ -122,6 +122,7 @@ from nnlearn.schedules import warmup_exponential_decay_schedule as warmup_expone
 from nnlearn.schedules import warmup_stable_decay_schedule as warmup_stable_decay_schedule
 from nnlearn.stream import FitResult as FitResult
 from nnlearn.stream import fit as fit
+from nnlearn.stream import run as run
 from nnlearn.sweeps import sweep as sweep
 from nnlearn.tasks import Task as Task
 from nnlearn.tasks import load_task as load_task

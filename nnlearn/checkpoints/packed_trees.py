@@ -28,7 +28,7 @@ def leaf_tree(packed: Packed) -> PyTree:
             elif leaf.splits:
                 leaves[position] = np.asarray(to_leaf(jax.numpy.asarray(array[..., offset : offset + size]), leaf))
             else:
-                leaves[position] = array[..., offset : offset + size].reshape(*array.shape[:-1], *leaf.shape)
+                leaves[position] = array[..., offset : offset + size].reshape((*array.shape[:-1], *leaf.shape))
     return layout.treedef.unflatten(leaves)
 
 
@@ -59,7 +59,7 @@ def fill_buffers(like: Packed, tree: PyTree) -> list[Any]:
         for position in buffer.leaves:
             leaf, array = layout.leaves[position], np.asarray(arrays[position])
             lead = array.shape[: array.ndim - len(leaf.shape)]
-            flat = to_flat(jax.numpy.asarray(array), leaf) if leaf.splits else array.reshape(*lead, leaf.size)
+            flat = to_flat(jax.numpy.asarray(array), leaf) if leaf.splits else array.reshape((*lead, leaf.size))
             parts.append(np.asarray(flat))
         filled.append(np.concatenate(parts, axis=-1))
     return filled
