@@ -14,7 +14,8 @@ LEVELS = (
     ("programs", "transforms", "models", "datasets", "checkpoints"),
     ("gradients", "optimizers"),
     ("train",),
-    ("stream", "sweeps", "tasks", "compare"),
+    ("stream", "sweeps", "compare"),
+    ("tasks",),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

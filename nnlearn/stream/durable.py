@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ def run(
     checkpoints: Checkpoints | str | Path | None = None,
     history: str | Path | None = None,
     progress: Any = None,
+    watch: Callable[[Trace], Any] | None = None,
     changed: Literal["error", "accept"] = "error",
 ) -> FitResult:
     """Run what ``make_train`` returns, save it on the way, and resume it where it was saved when called again.
@@ -52,6 +53,7 @@ def run(
         its end, too: called again, it returns at once.
       history: a ``.csv`` or ``.jsonl`` file with a row for each record, written as the run goes on.
       progress: None for a bar if there is a terminal, True or False, or a ``rich.console.Console``.
+      watch: ``watch(trace)`` is called with the trace of each stretch of steps, in NumPy, once it is complete.
       changed: ``"error"`` refuses to resume a run that was saved with other hyper-parameters, key, data, code or
         settings, and says what differs; ``"accept"`` resumes it.
 
@@ -86,7 +88,7 @@ def run(
             checkpoints = stack.enter_context(Checkpoints(checkpoints))
         identity = identity_of(train, hparams, key) if checkpoints is not None else {}
         at, state, parts = _begin(train, hparams, key, checkpoints, identity, changed)
-        driver = _Driver(train, hparams, checkpoints, identity, at, state, parts)
+        driver = _Driver(train, hparams, checkpoints, identity, at, state, parts, watch)
         interrupt = stack.enter_context(Interrupt())
         driver.bar = stack.enter_context(show_progress(progress, at, train.steps))
         if history is not None:
@@ -116,7 +118,8 @@ def _begin(
 class _Driver:
     """A run under way."""
 
-    def __init__(self, train: Train, hparams, checkpoints, identity, at: int, state: Run, parts: list[Trace]):
+    def __init__(self, train: Train, hparams, checkpoints, identity, at: int, state: Run, parts: list[Trace], watch):
+        self.watch = watch
         self.train, self.hparams, self.checkpoints, self.identity = train, hparams, checkpoints, identity
         self.at, self.state, self.parts, self.saved_at = at, state, parts, at if parts else -1
         self.stretch = _stretch(train, checkpoints)
@@ -147,6 +150,8 @@ class _Driver:
         self.parts.append(part)
         if self.writer is not None:
             self.writer.write(part)
+        if self.watch is not None:
+            self.watch(part)
         if part.loss.size:
             rate = part.info.learning_rate
             self.bar.update(self.at, float(part.loss[-1]), None if rate is None else float(np.mean(rate[-1])))
