@@ -11,6 +11,7 @@ from optax import partition as partition
 from optax import set_to_zero as set_to_zero
 from optax import with_extra_args_support as with_extra_args_support
 
+from nnlearn import checkpoints as checkpoints
 from nnlearn import data as data
 from nnlearn import datasets as datasets
 from nnlearn import losses as losses
@@ -106,6 +107,7 @@ from nnlearn.schedules import warmup_exponential_decay_schedule as warmup_expone
 from nnlearn.schedules import warmup_stable_decay_schedule as warmup_stable_decay_schedule
 from nnlearn.stream import FitResult as FitResult
 from nnlearn.stream import fit as fit
+from nnlearn.stream import run as run
 from nnlearn.sweeps import sweep as sweep
 from nnlearn.tasks import Task as Task
 from nnlearn.tasks import load_task as load_task

@@ -86,12 +86,12 @@ def as_key(key: Any) -> jax.Array:
     return jax.random.key(key) if is_seed else key
 
 
-def check_count(name: str, value: Any) -> int:
-    """Return ``value`` as a Python int >= 1: a count that determines an array's shape.
+def check_count(name: str, value: Any, at_least: int = 1) -> int:
+    """Return ``value`` as a Python int >= ``at_least``: a count that determines an array's shape.
 
     Raises:
       TypeError: if it is not an integer, or is traced.
-      ValueError: if it is below 1.
+      ValueError: if it is too low.
 
     >>> check_count("batch_size", 0)
     Traceback (most recent call last):
@@ -103,8 +103,8 @@ def check_count(name: str, value: Any) -> int:
         number = operator.index(value)
     except TypeError as error:
         raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})") from error
-    if isinstance(value, bool) or number < 1:
-        raise ValueError(f"{name} must be an int >= 1, got {value!r}")
+    if isinstance(value, bool) or number < at_least:
+        raise ValueError(f"{name} must be an int >= {at_least}, got {value!r}")
     return number
 
 
