@@ -2,10 +2,11 @@
 
     python benchmarks/kill_test.py --kills 200 --signals 50
 
-A child process makes a run with ``nnlearn.run``, a checkpoint every 20 steps and a history file. It is killed with SIGKILL after a random time, and started again, until the run ends. Then its state, trace and history are
-compared with those of a run that nobody has killed, to the bit. After each kill every checkpoint is read; the newest
-must be no older than the last that the child had reported as written. With ``--signals``, SIGTERM ends the child, and
-the seconds until it is gone are measured. Children are forked from a process that has imported JAX and not used it.
+A child process makes a run with ``nnlearn.run``, a checkpoint every 20 steps and a history file. It is killed with
+SIGKILL after a random time, and started again, until the run ends. Then its state, trace and history are compared with
+those of a run that nobody has killed, to the bit. After each kill every checkpoint is read; the newest must be no older
+than the last that the child had reported as written. With ``--signals``, SIGTERM ends the child, and the seconds until
+it is gone are measured. Children are forked from a process that has imported JAX and not used it.
 """
 
 import argparse

@@ -133,7 +133,7 @@ def read_arrays(path: Path, written: Written, nodes: Sequence[Node]) -> Arrays:
     """
     with _opened(path, written) as file:
         content, hasher = np.empty(written.bytes, np.uint8), blake3()
-        view, at = memoryview(content), 0
+        view, at = memoryview(content.data), 0
         while count := file.readinto(view[at : at + CHUNK]):
             hasher.update(view[at : at + count])
             at += count

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.checkpoints.blobs import read_header_file, write_arrays
@@ -153,7 +154,7 @@ def export_orbax(path: str | Path, tree: PyTree) -> None:
     orbax = import_extra("orbax.checkpoint", "export_orbax", "orbax", "orbax-checkpoint")
 
     def plain(leaf):
-        return jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
     tree = jax.tree.map(lambda leaf: plain(leaf) if isinstance(leaf, jax.Array) else leaf, build(*describe(tree)))
     with orbax.PyTreeCheckpointer() as checkpointer:

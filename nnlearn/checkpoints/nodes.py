@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from jax.core import Tracer
 
 from nnlearn.checkpoints.packed_trees import leaf_tree
 from nnlearn.packing import is_packed
@@ -100,7 +101,7 @@ def check_leaf(leaf: Any, path: tuple) -> None:
       TypeError: if the leaf cannot be saved; the message has its path and type.
     """
     name = path_name(path)
-    if isinstance(leaf, jax.core.Tracer):
+    if isinstance(leaf, Tracer):
         raise TypeError(f"leaf {name!r} is traced: save outside of jit, grad and vmap")
     if isinstance(leaf, jax.Array):
         if not leaf.is_fully_addressable:

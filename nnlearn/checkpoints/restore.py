@@ -156,8 +156,8 @@ def place_like(array: Any, like: Any) -> Any:
     if isinstance(like, np.ndarray):
         return np.asarray(array)
     sharding = getattr(like, "sharding", None)
-    default = jax.config.jax_default_device or jax.local_devices()[0]
-    if sharding is None or sharding == jax.sharding.SingleDeviceSharding(default):
+    default = jnp.zeros(()).sharding
+    if sharding is None or sharding == default:
         placed = jnp.array(array)
     else:
         placed = jax.device_put(array, sharding)

@@ -1,14 +1,15 @@
 """The decorator of every model factory."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
 from nnlearn.settings import comparable
 
-Factory = TypeVar("Factory", bound=Callable[..., tuple[Any, ...]])
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def model_factory(factory: Factory) -> Factory:
+def model_factory(factory: Callable[P, R]) -> Callable[P, R]:
     """Make the models of a factory compare equal when their settings are equal.
 
     A model can then be a static argument of ``jax.jit``, and equal models share one compiled program.

@@ -15,8 +15,8 @@ from nnlearn.checkpoints import CheckpointError, Checkpoints
 from nnlearn.stream.history import History, Row, check_history
 from nnlearn.stream.identity import differences, identity_of
 from nnlearn.stream.interrupt import Interrupt
-from nnlearn.stream.progress import Silence, show_progress
-from nnlearn.stream.running import FitResult
+from nnlearn.stream.loop import FitResult
+from nnlearn.stream.progress import NoProgress, show_progress
 from nnlearn.train.run import Run, Train
 from nnlearn.train.trace import Trace
 from nnlearn.types import Key, PyTree
@@ -124,7 +124,7 @@ class _Driver:
         self.at, self.state, self.parts, self.saved_at = at, state, parts, at if parts else -1
         self.stretch = _stretch(train, checkpoints)
         self.advance = jax.jit(train.advance, static_argnums=3)
-        self.bar: Silence = Silence()
+        self.bar: NoProgress = NoProgress()
         self.writer: _Rows | None = None
 
     def drive(self, interrupt: Interrupt) -> FitResult:
