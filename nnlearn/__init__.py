@@ -1,5 +1,7 @@
 """nnlearn: optimisation and training in JAX, a whole run as one pure function, in optax's protocol."""
 
+import typing as _typing
+
 from optax import apply_updates as apply_updates
 from optax import chain as chain
 from optax import identity as identity
@@ -150,19 +152,19 @@ serialization.register_for_export()
 __version__ = "0.1.0"
 
 
-# `nnlearn.stream` was a part of `nnlearn.train`: its names stay importable from there.
+# Aliases of names in `nnlearn.stream`. Type checkers do not see them, because `train` cannot import `stream`.
 for _name in ("Event", "FitResult", "every", "fit", "tensorboard", "wandb_offline"):
     setattr(train, _name, getattr(stream, _name))
 
 
 def __dir__() -> list[str]:
-    """The public names, without the modules that only nnlearn itself uses."""
+    """The public names, without internal modules."""
     inner = {"calls", "checks", "cli", "extras", "figures", "files", "programs", "settings", "sharding", "sums", "tree"}
     return sorted(name for name in globals() if name not in inner and not (name[0] == "_" and name[1] != "_"))
 
 
-def __getattr__(name: str) -> object:
-    """Name the cure for what is not here: where optax or another part of nnlearn has it, or the nearest name."""
+def _missing(name: str) -> object:
+    """Raise an ``AttributeError`` that says where optax or nnlearn has the name, or which name is nearest."""
     import difflib
 
     import optax
@@ -184,3 +186,7 @@ def __getattr__(name: str) -> object:
         elif near:
             cure = f"; did you mean nnlearn.{near[0]}?"
     raise AttributeError(f"module 'nnlearn' has no attribute {name!r}{cure}")
+
+
+if not _typing.TYPE_CHECKING:  # with a __getattr__, type checkers would accept any name
+    __getattr__ = _missing

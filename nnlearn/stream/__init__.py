@@ -5,4 +5,4 @@ from nnlearn.stream.callbacks import every as every
 from nnlearn.stream.fit import fit as fit
 from nnlearn.stream.loggers import tensorboard as tensorboard
 from nnlearn.stream.loggers import wandb_offline as wandb_offline
-from nnlearn.stream.running import FitResult as FitResult
+from nnlearn.stream.loop import FitResult as FitResult
