@@ -179,7 +179,7 @@ def layout_of(treedef: Any, facts: dict[str, Any]) -> Layout[Any]:
 
 
 def layout_of_parts(treedef: Any, leaves: tuple[Leaf, ...], buffers: tuple[Buffer, ...]) -> Layout:
-    """The layout of these leaves and buffers, one object for equal ones: comparing them is then comparing addresses."""
+    """The layout of these leaves and buffers."""
     layout = Layout(treedef, leaves, buffers)
     return _KNOWN.setdefault(layout, layout)  # equal layouts are one object, so comparisons are fast
 
