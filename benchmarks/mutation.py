@@ -12,17 +12,22 @@ Each result is appended to a JSON-lines file at once; ``--resume`` skips the mut
 ``--again survived`` runs those again that survived. EQUIVALENT lists the mutants that no test can notice, and why.
 """
 
+import os
+
+os.environ |= {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "Agg"}  # before JAX is imported
+
 import argparse
 import ast
 import collections
 import concurrent.futures
+import contextlib
 import copy
 import datetime
 import functools
 import hashlib
+import importlib
 import json
-import os
-import queue
+import multiprocessing
 import re
 import shutil
 import signal
@@ -30,12 +35,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path(__file__).parent / "results"
+BENCHMARKS = ROOT / "benchmarks"
+RESULTS = BENCHMARKS / "results"
+HEAVY = ("torch", "flax.linen", "flax.nnx", "equinox", "optax", "scipy.stats", "sklearn.datasets", "matplotlib.pyplot")
+HEAVY += ("hypothesis", "pandas", "_pytest.doctest", "rich.table", "tyro")
 ROOMS = ("transforms", "losses", "train", "sweeps", "packing", "gradients", "stream")
 NAMES = {
     "min": "max",
@@ -80,6 +91,9 @@ LONG |= {
     "test_identity.py",
 }
 NEVER = {"test_examples_learning.py", "test_learning.py"}  # minutes, and none of them asks for more than a good result
+
+CONDITIONAL = {"check", "and or", "comparison", "not"}
+OF_ERRORS = ("fault", "refuse", "wrong", "error", "raise", "named", "bad_", "invalid", "message")
 
 EQUIVALENT: dict[str, str] = {}
 
@@ -283,25 +297,35 @@ class Selection:
         return [mutant.path, *(f"tests/{name}" for name in sorted(nearest, key=LONG.__contains__))]
 
 
-PLUGIN = '''
-"""Runs the tests whose names have one of the words first and the slow ones last, and writes down the first failure."""
-import os, pathlib
-import pytest
+class Order:
+    """A plugin of pytest: keeps the first failure, and sorts the tests by how soon they may find it.
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items):
-    import nnlearn
-    assert os.path.dirname(os.path.dirname(nnlearn.__file__)) == os.getcwd(), nnlearn.__file__
-    words = os.environ["MUTANT_WORDS"].split()
-    def order(item):
-        near = any(word in item.nodeid.lower() for word in words)
-        return item.get_closest_marker("slow") is not None, not near
-    items.sort(key=order)
+    First tests of errors, which compile nothing, if the mutant is one of a condition; then those whose names have one
+    of the words; slow ones last.
+    """
 
-def pytest_runtest_logreport(report):
-    if report.failed:
-        pathlib.Path("first_failure").write_text(report.nodeid)
-'''
+    def __init__(self, words: Collection[str], folder: Path, conditional: bool):
+        self.words, self.folder, self.conditional = words, folder, conditional
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        import nnlearn
+
+        assert Path(nnlearn.__file__).is_relative_to(self.folder), nnlearn.__file__
+
+        def order(item: Any) -> tuple[bool, bool, bool]:
+            name, near = item.nodeid.lower(), any(word in item.nodeid.lower() for word in self.words)
+            error = self.conditional and any(word in name for word in OF_ERRORS)
+            return item.get_closest_marker("slow") is not None, not error, not near
+
+        items.sort(key=order)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            (self.folder / "first_failure").write_text(report.nodeid)
+
+
+selection_of = functools.cache(Selection)
 
 
 def make_copy(folder: Path) -> Path:
@@ -311,29 +335,58 @@ def make_copy(folder: Path) -> Path:
         if (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    (folder / "mutant_plugin.py").write_text(PLUGIN)
     return folder
 
 
-def run_tests(folder: Path, arguments: list[str], words: set[str], limit: float) -> tuple[int | None, str, float]:
-    """The exit status of pytest, or None after ``limit`` seconds; its last lines; and the seconds."""
-    environment = dict(os.environ, PYTHONPATH=str(folder), MUTANT_WORDS=" ".join(words), PYTHONHASHSEED="0")
-    environment["JAX_COMPILATION_CACHE_DIR"] = str(folder.parent / "programs")  # mutants share most programs
-    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05", "JAX_ENABLE_COMPILATION_CACHE": "true"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-p"]
-    command += ["mutant_plugin", "--no-header", "-r", "fE", "--tb=line", "--timeout=300", *arguments]
+def run_tests(
+    folder: Path, arguments: list[str], limit: float, words: Collection[str] = (), conditional: bool = False
+) -> tuple[int | None, str, float]:
+    """The exit status of pytest, or None after ``limit`` seconds; its last lines; and the seconds.
+
+    The tests run in a fork of this process, which has imported all but nnlearn.
+    """
     (folder / "first_failure").unlink(missing_ok=True)
-    began = time.perf_counter()
-    process = subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
-    )  # fmt: skip
+    began, status = time.perf_counter(), None
+    child = os.fork()
+    if child == 0:
+        _run_here(folder, arguments, words, conditional)
+    while time.perf_counter() < began + limit:
+        done, code = os.waitpid(child, os.WNOHANG)
+        if done:
+            status = os.waitstatus_to_exitcode(code)
+            break
+        time.sleep(0.1)
+    else:
+        os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    tail = (folder / "output").read_text(errors="replace").strip().splitlines()[-3:]
+    return status, "\n".join(tail), time.perf_counter() - began
+
+
+def _run_here(folder: Path, arguments: list[str], words: Collection[str], conditional: bool) -> None:
+    """Run pytest in this process, with ``nnlearn`` from ``folder``, and exit."""
+    status = 70
     try:
-        output, status = process.communicate(timeout=limit)[0], process.returncode
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, status = process.communicate()[0], None
-    return status, "\n".join(output.strip().splitlines()[-3:]), time.perf_counter() - began
+        os.setsid()
+        output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.chdir(folder)
+        os.environ["PYTHONPATH"] = str(folder)
+        sys.path[:] = [str(folder), *(entry for entry in sys.path if entry and Path(entry) not in {ROOT, BENCHMARKS})]
+        jax.config.update("jax_compilation_cache_dir", str(folder.parent / "programs"))  # mutants share most programs
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+        options = ["-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--no-header", "-r", "fE", "--tb=line"]
+        status = int(pytest.main([*options, "--timeout=300", *arguments], plugins=[Order(words, folder, conditional)]))
+        sys.stdout.flush()
+    finally:
+        os._exit(status)
+
+
+def run_apart(mutant: Mutant, folder: Path, options: argparse.Namespace) -> dict:
+    """``run_mutant`` in a copy of the repository that this process has for itself."""
+    own = folder / str(os.getpid())
+    return run_mutant(mutant, own if own.exists() else make_copy(own), selection_of(ROOT), options)
 
 
 def run_mutant(mutant: Mutant, folder: Path, selection: Selection, options: argparse.Namespace) -> dict:
@@ -345,7 +398,9 @@ def run_mutant(mutant: Mutant, folder: Path, selection: Selection, options: argp
     try:
         _write(path, edited)
         extra = ["--whole"] if options.whole else []
-        status, tail, seconds = run_tests(folder, [*files, *extra], selection.near(mutant), options.limit)
+        status, tail, seconds = run_tests(
+            folder, [*files, *extra], options.limit, selection.near(mutant), mutant.kind in CONDITIONAL
+        )
     finally:
         _write(path, source)
     outcome = {None: "timed out", 0: "survived", 1: "killed", 2: "killed"}.get(status, f"pytest ended with {status}")
@@ -361,7 +416,7 @@ def run_mutant(mutant: Mutant, folder: Path, selection: Selection, options: argp
 @functools.cache
 def _passes(test: str, folder: Path, limit: float) -> bool:
     """Whether a test passes on the package as it is."""
-    return run_tests(folder, [test], set(), limit)[0] == 0
+    return run_tests(folder, [test], limit)[0] == 0
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -378,7 +433,6 @@ def read_results(path: Path) -> dict[str, dict]:
 
 
 def report(results: list[dict], options: argparse.Namespace) -> None:
-    import jax
     from harness import show
     from machine import machine_facts
 
@@ -437,7 +491,7 @@ def main() -> None:
     git = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     options.commit = git.stdout.strip() or None
 
-    selection = Selection(ROOT)
+    selection = selection_of(ROOT)
     every = all_mutants(ROOT, options.only)
     picked = chosen(every, options.count, options.seed)
     print(f"{len(picked)} of {len(every)} mutants")
@@ -450,26 +504,18 @@ def main() -> None:
     if not options.resume:
         options.lines.unlink(missing_ok=True)
     todo = [mutant for mutant in picked if mutant.key not in done or done[mutant.key]["outcome"] in options.again]
-    with tempfile.TemporaryDirectory() as name, concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        copies: queue.Queue[Path] = queue.Queue()
-        for index in range(options.jobs):
-            copies.put(make_copy(Path(name).resolve() / f"copy{index}"))
-
-        def one(mutant: Mutant) -> dict:
-            folder = copies.get()
-            try:
-                return run_mutant(mutant, folder, selection, options)
-            finally:
-                copies.put(folder)
-
-        for finished in concurrent.futures.as_completed([pool.submit(one, mutant) for mutant in todo]):
-            entry = finished.result()
-            with options.lines.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
-            print(
-                f"{entry['outcome']} {entry['seconds']:.0f} s {entry['path']}:{entry['line']} [{entry['kind']}]",
-                flush=True,
-            )
+    for heavy in HEAVY:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(heavy)
+    context = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        with concurrent.futures.ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
+            for entry in pool.map(functools.partial(run_apart, folder=folder, options=options), todo):
+                with options.lines.open("a") as file:
+                    file.write(json.dumps(entry) + "\n")
+                place = f"{entry['path']}:{entry['line']} [{entry['kind']}]"
+                print(f"{entry['outcome']} {entry['seconds']:.0f} s {place}", flush=True)
     done = read_results(options.lines)
     report([done[mutant.key] for mutant in picked if mutant.key in done], options)
 
