@@ -368,6 +368,7 @@ def _run_here(folder: Path, arguments: list[str], words: Collection[str], condit
     status = 70
     try:
         os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
         output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
@@ -395,22 +396,28 @@ def run_mutant(mutant: Mutant, folder: Path, selection: Selection, options: argp
     edited = source[: mutant.start] + mutant.new.encode() + source[mutant.stop :]
     compile(edited, str(path), "exec")
     files = selection.files_for(mutant, options.files)
-    try:
-        _write(path, edited)
-        extra = ["--whole"] if options.whole else []
-        status, tail, seconds = run_tests(
-            folder, [*files, *extra], options.limit, selection.near(mutant), mutant.kind in CONDITIONAL
-        )
-    finally:
-        _write(path, source)
+    arguments = [*files, *(["--whole"] if options.whole else [])]
+    while True:
+        ignored = [f"--deselect={test}" for test in _failing]
+        try:
+            _write(path, edited)
+            status, tail, seconds = run_tests(
+                folder, arguments + ignored, options.limit, selection.near(mutant), mutant.kind in CONDITIONAL
+            )
+        finally:
+            _write(path, source)
+        failure = folder / "first_failure"
+        killer = failure.read_text() if failure.exists() else None
+        if status == 0 or killer is None or _passes(killer, folder, options.limit):
+            break
+        _failing.append(killer)
     outcome = {None: "timed out", 0: "survived", 1: "killed", 2: "killed"}.get(status, f"pytest ended with {status}")
-    failure = folder / "first_failure"
-    killer = failure.read_text() if failure.exists() else None
-    if outcome == "killed" and killer and not _passes(killer, folder, options.limit):
-        outcome = "a test fails without it"
     facts = mutant._asdict() | {"outcome": outcome, "seconds": round(seconds, 1), "killer": killer, "end": tail}
     facts["tests"] = files
     return facts | {"commit": options.commit, "load": os.getloadavg()[0]}
+
+
+_failing: list[str] = []  # tests that fail without any mutant, and so say nothing
 
 
 @functools.cache
