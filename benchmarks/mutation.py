@@ -29,6 +29,7 @@ import importlib
 import json
 import multiprocessing
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -341,7 +342,7 @@ def make_copy(folder: Path) -> Path:
 def run_tests(
     folder: Path, arguments: list[str], limit: float, words: Collection[str] = (), conditional: bool = False
 ) -> tuple[int | None, str, float]:
-    """The exit status of pytest, or None after ``limit`` seconds; its last lines; and the seconds.
+    """The exit status of pytest, or None if it took ``limit`` seconds of processor time; its last lines; the seconds.
 
     The tests run in a fork of this process, which has imported all but nnlearn.
     """
@@ -349,11 +350,13 @@ def run_tests(
     began, status = time.perf_counter(), None
     child = os.fork()
     if child == 0:
+        resource.setrlimit(resource.RLIMIT_CPU, (int(limit), int(limit) + 5))
         _run_here(folder, arguments, words, conditional)
-    while time.perf_counter() < began + limit:
+    while time.perf_counter() < began + 10 * limit:  # it may wait for ever, too
         done, code = os.waitpid(child, os.WNOHANG)
         if done:
             status = os.waitstatus_to_exitcode(code)
+            status = None if status in (-signal.SIGXCPU, -signal.SIGKILL) else status
             break
         time.sleep(0.1)
     else:
@@ -375,8 +378,8 @@ def _run_here(folder: Path, arguments: list[str], words: Collection[str], condit
         os.chdir(folder)
         os.environ["PYTHONPATH"] = str(folder)
         sys.path[:] = [str(folder), *(entry for entry in sys.path if entry and Path(entry) not in {ROOT, BENCHMARKS})]
-        jax.config.update("jax_compilation_cache_dir", str(folder.parent / "programs"))  # mutants share most programs
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+        jax.config.update("jax_compilation_cache_dir", str(folder.parent / "programs"))  # shared by mutants
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
         options = ["-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--no-header", "-r", "fE", "--tb=line"]
         status = int(pytest.main([*options, "--timeout=300", *arguments], plugins=[Order(words, folder, conditional)]))
         sys.stdout.flush()
@@ -386,7 +389,7 @@ def _run_here(folder: Path, arguments: list[str], words: Collection[str], condit
 
 def run_apart(mutant: Mutant, folder: Path, options: argparse.Namespace) -> dict:
     """``run_mutant`` in a copy of the repository that this process has for itself."""
-    own = folder / str(os.getpid())
+    own = folder / f"copy{os.getpid()}"
     return run_mutant(mutant, own if own.exists() else make_copy(own), selection_of(ROOT), options)
 
 
@@ -486,12 +489,13 @@ def main() -> None:
     parser.add_argument("--only", default="nnlearn", help="a folder or file: nnlearn/train")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--limit", type=float, default=900.0, help="seconds a mutant")
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds of processor time a mutant")
     parser.add_argument("--files", type=int, default=8, help="test files a mutant, the nearest ones")
     parser.add_argument("--whole", action="store_true", help="with the slow tests and all cases of the large tables")
     parser.add_argument("--resume", action="store_true", help="skip the mutants that the JSON-lines file has")
     parser.add_argument("--again", action="append", default=[], help="with --resume: run these outcomes again")
     parser.add_argument("--list", action="store_true", help="print the mutants and their tests, and run nothing")
+    parser.add_argument("--folder", type=Path, help="where the copies and compiled programs go, to keep the programs")
     parser.add_argument("--lines", type=Path, default=RESULTS / "mutation.jsonl")
     parser.add_argument("--out", type=Path, default=RESULTS / "mutation.json")
     options = parser.parse_args()
@@ -515,8 +519,8 @@ def main() -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(heavy)
     context = multiprocessing.get_context("fork")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name).resolve()
+    with contextlib.ExitStack() as stack:
+        folder = (options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))).resolve()
         with concurrent.futures.ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
             for entry in pool.map(functools.partial(run_apart, folder=folder, options=options), todo):
                 with options.lines.open("a") as file:
