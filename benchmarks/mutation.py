@@ -518,6 +518,9 @@ def main() -> None:
     for heavy in HEAVY:
         with contextlib.suppress(ImportError):
             importlib.import_module(heavy)
+    if options.folder:
+        for old in options.folder.glob("copy*"):
+            shutil.rmtree(old)  # it may hold the mutant at which an earlier run was cut short
     context = multiprocessing.get_context("fork")
     with contextlib.ExitStack() as stack:
         folder = (options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))).resolve()

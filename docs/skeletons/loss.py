@@ -9,7 +9,7 @@ from nnlearn.types import ArrayLike, Scalar
 
 
 def skeleton_loss(predictions: ArrayLike, targets: ArrayLike, quantile: Scalar = 0.5) -> jax.Array:
-    r"""<One line: the pinball loss, which a quantile minimises> (<authors> <year>).
+    r"""<One line: the pinball loss, whose minimiser is a quantile> (<authors> <year>).
 
     .. math:: \ell = \max(q (y - \hat y), (q - 1) (y - \hat y))
 
@@ -22,20 +22,20 @@ def skeleton_loss(predictions: ArrayLike, targets: ArrayLike, quantile: Scalar =
       Losses of the same shape, not reduced, float32 or wider.
 
     Raises:
-      ValueError: shapes differ, or a number is out of its range.
+      ValueError: if shapes differ, or ``quantile`` is out of range.
 
     >>> skeleton_loss(jnp.array([1.0, 3.0]), jnp.array([2.0, 2.0]), quantile=0.9)
     Array([0.9, 0.1], dtype=float32)
     """
     check_number("quantile", quantile, low=0.0, high=1.0, low_open=True, high_open=True)
     predictions, targets = jnp.asarray(predictions), jnp.asarray(targets)
-    if predictions.shape != targets.shape:  # a silent broadcast of (n,) with (n, 1) is the oldest bug there is
+    if predictions.shape != targets.shape:  # (n,) and (n, 1) would broadcast to (n, n)
         raise ValueError(f"predictions {predictions.shape} and targets {targets.shape} must have one shape")
-    wide = compute_dtype(predictions.dtype, targets.dtype)  # float32 at least, whatever comes in
+    wide = compute_dtype(predictions.dtype, targets.dtype)  # float32 at least
     error = targets.astype(wide) - predictions.astype(wide)
     quantile = as_hyperparam(quantile, wide)
     return jnp.maximum(quantile * error, (quantile - 1) * error)
 
 
-# The proof, in ``tests/test_losses.py``: against a slow float64 NumPy version, values and gradients, at the extremes
-# too; against optax and PyTorch where they have it. Then the name in both ``__init__.py`` files and the README's table.
+# Tests, in ``tests/test_losses.py``: values and gradients against a slow NumPy version in float64, also at extreme
+# inputs; against optax and PyTorch where they have the loss. Then export the name in both ``__init__.py`` files.

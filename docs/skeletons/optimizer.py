@@ -1,8 +1,8 @@
 """Skeleton of a new method: copy the kernel and its transformation into a file of ``nnlearn/transforms/``, the recipe
-into one of ``nnlearn/optimizers/``, and rename. It runs as it stands: RMSProp without the frills.
+into one of ``nnlearn/optimizers/``, and rename. It runs as it stands: RMSProp in its plainest form.
 """
 
-from optax import ScaleByRmsState  # where optax has the method, its state; else a NamedTuple with a field for each slot
+from optax import ScaleByRmsState  # optax's state where it has the method; else a NamedTuple with a field per slot
 
 from nnlearn.checks import check_decay, check_dtype, check_nonnegative
 from nnlearn.settings import comparable
@@ -11,20 +11,20 @@ from nnlearn.tree import abs_sq, safe_divide, safe_sqrt
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, Scalar, ScalarOrSchedule
 
 
-# 1. The mathematics: arrays in, arrays out, one leaf at a time; all in one precision, float32 or better.
+# 1. The mathematics of one leaf: arrays to arrays, all in one precision, float32 or better.
 def skeleton_kernel(g, nu, *, decay, eps):
     r"""One step of <method> (<authors> <year>, arXiv:<number>, <algorithm or equation>).
 
     .. math:: v_t = \beta v_{t-1} + (1-\beta) |g_t|^2, \quad u_t = g_t / (\sqrt{v_t} + \epsilon)
 
     Returns:
-      ``(u, v)``: the update, then each slot's new value in the order of ``slots`` below.
+      ``(u, v)``: the update, then the new value of each slot in the order of ``slots`` below.
     """
     nu = (1 - decay) * abs_sq(g) + decay * nu
     return safe_divide(g, safe_sqrt(nu) + eps), nu
 
 
-# 2. The transformation: check what is known, name the slots, hand over.
+# 2. The transformation: check the arguments, name the slots, call ``from_kernel``.
 @comparable
 def scale_by_skeleton(
     decay: Scalar = 0.9, eps: Scalar = 1e-8, *, nu_dtype: DTypeLike | None = None
@@ -32,12 +32,15 @@ def scale_by_skeleton(
     """<Method>'s direction, see ``skeleton_kernel``.
 
     Args:
-      decay: decay rate of the mean of squares, in [0, 1).
+      decay: decay rate of the mean of squared gradients, in [0, 1).
       eps: added to the denominator, >= 0.
-      nu_dtype: what the mean is stored in; None for the parameter's dtype, float32 at least.
+      nu_dtype: dtype in which the mean is stored; None for the parameter's dtype, float32 at least.
+
+    Returns:
+      A gradient transformation.
 
     Raises:
-      ValueError: a number is out of its range.
+      ValueError: if a hyper-parameter is out of range.
 
     >>> import jax.numpy as jnp
     >>> tx = scale_by_skeleton(decay=0.75)
@@ -51,7 +54,7 @@ def scale_by_skeleton(
         ScaleByRmsState,
         slots={"nu": Slot(dtype=check_dtype("nu_dtype", nu_dtype), real=True)},  # real: a mean of squared magnitudes
         hyperparams={"decay": decay, "eps": eps},
-        # per_step=lambda count, decay, **_: {"correction": 1 - decay**count},  # what all leaves share, once a step
+        # per_step=lambda count, decay, **_: {"correction": 1 - decay**count},  # computed once a step for all leaves
     )
 
 
@@ -79,5 +82,5 @@ def skeleton(
     )
 
 
-# 4. The proof: a ``Case`` in ``tests/contract.py``, with every number away from its default. That one entry runs all of
-#    the contract. Then the name in both ``__init__.py`` files and in the README's table.
+# 4. Tests: a ``Case`` in ``tests/contract.py``, with every hyper-parameter different from its default. This entry runs
+#    the whole contract. Then export the name in both ``__init__.py`` files.

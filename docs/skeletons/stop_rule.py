@@ -42,9 +42,9 @@ def skeleton_rule(metric: str, factor: Scalar = 2.0) -> StopRule:
         smallest = jnp.fmin(smallest, value)
         return smallest, value > factor * smallest
 
-    # ``keep=(metric, "min")`` would end the run with the state of its best check. ``metrics`` names what the rule reads.
+    # ``metrics`` names what the rule reads; ``keep=(metric, "min")`` would end the run with its best state.
     return StopRule(f"skeleton_rule({metric})", init, update, metrics=(metric,))
 
 
-# The proof, in ``tests/test_run.py``: the check at which a run stops, alone, under ``vmap`` and in stretches. Then the
-# name in ``nnlearn/train/__init__.py`` and ``nnlearn/__init__.py``.
+# Tests, in ``tests/test_run.py``: the check at which a run stops, alone, under ``vmap`` and in stretches. Then export
+# the name in ``nnlearn/train/__init__.py`` and ``nnlearn/__init__.py``.

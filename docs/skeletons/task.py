@@ -60,5 +60,6 @@ def skeleton(*, seed: int = 0, examples: int = 400, hidden: int = 16, epochs: in
     )
 
 
-# The proof: a line in ``nnlearn/tasks/__init__.py``, which gives it to ``load_task`` and ``nnlearn learn``; a small
-# version in ``SMALL`` of ``tests/test_tasks.py``; and what ``nnlearn learn <name>`` prints, in ``benchmarks/results/``.
+# Register the name in ``TASKS`` of ``nnlearn/tasks/__init__.py``, for ``load_task`` and ``nnlearn learn``. Tests: a
+# small version in ``SMALL`` of ``tests/test_tasks.py``. Save what ``nnlearn learn <name>`` prints in
+# ``benchmarks/results/``.
