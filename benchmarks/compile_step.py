@@ -1,10 +1,10 @@
-"""Seconds to trace, lower and compile a whole training step, each time in a process of its own.
+"""Seconds to trace, lower and compile a whole training step, each time in a separate process.
 
     python benchmarks/compile_step.py                    # the transformer of 288 leaves, three times each rival
     python benchmarks/compile_step.py --quick            # two layers of it, once, writes nothing
 
-The rivals are those of ``train_step.py``. In one process each compilation takes longer than the one before, the last by
-up to a quarter: so the seconds that ``train_step.py`` tells are not to be compared with one another, and these are.
+The rivals are those of ``train_step.py``. Within one process each compilation takes longer than the one before, the
+last by up to a quarter. The times of ``train_step.py`` are therefore not comparable with one another, but these are.
 """
 
 import json
@@ -28,13 +28,13 @@ def in_a_process(problem: str, rival: str, quick: bool) -> dict[str, float]:
 def main() -> None:
     parser = argument_parser(__doc__, "compile_step")
     parser.add_argument("--problem", default="transformer", choices=list(PROBLEMS))
-    parser.add_argument("--one", choices=RIVALS, help="compile this rival here, and print its seconds as JSON")
+    parser.add_argument("--one", choices=RIVALS, help="compile this rival in this process and print its times")
     options = parser.parse_args()
     if options.one:
         problem = (QUICK_PROBLEMS if options.quick else PROBLEMS)[options.problem]()
         print(json.dumps(makers(options.problem, problem)[options.one]().compile))
         return
-    report = Report(options, note="medians of processes that compile once each, the rivals in turns")
+    report = Report(options, note="medians over processes that compile once each; the rivals take turns")
     found = {rival: [] for rival in RIVALS}
     for _ in range(options.rounds or (1 if options.quick else 3)):
         for rival in RIVALS:

@@ -1,12 +1,12 @@
-"""Seconds to trace, lower and compile the optimizer step, against the number of leaves.
+"""Seconds to trace, lower and compile the optimizer step, by number of leaves.
 
     python benchmarks/compile_time.py                    # up to 2,000 leaves
     python benchmarks/compile_time.py --quick            # up to 100 leaves, writes nothing
 
-Leaves hold 20 numbers each: what compiling costs is set by how many there are. The step is ``update`` and
-``apply_updates``, jitted and donated. Before each measurement all of jax's caches are emptied; none is kept on disk.
-The packed rivals compile a step for a buffer that is packed already. Packing, which is done once, has a row of its own;
-what taking the tree out again inside of a loss costs is in ``train_step.py``.
+Leaves have 20 elements each, because the number of leaves determines the compilation time. The step is ``update`` and
+``apply_updates``, jitted with donation. All of jax's caches are cleared before each measurement, and none is on disk.
+The packed rivals compile a step for parameters that are already packed. Packing happens once and has a separate row;
+``train_step.py`` measures the cost of unpacking inside a loss.
 """
 
 import random
@@ -22,12 +22,12 @@ import nnlearn
 LEAVES = (1, 10, 100, 1000, 2000)
 QUICK_LEAVES = (1, 10, 100)
 RECIPES_HERE = ("adamw", "clip+adamw+schedule")
-SLOW = 10.0  # seconds; what takes longer is measured once
+SLOW = 10.0  # seconds; slower compilations are measured once
 PARTS = ("trace_seconds", "lower_seconds", "compile_seconds", "total_seconds")
 
 
 def pack_seconds(params: dict) -> float:
-    """From a tree to its packed form, for the first time."""
+    """Seconds of the first packing of a tree."""
     jax.clear_caches()
     began = time.perf_counter()
     jax.block_until_ready(jax.tree.leaves(nnlearn.pack(params)))
@@ -35,11 +35,11 @@ def pack_seconds(params: dict) -> float:
 
 
 def measure(leaves: int, recipe: str, rounds: int) -> list[dict]:
-    """A row for each rival: the medians of its parts, in turns over a few rounds."""
+    """A row for each rival, with the medians of its stages; the rivals take turns."""
     shapes = [(20,)] * leaves
     params, grads = draw(shapes, 0), draw(shapes, 1)
     steps = update_steps(recipe, params, grads)
-    steps.pop("nnlearn, packed, one leaf", None)  # the row of one leaf says it
+    steps.pop("nnlearn, packed, one leaf", None)  # equal to the row of one leaf
     found, shuffler = {name: [] for name in steps}, random.Random(0)
     for _ in range(rounds):
         for name in shuffler.sample(list(steps), len(steps)):
@@ -63,7 +63,7 @@ def main() -> None:
     rounds = options.rounds or (2 if options.quick else 3)
     report = Report(options)
     for recipe in options.recipes:
-        measure(1, recipe, 1)  # the first use of everything costs more, and is nobody's fault
+        measure(1, recipe, 1)  # first uses cost more for every rival
         for leaves in options.leaves or (QUICK_LEAVES if options.quick else LEAVES):
             rows = measure(leaves, recipe, rounds)
             totals = {row["rival"]: row["total_seconds"] for row in rows}

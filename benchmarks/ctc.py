@@ -1,14 +1,14 @@
-"""The CTC loss and its gradient with respect to the logits, against optax's and PyTorch's own.
+"""The CTC loss and its gradient with respect to the logits, compared with optax and PyTorch.
 
     python benchmarks/ctc.py                     # three shapes
     python benchmarks/ctc.py --quick             # the smallest, few rounds, writes nothing
 
-Every rival gets the same float32 logits, labels and lengths, and returns the losses and, where its name says so, the
-gradient of their sum. ``error`` is the largest difference from float64, over the largest number: of the gradient, or of
-the losses where there is none. PyTorch's is its own loss, not cuDNN's, after ``log_softmax``, on a CPU with as many
-threads as there are cores, and with logits that lie in the order that it wants (frames first). ``memory MB`` is what
-the compiled program asks for beside its arguments and results. nnlearn's kernel in C, where it runs, takes 16 bytes
-more for each frame and label of an example in each thread: of the first shape half a megabyte.
+Every rival receives the same float32 logits, labels and lengths. It returns the losses and, if its name says so, the
+gradient of their sum. ``error`` is the largest difference from float64 relative to the largest value, of the gradient
+or else of the losses. PyTorch runs its own loss, not cuDNN's, after ``log_softmax``, on a CPU with one thread per core,
+and with logits in its native order (frames first). ``memory MB`` is the scratch memory of the compiled program, without
+arguments and results. nnlearn's C kernel, where it is used, takes another 16 bytes for each frame and label of an
+example in each thread, which is half a megabyte for the first shape.
 """
 
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from nnlearn.losses.ctc import ctc_loss
 SHAPES = ((8, 512, 1024, 64), (16, 256, 32, 48), (32, 128, 512, 32))  # examples, frames, classes, labels
 LOSS, GRADIENT = "nnlearn loss", "nnlearn loss + gradient"
 OPTAX_LOSS, OPTAX_GRADIENT, TORCH = "optax loss", "optax loss + gradient", "torch loss + gradient"
-DIFFERENT = 1e-2  # no error of rounding is as large
+DIFFERENT = 1e-2  # rounding errors are far smaller
 HEADINGS = ("rival", "ms", "quartiles", f"/ {GRADIENT}", "error", "compile s", "memory MB")
 
 
@@ -36,7 +36,7 @@ class Problem(NamedTuple):
 
 
 def make_problem(shape: tuple[int, ...]) -> Problem:
-    """Sequences of three quarters of the frames, and of the labels, upwards."""
+    """Random sequences with three quarters to all of the frames, and of the labels."""
     batch, frames, classes, labels = shape
     rng = np.random.default_rng(0)
     frame_counts = rng.integers(frames * 3 // 4, frames + 1, (batch, 1))
@@ -63,22 +63,24 @@ class Torch:
         self.labels = torch.tensor(problem.labels, dtype=torch.int64, device=DEVICE)
         self.frame_counts = torch.tensor((problem.logit_paddings == 0).sum(1), device=DEVICE)
         self.label_counts = torch.tensor((problem.label_paddings == 0).sum(1), device=DEVICE)
-        self.result = None
+        self.losses: Any = None
+        self.result: Any = None
 
     def run(self, calls: int) -> None:
         functional = self.torch.nn.functional
         for _ in range(calls):
             self.logits_tbk.grad = None
-            losses = functional.ctc_loss(
+            self.losses = functional.ctc_loss(
                 functional.log_softmax(self.logits_tbk, -1),
                 self.labels,
                 self.frame_counts,
                 self.label_counts,
                 reduction="none",
             )
-            losses.sum().backward()
+            self.losses.sum().backward()
         self.wait()
-        self.result = losses.detach().cpu().numpy(), self.logits_tbk.grad.cpu().numpy().swapaxes(0, 1)
+        grad: Any = self.logits_tbk.grad
+        self.result = self.losses.detach().cpu().numpy(), grad.cpu().numpy().swapaxes(0, 1)
 
 
 def with_gradient(loss: Any) -> Any:
@@ -90,7 +92,7 @@ def with_gradient(loss: Any) -> Any:
 
 
 def make_rivals(problem: Problem) -> dict[str, Any]:
-    arrays = tuple(map(jnp.asarray, problem))  # once: no call may pay for bringing them to the device
+    arrays = tuple(map(jnp.asarray, problem))  # once, so that no call includes the transfer to the device
     return {
         LOSS: Compiled(lambda *inputs: (ctc_loss(*inputs), None), *arrays),
         GRADIENT: Compiled(with_gradient(ctc_loss), *arrays),
@@ -101,26 +103,26 @@ def make_rivals(problem: Problem) -> dict[str, Any]:
 
 
 def errors(rivals: dict[str, Any], problem: Problem) -> dict[str, float]:
-    """Of each rival's last result, against ours in float64."""
+    """The error of each rival's last result, relative to nnlearn's in float64."""
     with jax.enable_x64(True):
         inputs = problem._replace(logits=problem.logits.astype(np.float64))
         exact = [np.asarray(one) for one in jax.jit(with_gradient(ctc_loss))(*inputs)]
     found = {}
     for name, rival in rivals.items():
-        place = 0 if rival.result[1] is None else 1
-        result = np.asarray(rival.result[place], np.float64)
-        found[name] = float(np.max(np.abs(result - exact[place])) / np.max(np.abs(exact[place])))
+        index = 0 if rival.result[1] is None else 1
+        result = np.asarray(rival.result[index], np.float64)
+        found[name] = float(np.max(np.abs(result - exact[index])) / np.max(np.abs(exact[index])))
     return found
 
 
 def measure(shape: tuple[int, ...], rounds: int) -> tuple[list[dict], list[dict]]:
-    """One shape: a row for each rival, and everyone's time over that of our loss and gradient."""
+    """For one shape, a row for each rival, and the ratio of its time to that of nnlearn's loss and gradient."""
     problem = make_problem(shape)
     rivals = make_rivals(problem)
     seconds, calls = race(rivals, rounds=rounds)
     wrong = errors(rivals, problem)
     if not max(wrong.values()) < DIFFERENT:
-        print(f"  NOT THE SAME LOSSES: {wrong}", flush=True)
+        print(f"  DIFFERENT LOSSES: {wrong}", flush=True)
     head = {"shape": list(shape), "calls": calls}
     rows = [
         head | {"rival": name, **summarize(seconds[name]), "error": wrong[name], "compile": rival.compile}

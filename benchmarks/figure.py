@@ -1,4 +1,4 @@
-"""Draws ``results/step_time.png`` from ``results/step_time.json``: milliseconds a step, and what memory alone takes.
+"""Draw ``results/step_time.png`` from ``results/step_time.json``: milliseconds per step, and the memory-bound minimum.
 
 python benchmarks/figure.py
 python benchmarks/figure.py --json results.json --png figure.png
@@ -12,9 +12,11 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 RESULTS = Path(__file__).parent / "results"
-# Rivals of one family share a hue, and each has a marker of its own: the figure must also read without colour.
+# Rivals of one family share a hue, and each has its own marker, so that the figure is readable without colour.
 LOOKS = {
     "optax": ("#d1495b", "o"),
     "optax.flatten": ("#d1495b", "s"),
@@ -24,7 +26,7 @@ LOOKS = {
     "nnlearn": ("#00798c", "o"),
     "nnlearn, packed": ("#00798c", "D"),
 }
-SPREAD = 0.76  # of the height of one regime that its rivals take up
+SPREAD = 0.76  # fraction of the height of a regime for its rivals
 
 
 def rows_of(rows: list[dict], **wanted) -> list[dict]:
@@ -32,14 +34,14 @@ def rows_of(rows: list[dict], **wanted) -> list[dict]:
 
 
 def marker_style(rival: str) -> dict:
-    """Packed rivals are filled, all others hollow."""
+    """The marker of a rival: filled if it is packed, otherwise hollow."""
     color, marker = LOOKS[rival]
     face = color if "packed" in rival else "white"
     return {"color": color, "marker": marker, "markerfacecolor": face, "markersize": 5}
 
 
 def draw_panel(axes, rows: list[dict], regimes: list[str]) -> None:
-    """One recipe: a band for each regime, a dot with its quartiles for each rival, a line for the bandwidth."""
+    """Draw one recipe: a band for each regime, a dot with quartiles for each rival, and a line for the bandwidth."""
     for band, regime in enumerate(regimes):
         here = {row["rival"]: row for row in rows_of(rows, regime=regime)}
         if band % 2:
@@ -64,8 +66,8 @@ def draw_panel(axes, rows: list[dict], regimes: list[str]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def draw(document: dict) -> plt.Figure:
-    """All recipes side by side, one legend, and the machine below."""
+def draw(document: dict) -> Figure:
+    """Draw all recipes side by side, with one legend and a description of the machine."""
     rows = document["rows"]
     recipes, regimes = (list(dict.fromkeys(row[key] for row in rows)) for key in ("recipe", "regime"))
     across = min(2, len(recipes))
@@ -78,18 +80,16 @@ def draw(document: dict) -> plt.Figure:
     for panel in panels.flat[len(recipes) :]:
         panel.set_visible(False)
     for panel in panels[-1]:
-        panel.set_xlabel("milliseconds a step (median and quartiles; less is better)")
+        panel.set_xlabel("milliseconds per step (median and quartiles; lower is better)")
     present = {row["rival"] for row in rows}
     handles = [
-        plt.Line2D(
-            [], [], color=color, marker=marker, linestyle="", markerfacecolor=color if marker == "D" else "white"
-        )
+        Line2D([], [], color=color, marker=marker, linestyle="", markerfacecolor=color if marker == "D" else "white")
         for rival, (color, marker) in LOOKS.items()
         if rival in present
     ]
     labels = [rival for rival in LOOKS if rival in present]
-    handles.append(plt.Line2D([], [], color="black", linestyle=":"))
-    labels.append("its bytes at the bandwidth measured")
+    handles.append(Line2D([], [], color="black", linestyle=":"))
+    labels.append("minimal bytes at the measured bandwidth")
     figure.legend(handles, labels, loc="upper center", ncols=4, frameon=False, fontsize=9)
     figure.text(0.01, 0.008, describe(document), fontsize=7, color="#555555")
     figure.tight_layout(rect=(0, 0.025, 1, 1 - 0.65 / height))
@@ -107,7 +107,7 @@ def describe(document: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=RESULTS / "step_time.json")
-    parser.add_argument("--png", type=Path, default=None, help="beside the JSON by default")
+    parser.add_argument("--png", type=Path, default=None, help="path of the figure; by default next to the JSON file")
     options = parser.parse_args()
     path = options.png or options.json.with_suffix(".png")
     draw(json.loads(options.json.read_text())).savefig(path, dpi=150)

@@ -1,12 +1,15 @@
-"""What the derivative of a whole run costs: time and memory beside the run itself, forward and in reverse.
+"""Time and memory of the derivative of a whole run, in forward and reverse mode, compared with the run itself.
 
     python benchmarks/hypergrad.py            # 100 to 6,400 steps
     python benchmarks/hypergrad.py --quick    # 100 and 400, writes nothing
 
-The run trains 64-32-10 on digits, batch 32, with AdamW; the objective is its last validation loss. Forward mode is
-measured with respect to one, two and four numbers, reverse mode with respect to four (their number does not matter
-there). Memory is what the compiled program asks for in temporary buffers. The run and its derivatives take turns.
+The run trains a 64-32-10 network on digits with AdamW and batches of 32; the objective is its final validation loss.
+Forward mode is measured with respect to one, two and four hyper-parameters, reverse mode with respect to four (their
+number does not matter in reverse mode). Memory is the size of the compiled program's temporary buffers. The run and its
+derivatives take turns.
 """
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +20,12 @@ from nnlearn.datasets import load
 from nnlearn.models import mlp
 
 POINT = {"rate": 1e-3, "decay": 1e-2, "b1": 0.9, "b2": 0.99}
-RIVALS = {"forward, 1": ("forward", 1), "forward, 2": ("forward", 2), "forward, 4": ("forward", 4)}
-RIVALS |= {"reverse, 4": ("reverse", 4)}
+RIVALS: dict[str, tuple[Literal["forward", "reverse"], int]] = {
+    "forward, 1": ("forward", 1),
+    "forward, 2": ("forward", 2),
+    "forward, 4": ("forward", 4),
+    "reverse, 4": ("reverse", 4),
+}
 
 
 def make_objective(steps: int):
@@ -44,7 +51,7 @@ def make_objective(steps: int):
 def main() -> None:
     parser = argument_parser(__doc__, "hypergrad")
     options = parser.parse_args()
-    report = Report(options, note="times are of a whole run or derivative; memory of its temporary buffers")
+    report = Report(options, note="times of a whole run or derivative; memory of its temporary buffers")
     table = []
     for steps in (100, 400) if options.quick else (100, 400, 1600, 6400):
         objective = make_objective(steps)
@@ -66,7 +73,7 @@ def main() -> None:
             times = ratios.get(f"{row['rival']} / the run", {"median": 1.0})["median"]
             cells = [f"{row['median_ms']:.1f}", f"{times:.2f}", f"{row['temp_bytes'] / 1e6:.2f}"]
             table.append([str(steps), row["rival"], *cells])
-    show("The derivative of a run", ["steps", "what", "ms", "times the run", "temporaries, MB"], table, left=2)
+    show("The derivative of a run", ["steps", "program", "ms", "times the run", "temporaries, MB"], table, left=2)
     report.close()
 
 

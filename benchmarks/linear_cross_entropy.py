@@ -4,11 +4,11 @@
     python benchmarks/linear_cross_entropy.py --gpu      # 8,192 tokens, width 4,096, 131,072 classes, bfloat16
     python benchmarks/linear_cross_entropy.py --quick    # 1,024 tokens, 8,192 classes, few rounds, writes nothing
 
-Every rival works out the loss and its gradients with respect to hidden, weight and bias. ``dense`` is
-``nnlearn.cross_entropy(hidden @ weight + bias, labels)``, ``optax`` the same with optax's loss. ``embedding`` has the
-weight as [classes, width], where ``embedding.T`` transposes it. TFLOP/s count the three matrix products of the whole,
-whatever a rival does. ``temp MB`` is what the compiled program asks for beside its arguments and results, and
-``/ logits`` that over the logits in float32. All losses must agree.
+Every rival computes the loss and its gradients with respect to hidden, weight and bias. ``dense`` is
+``nnlearn.cross_entropy(hidden @ weight + bias, labels)``, and ``optax`` is the same with optax's loss. ``embedding``
+has a weight of shape [classes, width], which ``embedding.T`` transposes. TFLOP/s count the three dense matrix products
+for every rival. ``temp MB`` is the scratch memory of the compiled program, without arguments and results, and
+``/ logits`` is its ratio to the logits in float32. All losses must agree.
 """
 
 from typing import Any
@@ -25,16 +25,17 @@ SIZES = (4096, 512, 50_257)
 QUICK_SIZES = (1024, 512, 8192)
 GPU_SIZES = (8192, 4096, 131_072)
 OURS, DENSE = "linear_cross_entropy", "dense"
-DIFFERENT = {"float32": 1e-5, "bfloat16": 1e-2}  # of the loss; dense logits are rounded to their dtype
+DIFFERENT = {"float32": 1e-5, "bfloat16": 1e-2}  # relative; dense logits are rounded to their dtype
 HEADINGS = ("rival", "ms", "quartiles", "TFLOP/s", "/ dense", "compile s", "temp MB", "/ logits")
 
 
 class Compiled:
-    """A rival that is the value and gradients of a loss, compiled, of unchanging arguments."""
+    """A rival that is the compiled value and gradients of a loss at constant arguments."""
 
     def __init__(self, loss: Any, *inputs: jax.Array):
         self.compiled, self.compile = compile_timed(jax.jit(jax.value_and_grad(loss, (0, 1, 2))), *inputs)
-        self.inputs, self.value = inputs, None
+        self.inputs = inputs
+        self.value: Any = None
 
     def run(self, calls: int) -> None:
         for _ in range(calls):
@@ -71,13 +72,13 @@ def make_rivals(sizes: tuple[int, int, int], dtype: str, names: list[str] | None
 
 
 def measure(sizes: tuple[int, int, int], dtype: str, rounds: int, names: list[str] | None) -> tuple[list, list]:
-    """A row for each rival, and everyone's time over that of the dense loss."""
+    """A row for each rival, and the ratio of its time to that of the dense loss."""
     rivals = make_rivals(sizes, dtype, names)
     seconds, calls = race(rivals, rounds=rounds, warmup=1)
     values = {name: float(rival.value) for name, rival in rivals.items()}
     worst = max(abs(value / values[OURS] - 1) for value in values.values())
     if not worst < DIFFERENT[dtype]:
-        print(f"  NOT THE SAME LOSS: {values}", flush=True)
+        print(f"  DIFFERENT LOSSES: {values}", flush=True)
     tokens, width, classes = sizes
     head = {"tokens": tokens, "width": width, "classes": classes, "dtype": dtype, "calls": calls,
             "largest_relative_difference": worst, "logits_bytes": 4 * tokens * classes}  # fmt: skip
@@ -109,9 +110,9 @@ def print_rows(rows: list[dict], ratios: dict) -> None:
 
 def main() -> None:
     parser = argument_parser(__doc__, "linear_cross_entropy")
-    parser.add_argument("--gpu", action="store_true", help="the larger shape, in bfloat16 alone")
-    parser.add_argument("--dtypes", nargs="+", choices=DIFFERENT, help="float32 and bfloat16 by default")
-    parser.add_argument("--rivals", nargs="+", help="only these")
+    parser.add_argument("--gpu", action="store_true", help="the larger shape, only in bfloat16")
+    parser.add_argument("--dtypes", nargs="+", choices=DIFFERENT, help="by default float32 and bfloat16")
+    parser.add_argument("--rivals", nargs="+", help="names; by default all")
     options = parser.parse_args()
     if options.gpu:
         options.name = "linear_cross_entropy_gpu"

@@ -1,4 +1,4 @@
-"""The machine that a benchmark ran on: its facts, its memory bandwidth, and the most memory that the process held."""
+"""The machine of a benchmark: its description, its memory bandwidth, and the peak memory of the process."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import nnlearn
 
 PACKAGES = ("nnlearn", "jax", "jaxlib", "optax", "flax", "torch", "numpy")
-CPU_NUMBERS = 16_000_000  # in each of three arrays: 64 MB, several times the last cache
+CPU_NUMBERS = 16_000_000  # elements of each of three arrays: 64 MB, several times the last cache
 ACCELERATOR_NUMBERS = 256_000_000
 
 
@@ -37,16 +37,18 @@ def _cpu_model() -> str:
 
 
 def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _commit() -> str | None:
-    """The commit measured, with a mark if the files of the package differ from it."""
+    """The current commit, with a mark if files of the package differ from it."""
     root = Path(__file__).parent.parent
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         return git("rev-parse", "--short", "HEAD") + ("+changes" if git("status", "--short", "--", "nnlearn") else "")
@@ -55,7 +57,7 @@ def _commit() -> str | None:
 
 
 def machine_facts() -> dict:
-    """Hardware, versions, and how busy the machine was."""
+    """Hardware, versions, and the load of the machine."""
     return {
         "cpu": _cpu_model(),
         "cores": cores(),
@@ -72,7 +74,7 @@ def machine_facts() -> dict:
 
 
 def peak_memory() -> dict[str, int]:
-    """The most bytes that the process has held so far, and on an accelerator those of its first device too."""
+    """The peak memory of the process so far, and on an accelerator also of its first device, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     stats = jax.devices()[0].memory_stats() or {}
@@ -82,7 +84,7 @@ def peak_memory() -> dict[str, int]:
 
 
 class XlaTriad:
-    """``b <- b + s * c`` with b donated: three arrays move, and none is new memory."""
+    """``b <- b + s * c`` with b donated: three arrays move, without new memory."""
 
     arrays = 3
 
@@ -103,13 +105,13 @@ class XlaCopy(XlaTriad):
 
     def __init__(self, numbers: int):
         self.numbers, self.b, self.c = numbers, jnp.zeros(numbers), jnp.ones(numbers)
-        # An argument that is not used would be dropped, and its memory with it.
+        # Without keep_unused, jit would drop the argument and its memory.
         copy = jax.jit(lambda b, c: jnp.copy(c), donate_argnums=0, keep_unused=True)
         self.program = copy.lower(self.b, self.c).compile()
 
 
 class TorchTriad:
-    """STREAM's triad ``a = b + s * c`` into memory that is there; three arrays are counted, as STREAM does."""
+    """STREAM's triad ``a = b + s * c`` into existing memory; three arrays are counted, as STREAM does."""
 
     arrays = 3
 
@@ -125,13 +127,13 @@ class TorchTriad:
             self.add(self.b, self.c, alpha=3.0, out=self.a)
 
 
-def bandwidth_rivals(quick: bool = False) -> dict:
-    """The programs that measure memory bandwidth here, to take turns with the rivals."""
+def bandwidth_rivals(quick: bool = False) -> "dict[str, XlaTriad | TorchTriad]":
+    """The programs that measure memory bandwidth, to take turns with the rivals."""
     if not on_cpu():
         numbers = ACCELERATOR_NUMBERS // 16 if quick else ACCELERATOR_NUMBERS
         return {"xla triad": XlaTriad(numbers), "xla copy": XlaCopy(numbers)}
     numbers = CPU_NUMBERS // 4 if quick else CPU_NUMBERS
-    rivals = {"xla triad": XlaTriad(numbers)}
+    rivals: dict[str, XlaTriad | TorchTriad] = {"xla triad": XlaTriad(numbers)}
     if _version("torch"):
         rivals["torch triad"] = TorchTriad(numbers)
     return rivals

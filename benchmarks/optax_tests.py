@@ -1,10 +1,10 @@
-"""optax's own tests, with nnlearn in optax's place: a proof of some minutes, run by hand.
+"""Run optax's own tests with nnlearn in place of optax, which takes a few minutes.
 
     python benchmarks/optax_tests.py
 
-The tests come with the installed optax. In each of their modules, what is looked up in a module of optax is nnlearn's
-thing of that name where there is one. Optax's own code is not changed, and the tests of optimizers that only optax has
-are left out. ``DIFFERENT`` names what nnlearn does otherwise on purpose, and why; anything else that fails is a fault.
+The tests are those of the installed optax. In each test module, a name of an optax module resolves to nnlearn's object
+of that name, if there is one. Optax's own code is unchanged, and tests of optimizers that only optax has are left out.
+``DIFFERENT`` lists intended differences with their reasons; any other failure is a bug.
 """
 
 import pathlib
@@ -25,18 +25,18 @@ DIFFERENT = {
     "GeneralizedKLDivergenceTest::test_deprecated_alias": "convex_kl_divergence is an alias that does not warn",
     **{f"AliasTest::test_explicit_dtype{at}": "moments of bfloat16 parameters are float32" for at in (10, 11)},
     **{f"AliasTest::test_explicit_dtype{at}": "moments of complex parameters stay complex" for at in (25, 26, 28, 29)},
-    "ClippingTest::test_clip_by_block_rms": "it comes to 1 - 1.2e-7, where 7 places of 1 are asked",
+    "ClippingTest::test_clip_by_block_rms": "the result is 1 - 1.2e-7, and the test requires 7 digits of 1",
 }
 ROOMS = (nnlearn, nnlearn.losses, nnlearn.schedules, nnlearn.transforms, nnlearn.optimizers)
 
 
 def _is_swapped(module: str) -> bool:
-    """Whether nnlearn's names stand for a module's: ``optax.tree.scale`` is another thing than ``optax.scale``."""
+    """Whether nnlearn replaces the names of a module; ``optax.tree.scale`` differs from ``optax.scale``."""
     return module.startswith("optax") and "tree" not in module and not module.endswith(("_test", "test_utils"))
 
 
 class InPlaceOf(types.ModuleType):
-    """A module of optax that shows nnlearn's things under optax's names."""
+    """A module of optax whose names resolve to nnlearn's objects."""
 
     def __init__(self, module):
         super().__init__(module.__name__)
@@ -53,7 +53,7 @@ class InPlaceOf(types.ModuleType):
 
 
 class Swap:
-    """A plugin of pytest."""
+    """A pytest plugin that replaces optax by nnlearn in the test modules."""
 
     def pytest_collection_modifyitems(self, config, items):
         for module in {item.module for item in items}:
@@ -66,13 +66,13 @@ class Swap:
         for item in items:
             for name, reason in DIFFERENT.items():
                 if item.nodeid.endswith(name):
-                    # of a test whose subtest fails pytest says that the test itself passes
+                    # pytest reports a test as passed if only a subtest of it fails
                     strict = "explicit_dtype" not in name
                     item.add_marker(pytest.mark.xfail(reason=reason, strict=strict))
 
     @staticmethod
     def _is_of_optax_alone(item) -> bool:
-        """Whether the case's parameters name an optimizer that nnlearn does not have, or it is a test of L-BFGS."""
+        """Whether the case tests L-BFGS, or its parameters name an optimizer that nnlearn lacks."""
         case = getattr(item.cls, item.name, None)
         named = [cell.cell_contents for cell in getattr(case, "__closure__", None) or ()]
         chosen = [value["opt_name"] for value in named if isinstance(value, dict) and "opt_name" in value]

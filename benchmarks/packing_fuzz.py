@@ -1,11 +1,11 @@
-"""Whether ``packing_difference`` ever accepts what packing changes: random transformations, really run.
+"""Search for random transformations that ``packing_difference`` accepts although packing changes their result.
 
     python benchmarks/packing_fuzz.py --count 20000 --seed 0
 
-Each transformation is drawn with a tree of parameters from the grammar in ``tests/packing_grammar.py``. Where
-``packing_difference`` accepts it, three steps are taken with packed parameters and with the leaves, in float64 so that
-sums in another order agree to 1e-6. Of those that it refuses, one in twenty is run too. Prints the counts, and every
-transformation that was accepted wrongly with its number; ends with 1 if there is one.
+Each transformation and tree of parameters is drawn from the grammar in ``tests/packing_grammar.py``. If
+``packing_difference`` accepts it, three steps are run with packed parameters and with the leaves, in float64 so that
+sums in a different order agree to 1e-6. One in twenty of the rejected transformations is run as well. The script prints
+the counts and every wrongly accepted transformation with its number; its exit status is 1 if there is one.
 """
 
 import argparse
@@ -23,8 +23,8 @@ import jax
 
 jax.config.update("jax_enable_x64", True)
 
-from packing_grammar import random_transformation  # noqa: E402
-from packing_runs import differs, random_problem  # noqa: E402
+from packing_grammar import random_transformation  # noqa: E402  # pyright: ignore[reportMissingImports]
+from packing_runs import differs, random_problem  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 from nnlearn import packing_difference  # noqa: E402
 
@@ -32,7 +32,7 @@ REFUSED_SHARE = 20
 
 
 def judge(number: int) -> tuple[str, bool]:
-    """What became of one transformation, and whether it was made to be accepted."""
+    """The outcome for one transformation, and whether it was constructed to be accepted."""
     problem = random_problem(number)
     _, tx, honest = random_transformation(number)
     accepted = packing_difference(tx, problem.params, problem.labels) == ""
@@ -40,7 +40,7 @@ def judge(number: int) -> tuple[str, bool]:
         return "refused", honest
     try:
         different = differs(lambda: random_transformation(number)[1], problem)
-    except Exception as error:  # it does not run on the leaves either
+    except Exception as error:  # it fails on the leaves as well
         return (
             f"accepted, and does not run: {type(error).__name__}" if accepted else "refused, and does not run",
             honest,
@@ -52,12 +52,12 @@ def judge(number: int) -> tuple[str, bool]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=20_000, help="how many transformations")
-    parser.add_argument("--seed", type=int, default=0, help="numbers the runs: each has transformations of its own")
+    parser.add_argument("--count", type=int, default=20_000, help="number of transformations")
+    parser.add_argument("--seed", type=int, default=0, help="index of the run; each run has different transformations")
     options = parser.parse_args()
     counts, start, wrong = collections.Counter(), time.perf_counter(), 0
     first = options.seed * 10_000_000
-    gc.disable()  # most of what is made stays in JAX's caches anyway
+    gc.disable()  # most objects stay in JAX's caches anyway
     for number in range(first, first + options.count):
         verdict, honest = judge(number)
         counts[verdict, honest] += 1

@@ -1,11 +1,11 @@
-"""The norms of all examples' gradients, and their clipped mean, against one plain gradient of the batch.
+"""The norms of per-example gradients, and their clipped mean, compared with one plain gradient of the batch.
 
     python benchmarks/per_example.py                     # two perceptrons, batches of 256
     python benchmarks/per_example.py --quick             # the smaller one, few rounds, writes nothing
 
-``gradient`` is ``jax.grad`` of the batch's loss: what training without the norms costs. ``vmapped norms`` are those of
-``jax.vmap(jax.grad)``, which holds a gradient for each example. ``memory MB`` is what the compiled program asks for
-beside its arguments and results. All norms must agree.
+``gradient`` is ``jax.grad`` of the batch's loss, the cost of training without norms. ``vmapped norms`` uses
+``jax.vmap(jax.grad)``, which stores a gradient for each example. ``memory MB`` is the scratch memory of the compiled
+program, without arguments and results. All norms must agree.
 """
 
 import jax
@@ -19,7 +19,7 @@ from nnlearn.gradients.per_example import clipped_value_and_grad, per_example_gr
 SIZES = ((64, 128, 128, 10), (784, 256, 256, 10))
 BATCH_SIZE = 256
 FLOOR, NORMS, NAIVE = "gradient", "per_example_norms", "vmapped norms"
-DIFFERENT = 1e-5  # of a norm
+DIFFERENT = 1e-5  # relative
 HEADINGS = ("rival", "ms", "quartiles", "/ gradient", "compile s", "memory MB")
 
 
@@ -48,12 +48,12 @@ def make_rivals(sizes: tuple[int, ...]) -> dict[str, Compiled]:
 
 
 def measure(sizes: tuple[int, ...], rounds: int) -> tuple[list[dict], list[dict]]:
-    """One model: a row for each rival, and everyone's time over that of the plain gradient."""
+    """For one model, a row for each rival, and the ratio of its time to that of the plain gradient."""
     rivals = make_rivals(sizes)
     seconds, calls = race(rivals, rounds=rounds)
     worst = float(np.max(np.abs(rivals[NORMS].result / rivals[NAIVE].result - 1)))
     if not worst < DIFFERENT:
-        print(f"  NOT THE SAME NORMS: they differ by {worst:.1e}", flush=True)
+        print(f"  DIFFERENT NORMS: by {worst:.1e}", flush=True)
     head = {"sizes": list(sizes), "batch_size": BATCH_SIZE, "calls": calls, "largest_relative_difference": worst}
     rows = [
         head | {"rival": name, **summarize(seconds[name]), "compile": rival.compile} for name, rival in rivals.items()

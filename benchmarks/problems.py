@@ -1,4 +1,4 @@
-"""The training problems of ``train_step.py``: pure losses on plain trees, which every rival takes as they are."""
+"""The training problems of ``train_step.py``: pure losses on plain trees, which every rival can use unchanged."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,9 +14,9 @@ class Problem(NamedTuple):
     """A model to train.
 
     Attributes:
-      params: the parameters to begin at.
-      batch: one batch, used for every step.
-      loss_fn: ``loss_fn(params, batch, key) -> loss``; no model here draws random numbers.
+      params: the initial parameters.
+      batch: the batch of every step.
+      loss_fn: ``loss_fn(params, batch, key) -> loss``; no model uses random numbers.
     """
 
     params: Any
@@ -25,7 +25,7 @@ class Problem(NamedTuple):
 
 
 def digits_mlp() -> Problem:
-    """A perceptron 64-128-128-10 on batches of 32: so small that a step is mostly what surrounds it."""
+    """A 64-128-128-10 perceptron on batches of 32, so small that overhead dominates a step."""
     model, keys = mlp((64, 128, 128, 10)), jax.random.split(jax.random.key(0), 3)
     batch = jax.random.normal(keys[1], (32, 64)), jax.random.randint(keys[2], (32,), 0, 10)
 
@@ -36,7 +36,7 @@ def digits_mlp() -> Problem:
 
 
 def transformer(layers: int = 24, d: int = 64, ff: int = 256, heads: int = 4) -> Problem:
-    """24 pre-norm layers, 288 leaves, 1.19 million numbers, on 4 sequences of 16."""
+    """24 pre-norm layers with 288 leaves and 1.19 million parameters, on 4 sequences of length 16."""
     keys = jax.random.split(jax.random.key(0), 3)
 
     def init_layer(key):
@@ -70,7 +70,7 @@ def transformer(layers: int = 24, d: int = 64, ff: int = 256, heads: int = 4) ->
 
 
 def convnet(widths: tuple[int, ...] = (16, 32, 64), groups: int = 4) -> Problem:
-    """A residual network of one block a width on 8 images of 32 x 32 x 3, normalised in groups: 25 leaves."""
+    """A residual network with group normalisation and one block per width, 25 leaves, on 8 images of 32 x 32 x 3."""
     keys = jax.random.split(jax.random.key(0), 3)
     init_keys = iter(jax.random.split(keys[0], 3 * len(widths) + 2))
 

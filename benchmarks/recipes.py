@@ -1,4 +1,4 @@
-"""What is measured: the recipes, the leaves they run on, and the rivals that run them."""
+"""The recipes, the parameter shapes and the JAX rivals of the optimizer benchmarks."""
 
 import math
 from collections.abc import Callable
@@ -12,16 +12,16 @@ import optax
 import nnlearn
 
 Shapes = list[tuple[int, ...]]
-RATE, WARMUP, DECAY = 1e-3, 100, 10_000  # one peak rate for all: what a step costs does not depend on it
+RATE, WARMUP, DECAY = 1e-3, 100, 10_000  # one peak rate for all, because it does not affect the time of a step
 
 
 class Recipe(NamedTuple):
     """An optimizer as a user writes it.
 
     Attributes:
-      make: from a library, optax or nnlearn, to the transformation; the same words for both.
-      minimal_bytes: the bytes a float32 parameter that no implementation can do without: each array that must be
-        read counts 4, and each that must be written.
+      make: maps a library, optax or nnlearn, to the transformation, with the same code for both.
+      minimal_bytes: the bytes per float32 parameter that any implementation must move: 4 for each array that it reads
+        and for each that it writes.
     """
 
     make: Callable[[ModuleType], Any]
@@ -41,7 +41,7 @@ RECIPES = {
     "sgd-momentum": Recipe(lambda library: library.sgd(RATE, momentum=0.9), 20),
     # reads p, g, m, v; writes p, m, v
     "adamw": Recipe(lambda library: library.adamw(RATE, weight_decay=1e-4), 28),
-    # and g once more, for its norm, which must be known before the first update
+    # also reads g a second time: its norm must be known before the first update
     "clip+adamw+schedule": Recipe(_clipped_adamw, 32),
     "lion": Recipe(lambda library: library.lion(RATE, weight_decay=1e-4), 20),
 }
@@ -56,7 +56,7 @@ QUICK_REGIMES: dict[str, Shapes] = {"1 x 1M": [(1_000_000,)], "50 x 2000": [(200
 
 
 def _gpt2_shapes() -> Shapes:
-    """The 148 parameters of GPT-2, 124 million numbers."""
+    """The 148 arrays of GPT-2, with 124 million parameters."""
     d, ff = 768, 3072
     attention = [(d,), (d,), (d, 3 * d), (3 * d,), (d, d), (d,)]
     feed_forward = [(d,), (d,), (d, ff), (ff,), (ff, d), (d,)]
@@ -76,7 +76,7 @@ def count(shapes: Shapes) -> int:
 
 
 def draw(shapes: Shapes, seed: int, scale: float = 1.0) -> dict[str, jax.Array]:
-    """A tree of normal numbers, slices of one draw so that the same shapes cost the same to make everywhere."""
+    """A tree of standard normal values times ``scale``, sliced from one array."""
     flat = scale * jax.random.normal(jax.random.key(seed), (count(shapes),))
     tree, start = {}, 0
     for index, shape in enumerate(shapes):
@@ -86,7 +86,7 @@ def draw(shapes: Shapes, seed: int, scale: float = 1.0) -> dict[str, jax.Array]:
 
 
 def one_leaf(tree: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The same numbers as a tree of one leaf."""
+    """The same values as a tree of one leaf."""
     return {"leaf": jnp.concatenate([leaf.reshape(-1) for leaf in tree.values()])}
 
 
@@ -100,22 +100,22 @@ def _step(tx: Any, params: Any, grads: Any, apply_gradients: Callable = _apply_w
         params, opt_state = state
         return apply_gradients(tx, params, grads, opt_state)
 
-    params = jax.tree.map(jnp.copy, params)  # the step gives its memory away
-    # An array that stands in two places of a state cannot be given away twice.
+    params = jax.tree.map(jnp.copy, params)  # the step donates them
+    # Copied, because an array that occurs twice in a state cannot be donated twice.
     opt_state = jax.tree.map(jnp.copy, tx.init(params))
     return jax.jit(step, donate_argnums=0), (params, opt_state), grads
 
 
 def update_steps(recipe: str, params: dict, grads: dict) -> dict[str, Callable[[], tuple]]:
-    """The optimizer alone, by each jax rival: a jitted step that donates, its state, and its gradient.
+    """Functions that make the optimizer step of each JAX rival: a jitted step with donation, its state, its gradient.
 
-    Each is made anew when asked for. ``optax, packed`` shows what of a gain is the layout's and what the optimizer's.
+    ``optax, packed`` separates the gain of the layout from that of the optimizer.
     """
     theirs, ours = RECIPES[recipe].make(optax), RECIPES[recipe].make(nnlearn)
 
     def packed(tx, form=lambda tree: tree, apply_gradients=nnlearn.apply_gradients):
         packed_params = nnlearn.pack(form(params))
-        # In training the gradient comes with the layout of the parameters, the same object and not an equal one.
+        # In training the gradient has the same layout object as the parameters, not only an equal one.
         buffers, structure = jax.tree.leaves(nnlearn.pack(form(grads))), jax.tree.structure(packed_params)
         return _step(tx, packed_params, jax.tree.unflatten(structure, buffers), apply_gradients)
 

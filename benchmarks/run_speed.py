@@ -1,13 +1,13 @@
-"""Steps a second of a whole run: nnlearn's compiled run and its ``fit``, beside the ordinary loop around optax.
+"""Steps per second of a whole run: nnlearn's compiled run and its ``fit``, compared with the usual loop around optax.
 
     python benchmarks/run_speed.py            # three networks
     python benchmarks/run_speed.py --quick    # short runs, writes nothing
     python benchmarks/run_speed.py --networks xor
 
-The ordinary loop is a jitted step that donates its state, called from Python with batches that NumPy gathers in a new
-random order every epoch. ``make_train`` is the whole run, shuffling included, as one program; ``fit`` takes the same
-batches as the loop, as a stream. All use Adam at one rate and start anew in every run; the compiled program and the
-jitted functions are kept, and compiling is told apart. Rivals take turns in one process.
+The usual loop calls a jitted step with donation from Python; NumPy gathers its batches in a new random order every
+epoch. ``make_train`` is the whole run, shuffling included, as one program. ``fit`` receives the same batches as the
+loop, as a stream. All rivals use Adam with one learning rate and restart for every run. The compiled programs are
+reused, and compilation is reported separately. Rivals take turns in one process.
 """
 
 import time
@@ -34,7 +34,7 @@ NETWORKS = {
 
 
 def make_problem(name: str):
-    """Model, loss and examples; the loss is optax's own arithmetic, the same function for all rivals."""
+    """Model, loss and examples; all rivals use the same loss, with optax's arithmetic."""
     sizes, _, _ = NETWORKS[name]
     if name == "xor":
         model, points = mlp(sizes, activation="tanh"), load("xor").train
@@ -51,7 +51,7 @@ def make_problem(name: str):
 
 
 def stream(examples: Examples, batch_size: int, steps: int) -> Iterator[Examples]:
-    """So many batches of NumPy arrays, in a new order every epoch; an incomplete last batch is left out."""
+    """``steps`` batches of NumPy arrays, in a new order every epoch, without incomplete batches."""
     random, made = np.random.default_rng(0), 0
     while True:
         order = random.permutation(len(examples.inputs))
@@ -77,8 +77,8 @@ def optax_loop(model, loss_fn, examples, batch_size: int, steps: int) -> Callabl
         params = jax.tree.map(jnp.copy, start)
         opt_state = tx.init(params)
         for batch in stream(examples, batch_size, steps):
-            params, opt_state, loss = step(params, opt_state, batch)
-        loss.block_until_ready()
+            params, opt_state, _ = step(params, opt_state, batch)
+        jax.block_until_ready(params)
 
     return run
 
@@ -113,7 +113,7 @@ def main() -> None:
     parser = argument_parser(__doc__, "run_speed")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     options = parser.parse_args()
-    report = Report(options, optimizer=f"adam({RATE})", note="milliseconds and seconds are of a step")
+    report = Report(options, optimizer=f"adam({RATE})", note="times per step")
     table = []
     for name in options.networks:
         _, batch_size, steps = NETWORKS[name]
@@ -128,7 +128,7 @@ def main() -> None:
             rivals[rival] = Thunk(thunk)
         seconds, _ = race(rivals, rounds=options.rounds or (3 if options.quick else 15), warmup=1)
         seconds = {rival: [total / steps for total in totals] for rival, totals in seconds.items()}
-        ratios = ratios_to({r: s for r, s in seconds.items()}, "nnlearn make_train", ["optax loop"])
+        ratios = ratios_to(seconds, "nnlearn make_train", ["optax loop"])
         ratios |= ratios_to(seconds, "nnlearn fit", ["optax loop"])
         facts = {"network": name, "sizes": NETWORKS[name][0], "batch_size": batch_size, "steps": steps}
         rows = [
@@ -140,7 +140,7 @@ def main() -> None:
             above = ratios.get(f"optax loop / {row['rival']}", {"median": 1.0})["median"]
             cells = [f"{row['median_ms'] * 1e3:.1f}", f"{1e3 / row['median_ms']:,.0f}", f"{above:.1f}"]
             table.append([name, row["rival"], *cells, f"{row['first_run_seconds']:.1f}"])
-    headings = ["network", "rival", "us a step", "steps/s", "times the loop", "first run, s"]
+    headings = ["network", "rival", "us per step", "steps/s", "times the loop", "first run, s"]
     show("A whole run, shuffling included", headings, table, left=2)
     report.close()
 

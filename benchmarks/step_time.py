@@ -1,16 +1,17 @@
-"""The optimizer step alone: milliseconds, gigabytes a second, seconds to compile, over leaves, recipes and rivals.
+"""The optimizer step alone: milliseconds, GB/s and compilation time, by shapes of leaves, recipe and rival.
 
     python benchmarks/step_time.py                       # everything
     python benchmarks/step_time.py --quick               # small sizes, writes nothing
     python benchmarks/step_time.py --regimes "2000 x 2000" --recipes adamw
 
-A step is ``update`` and ``apply_updates`` in one jitted program, parameters and state donated, the gradient given: as a
-tree, or packed for the packed rivals, as they get it in training. Torch gets its own in ``param.grad``. All rivals of a
-regime and recipe take turns, and two programs that do nothing but move memory take turns with them, so that the
-share of the bandwidth is measured against the same machine. A regime whose numbers fit in a cache may exceed 100 %.
+A step is ``update`` and ``apply_updates`` in one jitted program with donated parameters and state. The gradient is an
+input: a tree, or packed for the packed rivals, as in training; torch has it in ``param.grad``. All rivals of a regime
+and recipe take turns with two programs that only move memory, so that the share of the bandwidth is measured under the
+same conditions. It can exceed 100 % if the arrays of a regime fit into a cache.
 """
 
 import argparse
+import itertools
 import statistics
 from typing import Any
 
@@ -24,13 +25,13 @@ import nnlearn
 
 OURS = "nnlearn, packed"
 CHECKED_STEPS = 3
-DIFFERENT = 1e-2  # of the largest change; rounding makes up to 1e-4 of it
+DIFFERENT = 1e-2  # relative to the largest change; rounding contributes up to 1e-4
 ATTEMPTS = 3
-AGREE = 1.8  # times as fast; undisturbed the two are within 1.5 of each other
+AGREE = 1.8  # largest ratio of the two bandwidths; without disturbance it is below 1.5
 
 
 def torch_makers(recipe: str, params: dict, grads: dict) -> dict[str, Any]:
-    """Torch's rivals; none without a torch that runs on the same processor."""
+    """The rivals of torch; none if torch does not run on this device."""
     try:
         from torch_rivals import runs_here, torch_rivals
     except ModuleNotFoundError:
@@ -43,14 +44,14 @@ def to_numpy(array: Any) -> np.ndarray:
 
 
 def values(rival: Any) -> np.ndarray:
-    """The parameters of a rival, end to end."""
+    """The parameters of a rival, concatenated."""
     params = rival.params if hasattr(rival, "params") else rival.state[0]
     leaves = jax.tree.leaves(nnlearn.unpack(params) if isinstance(params, nnlearn.Packed) else params)
     return np.concatenate([to_numpy(leaf).reshape(-1) for leaf in leaves])
 
 
 def disagreement(rivals: dict[str, Any], params: dict) -> dict[str, float]:
-    """After a few steps: the largest difference to the first rival's parameters, in parts of the largest change."""
+    """The largest difference from the first rival's parameters after a few steps, relative to the largest change."""
     for rival in rivals.values():
         rival.run(CHECKED_STEPS)
     start = np.concatenate([np.asarray(leaf).reshape(-1) for leaf in params.values()])
@@ -60,14 +61,14 @@ def disagreement(rivals: dict[str, Any], params: dict) -> dict[str, float]:
     found = {name: float(np.max(np.abs(result - reference))) / scale for name, result in results.items()}
     for name, difference in found.items():
         if not difference < DIFFERENT:
-            print(f"  NOT THE SAME STEP: {name} differs by {difference:.0e}", flush=True)
+            print(f"  DIFFERENT STEP: {name} differs by {difference:.0e}", flush=True)
     return found
 
 
 def make_rivals(
     recipe: str, params: dict, grads: dict, wanted: list[str] | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The rivals, compiled, and what kept others away: a rival that runs out of memory is a result too."""
+    """The compiled rivals, and the error of each rival that failed, such as running out of memory."""
     steps = update_steps(recipe, params, grads)
     makers = {name: lambda make=make: Jitted(*make()) for name, make in steps.items()}
     rivals, faults = {}, {}
@@ -87,26 +88,28 @@ def make_rivals(
 
 
 def undisturbed_race(rivals: dict[str, Any], rounds: int, quick: bool) -> tuple[dict, int, dict, bool]:
-    """The race with two programs that only move memory; run again where those two disagree, up to ``ATTEMPTS`` times.
+    """Race together with two programs that only move memory, and repeat up to ``ATTEMPTS`` times if those two disagree.
 
-    Other work on the cores slows torch's threads, which wait for each other, far more than XLA's. The programs that
-    only move memory tell so; no rival's own time decides whether a race counts.
+    Other load on the cores slows torch's threads, which wait for each other, much more than XLA's. The programs that
+    only move memory detect it, so that no rival's own time decides whether a race counts.
     """
     memory = bandwidth_rivals(quick)
-    for attempt in range(ATTEMPTS):
-        seconds, calls = race({**rivals, **memory}, rounds=rounds, seed=attempt)
+    for attempt in itertools.count(1):
+        seconds, calls = race({**rivals, **memory}, rounds=rounds, seed=attempt - 1)
         bandwidth = {name: bytes_moved(memory[name]) / statistics.median(seconds[name]) / 1e9 for name in memory}
         disturbed = max(bandwidth.values()) > AGREE * min(bandwidth.values())
-        if not disturbed:
-            break
-        print("  disturbed: " + ", ".join(f"{name} {gbps:.1f} GB/s" for name, gbps in bandwidth.items()), flush=True)
-    return seconds, calls, bandwidth, disturbed
+        if disturbed:
+            rates = ", ".join(f"{name} {gbps:.1f} GB/s" for name, gbps in bandwidth.items())
+            print(f"  disturbed: {rates}", flush=True)
+        if not disturbed or attempt == ATTEMPTS:
+            return seconds, calls, bandwidth, disturbed
+    raise AssertionError("itertools.count does not end")
 
 
 def measure(
     regime: str, shapes: list, recipe: str, rounds: int, options: argparse.Namespace
 ) -> tuple[list[dict], list[dict]]:
-    """One regime and recipe: a row for each rival, and the ratios."""
+    """For one regime and recipe, a row for each rival, and the ratios."""
     params, grads = draw(shapes, 0, scale=0.02), draw(shapes, 1)
     rivals, faults = make_rivals(recipe, params, grads, options.rivals)
     differences = {} if count(shapes) > 200_000_000 else disagreement(rivals, params)
@@ -125,7 +128,7 @@ def measure(
 
 
 def compare(seconds: dict, rivals: dict) -> dict:
-    """Everyone's time in units of the packed step's, and that of the better of torch's two."""
+    """The ratio of each rival's time to that of the packed step, and that of torch's faster rival."""
     if OURS not in rivals:
         return {}
     found = ratios_to(seconds, OURS, rivals)
@@ -162,17 +165,17 @@ def print_rows(rows: list[dict]) -> None:
 
 def main() -> None:
     parser = argument_parser(__doc__, "step_time")
-    parser.add_argument("--gpu-regimes", action="store_true", help="the leaves for an accelerator instead")
-    parser.add_argument("--regimes", nargs="*", default=None, help="names; all by default")
+    parser.add_argument("--gpu-regimes", action="store_true", help="use the shapes for an accelerator")
+    parser.add_argument("--regimes", nargs="*", default=None, help="names; by default all")
     parser.add_argument("--recipes", nargs="*", default=list(RECIPES), choices=list(RECIPES))
-    parser.add_argument("--rivals", nargs="*", default=None, help="names; all by default")
+    parser.add_argument("--rivals", nargs="*", default=None, help="names; by default all")
     options = parser.parse_args()
     regimes = QUICK_REGIMES if options.quick else GPU_REGIMES if options.gpu_regimes else REGIMES
     unknown = set(options.regimes or ()) - set(regimes)
     if unknown:
         parser.error(f"no regime {', '.join(unknown)} among: {', '.join(regimes)}")
     rounds = options.rounds or (5 if options.quick else 30)
-    report = Report(options, note="torch has no Lion; bandwidth is of float32 arrays far larger than the caches")
+    report = Report(options, note="torch has no Lion; bandwidth of float32 arrays far larger than the caches")
     for regime in options.regimes or regimes:
         for recipe in options.recipes:
             print(f"{regime}, {recipe}", flush=True)

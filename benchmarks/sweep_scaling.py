@@ -1,12 +1,12 @@
-"""Runs a second and memory, against how many runs a compiled batch holds.
+"""Runs per second and memory, by the number of runs in a compiled batch.
 
-    python benchmarks/sweep_scaling.py                   # 1 to 1,024 runs at once, 200 steps each
+    python benchmarks/sweep_scaling.py                   # 1 to 1,024 runs per batch, 200 steps each
     python benchmarks/sweep_scaling.py --quick           # 1 to 16, writes nothing
 
-The runs are those of ``sweep_speed.py``: a 64-32-10 network on digits, Adam, batches of 32, shared by all runs of a
-batch. Widths take turns. ``workers`` batches run at once, as ``sweep`` does it; a sample is one batch from each.
-Memory is what the compiled program asks for (arguments, results, scratch), for one worker. Writes a picture beside the
-JSON.
+The runs are those of ``sweep_speed.py``: a 64-32-10 network on digits with Adam and training batches of 32, which all
+runs of a batch share. Widths take turns. ``workers`` batches run concurrently, as in ``sweep``; a sample is one batch
+of each worker. Memory is that of the compiled program (arguments, results, scratch) for one worker. A figure is written
+next to the JSON file.
 """
 
 import argparse
@@ -22,18 +22,18 @@ from harness import Report, argument_parser, output_path, show
 from sweep_speed import make_problem
 
 from nnlearn.sweeps.batches import default_workers
-from nnlearn.sweeps.program import Program, Shape, compile_batch, trace_member
+from nnlearn.sweeps.program import BatchProgram, BatchShape, compile_batch, trace_member
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 QUICK_WIDTHS = (1, 4, 16)
 STEPS, QUICK_STEPS = 200, 20
-LONG_ENOUGH = 0.1  # seconds of a sample
+LONG_ENOUGH = 0.1  # seconds per sample
 
 
 class Batch:
-    """A width, compiled: ``sample()`` runs it in every worker and returns its seconds and CPU seconds."""
+    """A compiled width; ``sample()`` runs it in every worker and returns its seconds and CPU seconds."""
 
-    def __init__(self, program: Program, workers: int):
+    def __init__(self, program: BatchProgram, workers: int):
         self.program, self.pool, self.workers, self.calls = program, ThreadPoolExecutor(workers), workers, 1
         self.rates = {"rate": np.geomspace(1e-4, 1e-1, program.shape.settings).astype(np.float32)}
         self.keys = jnp.stack([jax.random.key(0)])
@@ -58,7 +58,7 @@ def measure(widths: tuple[int, ...], steps: int, rounds: int, workers: int) -> l
     device, batches = jax.devices()[:1], {}
     for width in widths:
         program = compile_batch(
-            member, {"rate": jnp.ones(())}, Shape(1, width), width=width, devices=device, limit=1 << 62
+            member, {"rate": jnp.ones(())}, BatchShape(1, width), width=width, devices=device, limit=1 << 62
         )
         batches[width] = Batch(program, workers)
     samples, shuffler = {width: [] for width in widths}, random.Random(0)
@@ -84,22 +84,22 @@ def measure(widths: tuple[int, ...], steps: int, rounds: int, workers: int) -> l
 
 
 def draw(document: dict, path) -> None:
-    """Speed to the left, memory to the right."""
-    from nnlearn.figures.curves import require_matplotlib
+    """Draw speed on the left and memory on the right."""
+    from nnlearn.figures.style import new_figure
 
-    figure = require_matplotlib()(figsize=(9, 3.6), layout="constrained")
+    figure = new_figure(9, 3.6)
     speed, memory = figure.subplots(1, 2)
     rows = document["rows"]
     widths = [row["width"] for row in rows]
     speed.plot(widths, [row["runs_per_second"] for row in rows], "o-", color="#00798c", label="median")
     best = [row["best_runs_per_second"] for row in rows]
     speed.plot(widths, best, "_", color="#00798c", markersize=9, label="fastest sample")
-    speed.set(ylabel=f"runs of {rows[0]['steps']} steps a second", ylim=(0, None))
+    speed.set(ylabel=f"runs of {rows[0]['steps']} steps per second", ylim=(0, None))
     speed.legend(frameon=False)
     memory.plot(widths, [row["program_bytes"] / 1e6 for row in rows], "o-", color="#00798c")
-    memory.set(ylabel="MB that the program takes", yscale="log")
+    memory.set(ylabel="memory of the program, MB", yscale="log")
     for axes in (speed, memory):
-        axes.set(xlabel="runs at once", xscale="log")
+        axes.set(xlabel="runs per batch", xscale="log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
@@ -111,7 +111,7 @@ def draw(document: dict, path) -> None:
 def main() -> None:
     parser: argparse.ArgumentParser = argument_parser(__doc__, "sweep_scaling")
     parser.add_argument("--widths", nargs="*", type=int, default=None, help="runs in a batch")
-    parser.add_argument("--workers", type=int, default=None, help="batches at once; as sweep does it by default")
+    parser.add_argument("--workers", type=int, default=None, help="concurrent batches; by default as in sweep")
     options = parser.parse_args()
     workers = options.workers or default_workers(jax.devices()[:1])
     widths = tuple(options.widths or (QUICK_WIDTHS if options.quick else WIDTHS))
@@ -130,7 +130,7 @@ def main() -> None:
         ]
         for row in rows
     ]
-    headings = ("runs at once", "runs/s", "cores busy", "CPU ms a run", "MB", "compile s")
+    headings = ("runs per batch", "runs/s", "cores busy", "CPU ms per run", "MB", "compile s")
     show(f"runs of {rows[0]['steps']} steps, {workers} workers", headings, cells, left=0)
     path = output_path(options)
     if path:

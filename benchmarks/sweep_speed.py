@@ -1,17 +1,19 @@
-"""Seconds for 64 learning rates with 4 seeds each: as one sweep, and as 256 programs of the ordinary kind.
+"""Seconds for 64 learning rates with 4 seeds each: as one sweep, and as 256 ordinary programs.
 
     python benchmarks/sweep_speed.py                     # 256 runs of 1,000 steps; 8 ordinary ones, scaled to 256
     python benchmarks/sweep_speed.py --quick             # 16 runs of 100 steps, writes nothing
 
-Each run trains a 64-32-10 network on digits with Adam, batches of 32 in a new order every epoch. An ordinary program is
-what one writes with optax: a jitted step with the rate baked in, a Python loop, and NumPy that shuffles the batches; it
-is compiled anew for each run, because its rate is another. Seconds include compiling, on both sides. Rivals take turns:
-half of the ordinary runs, the sweep, the other half. The validation losses of the two are compared at the end, over the
-same rates and seeds, as medians: the shuffles differ, so single runs do.
+Each run trains a 64-32-10 network on digits with Adam and batches of 32 in a new order every epoch. An ordinary program
+is the usual one with optax: a jitted step with a constant learning rate, a Python loop, and NumPy for shuffling. It is
+compiled once per run, because the learning rate differs. Seconds include compilation for both. Rivals take turns: half
+of the ordinary runs, the sweep, the other half. The median validation losses over the same rates and seeds are compared
+at the end; single runs differ, because the shuffles do.
 """
 
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +28,12 @@ from nnlearn.sweeps import choice, sweep
 
 RATES, SEEDS, STEPS, BATCH = 64, 4, 1000, 32
 QUICK = (8, 2, 100)
-ORDINARY = 8  # runs that are timed one by one
+ORDINARY = 8  # number of ordinary runs that are timed
 MODEL = mlp((64, 32, 10))
 
 
 def make_problem(steps: int) -> tuple[nnlearn.Train, list[int]]:
-    """The training run as a function, and a list that grows with every trace of its loss."""
+    """The training run, and a list that grows with every trace of its loss."""
     digits, traces = load("digits"), []
 
     def loss_fn(params, batch, key):
@@ -56,7 +58,7 @@ def make_problem(steps: int) -> tuple[nnlearn.Train, list[int]]:
 
 
 def ordinary_run(rate: float, seed: int, steps: int) -> float:
-    """One run the ordinary way; its validation loss."""
+    """Make one ordinary run; returns its validation loss."""
     digits = load("digits")
     inputs, targets = (np.asarray(array) for array in digits.train)
     tx = optax.adam(rate)
@@ -82,8 +84,8 @@ def ordinary_run(rate: float, seed: int, steps: int) -> float:
     return float(loss_fn(params, *digits.validation))
 
 
-def timed(function, *arguments) -> tuple[object, dict]:
-    """What a function returns, its seconds, and how many cores it kept busy."""
+def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, dict[str, float]]:
+    """Call a function; returns its result, its seconds, and the number of cores that it kept busy."""
     wall, cpu = time.perf_counter(), time.process_time()
     result = function(*arguments)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -91,11 +93,11 @@ def timed(function, *arguments) -> tuple[object, dict]:
 
 
 def measure(rates: int, seeds: int, steps: int) -> tuple[list[dict], dict]:
-    space = {"rate": choice(*np.geomspace(1e-4, 1e-1, rates).tolist())}
-    picked = [(space["rate"].values[at * rates // ORDINARY], at % seeds) for at in range(ORDINARY)]
+    axis = choice(*np.geomspace(1e-4, 1e-1, rates).tolist())
+    picked = [(axis.values[at * rates // ORDINARY], at % seeds) for at in range(ORDINARY)]
     train, traces = make_problem(steps)
     jax.jit(lambda key: jax.random.normal(key, (64, 64)) @ jnp.ones((64, 64)))(jax.random.key(0)).block_until_ready()
-    ordinary_run(1.0, 0, 10)  # the first use of jax and of a GPU's libraries costs more, and is nobody's fault
+    ordinary_run(1.0, 0, 10)  # first uses of jax and of a GPU's libraries cost more
     ordinary, losses = [], []
 
     def some(runs):
@@ -105,14 +107,14 @@ def measure(rates: int, seeds: int, steps: int) -> tuple[list[dict], dict]:
             losses.append(loss)
 
     some(picked[::2])
-    results, facts = timed(lambda: sweep(train, space, seeds, metric="loss"))
+    results, facts = timed(lambda: sweep(train, {"rate": axis}, seeds, metric="loss"))
     some(picked[1::2])
     runs = rates * seeds
     scaled = {name: runs * statistics.mean(each[name] for each in ordinary) for name in ("seconds", "cpu_seconds")}
     values = results.values("loss")[0]
-    mine = [values[space["rate"].values.index(rate), seed] for rate, seed in picked[::2] + picked[1::2]]
+    mine = [values[axis.values.index(rate), seed] for rate, seed in picked[::2] + picked[1::2]]
     rows = [
-        {"rival": "one sweep", "runs": runs, **facts, "traces": len(traces), **results.plan._asdict()},
+        {"rival": "one sweep", "runs": runs, **facts, "traces": len(traces), **results.execution._asdict()},
         {
             "rival": "ordinary programs",
             "runs": runs,
@@ -124,8 +126,8 @@ def measure(rates: int, seeds: int, steps: int) -> tuple[list[dict], dict]:
         },
     ]
     ratios = {f"ordinary programs / one sweep, {name}": scaled[name] / facts[name] for name in scaled}
-    losses = {"one sweep": statistics.median(mine), "ordinary programs": statistics.median(losses)}
-    return rows, {"ratios": ratios, "median_validation_loss": losses}
+    medians = {"one sweep": statistics.median(mine), "ordinary programs": statistics.median(losses)}
+    return rows, {"ratios": ratios, "median_validation_loss": medians}
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""The same recipes in torch, as torch's own documentation writes them: ``foreach=True`` and ``fused=True``.
+"""The recipes in torch, in the style of torch's documentation, with ``foreach=True`` and with ``fused=True``.
 
-They run where jax does, on the CPU's cores or on the GPU.
+They run on the same device as jax, the CPU's cores or the GPU.
 """
 
 import math
@@ -21,15 +21,15 @@ def runs_here() -> bool:
 
 
 def wait() -> None:
-    """For the GPU, if there is one: torch comes back before it has done what it was told."""
+    """Wait for the GPU, if there is one: torch returns before its operations have finished."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
 
 
 class TorchRival:
-    """A torch optimizer with its gradients given; the clipped recipe clips and steps a schedule, every step.
+    """A torch optimizer with given gradients; the clipped recipe clips and advances a schedule at every step.
 
-    Clipping rewrites the gradients in place, so every rival has its own.
+    Clipping changes the gradients in place, so every rival has its own copy.
     """
 
     def __init__(self, make: Callable[..., Any], clipped: bool, params: dict, grads: dict, **how: bool):
@@ -67,7 +67,7 @@ MAKERS = {"sgd-momentum": (_sgd, False), "adamw": (_adamw, False), "clip+adamw+s
 
 
 def torch_rivals(recipe: str, params: dict, grads: dict) -> dict[str, Callable[[], TorchRival]]:
-    """Torch's two ways to run a recipe; none for Lion, which torch has not."""
+    """The two torch rivals of a recipe; none for Lion, which torch lacks."""
     if recipe not in MAKERS:
         return {}
     make, clipped = MAKERS[recipe]

@@ -1,14 +1,13 @@
-"""A whole training step, gradient and optimizer, by nnlearn and by the ways that optax's users write it.
+"""A whole training step, gradient and optimizer, with nnlearn and with the usual ways to use optax.
 
     python benchmarks/train_step.py                      # three models
     python benchmarks/train_step.py --quick              # small ones, writes nothing
     python benchmarks/train_step.py --problems mlp
 
-All rivals train the same pure model from the same parameters on the same batch with clip + AdamW + schedule, each step
-one jitted program that donates its state, and must arrive at the same loss. ``gradient only`` is the floor: loss and
-gradient, without an optimizer. nnlearn's step returns the norm of the gradient and the learning rate as well,
-which the others' do not. The perceptron has a version in flax's nnx too, in the functional form that its guide on
-performance recommends.
+All rivals train the same pure model from the same parameters on the same batch with clip + AdamW + schedule. Each step
+is one jitted program with donated state, and all must reach the same loss. ``gradient only`` is the lower bound: loss
+and gradient, without an optimizer. nnlearn's step also returns the gradient norm and the learning rate, unlike the
+others. The perceptron also has a version in flax's nnx, in the functional form that its performance guide recommends.
 """
 
 import statistics
@@ -28,15 +27,16 @@ import nnlearn
 RECIPE = "clip+adamw+schedule"
 FLOOR, OURS = "gradient only", "nnlearn, packed"
 CHECKED_STEPS = 3
-DIFFERENT = 1e-4  # of the loss
+DIFFERENT = 1e-4  # relative
 
 
 class Training:
-    """A rival whose step is ``state, result = step(state, batch)``; ``keeps`` if the state is the same after it."""
+    """A rival whose step is ``state, result = step(state, batch)``; with ``keeps`` every step starts from one state."""
 
     def __init__(self, jitted: Any, state: Any, batch: Any, keeps: bool = False):
         self.compiled, self.compile = compile_timed(jitted, state, batch)
-        self.state, self.batch, self.keeps, self.result = state, batch, keeps, None
+        self.state, self.batch, self.keeps = state, batch, keeps
+        self.result: Any = None
 
     def run(self, calls: int) -> None:
         for _ in range(calls):
@@ -72,13 +72,13 @@ def with_optax(problem: Problem, wrap: Callable = lambda tx: tx) -> Training:
 
 
 def with_ravel(problem: Problem) -> Training:
-    """optax on one flat vector, as jax's own ``ravel_pytree`` makes it."""
+    """optax on one flat vector from jax's ``ravel_pytree``."""
     flat, unravel = ravel_pytree(problem.params)
     return with_optax(Problem(flat, problem.batch, lambda flat, batch, key: problem.loss_fn(unravel(flat), batch, key)))
 
 
 def with_train_state(problem: Problem) -> Training:
-    """flax's ``TrainState``, as its documentation writes it, donated."""
+    """flax's ``TrainState`` in the style of its documentation, with donation."""
     from flax.training.train_state import TrainState
 
     def step(state, batch):
@@ -91,14 +91,14 @@ def with_train_state(problem: Problem) -> Training:
 
 
 def with_nnx(problem: Problem) -> Training:
-    """flax's nnx: a module and ``nnx.Optimizer``, split outside of the step and merged inside of it."""
+    """flax's nnx: a module and ``nnx.Optimizer``, split outside the step and merged inside it."""
     from flax import nnx
 
     class Perceptron(nnx.Module):
         def __init__(self, layers):
             self.layers = nnx.List([])
             for params in layers:
-                linear = nnx.Linear(*params["kernel"].shape, rngs=nnx.Rngs(0))
+                linear: Any = nnx.Linear(*params["kernel"].shape, rngs=nnx.Rngs(0))
                 linear.kernel[...], linear.bias[...] = jnp.copy(params["kernel"]), jnp.copy(params["bias"])
                 self.layers.append(linear)
 
@@ -140,7 +140,7 @@ def makers(name: str, problem: Problem) -> dict[str, Callable[[], Training]]:
 
 
 def measure(name: str, problem: Problem, rounds: int, wanted: list[str] | None) -> tuple[list[dict], list[dict]]:
-    """One model: a row for each rival, and everyone's time over that of the gradient alone and of optax."""
+    """For one model, a row for each rival, and the ratios of its time to those of the gradient alone and of nnlearn."""
     rivals = {}
     for rival, make in makers(name, problem).items():
         if wanted and rival not in (FLOOR, OURS, *wanted):
@@ -156,7 +156,7 @@ def measure(name: str, problem: Problem, rounds: int, wanted: list[str] | None) 
     losses = {rival: training.loss for rival, training in rivals.items()}
     for rival, loss in losses.items():
         if rival != FLOOR and abs(loss / losses[OURS] - 1) > DIFFERENT:
-            print(f"  NOT THE SAME STEP: {rival} arrives at {loss}, {OURS} at {losses[OURS]}", flush=True)
+            print(f"  DIFFERENT STEP: {rival} reaches {loss}, {OURS} {losses[OURS]}", flush=True)
     seconds, calls = race(rivals, rounds=rounds)
     leaves = jax.tree.leaves(problem.params)
     head = {"problem": name, "leaves": len(leaves), "parameters": sum(leaf.size for leaf in leaves)}
@@ -193,7 +193,7 @@ def print_rows(rows: list[dict], ratios: dict) -> None:
 def main() -> None:
     parser = argument_parser(__doc__, "train_step")
     parser.add_argument("--problems", nargs="*", default=list(PROBLEMS), choices=list(PROBLEMS))
-    parser.add_argument("--rivals", nargs="*", default=None, help="names beside the gradient alone and nnlearn, packed")
+    parser.add_argument("--rivals", nargs="*", default=None, help="names, besides the gradient and nnlearn, packed")
     options = parser.parse_args()
     rounds = options.rounds or (5 if options.quick else 40)
     report = Report(options)

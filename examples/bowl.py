@@ -1,8 +1,9 @@
-"""Gradient descent in a quadratic bowl: one learning rate is too small, one too large, and one the best there is.
+"""Gradient descent in a quadratic bowl with learning rates that are too small, good, optimal and too large.
 
-On f(x) = (a x1^2 + b x2^2) / 2 with a < b, a step shrinks x1 by 1 - rate a and x2 by 1 - rate b. The slower of the two
-decides, so the best rate makes them equal and opposite: rate = 2 / (a + b), which shrinks both by (k - 1) / (k + 1),
-where k = b / a is the condition number. Above 2 / b the path flies out of the bowl. With a = 1 and b = 10 this prints::
+On f(x) = (a x1^2 + b x2^2) / 2 with a < b, a step multiplies x1 by 1 - rate a and x2 by 1 - rate b. The larger factor
+determines the speed, so the best rate makes the two equal and opposite: with rate = 2 / (a + b), both are
+(k - 1) / (k + 1) in magnitude, where k = b / a is the condition number. Above 2 / b gradient descent diverges. With
+a = 1 and b = 10 this prints::
 
     learning rate          shrinks by: predicted  measured  steps to 1e-6
     too small      0.0100                 0.9900    0.9900           1306
@@ -10,7 +11,7 @@ where k = b / a is the condition number. Above 2 / b the path flies out of the b
     best           0.1818                 0.8182    0.8182             66
     too large      0.2100                 1.1000    1.1000          never
 
-and draws the four paths into bowl.png, or the file named by ``--out``.
+and draws the four paths in bowl.png, or in the file ``--out``.
 """
 
 import argparse
@@ -26,12 +27,12 @@ RATES = {"too small": 0.01, "good": 0.1, "best": 2 / (1 + 10), "too large": 0.21
 
 
 def bowl(point, batch=None, key=None):
-    """The height at ``point``; the point itself goes along, so that the trace holds the path."""
+    """The height at ``point``, and the point itself as aux, so that the trace holds the path."""
     return jnp.sum(CURVATURES * point**2) / 2, point
 
 
 def descend(learning_rate, steps=1500):
-    """Every point on the way down, shape (steps, 2)."""
+    """The points on the path, shape (steps, 2)."""
     tx = nnlearn.sgd(learning_rate)
     step = nnlearn.make_step(bowl, tx)
     _, trace = jax.lax.scan(step, nnlearn.init_state(START, tx), length=steps)
@@ -39,7 +40,7 @@ def descend(learning_rate, steps=1500):
 
 
 def draw(paths, out):
-    """The first steps of all four paths over the contour lines of the bowl, as a PNG."""
+    """Draw the first steps of the four paths over the contour lines of the bowl, as a PNG."""
     import matplotlib.pyplot as plt
 
     x1, x2 = jnp.meshgrid(jnp.linspace(-0.6, 0.6, 121), jnp.linspace(-0.3, 0.3, 61))
@@ -57,12 +58,12 @@ def draw(paths, out):
 
 
 def main(out="bowl.png"):
-    """Returns, for each rate by name, the predicted and the measured shrinkage, and the steps to 1e-6 or None."""
+    """Returns by name the predicted and the measured factor per step, and the number of steps to 1e-6 or None."""
     rates = jnp.array(list(RATES.values()))
-    paths = jax.jit(jax.vmap(descend))(rates)  # a learning rate may be traced: four runs, one program
+    paths = jax.jit(jax.vmap(descend))(rates)  # learning rates can be traced: four runs, one program
     distances = jnp.linalg.norm(paths, axis=-1)
     predicted = jnp.max(jnp.abs(1 - jnp.outer(rates, CURVATURES)), axis=-1)
-    measured = distances[:, 100] / distances[:, 99]  # by then the faster coordinate has died away
+    measured = distances[:, 100] / distances[:, 99]  # the faster coordinate is negligible by then
     close = distances <= 1e-6
 
     found = {}
@@ -77,5 +78,5 @@ def main(out="bowl.png"):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="bowl.png", help="where the picture goes (default: %(default)s)")
+    parser.add_argument("--out", default="bowl.png", help="file for the figure (default: %(default)s)")
     main(parser.parse_args().out)

@@ -1,12 +1,12 @@
-"""Write a gradient transformation of your own in a few lines, and chain it with optax's and nnlearn's.
+"""Write a custom gradient transformation in a few lines, and chain it with optax's and nnlearn's.
 
-Momentum whose step has one length, whatever the gradient's (Cutkosky and Mehta 2020, arXiv:2002.03305)::
+The example is momentum with steps of constant length (Cutkosky and Mehta 2020, arXiv:2002.03305)::
 
     m = decay m + (1 - decay) g,    update = m / |m|
 
-Only this arithmetic is written here, on the arrays of one parameter. ``from_kernel`` adds the rest: trees of
-parameters, state, precision, and numbers that may be traced. A network of 30 inputs, 16 tanh units and 2 outputs learns
-in 100 steps which of 398 breast tumours are malignant, and this prints::
+The kernel computes only this, on the arrays of one parameter. ``from_kernel`` adds trees of parameters, state,
+precision, and hyper-parameters that can be traced. A network of 30 inputs, 16 tanh units and 2 outputs learns in 100
+steps to classify 398 breast tumours as malignant or benign. This prints::
 
     loss before: 0.83
     loss after:  0.01
@@ -27,19 +27,19 @@ from nnlearn.types import Updates
 
 
 class NormalizedMomentumState(NamedTuple):
-    """``momentum``: the average of the gradients so far, a tree like the parameters."""
+    """``momentum``: the moving average of the gradients, a tree like the parameters."""
 
     momentum: Updates
 
 
 def normalized_momentum_kernel(g, momentum, *, decay):
-    """One step on the arrays of one parameter; returns the update and what to keep."""
+    """One step on the arrays of one parameter; returns the update and the new momentum."""
     momentum = decay * momentum + (1 - decay) * g
     return momentum / (jnp.linalg.norm(momentum.ravel()) + 1e-12), momentum
 
 
 def scale_by_normalized_momentum(decay=0.9):
-    """The transformation: a kernel, the type of its state, where each running array starts, and its numbers."""
+    """The transformation: a kernel, the type of its state, the initial arrays and the hyper-parameters."""
     return from_kernel(
         normalized_momentum_kernel,
         NormalizedMomentumState,

@@ -1,11 +1,10 @@
-"""Fifty hidden layers: why they did not learn, and what made them.
+"""Vanishing gradients in fifty hidden layers, and the network design that avoids them.
 
-Both networks read the 8 x 8 digits through 50 hidden layers of 32 units, and take 300 steps of Adam at each of four
-learning rates at once. The first is plain: sigmoid units, one layer behind the other. Its gradient shrinks in every
-layer on the way back, so that the first layers see none of it, and at the best of the rates it has found out no more
-than to give everyone the same answer. The second adds to each layer's result what the layer was given (a skip
-connection), normalises before each activation (RMSNorm), and uses GELU. On a CPU this takes some 15 seconds and
-prints::
+Both networks classify 8 x 8 digits with 50 hidden layers of 32 units, and train for 300 steps of Adam at four learning
+rates in one program. The first network has plain sigmoid layers. Its gradient shrinks in every layer during
+backpropagation, so the first layers receive almost none, and even at the best rate it predicts the same class for all
+digits. The second network adds the input of each layer to its output (a skip connection), normalises before each
+activation (RMSNorm), and uses GELU. On a CPU this takes about 15 seconds and prints::
 
     norm of the first gradient     layer 1   layer 10  layer 20  layer 30  layer 40  layer 50
     plain, sigmoid                 1.2e-32   2.8e-27   5.8e-21   2.4e-14   7.4e-08   1.6e-01
@@ -13,7 +12,7 @@ prints::
     plain, sigmoid: validation accuracy 10.0 % at the best of 4 learning rates
     residual, RMSNorm, GELU: validation accuracy 97.4 % at the best of 4 learning rates
 
-and with ``--figure depth.png`` draws the norms of all layers.
+With ``--figure depth.png`` it also draws the norms of all layers.
 """
 
 import argparse
@@ -31,7 +30,7 @@ SHOWN = (1, 10, 20, 30, 40, 50)
 RATES = jnp.array([1e-4, 1e-3, 1e-2, 1e-1])
 DIGITS = load("digits")
 FIRST, NORMED_LAST = dense(64, WIDTH), sequential(rms_norm(WIDTH), dense(WIDTH, 10))
-# Each a hidden layer, the last layer, and how much of what a hidden layer is given is added to its result.
+# For each network a hidden layer, the last layer, and the weight of the skip connections.
 NETWORKS = {
     "plain, sigmoid": (sequential(dense(WIDTH, WIDTH, kernel_init="glorot"), jax.nn.sigmoid), dense(WIDTH, 10), 0),
     "residual, RMSNorm, GELU": (sequential(rms_norm(WIDTH), jax.nn.gelu, dense(WIDTH, WIDTH)), NORMED_LAST, 1),
@@ -39,9 +38,9 @@ NETWORKS = {
 
 
 def train(hidden, last, skip):
-    """The norm of every hidden layer's gradient at the start, and the validation accuracies at the end, per rate."""
+    """The norm of every hidden layer's initial gradient, and the final validation accuracy at each rate."""
 
-    def init(key):  # hidden layers are one whose parameters are stacked: a scan of it compiles sooner than fifty
+    def init(key):  # hidden layers have stacked parameters: a scan compiles faster than fifty layers
         first_key, hidden_key, last_key = jax.random.split(key, 3)
         stacked = jax.vmap(hidden.init)(jax.random.split(hidden_key, LAYERS))
         return FIRST.init(first_key), stacked, last.init(last_key)
@@ -63,13 +62,13 @@ def train(hidden, last, skip):
 
     grads = jax.jit(jax.grad(loss_fn))(params, DIGITS.train, None)
     (kernels,) = [leaf for leaf in jax.tree.leaves(grads[1]) if leaf.ndim == 3]
-    largest = jnp.max(jnp.abs(kernels), axis=(1, 2), keepdims=True)  # divided by: small squares would round to 0
+    largest = jnp.max(jnp.abs(kernels), axis=(1, 2), keepdims=True)  # their small squares underflow
     norms = largest * jnp.linalg.norm(kernels / largest, axis=(1, 2), keepdims=True)
     return norms.ravel(), jax.jit(jax.vmap(run))(RATES)
 
 
 def draw(norms, figure):
-    """The norms of all layers on a logarithmic scale, as a PNG."""
+    """Draw the norms of all layers on a logarithmic scale, as a PNG."""
     import matplotlib.pyplot as plt
 
     picture, ax = plt.subplots(figsize=(7, 4), layout="constrained")
@@ -82,7 +81,7 @@ def draw(norms, figure):
 
 
 def main(figure=None):
-    """Returns the norms of the first gradient, shape (50,), and the accuracies, shape (4,), by network."""
+    """Returns by network the norms of the first gradient, shape (50,), and the accuracies, shape (4,)."""
     found = {name: train(*network) for name, network in NETWORKS.items()}
     print(f"{'norm of the first gradient':29}" + "".join(f"  {f'layer {layer}':8}" for layer in SHOWN).rstrip())
     for name, (norms, _) in found.items():
@@ -96,5 +95,5 @@ def main(figure=None):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--figure", help="where to draw the norms")
+    parser.add_argument("--figure", help="file for a figure of the norms")
     main(parser.parse_args().figure)

@@ -1,17 +1,16 @@
-"""Read handwritten digits: ten trainings with everything in them, as one compiled program.
+"""Classify handwritten digits: ten complete training runs as one compiled program.
 
-The data are 1797 scans of 8 x 8 pixels. Each of ten seeds draws its own split (70 % to learn from, 15 % to choose
-settings by, 15 % to test), its own start, its own order of the batches and its own dropout. The network has one hidden
-layer of 512 units with layer normalisation; AdamW trains it for 40 epochs, with a rate that warms up and then follows a
-cosine down to zero. The settings below were chosen by validation accuracy, without a look at the test parts (though all
-seeds split the same scans, so that one's validation part shares some with another's test part). On a CPU this takes
-some 15 seconds and prints::
+The data are 1797 scans of 8 x 8 pixels. Each of ten seeds has its own split (70 % training, 15 % validation, 15 %
+test), initial parameters, order of batches and dropout. The network has one hidden layer of 512 units with layer
+normalisation. AdamW trains it for 40 epochs with a warmup and a cosine decay to zero. The hyper-parameters were chosen
+by validation accuracy, without the test parts. (All seeds split the same scans, so the validation part of one seed
+shares some scans with the test part of another.) On a CPU this takes about 15 seconds and prints::
 
     validation accuracy over 10 seeds: 98.4 % +- 0.7 %
     test accuracy over 10 seeds:       98.9 % +- 0.6 %
 
-The last digit may differ between machines. That the test came out above the validation is chance: over the seeds 10 to
-29 both are 98.8 %.
+The last digit may differ between machines. The test accuracy is above the validation accuracy by chance: over seeds 10
+to 29 both are 98.8 %.
 """
 
 import jax
@@ -28,14 +27,14 @@ MODEL = mlp((64, 512, 10), norm="layer", dropout=0.5)
 
 
 def loss_fn(params, batch, key):
-    """Mean cross-entropy with smoothed labels; the key makes it training, so that dropout is active."""
+    """Mean cross-entropy with label smoothing; with a key the model is in training mode and dropout is active."""
     (inputs, targets), where = batch
     logits = MODEL.apply(params, inputs, key)
     return cross_entropy(logits, targets, label_smoothing=0.1, where=where)
 
 
 def train(parts, key):
-    """A whole run, a pure function of its data and its key.
+    """Train once, as a pure function of the data and a key.
 
     Returns the validation accuracy, the test accuracy, and the loss at every step of every epoch.
     """
@@ -55,7 +54,7 @@ def train(parts, key):
 
 
 def load_splits():
-    """The data set split in ten ways: a ``Split`` whose arrays have a leading axis of seeds."""
+    """Ten splits of the data set: a ``Split`` whose arrays have a leading axis of seeds."""
     splits = [load("digits", seed=seed).parts for seed in range(SEEDS)]
     return jax.tree.map(lambda *arrays: jnp.stack(arrays), *splits)
 

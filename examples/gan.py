@@ -1,8 +1,8 @@
-"""Train a generative adversarial network, two networks with an optimizer each, as one compiled run.
+"""Train a generative adversarial network, two networks with one optimizer each, as one compiled run.
 
-The generator turns Gaussian noise into points and has to imitate a ring of radius 2.00 +- 0.10; the critic has to tell
-its points from the ring's. One step trains both, so it is written by hand and given to ``make_train``. When the critic
-can no longer tell them apart its loss is 2 log 2. To within rounding it prints::
+The generator maps Gaussian noise to points and learns to imitate a ring of radius 2.00 +- 0.10. The critic learns to
+distinguish its points from those of the ring. A custom step trains both and is passed to ``make_train``. If the critic
+cannot distinguish the points, its loss is 2 log 2. Up to rounding this prints::
 
     500 steps: radius 2.09 +- 0.81
     1000 steps: radius 1.98 +- 0.31
@@ -25,7 +25,7 @@ BATCH = 64
 
 
 class State(NamedTuple):
-    """All that a step needs: two networks and two optimizer states."""
+    """The state of a run: the parameters of two networks and two optimizer states."""
 
     generator: Any
     critic: Any
@@ -42,7 +42,7 @@ def ring(key, step):
 
 
 def optimizers(hparams):
-    """That of the generator and that of the critic."""
+    """The optimizers of the generator and of the critic."""
     return nnlearn.adam(hparams["rate"], b1=0.5), nnlearn.adam(2e-3, b1=0.5)
 
 
@@ -55,7 +55,7 @@ def init(key, hparams):
 
 
 def make_points(generator, key, count=BATCH):
-    """Points that the generator makes, shape (count, 2)."""
+    """Points from the generator, shape (count, 2)."""
     return GENERATOR.apply(generator, jax.random.normal(key, (count, 4)))
 
 
@@ -78,7 +78,7 @@ def step(state, real, key, hparams):
 
 
 def radius(state):
-    """Mean and standard deviation of the radius of 2,000 points that the generator makes."""
+    """Mean and standard deviation of the radius of 2,000 points from the generator."""
     radius_b = jnp.linalg.norm(make_points(state.generator, jax.random.key(1), 2000), axis=1)
     return {"radius": jnp.mean(radius_b), "spread": jnp.std(radius_b)}
 

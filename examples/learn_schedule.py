@@ -1,17 +1,17 @@
 """Learn a learning-rate schedule by gradient descent through whole training runs.
 
-The inner run trains a 64-32-10 network on digits for 200 steps of SGD with momentum; its learning rate is drawn through
-eight points, equally far apart on the step axis. The outer loop differentiates the validation loss at the end of the
-run with respect to the logarithms of the eight points, and takes 40 steps of Adam from the best constant rate. The test
-part is looked at once, at the end. On a CPU this takes some 40 seconds and prints::
+The inner run trains a 64-32-10 network on digits for 200 steps of SGD with momentum. Its learning rate interpolates
+eight points that are equally spaced over the steps. The outer loop differentiates the final validation loss with
+respect to the logarithms of the eight points, and makes 40 steps of Adam from the best constant rate. The test part is
+used only once, at the end. On a CPU this takes about 40 seconds and prints::
 
     best constant rate 0.100: validation loss 0.1207
     learned rates: 0.066 0.220 0.225 0.201 0.180 0.323 0.085 0.024
     validation loss 0.0860 after 40 steps
     test loss, 20 other seeds: constant 0.1144, learned 0.0890
 
-What it finds is what people use: a warm-up, a plateau and a decay. The validation part has chosen eight numbers, so
-its loss is the more flattering one; the test loss falls as well.
+The learned schedule has the usual form: a warmup, a plateau and a decay. The validation loss is optimistic, because the
+eight points were chosen by it; the test loss decreases as well.
 """
 
 import jax
@@ -35,11 +35,11 @@ def loss_fn(params, batch, key=None):
 
 
 def make_tx(log_rates):
-    """SGD whose rate is drawn through the points."""
+    """SGD whose learning rate interpolates the points."""
 
     def schedule(step):
-        place = step / (STEPS - 1) * (POINTS - 1)
-        return jnp.exp(jnp.interp(place, jnp.arange(POINTS), log_rates))
+        position = step / (STEPS - 1) * (POINTS - 1)
+        return jnp.exp(jnp.interp(position, jnp.arange(POINTS), log_rates))
 
     return nnlearn.sgd(schedule, momentum=0.9)
 
@@ -50,7 +50,7 @@ TRAIN = nnlearn.make_train(
 
 
 def final_loss(log_rates, keys, part):
-    """The mean loss on a part of the data at the end of the runs of several keys."""
+    """The final loss on a part of the data, averaged over the runs of several keys."""
 
     def one(key):
         state, _ = TRAIN(log_rates, key)
@@ -60,7 +60,7 @@ def final_loss(log_rates, keys, part):
 
 
 def learn(log_rates, keys):
-    """Forty steps of Adam on the points; the same runs every time, so the objective is not noisy."""
+    """Forty steps of Adam on the points; every step uses the same keys, so the objective is deterministic."""
     tx = nnlearn.adam(0.1)
     gradient = nnlearn.hyper_value_and_grad(lambda points: final_loss(points, keys, DIGITS.validation))
 
@@ -81,7 +81,7 @@ def main():
     constants = jax.jit(jax.vmap(lambda points: final_loss(points, keys, DIGITS.validation)))(flat)
     start = flat[jnp.argmin(constants)]
     log_rates, values = jax.jit(learn)(start, keys)
-    fresh = jax.random.split(jax.random.key(1), 20)  # other starts and other batches
+    fresh = jax.random.split(jax.random.key(1), 20)  # other initial parameters and other batches
     test = jax.jit(lambda points: final_loss(points, fresh, DIGITS.test))
     print(f"best constant rate {jnp.exp(start[0]):.3f}: validation loss {constants.min():.4f}")
     print("learned rates: " + " ".join(f"{rate:.3f}" for rate in jnp.exp(log_rates)))

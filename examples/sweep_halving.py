@@ -1,11 +1,11 @@
-"""Find a learning rate and a weight decay for digits: 27 settings begin, and the better third goes on, again and again.
+"""Find a learning rate and a weight decay for digits by successive halving: of 27 settings the better third continues.
 
-The settings spread evenly over five powers of ten of either. Each trains a network with 32 hidden units for one epoch;
-nine of them go on to the third epoch, three to the ninth, and one to the 27th, all in one compiled program. Then the
-winner runs with four seeds beside the usual rate of Adam, 0.001, to see whether it was luck. This prints::
+The settings cover five decades of both hyper-parameters evenly. Each trains a network with 32 hidden units for one
+epoch; nine of them continue to epoch 3, three to epoch 9, and one to epoch 27, all in one compiled program. Then the
+best setting runs with four seeds, next to Adam's usual rate of 0.001, to check that it was not luck. This prints::
 
-    27 settings began, 9 went on to epoch 3, 3 to epoch 9, 1 to epoch 27
-    81 epochs in all, where running every setting to its end takes 729
+    27 settings began, 9 continued to epoch 3, 3 to epoch 9, 1 to epoch 27
+    81 epochs in total; running every setting to the end takes 729
     the winner has a rate of 0.016 and a weight decay of 0.019
     validation loss over 4 seeds: 0.09 with the winner's rate, 0.15 with the usual one
 """
@@ -30,7 +30,7 @@ def loss_fn(params, batch, key):
 
 
 def metrics_fn(params, batch):
-    """What is looked at after every epoch."""
+    """The metrics after every epoch."""
     logits = MODEL.apply(params, batch.examples.inputs)
     right = jnp.argmax(logits, axis=-1) == batch.examples.targets
     return {
@@ -40,7 +40,7 @@ def metrics_fn(params, batch):
 
 
 def make_train():
-    """A run as a function of its rate and its decay."""
+    """The training run as a function of its learning rate and weight decay."""
     return nnlearn.make_train(
         loss_fn,
         lambda hparams: nnlearn.adamw(hparams["rate"], weight_decay=hparams["decay"]),
@@ -52,16 +52,16 @@ def make_train():
 
 
 def main():
-    """Returns what halving found, and the runs of the winner's and the usual rate."""
+    """Returns the outcome of halving, and the results of the best and the usual rate."""
     train = make_train()
     halving = successive_halving(train, list_settings(SPACE, 27, "quasi"), metric="loss")
     counts = ", ".join(
-        f"{rung.members}{' went on' if at == 0 else ''} to epoch {rung.steps // train.check_every}"
+        f"{rung.members}{' continued' if at == 0 else ''} to epoch {rung.steps // train.check_every}"
         for at, rung in enumerate(halving.rungs[1:])
     )
     print(f"{len(halving.settings)} settings began, {counts}")
     epochs = halving.steps // train.check_every
-    print(f"{epochs} epochs in all, where running every setting to its end takes {27 * EPOCHS}")
+    print(f"{epochs} epochs in total; running every setting to the end takes {27 * EPOCHS}")
     best = halving.best
     print(f"the winner has a rate of {best['rate']:.3f} and a weight decay of {best['decay']:.3f}")
 

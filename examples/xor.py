@@ -1,7 +1,7 @@
-"""Learn exclusive or, the smallest problem that no straight line solves: 100 networks at once, as one program.
+"""Learn exclusive or, the smallest problem that is not linearly separable, with 100 networks in one program.
 
-Each network has 2 inputs, 16 tanh units and 2 outputs (82 parameters), starts from its own random seed, 0 to 99, and
-takes 200 steps of Adam on the four points. All of them solve it, and this prints::
+Each network has 2 inputs, 16 tanh units and 2 outputs (82 parameters), its own seed from 0 to 99, and trains for 200
+steps of Adam on the four points. All of them solve the problem, and this prints::
 
     100 of 100 seeds solved exclusive or
 """
@@ -19,12 +19,12 @@ POINTS = load("xor").train
 
 
 def loss_fn(params, batch, key):
-    """Mean cross-entropy between what the network says and the truth table."""
+    """Mean cross-entropy between the network's outputs and the truth table."""
     return cross_entropy(MODEL.apply(params, batch.inputs, key), batch.targets)
 
 
 def train(seed, steps=200):
-    """A whole run, a pure function of its seed: the loss at each step, and whether all four answers are right."""
+    """Train once, as a pure function of a seed; returns the loss at each step, and whether all outputs are correct."""
     tx = nnlearn.adam(learning_rate=0.05)
     step = nnlearn.make_step(loss_fn, tx)
     state = nnlearn.init_state(MODEL.init(jax.random.key(seed)), tx)
@@ -34,7 +34,7 @@ def train(seed, steps=200):
 
 
 def main():
-    """Returns the losses, shape (100, 200), and how many of 100 networks solved the problem."""
+    """Returns the losses, shape (100, 200), and the number of networks that solved the problem."""
     losses, solved = jax.jit(jax.vmap(train))(jnp.arange(100))
     print(f"{solved.sum()} of {solved.size} seeds solved exclusive or")
     return losses, int(solved.sum())

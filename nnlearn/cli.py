@@ -12,8 +12,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: the words after ``nnlearn``; None for those of the process.
 
     Returns:
-      The exit status: 0 when all went well, 1 where a package is missing or cannot be fetched, 2 for a wrong argument,
-      130 if interrupted.
+      The exit status: 0 for success, 1 if a package is missing or cannot be fetched, 2 for an invalid argument, 130 if
+      interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words == ["--version"]:
@@ -32,18 +32,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     app = tyro.extras.SubcommandApp()
 
     @app.command(name="compare")
-    def compare_command(settings: tyro.conf.OmitArgPrefixes[compare.Settings]) -> None:
-        """Train a small network with several optimizers, nnlearn's and optax's, and compare them."""
-        compare.compare(settings)
+    def compare_command(comparison: tyro.conf.OmitArgPrefixes[compare.CompareOptions]) -> None:
+        """Train a small network with several optimizers of nnlearn and optax, and compare them."""
+        compare.compare(comparison)
 
     @app.command(name="learn")
-    def learn_command(settings: tyro.conf.OmitArgPrefixes[learn.Settings]) -> None:
-        """Train on a task with real data or a stand-in: images, text, speech, tables, graphs."""
-        learn.learn(settings)
+    def learn_command(training: tyro.conf.OmitArgPrefixes[learn.LearnOptions]) -> None:
+        """Train on a task with real or synthetic data: images, text, speech, tables, graphs."""
+        learn.learn(training)
 
     @app.command(name="versions")
     def versions_command(json: bool = False) -> None:
-        """Print hardware and versions, for a report.
+        """Print hardware and versions for a bug report.
 
         Args:
           json: Print one JSON object.
@@ -62,9 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run() -> None:
-    """``main`` as a process of its own."""
+    """Run ``main`` and exit with its status."""
     status = main()
-    if status == 130:  # a program may still run on XLA's threads: tearing the interpreter down under it can crash
+    if status == 130:  # XLA's threads may still run a program: finalising the interpreter meanwhile can crash
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

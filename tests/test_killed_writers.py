@@ -16,7 +16,7 @@ import nnlearn
 from nnlearn.files import only_one, replacing
 from nnlearn.stream.history import History
 from nnlearn.sweeps import Results, choice, sweep
-from nnlearn.sweeps.batches import Runs
+from nnlearn.sweeps.batches import Runner
 from nnlearn.sweeps.store import fingerprint
 
 SPACE = {"rate": choice(0.01, 0.1)}
@@ -78,7 +78,7 @@ def finished(killed_twice, tmp_path):
 
 def test_a_sweep_goes_on_after_it_was_killed_anywhere(killed_twice):
     folder, found = killed_twice
-    assert found.done.all() and found.plan.batches == 2
+    assert found.done.all() and found.execution.batches == 2
     assert not any(path.suffix == ".part" for path in folder.iterdir())
     np.testing.assert_array_equal(Results.load(folder).values("train_loss"), found.values("train_loss"))
     assert found.best().setting == {"rate": 0.1}  # four steps towards 3
@@ -126,7 +126,7 @@ def test_a_folder_of_another_train_is_refused(finished, what):
 
 
 def test_static_functions_are_told_apart_by_what_they_compute(tmp_path, monkeypatch):
-    monkeypatch.setattr(Runs, "finish", lambda runs, at, means: None)  # what is made of the folder does not matter
+    monkeypatch.setattr(Runner, "finish", lambda runner, at, resources: None)  # only the header matters
 
     def of(static):
         return make(rate=static["by"](1.0))
@@ -149,7 +149,7 @@ def test_folders_of_other_versions_say_so(finished):
         path.write_text(json.dumps(body | {"fingerprint": fingerprint(facts)}))
 
     write({"programs": ["jax 0.0.1:abc"]})
-    with pytest.raises(ValueError, match="differs in the version of JAX .it is of jax 0.0.1, this is jax"):
+    with pytest.raises(ValueError, match="differs in the version of JAX .it used jax 0.0.1, this is jax"):
         sweep(make(), SPACE, folder=finished, **one_device())
     write({"format": "nnlearn sweep 1"}, without=("programs",))
     with pytest.raises(ValueError, match="older nnlearn, which did not record what was trained"):
@@ -160,7 +160,7 @@ def test_folders_of_other_versions_say_so(finished):
 def test_a_damaged_batch_is_named_with_the_cure(finished):
     batch = sorted(finished.glob("batch-*"))[0]
     batch.write_bytes(batch.read_bytes()[:100])
-    with pytest.raises(ValueError, match=f"{batch.name}.*delete it, and a sweep in this folder makes its runs again"):
+    with pytest.raises(ValueError, match=f"{batch.name}.*delete it, and a sweep in this folder repeats its runs"):
         sweep(make(), SPACE, folder=finished, **one_device())
 
 

@@ -60,13 +60,13 @@ def test_panels_of_a_trace_have_names_of_their_own_and_plain_ticks():
 def test_the_comparison_s_table_fits_60_columns():
     from rich.console import Console
 
-    from nnlearn.compare.settings import Settings
+    from nnlearn.compare.options import CompareOptions
     from nnlearn.compare.summary import Row, make_table
 
     rows = [Row("adabelief", name, 0.0316228, 0.98123, 0.00123, 123.45, 12345.0, 12.2, 1e-5) for name in ("a", "optax")]
     for width in (60, 100):
         shown = io.StringIO()
-        Console(file=shown, width=width).print(make_table(rows, "accuracy", 0.1, Settings(), width))
+        Console(file=shown, width=width).print(make_table(rows, "accuracy", 0.1, CompareOptions(), width))
         text = shown.getvalue()
         assert "…" not in text and max(map(len, text.splitlines())) <= width
         for cell in ("adabelief", "98.12 +- 0.12", "123.45 s", "12,345", "12.2 s", "1.0e-05"):

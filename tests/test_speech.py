@@ -1,4 +1,4 @@
-"""Speech from end to end: features, recurrent layers, the encoder, the prompts, and a run on tones."""
+"""Speech: features, recurrent layers, the encoder, the prompts, and a training run on tones."""
 
 import itertools
 
@@ -17,7 +17,7 @@ RANDOM = np.random.default_rng(0)
 
 
 def slow_log_mel(audio, sample_rate, window, hop, mels, fft_size, to_mel, to_hertz, unit_area, floor):
-    """One window, one bin, one band at a time, in float64, from the definitions."""
+    """The definitions in float64, one window, bin and band at a time."""
     rows = []
     corners = [to_hertz(m) for m in np.linspace(to_mel(0.0), to_mel(sample_rate / 2), mels + 2)]
     for start in range(0, len(audio) - window + 1, hop):
@@ -46,7 +46,7 @@ SCALES = {
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_log_mel_features_are_their_definition(scale):
+def test_log_mel_features_match_their_definition(scale):
     audio = RANDOM.normal(size=(2, 700)).astype(np.float32)
     options = {"window": 200, "hop": 80, "mels": 20}
     got = log_mel_spectrogram(audio, sample_rate=8000, scale=scale, floor=1e-5, **options)
@@ -59,7 +59,7 @@ def _named(scale):
     return dict(zip(("to_mel", "to_hertz", "unit_area"), SCALES[scale], strict=True))
 
 
-def test_features_of_a_padded_batch_are_those_of_each_clip_alone():
+def test_features_of_a_padded_batch_equal_those_of_single_clips():
     clips = [RANDOM.normal(size=samples).astype(np.float32) for samples in (900, 500)]
     front_end = log_mel_front_end(mels=16)
     padded = np.full((2, 900), np.nan, np.float32)
@@ -83,7 +83,7 @@ def test_normalisation_gives_masked_frames_no_gradient():
     assert not normalize_utterance(features, jnp.zeros((2, 6), bool)).any()
 
 
-def test_masks_over_time_and_bands_are_as_wide_and_as_many_as_asked():
+def test_masks_have_the_requested_widths_and_counts():
     features, where = jnp.ones((64, 50, 20)), jnp.asarray(np.arange(50) < np.repeat([[50], [12]], 32, axis=0))
 
     @jax.jit
@@ -100,7 +100,7 @@ def test_masks_over_time_and_bands_are_as_wide_and_as_many_as_asked():
     gone = np.asarray(masked(10, 0, 0.5)) == 0
     widths = runs(gone.all(2))
     assert set(widths[:32]) <= set(range(11)) and max(widths[:32]) > 6 and len(set(widths)) > 5
-    assert max(widths[32:]) <= 6 and not gone[32:, 12:].any()  # half of 12 frames, and none where there are none
+    assert max(widths[32:]) <= 6 and not gone[32:, 12:].any()  # half of 12 frames, and none in the padding
     assert np.array_equal(gone.all(2), gone.any(2))
     widths = runs((np.asarray(masked(0, 4, 1.0)) == 0).all(1))
     assert set(widths) == {0, 1, 2, 3, 4}
@@ -109,7 +109,7 @@ def test_masks_over_time_and_bands_are_as_wide_and_as_many_as_asked():
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("kind", ["rnn", "gru"])
-def test_recurrent_layers_are_torchs(kind, bidirectional):
+def test_recurrent_layers_equal_those_of_torch(kind, bidirectional):
     torch = pytest.importorskip("torch")
     inputs, hidden, gates = 3, 4, 3 if kind == "gru" else 1
     make, make_other = {"rnn": (rnn, torch.nn.RNN), "gru": (gru, torch.nn.GRU)}[kind]
@@ -137,12 +137,14 @@ def test_recurrent_layers_are_torchs(kind, bidirectional):
     where = np.arange(5) < np.array(lengths)[:, None]
     got = np.asarray(model.apply(params, (np.where(where[..., None], x, np.nan), where)))
     np.testing.assert_allclose(got[where], want[where], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(got[:, -1, :hidden], last[0].detach().numpy(), rtol=1e-5, atol=1e-5)  # held
+    np.testing.assert_allclose(
+        got[:, -1, :hidden], last[0].detach().numpy(), rtol=1e-5, atol=1e-5
+    )  # the final state is kept
     if bidirectional:
         assert not got[1, 3:, hidden:].any()
 
 
-def test_recurrent_layers_hold_the_state_at_any_masked_step_and_give_it_no_gradient():
+def test_masked_steps_keep_the_state_and_get_no_gradient():
     model = gru(3, 4)
     params = jax.jit(model.init)(jax.random.key(0))
     x = RANDOM.normal(size=(6, 3)).astype(np.float32)
@@ -160,7 +162,7 @@ def test_recurrent_layers_hold_the_state_at_any_masked_step_and_give_it_no_gradi
     assert not of_x[~where].any() and of_x[where].any()
 
 
-def test_the_encoder_does_not_hear_padding():
+def test_the_encoder_ignores_padding():
     front_end = log_mel_front_end(mels=12)
     options = {"hidden": 8, "layers": 1, "kernel_sizes": (4, 3), "strides": (3, 2)}
     model, with_front_end = speech_encoder(12, 5, **options), speech_encoder(12, 5, front_end=front_end, **options)
@@ -184,7 +186,7 @@ def test_the_encoder_does_not_hear_padding():
     assert gradient[1, :17].any(axis=1).all()
 
 
-def test_texts_become_what_is_said():
+def test_texts_become_spoken_words():
     assert spoken("For 3 press #, or *; don't wait... [beep] (a tone sounds) <beep>") == (
         "for three press pound or star don't wait"
     )
@@ -199,7 +201,7 @@ def test_speed_changes_length_and_pitch():
 
 
 def tones(count=40):
-    """Each letter a tone of its own for a tenth of a second."""
+    """A distinct tone for each letter, for a tenth of a second."""
     pitch = dict(zip("abcd", (400, 900, 1700, 3000), strict=True))
     time = np.arange(800) / 8000
     texts = ["".join(text) for text in itertools.product("abcd", repeat=3)][:count]
@@ -224,11 +226,11 @@ def test_no_two_parts_share_a_transcript():
 
 
 @pytest.mark.slow
-def test_the_task_learns_tones_and_a_sweep_of_it_is_its_lone_runs():
+def test_the_task_learns_tones_and_its_sweep_equals_single_runs():
     small = {"max_seconds": 0.7, "speeds": (1.0,), "mels": 12, "hidden": 16, "layers": 1, "batch_size": 4}
     task = speech(data=tones(), epochs=12, dropout=0.0, **small)
     inputs, targets = task.train
-    assert len(inputs.lengths) == 16 and inputs.lengths.max() > 48  # 32 clips, two in a row
+    assert len(inputs.lengths) == 16 and inputs.lengths.max() > 48  # 32 clips, two per example
     row = decode(targets.labels[0], targets.paddings[0])
     assert len(row) == 7 and row[3] == " " and {row[:3], row[4:]} < set(tones().transcripts)
     train = task.make_train(evaluate=None)
@@ -242,7 +244,7 @@ def test_the_task_learns_tones_and_a_sweep_of_it_is_its_lone_runs():
     np.testing.assert_allclose(lone_trace.loss, trace.loss[0, 1], rtol=2e-3, atol=1e-4)
     metrics = task.evaluate(lone_state.params)
     assert set(metrics) == {"loss", "character_error_rate"} and 0 < metrics["character_error_rate"] <= 1.5
-    assert task.baselines["nothing"] == 1 and 0.5 < task.baselines["commonest character"] < 1
+    assert task.baselines["nothing"] == 1 and 0.5 < task.baselines["most frequent character"] < 1
     assert task.show(lone_state.params).count("said:") == 3
 
 
@@ -261,7 +263,7 @@ def test_the_real_prompts():
     assert prompts.transcripts[prompts.names.index("vm-repeat")] == "press five to repeat the current message"
 
 
-def test_faults_name_their_cure():
+def test_errors_name_the_cure():
     with pytest.raises(ValueError, match="at least window=200 samples"):
         log_mel_spectrogram(jnp.zeros(100))
     with pytest.raises(ValueError, match="fft_size must be even and >= window=200, got 128"):

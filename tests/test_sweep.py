@@ -1,4 +1,4 @@
-"""Sweeps: many runs in one program, each the same as alone; halving and populations; files, limits, errors."""
+"""Sweeps, successive halving and populations: equality with single runs, files, limits, errors."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ from nnlearn.sweeps import (
     train_population,
     uniform,
 )
-from nnlearn.sweeps.program import Shape, batch_shape, trace_member
+from nnlearn.sweeps.program import BatchShape, batch_shape, trace_member
 from nnlearn.train.trace import Trace
 
 EXAMPLES = jnp.asarray(np.random.default_rng(0).normal(size=(24, 3)).astype(np.float32))
@@ -29,7 +29,7 @@ ONE = {"devices": jax.devices()[:1]}
 
 
 def number_of(key):
-    """A number in [0, 1) that depends on the key; drawing one would take seconds to compile."""
+    """A value in [0, 1) that depends on the key; a random draw would take seconds to compile."""
     return jax.random.key_data(key)[-1].astype(jnp.float32) / 2.0**32
 
 
@@ -41,7 +41,7 @@ class Counted:
         self.train = nnlearn.make_train(
             self.loss_fn,
             lambda hparams: nnlearn.sgd(hparams["rate"], hparams["momentum"]),
-            nnlearn.generated(lambda key, step: jnp.roll(EXAMPLES, -8 * step, axis=0)[:8]),  # compiles in no time
+            nnlearn.generated(lambda key, step: jnp.roll(EXAMPLES, -8 * step, axis=0)[:8]),  # compiles fast
             lambda key: {"w": number_of(key) + jnp.arange(12.0).reshape(3, 4) / 12},
             steps=steps,
             check_every=check_every,
@@ -55,7 +55,7 @@ class Counted:
 
 
 def assert_same(left, right):
-    """Equal to the last bit, NaN and all."""
+    """Assert bitwise equality, NaN included."""
     left, right = left.columns(), right.columns()
     assert list(left) == list(right)
     for name in left:
@@ -75,7 +75,7 @@ def test_axes_cover_their_range():
         assert {setting["d"] for setting in settings} == {"kept"}
 
 
-def test_quasi_random_draws_are_more_even_than_random_ones():
+def test_quasi_random_draws_are_more_even_than_random_draws():
     def unevenness(method):
         numbers = np.sort([setting["a"] for setting in list_settings({"a": uniform(0, 1)}, 64, method)])
         return np.max(np.abs(numbers - (np.arange(64) + 0.5) / 64))
@@ -83,7 +83,7 @@ def test_quasi_random_draws_are_more_even_than_random_ones():
     assert unevenness("quasi") < 1 / 64 < unevenness("random")
 
 
-def test_a_grid_is_every_combination():
+def test_a_grid_has_every_combination():
     settings = list_settings(SPACE)
     assert len(settings) == 10 and len({tuple(setting.values()) for setting in settings}) == 10
     assert settings[1] == {"rate": 0.01, "momentum": 0.5, "noise": 0.2}
@@ -104,13 +104,13 @@ def test_a_grid_is_every_combination():
         (lambda: list_settings({"rate": choice(1, 2)}, method="sobol"), "method must be one of"),
         (
             lambda: sweep(Counted().train, SPACE, metric="accuracy"),
-            "no metric 'accuracy' to judge by; there are loss, train_loss",
+            "no metric 'accuracy' to compare; there are loss, train_loss",
         ),
         (lambda: sweep(Counted().train, SPACE, [1, 1], metric="loss"), "all different"),
         (lambda: sweep(Counted().train, SPACE, metric="loss", mode="least"), "mode must be"),
         (
             lambda: sweep(Counted().train, SPACE, metric="loss", memory_limit=9, workers=2, **ONE),
-            "one batch may take 4; give a larger",
+            "the limit is 4: give a larger",
         ),
         (lambda: sweep(Counted().train, SPACE, metric="loss", static={"width": 3}), "static: 'width' must be a list"),
     ],
@@ -120,16 +120,16 @@ def test_errors_name_the_fault(make, message):
         make()
 
 
-def test_what_is_no_train_is_refused():
+def test_a_train_of_another_type_is_rejected():
     with pytest.raises(TypeError, match=r"made by make_train"):
         sweep(lambda hparams, key: None, SPACE, metric="loss")
 
 
-def test_one_trace_serves_all_runs_and_each_is_as_it_is_alone():
+def test_one_trace_serves_all_runs_and_each_equals_its_single_run():
     problem = Counted()
     results = sweep(problem.train, SPACE, seeds=[3, 5, 7], metric="loss", width=4, full=True, **ONE)
     assert problem.calls == 1
-    assert results.done.all() and results.plan.batches == 9 and results.plan.width == 4
+    assert results.done.all() and results.execution.batches == 9 and results.execution.width == 4
     table = results.columns()
     assert len(table["seed"]) == 30
     for index, seed in ((0, 3), (7, 5), (9, 7)):
@@ -149,9 +149,9 @@ def at_once():
 
 
 @pytest.mark.parametrize("options", [{}, {"width": 5}, {"width": 1, "workers": 3, **ONE}])
-def test_widths_devices_and_workers_change_nothing(at_once, options):
+def test_results_do_not_depend_on_width_devices_and_workers(at_once, options):
     results = sweep(Counted().train, SPACE, 3, metric="loss", **options)
-    assert results.plan.devices == len(options.get("devices", jax.devices()))
+    assert results.execution.devices == len(options.get("devices", jax.devices()))
     table, expected = results.columns(), at_once.columns()
     for name, column in expected.items():
         if column.dtype.kind == "f":
@@ -161,22 +161,22 @@ def test_widths_devices_and_workers_change_nothing(at_once, options):
 
 
 @pytest.mark.parametrize("devices", [1, 4])
-def test_no_batch_is_wider_than_asked_and_each_device_has_as_much(devices):
+def test_batches_respect_the_width_and_share_devices_equally(devices):
     for settings, seeds, width in itertools.product((1, 2, 3, 10, 41), (1, 3, 5, 17), (1, 4, 7, 20, 100)):
-        counts = Shape(seeds, settings)
+        counts = BatchShape(seeds, settings)
         shape = batch_shape(width, counts, devices)
         assert min(shape) >= 1 and shape.seeds * shape.settings <= max(width, devices)
         assert shape.settings % devices == 0 or shape.seeds % devices == 0
 
 
-def test_many_seeds_of_few_settings_are_spread_over_the_devices_too(at_once):
+def test_many_seeds_of_few_settings_use_all_devices(at_once):
     results = sweep(Counted().train, SPACE | {"rate": 0.1}, 9, metric="loss")
-    assert results.plan.width == 24 and results.done.all()
+    assert results.execution.width == 24 and results.done.all()
     assert [setting["rate"] for setting in at_once.settings[4:6]] == [0.1, 0.1]
     np.testing.assert_allclose(results.values("loss")[0, :, :3], at_once.values("loss")[0, 4:6], rtol=1e-5)
 
 
-def test_a_run_that_diverges_leaves_its_neighbours_alone():
+def test_a_diverging_run_does_not_affect_the_others():
     space = {"rate": choice(0.01, 0.03, 0.1, 0.3), "momentum": 0.5, "noise": 0.0}
     bad = space | {"rate": choice(0.01, 0.03, 1e30, 0.3)}
     calm = sweep(Counted().train, space, 2, metric="loss", full=True, **ONE)
@@ -190,7 +190,7 @@ def test_a_run_that_diverges_leaves_its_neighbours_alone():
     assert wild.best().setting == {"rate": 0.3, "momentum": 0.5, "noise": 0.0}
 
 
-def test_the_best_is_a_mean_over_seeds_with_its_error(at_once):
+def test_the_best_setting_has_a_mean_and_an_error_over_seeds(at_once):
     best, values = at_once.best(), at_once.values("loss")[0]
     at = int(np.argmin(values.mean(axis=1)))
     assert best.setting == at_once.settings[at] and best.seeds == 3
@@ -198,15 +198,15 @@ def test_the_best_is_a_mean_over_seeds_with_its_error(at_once):
     np.testing.assert_allclose(best.standard_error, values[at].std(ddof=1) / 3**0.5)
 
 
-def test_settings_of_a_seed_share_their_batches():
+def test_settings_of_a_seed_share_training_batches():
     member = trace_member(Counted().train, list_settings(SPACE)[0], ["rate", "noise"], full=False).member
     values = {"rate": jnp.zeros(7), "noise": jnp.zeros(7)}
     program = str(jax.make_jaxpr(jax.vmap(member, in_axes=(0, None)))(values, jax.random.key(0)))
-    assert "f32[7,3,4]" in program and "f32[8,3]" in program  # parameters for each, batches for all
+    assert "f32[7,3,4]" in program and "f32[8,3]" in program  # one set of parameters per run, one batch for all
     assert "f32[7,8,3]" not in program and "f32[10,7,8,3]" not in program
 
 
-def test_stopped_runs_count_with_what_they_ended_with():
+def test_stopped_runs_are_scored_at_their_end():
     problem = Counted(stop=[nnlearn.patience("loss", 1), nnlearn.diverged(1e3)], steps=60)
     space = {"rate": choice(0.1, 0.9, 50.0), "momentum": 0.9, "noise": 0.0}
     results = sweep(problem.train, space, 2, metric="loss", **ONE)
@@ -217,11 +217,11 @@ def test_stopped_runs_count_with_what_they_ended_with():
     )
     alone = jax.jit(lambda rate: problem.train(results.settings[0] | {"rate": rate}, 1)[0].params["w"])
     for index, rate in enumerate((0.1, 0.9)):
-        expected = jnp.mean((EXAMPLES @ alone(rate) - 1.0) ** 2)  # with the best parameters, not the last ones
+        expected = jnp.mean((EXAMPLES @ alone(rate) - 1.0) ** 2)  # of the best parameters, not the last
         np.testing.assert_allclose(results.values("loss")[0, index, 1], expected, rtol=1e-4)
 
 
-def test_static_choices_are_programs_of_their_own(tmp_path):
+def test_each_static_choice_is_a_separate_program(tmp_path):
     made = []
 
     def train_of(choice):
@@ -237,20 +237,32 @@ def test_static_choices_are_programs_of_their_own(tmp_path):
     results.save(tmp_path)
     assert_same(Results.load(tmp_path), results)
     pytest.importorskip("matplotlib")
-    assert len(results.plot().axes) == 4
+    figure = results.plot()
+    assert len(figure.axes) == 4
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["[10]", "[10, 20]"]
 
 
-def test_a_width_that_needs_too_much_memory_is_narrowed_once():
+def test_a_hyper_parameter_may_have_the_metric_s_name():
+    results = sweep(bowl_train(2), {"loss": choice(0.1, 0.2), "rate": 0.1}, metric="loss", **ONE)
+    table = results.columns()
+    np.testing.assert_array_equal(table["loss"], [0.1, 0.2])
+    np.testing.assert_allclose(table["check/loss"], 0.9**4 / 2, rtol=1e-5)
+    pytest.importorskip("matplotlib")
+    heights = results.plot().axes[0].get_lines()[0].get_ydata()
+    np.testing.assert_array_equal(heights, table["check/loss"])
+
+
+def test_a_width_that_takes_too_much_memory_is_reduced_once():
     problem = Counted(steps=200, check_every=1)
     wide = sweep(problem.train, SPACE, 4, metric="loss", width=40, workers=1, full=True, **ONE)
-    limit = int(wide.plan.bytes * 0.6)
+    limit = int(wide.execution.bytes * 0.6)
     narrow = sweep(problem.train, SPACE, 4, metric="loss", width=40, workers=1, full=True, memory_limit=limit, **ONE)
-    assert problem.calls == 2  # one for each sweep, whatever was compiled
-    assert 0.3 * limit < narrow.plan.bytes <= limit and narrow.plan.width < wide.plan.width
+    assert problem.calls == 2  # one per sweep, independent of compilations
+    assert 0.3 * limit < narrow.execution.bytes <= limit and narrow.execution.width < wide.execution.width
     np.testing.assert_allclose(narrow.values("loss"), wide.values("loss"), rtol=1e-5)
 
 
-def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path):
+def test_an_interrupted_sweep_resumes(tmp_path):
     options = {"metric": "loss", "width": 5, "full": True, "workers": 1, **ONE}
     whole = sweep(Counted().train, SPACE, 3, **options)
 
@@ -267,15 +279,15 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path):
     assert partial.best().seeds >= 1
     assert_same(Results.load(tmp_path), partial)
     resumed = sweep(Counted().train, SPACE, 3, folder=tmp_path, **options)
-    assert resumed.plan.batches == 6 - finished // 5
+    assert resumed.execution.batches == 6 - finished // 5
     assert_same(resumed, whole)
     again = Counted()
     again_results = sweep(again.train, SPACE, 3, folder=tmp_path, **options)
     assert_same(again_results, whole)
-    assert again.calls == 1 and again_results.plan is None  # traced to see that it is the same sweep, not compiled
+    assert again.calls == 1 and again_results.execution is None  # traced to identify it, not compiled
 
 
-def test_a_folder_of_another_sweep_is_refused(tmp_path):
+def test_a_folder_of_another_sweep_is_rejected(tmp_path):
     sweep(Counted().train, SPACE, 1, metric="loss", folder=tmp_path, **ONE)
     with pytest.raises(ValueError, match="holds another sweep, which differs in seeds"):
         sweep(Counted().train, SPACE, 2, metric="loss", folder=tmp_path, **ONE)
@@ -285,7 +297,7 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path):
         Results.load(tmp_path)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="no sweep's"):
+    with pytest.raises(ValueError, match="belong to no sweep"):
         sweep(Counted().train, SPACE, 1, metric="loss", folder=tmp_path / "other", **ONE)
 
 
@@ -306,7 +318,7 @@ def test_results_are_saved_tabulated_and_drawn(tmp_path):
 
 
 def bowl_train(steps=27, check_every=1, stop=()):
-    """Descent on w**2 / 2 with a rate of one's own: the loss after t steps is (1 - rate) ** (2 t) / 2."""
+    """Gradient descent on w**2 / 2: the loss after t steps is (1 - rate) ** (2 t) / 2."""
     return nnlearn.make_train(
         lambda params, batch, key: params**2 / 2,
         lambda hparams: nnlearn.sgd(hparams["rate"]),
@@ -320,7 +332,7 @@ def bowl_train(steps=27, check_every=1, stop=()):
 
 
 @pytest.mark.parametrize("stop", [(), (nnlearn.diverged(1e6),)])
-def test_halving_finds_what_running_all_to_the_end_finds(stop):
+def test_halving_finds_the_same_winner_as_whole_runs(stop):
     train = bowl_train(check_every=3, stop=stop)
     rates = np.random.default_rng(0).permutation([0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.9, 3.0, *[0.03] * 18])
     settings = [{"rate": float(rate)} for rate in rates]
@@ -336,7 +348,7 @@ def test_halving_finds_what_running_all_to_the_end_finds(stop):
     assert not table["kept"][table["rate"] == 3.0].any()
 
 
-def test_halving_ranks_nan_last_and_refuses_what_does_not_fit():
+def test_halving_ranks_nan_last_and_rejects_invalid_arguments():
     train = bowl_train()
     settings = [{"rate": rate} for rate in (float("nan"), 0.1, 0.2)]
     assert successive_halving(train, settings, metric="loss", rungs=[(3, 2), (1, 27)]).best == {"rate": 0.2}
@@ -352,7 +364,7 @@ def test_halving_ranks_nan_last_and_refuses_what_does_not_fit():
         successive_halving(train, settings[:1], metric="loss")
 
 
-def test_halving_members_share_their_batches_and_equal_their_lone_runs():
+def test_halving_members_share_batches_and_equal_their_single_runs():
     problem = Counted(steps=40, check_every=10)
     settings = list_settings(SPACE)
     halving = successive_halving(problem.train, settings, 3, metric="loss", eta=2)
@@ -362,7 +374,7 @@ def test_halving_members_share_their_batches_and_equal_their_lone_runs():
 
 
 def toy_train():
-    """The quadratic of the paper: each member descends a surrogate that its hyper-parameters make of the true bowl."""
+    """The quadratic of the paper: each member minimises a surrogate that depends on its hyper-parameters."""
 
     def surrogate(params, batch, key, hparams):
         return hparams["h0"] * params[0] ** 2 + hparams["h1"] * params[1] ** 2 - 1.2
@@ -378,12 +390,12 @@ def toy_train():
     )
 
 
-def test_a_population_improves_on_members_that_learn_alone():
+def test_a_population_improves_on_independent_members():
     start = [{"h0": 1.0, "h1": 0.0}, {"h0": 0.0, "h1": 1.0}]
     space = {"h0": uniform(0.0, 1.0), "h1": uniform(0.0, 1.0)}
     options = {"ready_every": 4, "metric": "value", "mode": "max", "start": start}
     alone = train_population(toy_train(), space, 2, replaced=0, **options)
-    np.testing.assert_allclose(alone.scores[-1], 1.2 - 0.81, atol=1e-3)  # what one coordinate alone can reach
+    np.testing.assert_allclose(alone.scores[-1], 1.2 - 0.81, atol=1e-3)  # the limit for one coordinate
     assert np.all(alone.parents == [0, 1])
     together = train_population(toy_train(), space, 2, replaced=0.5, **options)
     assert together.best_score > 1.15
@@ -391,7 +403,7 @@ def test_a_population_improves_on_members_that_learn_alone():
     np.testing.assert_allclose(alone.scores[:, 1], trace.metrics["value"], rtol=1e-5)
 
 
-def test_a_population_records_who_learned_what_from_whom():
+def test_a_population_records_parents_and_hyper_parameters():
     space = {"rate": log_uniform(1e-3, 1.0), "kind": choice(1, 2, 4), "held": 7}
     population = train_population(bowl_train(40, 2), space, 10, 1, ready_every=4, metric="loss", replaced=0.3)
     rates, parents = population.hparams["rate"], population.parents
@@ -405,7 +417,7 @@ def test_a_population_records_who_learned_what_from_whom():
         assert set(np.flatnonzero(moved[generation])) <= set(before[-3:])
         kept = ~moved[generation]
         np.testing.assert_array_equal(rates[generation][kept], rates[generation - 1][kept])
-    # the recorded schedule alone explains the best member's loss
+    # the recorded schedule determines the best member's loss
     weight = np.prod((1 - population.schedule()["rate"]) ** 4)
     np.testing.assert_allclose(population.best_score, weight**2 / 2, rtol=1e-3)
     np.testing.assert_allclose(population.state.params, weight, rtol=1e-3)
@@ -422,7 +434,7 @@ def test_a_population_records_who_learned_what_from_whom():
         ({"start": [{"rat": 0.1}] * 4}, "every axis"),
     ],
 )
-def test_a_population_that_cannot_be_is_refused(arguments, message):
+def test_invalid_arguments_of_a_population_are_rejected(arguments, message):
     arguments = {"ready_every": 4, "metric": "loss"} | arguments
     with pytest.raises(ValueError, match=message):
         train_population(bowl_train(40, 2), {"rate": uniform(0.1, 0.2)}, 4, **arguments)

@@ -1,4 +1,4 @@
-"""Every task is whole: it runs, alone and vmapped to the same numbers, learns, and can be told from its baselines."""
+"""Every task runs, gives the same results alone and vmapped, learns, and beats its baselines."""
 
 import json
 
@@ -33,7 +33,7 @@ SMALL = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
-def test_a_task_vmapped_over_seeds_and_learning_rates_equals_its_lone_runs(name):
+def test_a_task_vmapped_over_seeds_and_learning_rates_equals_its_single_runs(name):
     task = SMALL[name]()
     assert isinstance(task, Task) and task.name == name
     train = task.make_train(steps=4, evaluate=None)
@@ -61,13 +61,13 @@ def test_a_task_is_learned_and_beats_its_baseline(name):
     task = load_task(name, **options.get(name, {}))
     state, trace = jax.jit(task.make_train(record_every=1))(task.hparams, 0)
     reached, naive = task.evaluate(state.params)[task.metric], next(iter(task.baselines.values()))
-    assert (reached - naive) * (1 if task.goal == "max" else -1) > 0.1 * abs(naive) * (name != "clicks")
+    assert (reached - naive) * (1 if task.mode == "max" else -1) > 0.1 * abs(naive) * (name != "clicks")
     assert trace.metrics["train_loss"][-1] < 0.9 * trace.metrics["train_loss"][0]
     if name != "clicks":
         assert task.solved(task.evaluate(state.params)), (reached, task.target)
 
 
-def test_an_unknown_task_is_refused_and_every_known_one_has_a_function():
+def test_an_unknown_task_is_rejected_and_every_known_task_has_a_function():
     with pytest.raises(ValueError, match="name must be one of mnist, .*'chess'"):
         load_task("chess")
     import importlib
@@ -76,7 +76,7 @@ def test_an_unknown_task_is_refused_and_every_known_one_has_a_function():
         assert callable(getattr(importlib.import_module(f"nnlearn.tasks.{module}"), name.replace("-", "_")))
 
 
-def test_a_factorization_machine_is_its_sum_over_pairs_and_touches_only_the_rows_it_sees():
+def test_a_factorization_machine_equals_its_sum_over_pairs_and_updates_only_rows_in_use():
     model = factorization_machine((4, 3, 5), 2)
     params = model.init(jax.random.key(0))
     params["weights"] = {"embedding": jax.random.normal(jax.random.key(1), (12, 1))}
@@ -93,7 +93,7 @@ def test_a_factorization_machine_is_its_sum_over_pairs_and_touches_only_the_rows
     assert set(touched) == set(rows.ravel().tolist())
 
 
-def test_a_number_that_no_row_has_is_nan_and_never_another_row():
+def test_an_index_out_of_range_gives_nan():
     model = embedding(3, 2)
     params = model.init(jax.random.key(0))
     assert np.isnan(model.apply(params, jnp.array([-1, 3]))).all()
@@ -114,7 +114,7 @@ def test_learn_trains_and_reports(capsys, tmp_path):
     assert printed.count("  step ") == 2
 
 
-def test_learn_refuses_what_cannot_work(capsys):
+def test_learn_rejects_invalid_options(capsys):
     assert cli.main(["learn", "chess"]) == 2
     assert "name must be one of mnist" in capsys.readouterr().err
     for name in ("checks", "epochs"):
@@ -124,7 +124,7 @@ def test_learn_refuses_what_cannot_work(capsys):
         load_task("clicks", epochs=0, examples=100)
 
 
-def test_examples_that_do_not_count_leave_the_statistics_of_a_batch_alone():
+def test_masked_examples_do_not_affect_batch_statistics():
     model = convnet(1, 3, widths=(4,))
     loss_fn, _ = classification(model)
     params, model_state = jax.jit(model.init)(jax.random.key(0))

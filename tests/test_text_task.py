@@ -1,4 +1,4 @@
-"""The texts, what counting and compressing make of them, and the task of predicting them."""
+"""The texts, their n-gram and gzip baselines, and the language-modelling tasks."""
 
 import collections
 import itertools
@@ -32,13 +32,13 @@ SMALL = {"layers": 1, "width": 16, "heads": 2, "context": 16, "epochs": 1}
 
 
 def slow_kneser_ney(train, test, vocabulary, order):
-    """Dictionaries, one character at a time, by the equations."""
+    """The equations with dictionaries, one character at a time."""
     grams = [collections.Counter() for _ in range(order + 1)]
     for begin in range(len(train) - order + 1):
         grams[order][tuple(train[begin : begin + order])] += 1
     for length in range(order - 1, 0, -1):
         for gram in grams[length + 1]:
-            grams[length][gram[1:]] += 1  # one for each character that stood before
+            grams[length][gram[1:]] += 1  # one per preceding character
 
     def probability(history, character, length):
         if length == 0:
@@ -62,7 +62,7 @@ def slow_kneser_ney(train, test, vocabulary, order):
 def test_ngram_matches_the_reference(order):
     rng = np.random.default_rng(1)
     numbers = rng.integers(0, 4, 400) * rng.integers(0, 2, 400)
-    train, test = numbers[:300].tolist(), [*numbers[300:].tolist(), 4, 1]  # 4 never came
+    train, test = numbers[:300].tolist(), [*numbers[300:].tolist(), 4, 1]  # 4 does not occur in train
     expected = -np.log2(slow_kneser_ney(train, test, 5, order))
     assert ngram_bits(np.array(train), np.array(test), 5, order) == pytest.approx(expected.mean(), rel=1e-9)
     assert ngram_bits(np.array(train), np.array(test), 5, order, 10) == pytest.approx(expected[10:].mean(), rel=1e-9)
@@ -75,12 +75,12 @@ def test_ngram_probabilities_sum_to_one():
     assert total == pytest.approx(1, abs=1e-9)
 
 
-def test_ngram_refuses_what_overflows():
+def test_ngram_rejects_codes_that_overflow():
     with pytest.raises(ValueError, match="more than 2\\*\\*63"):
         ngram_bits(np.arange(9), np.arange(9), 2**16, 4)
 
 
-def test_gzip_is_that_of_both_texts_less_that_of_the_first():
+def test_gzip_bits_are_the_size_of_both_texts_minus_that_of_the_first():
     letters = RNG.choice(np.arange(97, 123), 60_000, p=np.arange(1, 27) / 351).astype(np.uint8).tobytes()
     train, test = letters[:-20_000], letters[-20_000:]
     both, first = (len(zlib.compress(part, 9)) for part in (train + test, train))
@@ -91,7 +91,7 @@ def test_gzip_is_that_of_both_texts_less_that_of_the_first():
 
 
 def slow_compress(data):
-    """LZW with codes of 9 to 16 bits in groups of eight, as the compress of Unix writes them, without its header."""
+    """LZW with codes of 9 to 16 bits in groups of eight, the format of Unix ``compress`` without its header."""
     table = {bytes([code]): code for code in range(256)}
     codes, word = [], b""
     for number in data:
@@ -101,11 +101,11 @@ def slow_compress(data):
             continue
         codes.append(table[word])
         if len(table) < 2**16 - 1:
-            table[longer] = len(table) + 1  # 256 clears
+            table[longer] = len(table) + 1  # 256 is the clear code
         word = bytes([number])
     codes.append(table[word])
     out, width, bits, count = b"", 9, 0, 0
-    for made, code in enumerate(codes):  # before code number n the reader's table has 256 + n entries, and the clear
+    for made, code in enumerate(codes):  # before code n the reader's table has 256 + n entries and the clear code
         if made and 256 + made == 2**width and width < 16:
             out += bits.to_bytes(width if count else 0, "little")
             width, bits, count = width + 1, 0, 0
@@ -117,13 +117,13 @@ def slow_compress(data):
     return out + bits.to_bytes(-(-count * width // 8), "little")
 
 
-def test_what_was_compressed_comes_back():
+def test_uncompress_inverts_compress():
     random = np.random.default_rng(3).integers(0, 60, 6000).astype(np.uint8).tobytes()  # codes of up to 12 bits
     for data in (b"a", b"abababababab", TEXT.encode(), random):
         assert uncompress(slow_compress(data)) == data
 
 
-def test_a_file_of_windows():
+def test_a_file_of_compressed_windows():
     parts = [TEXT[:3000].encode(), TEXT[3000:5000].encode()]
     packed = [slow_compress(part) for part in parts]
     start = 92 + 4 * len(parts)
@@ -165,7 +165,7 @@ def test_characters_and_windows():
         characters.encode("xz")
     pieces = windows(np.arange(10), 4)
     assert pieces.tolist() == [[0, 1, 2, 3, 4], [4, 5, 6, 7, 8]]
-    with pytest.raises(ValueError, match="needs 5 numbers, got 4"):
+    with pytest.raises(ValueError, match="needs 5 elements, got 4"):
         windows(np.arange(4), 4)
 
 
@@ -182,7 +182,7 @@ def params(task):
     return jax.jit(task.model.init)(jax.random.key(0))
 
 
-def test_each_held_out_character_is_scored_once_and_no_part_sees_another(task):
+def test_each_held_out_character_is_scored_once_and_parts_are_disjoint(task):
     numbers, size, half = Characters.of(TEXT).encode(TEXT), len(TEXT), 8
     validation_at, test_at = round(0.9 * size), round(0.95 * size)
     for part, start, end in ((task.validation, validation_at, test_at), (task.test, test_at, size)):
@@ -194,14 +194,14 @@ def test_each_held_out_character_is_scored_once_and_no_part_sees_another(task):
     assert 1 + task.train[:, 1:].size <= validation_at
 
 
-def test_untrained_it_guesses(task, params):
+def test_an_untrained_model_is_near_uniform(task, params):
     metrics = task.evaluate(params)
     assert metrics["bits_per_character"] == pytest.approx(task.baselines["uniform"], abs=0.15)
     assert metrics["loss"] == pytest.approx(metrics["bits_per_character"] * np.log(2), rel=1e-5)
     assert not task.solved(metrics) and task.target == min(task.baselines.values())
 
 
-def test_metrics_are_those_of_the_last_half(task, params):
+def test_metrics_use_the_last_half_of_a_window(task, params):
     logits = np.asarray(jax.jit(task.model.apply)(params, task.test[:, :-1]), np.float64)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     picked = np.take_along_axis(log_p, task.test[:, 1:, None], -1)[:, -8:, 0]
@@ -212,7 +212,7 @@ def test_metrics_are_those_of_the_last_half(task, params):
 
 
 @pytest.mark.slow
-def test_vmapped_over_seeds_and_rates_is_each_alone(task):
+def test_vmapped_runs_equal_single_runs(task):
     train = task.make_train()
 
     def run(seed, rate):
@@ -231,13 +231,13 @@ def test_vmapped_over_seeds_and_rates_is_each_alone(task):
     assert np.all(bits < task.baselines["uniform"] - 0.2) and len(set(bits.ravel().tolist())) == 4
 
 
-def test_it_shows_what_it_writes(task, params):
+def test_show_returns_generated_text(task, params):
     prompt, written = task.show(params, None).split("|")
     assert TEXT[round(0.95 * len(TEXT)) :].startswith(prompt) and 300 <= len(written) < 400
     assert set(written) <= set(TEXT)
 
 
-def test_both_are_in_the_registry():
+def test_both_texts_are_tasks():
     bible = load_task("king-james", text=TEXT, seed=3, **SMALL)
     assert bible.name == "king-james" and "King James" in bible.source
     np.testing.assert_array_equal(bible.train[0], Characters.of(TEXT).encode(TEXT)[3:20])

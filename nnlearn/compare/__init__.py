@@ -1,4 +1,4 @@
-"""``nnlearn compare``: optimizers side by side on real data, nnlearn's and optax's."""
+"""``nnlearn compare``: compare nnlearn's optimizers with optax's on real data."""
 
 from nnlearn.compare.main import compare as compare
-from nnlearn.compare.settings import Settings as Settings
+from nnlearn.compare.options import CompareOptions as CompareOptions

@@ -5,68 +5,73 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from nnlearn.compare.options import CompareOptions, make_writable
 from nnlearn.compare.problem import Problem, make_problem
 from nnlearn.compare.runs import RUNNERS
-from nnlearn.compare.settings import Settings, make_writable
-from nnlearn.compare.summary import Results, best_index, make_rows, make_table, target_loss, write_results
-from nnlearn.figures.comparison import draw_comparison
-from nnlearn.figures.curves import require_matplotlib
+from nnlearn.compare.summary import CurveTable, best_index, make_rows, make_table, target_loss, write_results
+from nnlearn.figures.comparison import Entry, draw_comparison
+from nnlearn.figures.style import require_matplotlib
 
 
-def compare(settings: Settings, console: Console | None = None) -> Results:
-    """Train, print the table, write ``results.json`` and ``curves.png``.
+def compare(options: CompareOptions, console: Console | None = None) -> CurveTable:
+    """Train, print the table, and write ``results.json`` and ``curves.png``.
 
     Args:
-      settings: what to run.
+      options: the optimizers, the data and the sizes.
       console: where to print; None for the terminal.
 
     Returns:
       Curves by optimizer and library.
 
     Raises:
-      ValueError: a setting cannot work, or the folder cannot be written.
-      ImportError: a package for the data or the picture is missing.
-      KeyboardInterrupt: interrupted; what was complete by then has been printed and written.
+      ValueError: if an option is invalid or the folder cannot be written.
+      ImportError: if a package for the data or the figure is missing.
+      KeyboardInterrupt: if interrupted, after printing and writing the curves that are complete.
     """
     console = console or Console()
-    settings.check()
-    make_writable(settings.out)
+    options.check()
+    make_writable(options.out)
     require_matplotlib()
-    problem = make_problem(settings)
-    began, results = time.perf_counter(), {}
+    problem = make_problem(options)
+    began, table = time.perf_counter(), {}
     try:
-        _run_all(problem, settings, console, results)
+        _run_all(problem, options, console, table)
     except KeyboardInterrupt:
-        done = ", ".join(f"{name} ({' and '.join(libraries)})" for name, libraries in results.items() if libraries)
+        done = ", ".join(f"{name} ({' and '.join(libraries)})" for name, libraries in table.items() if libraries)
         console.print(f"interrupted; complete until then: {done or 'nothing'}")
-        _report(results, problem, settings, console, complete=False)
+        _report(table, problem, options, console, complete=False)
         raise
-    _report(results, problem, settings, console, complete=True)
+    _report(table, problem, options, console, complete=True)
     console.print(f"{time.perf_counter() - began:.1f} s in all")
-    return results
+    return table
 
 
-def _run_all(problem: Problem, settings: Settings, console: Console, results: Results) -> None:
-    """Fill ``results``, one optimizer and library after the other."""
+def _run_all(problem: Problem, options: CompareOptions, console: Console, table: CurveTable) -> None:
+    """Fill ``table``, one optimizer and library after the other."""
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    total = len(settings.optimizers) * len(RUNNERS) * settings.epochs
+    total = len(options.optimizers) * len(RUNNERS) * options.epochs
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=total)
-        for name in settings.optimizers:
+        for name in options.optimizers:
             for library, run in RUNNERS.items():
                 progress.update(task, description=f"{name}, {library}")
-                curves = run(name, problem, settings, lambda: progress.advance(task))
-                results.setdefault(name, {})[library] = curves
+                curves = run(name, problem, options, lambda: progress.advance(task))
+                table.setdefault(name, {})[library] = curves
 
 
-def _report(results: Results, problem: Problem, settings: Settings, console: Console, complete: bool) -> None:
-    """Print the table and write the files, of as much as there is."""
-    if not results:
+def _report(table: CurveTable, problem: Problem, options: CompareOptions, console: Console, complete: bool) -> None:
+    """Print and write the curves that are complete."""
+    if not table:
         return
-    rows = make_rows(results, settings)
-    console.print(make_table(rows, problem.metric, target_loss(results), settings, console.width))
-    write_results(settings.out / "results.json", results, rows, settings, problem.metric, complete)
-    title = f"{settings.data}: {settings.seeds} seeds of each optimizer and learning rate"
-    draw_comparison(settings.out / "curves.png", results, settings.learning_rates, best_index, title)
+    rows = make_rows(table, options)
+    console.print(make_table(rows, problem.metric, target_loss(table), options, console.width))
+    write_results(options.out / "results.json", table, rows, options, problem.metric, complete)
+    entries = [
+        Entry(optimizer, library, curves.train_sre, curves.validation_sre, best_index(curves))
+        for optimizer, libraries in table.items()
+        for library, curves in libraries.items()
+    ]
+    title = f"{options.data}: {options.seeds} seeds of each optimizer and learning rate"
+    draw_comparison(entries, options.learning_rates, title, options.out / "curves.png")
     console.print(f"data: {problem.bundle.source}", style="dim")
-    console.print(f"wrote {settings.out / 'results.json'} and {settings.out / 'curves.png'}")
+    console.print(f"wrote {options.out / 'results.json'} and {options.out / 'curves.png'}")

@@ -1,4 +1,4 @@
-"""The task that all rivals are given: data, network, first parameters and losses."""
+"""The problem that all optimizers share: data, network, initial parameters and losses."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from nnlearn import losses
-from nnlearn.compare.settings import Settings
+from nnlearn.compare.options import CompareOptions
 from nnlearn.data import Examples
 from nnlearn.datasets import DataBundle, load
 from nnlearn.models import mlp
@@ -21,9 +21,9 @@ class Problem(NamedTuple):
     Attributes:
       bundle: the data, on the host.
       model: the network.
-      metric: what the test part is judged by, ``"accuracy"`` or ``"mse"``.
-      example_loss: from outputs (n, features) and targets to losses (n,), nnlearn's.
-      optax_loss: the same, optax's.
+      metric: the metric on the test part, ``"accuracy"`` or ``"mse"``.
+      example_loss: nnlearn's loss, from outputs (n, features) and targets to losses (n,).
+      optax_loss: optax's loss, with the same arguments.
     """
 
     bundle: DataBundle
@@ -33,7 +33,7 @@ class Problem(NamedTuple):
     optax_loss: Callable
 
     def evaluate(self, params: Params, examples: Examples) -> tuple[jax.Array, jax.Array]:
-        """Mean loss and metric over a part of the data, both scalars."""
+        """The mean loss and the metric over a part of the data, both scalars."""
         outputs = self.model.apply(params, examples.inputs)
         loss = jnp.mean(self.example_loss(outputs, examples.targets))
         if self.metric == "mse":
@@ -45,9 +45,9 @@ def _squared(squared_error: Callable) -> Callable:
     return lambda outputs, targets: jnp.sum(squared_error(outputs, targets), axis=-1)
 
 
-def make_problem(settings: Settings) -> Problem:
-    """The problem that the settings name; classes are learned by cross-entropy, numbers by squared error."""
-    bundle = load(settings.data)
+def make_problem(options: CompareOptions) -> Problem:
+    """The problem for these options; classification uses cross-entropy and regression squared error."""
+    bundle = load(options.data)
     features = bundle.train.inputs.shape[-1]
     if bundle.task == "classification":
         outputs, metric = len(bundle.classes), "accuracy"
@@ -58,9 +58,9 @@ def make_problem(settings: Settings) -> Problem:
     else:
         outputs, metric = bundle.train.targets.shape[-1], "mse"
         ours, theirs = _squared(losses.squared_error), _squared(optax.squared_error)
-    return Problem(bundle, mlp((features, *settings.hidden, outputs)), metric, ours, theirs)
+    return Problem(bundle, mlp((features, *options.hidden, outputs)), metric, ours, theirs)
 
 
 def first_params(problem: Problem, seeds: int) -> Params:
-    """The first parameters of every seed, stacked along a leading axis."""
+    """The initial parameters of every seed, stacked along a leading axis."""
     return jax.vmap(lambda seed: problem.model.init(jax.random.key(seed)))(jnp.arange(seeds))

@@ -1,4 +1,4 @@
-"""The two ways to train one optimizer over seeds and learning rates: one vmapped program, and optax's usual loop."""
+"""Two ways to train one optimizer over seeds and learning rates: one vmapped program, and optax's usual loop."""
 
 import time
 from collections.abc import Callable
@@ -10,23 +10,24 @@ import numpy as np
 import optax
 
 from nnlearn import optimizers
+from nnlearn.compare.options import CompareOptions
 from nnlearn.compare.problem import Problem, first_params
-from nnlearn.compare.settings import Settings
 from nnlearn.data import batch_count, epoch_indices
 from nnlearn.sums import long_sum
 from nnlearn.train import init_state, make_epoch, make_step
+from nnlearn.types import ArrayLike, Key
 
 
 class Curves(NamedTuple):
-    """One optimizer of one library, trained over the grid; ``s`` seeds, ``r`` learning rates, ``e`` epochs.
+    """The curves of one optimizer of one library over the grid; ``s`` seeds, ``r`` learning rates, ``e`` epochs.
 
     Attributes:
       train_sre: mean training loss over the batches of each epoch.
       validation_sre: validation loss after each epoch.
       test_sre: test accuracy or mean squared error after each epoch.
-      seconds_e: seconds from the start of training to the end of each epoch, of the whole grid, without compiling.
+      seconds_e: seconds from the start of training to the end of each epoch, for the whole grid, without compilation.
       compile_seconds: seconds to trace and compile.
-      steps: optimizer steps made, over the whole grid.
+      steps: number of optimizer steps over the whole grid.
     """
 
     train_sre: np.ndarray
@@ -40,8 +41,8 @@ class Curves(NamedTuple):
 Tick = Callable[[], None]
 
 
-def epoch_key(seed, epoch):
-    """The key that shuffles one epoch of one seed; the same for every optimizer and both libraries."""
+def epoch_key(seed: ArrayLike, epoch: ArrayLike) -> Key:
+    """The key that shuffles one epoch of one seed, for every optimizer and both libraries."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(1), seed), epoch)
 
 
@@ -50,13 +51,13 @@ def _curves(measured: list, clock: list[float], compile_seconds: float, steps: i
     return Curves(train, validation, test, np.array(clock), compile_seconds, steps)
 
 
-def _grid_steps(settings: Settings, problem: Problem) -> int:
-    per_epoch = batch_count(len(problem.bundle.train.inputs), settings.batch_size)
-    return per_epoch * settings.epochs * settings.seeds * len(settings.learning_rates)
+def _grid_steps(options: CompareOptions, problem: Problem) -> int:
+    per_epoch = batch_count(len(problem.bundle.train.inputs), options.batch_size)
+    return per_epoch * options.epochs * options.seeds * len(options.learning_rates)
 
 
-def run_nnlearn(name: str, problem: Problem, settings: Settings, tick: Tick) -> Curves:
-    """All seeds and learning rates at once: one program makes an epoch of the whole grid."""
+def run_nnlearn(name: str, problem: Problem, options: CompareOptions, tick: Tick) -> Curves:
+    """Train all seeds and learning rates together: one program computes an epoch of the whole grid."""
     train, validation, test = (jax.tree.map(jnp.asarray, part) for part in problem.bundle.parts)
     make_tx = getattr(optimizers, name)
 
@@ -67,7 +68,7 @@ def run_nnlearn(name: str, problem: Problem, settings: Settings, tick: Tick) -> 
         return jnp.mean(losses_b, where=where_b)
 
     def one_epoch(state, rate, seed, epoch):
-        run_epoch = make_epoch(make_step(loss_fn, make_tx(rate)), train, settings.batch_size)
+        run_epoch = make_epoch(make_step(loss_fn, make_tx(rate)), train, options.batch_size)
         state, infos = run_epoch(state, epoch_key(seed, epoch))
         validation_loss, _ = problem.evaluate(state.params, validation)
         _, metric = problem.evaluate(state.params, test)
@@ -75,8 +76,8 @@ def run_nnlearn(name: str, problem: Problem, settings: Settings, tick: Tick) -> 
 
     over_rates = jax.vmap(one_epoch, in_axes=(0, 0, None, None))
     grid_epoch = jax.vmap(over_rates, in_axes=(0, None, 0, None))
-    rates, seeds = jnp.array(settings.learning_rates), jnp.arange(settings.seeds)
-    starts = first_params(problem, settings.seeds)
+    rates, seeds = jnp.array(options.learning_rates), jnp.arange(options.seeds)
+    starts = first_params(problem, options.seeds)
     states = jax.vmap(lambda p: jax.vmap(lambda rate: init_state(p, make_tx(rate)))(rates))(starts)
 
     began = time.perf_counter()
@@ -84,25 +85,24 @@ def run_nnlearn(name: str, problem: Problem, settings: Settings, tick: Tick) -> 
     compile_seconds = time.perf_counter() - began
 
     measured, clock, began = [], [], time.perf_counter()
-    for epoch in range(settings.epochs):
+    for epoch in range(options.epochs):
         states, results = program(states, rates, seeds, jnp.int32(epoch))
         measured.append(jax.device_get(results))
         clock.append(time.perf_counter() - began)
         tick()
-    return _curves(measured, clock, compile_seconds, _grid_steps(settings, problem))
+    return _curves(measured, clock, compile_seconds, _grid_steps(options, problem))
 
 
-def run_optax(name: str, problem: Problem, settings: Settings, tick: Tick) -> Curves:
-    """The same grid as users of optax run it: a jitted step, called from a Python loop over runs and batches.
+def run_optax(name: str, problem: Problem, options: CompareOptions, tick: Tick) -> Curves:
+    """Train the same grid as users of optax do: a Python loop over runs and batches calls a jitted step.
 
-    The learning rate is an argument of the step, so that one compilation serves all of them; a rate bound outside, as
-    in most tutorials, would compile anew for each.
+    The learning rate is an argument of the step, so that one compilation serves all rates. A rate in a closure, as in
+    most tutorials, would compile once for each rate.
     """
     train, validation, test = problem.bundle.parts
     make_tx = getattr(optax, name)
 
-    @jax.jit
-    def step(rate, params, opt_state, inputs, targets, where):
+    def train_step(rate, params, opt_state, inputs, targets, where):
         def loss_fn(params):
             return jnp.mean(problem.optax_loss(problem.model.apply(params, inputs), targets), where=where)
 
@@ -110,32 +110,32 @@ def run_optax(name: str, problem: Problem, settings: Settings, tick: Tick) -> Cu
         updates, opt_state = make_tx(rate).update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, loss
 
-    @jax.jit
-    def evaluate(params):
+    def measure(params):
         validation_loss, _ = problem.evaluate(params, jax.tree.map(jnp.asarray, validation))
         _, metric = problem.evaluate(params, jax.tree.map(jnp.asarray, test))
         return validation_loss, metric
 
-    rates = [jnp.float32(rate) for rate in settings.learning_rates]
-    starts = first_params(problem, settings.seeds)
-    grid = [(seed, index) for seed in range(settings.seeds) for index in range(len(rates))]
+    rates = [jnp.float32(rate) for rate in options.learning_rates]
+    starts = first_params(problem, options.seeds)
+    grid = [(seed, index) for seed in range(options.seeds) for index in range(len(rates))]
     params = {run: jax.tree.map(lambda leaf, seed=run[0]: leaf[seed], starts) for run in grid}
     states = {run: make_tx(rates[run[1]]).init(params[run]) for run in grid}
-    size, batch = len(train.inputs), settings.batch_size
+    size, batch = len(train.inputs), options.batch_size
     shuffle = jax.jit(lambda seed, epoch: epoch_indices(epoch_key(seed, epoch), size, batch))
 
     began = time.perf_counter()
     first = jax.tree.map(np.asarray, (train.inputs[np.arange(batch) % size], train.targets[np.arange(batch) % size]))
-    step = step.lower(rates[0], params[grid[0]], states[grid[0]], *first, np.ones(batch, bool)).compile()
-    evaluate = evaluate.lower(params[grid[0]]).compile()
+    where = np.ones(batch, bool)
+    step = jax.jit(train_step).lower(rates[0], params[grid[0]], states[grid[0]], *first, where).compile()
+    evaluate = jax.jit(measure).lower(params[grid[0]]).compile()
     compile_seconds = time.perf_counter() - began
     shuffle(0, 0)
 
-    shape = (settings.seeds, len(rates))
+    shape = (options.seeds, len(rates))
     measured, clock, began = [], [], time.perf_counter()
-    for epoch in range(settings.epochs):
+    for epoch in range(options.epochs):
         results = tuple(np.zeros(shape) for _ in range(3))
-        for seed in range(settings.seeds):
+        for seed in range(options.seeds):
             batches = [np.asarray(array) for array in shuffle(seed, epoch)]
             batches = [(train.inputs[rows], train.targets[rows], where) for rows, where in zip(*batches, strict=True)]
             for index, rate in enumerate(rates):
@@ -146,11 +146,14 @@ def run_optax(name: str, problem: Problem, settings: Settings, tick: Tick) -> Cu
                 for array, value in zip(
                     results, (np.mean(jax.device_get(losses)), *evaluate(params[run])), strict=True
                 ):
-                    array[run] = float(value)  # NumPy would turn an interrupt while it waits into a ValueError
+                    array[run] = float(value)  # NumPy would convert an interrupt during the wait into a ValueError
         measured.append(results)
         clock.append(time.perf_counter() - began)
         tick()
-    return _curves(measured, clock, compile_seconds, _grid_steps(settings, problem))
+    return _curves(measured, clock, compile_seconds, _grid_steps(options, problem))
 
 
-RUNNERS: dict[str, Callable[[str, Problem, Settings, Tick], Curves]] = {"nnlearn": run_nnlearn, "optax": run_optax}
+RUNNERS: dict[str, Callable[[str, Problem, CompareOptions, Tick], Curves]] = {
+    "nnlearn": run_nnlearn,
+    "optax": run_optax,
+}

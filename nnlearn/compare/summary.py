@@ -1,4 +1,4 @@
-"""From curves to the numbers of the table and of ``results.json``."""
+"""The table and ``results.json`` of a comparison, computed from its curves."""
 
 import datetime
 import json
@@ -16,29 +16,31 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
+from nnlearn.compare.options import CompareOptions
 from nnlearn.compare.runs import Curves
-from nnlearn.compare.settings import Settings
 from nnlearn.files import replacing
 from nnlearn.native import native_status
 
-Results = dict[str, dict[str, Curves]]  # optimizer -> library -> curves
+CurveTable = dict[str, dict[str, Curves]]
+"""Curves by optimizer and library."""
 
 
 class Row(NamedTuple):
-    """One line of the table.
+    """One row of the table.
 
     Attributes:
-      optimizer, library: who ran.
+      optimizer, library: the names.
       best_rate: the learning rate with the lowest mean validation loss after the last epoch; None if a seed diverged at
         every rate.
-      metric_mean, metric_sd: test accuracy or mean squared error at the best rate, over seeds, sd with n - 1; None
-        without a best rate, the sd also for one seed.
-      seconds_to_target: seconds until the mean validation loss at the best rate reached the target, of the whole grid,
-        without compiling; None if it never did.
-      steps_per_second: optimizer steps over the whole grid, without compiling.
+      metric_mean: mean over seeds of the test accuracy or mean squared error at the best rate; None without a best
+        rate.
+      metric_sd: its standard deviation over seeds, with n - 1; None without a best rate or with one seed.
+      seconds_to_target: seconds until the mean validation loss at the best rate reached the target, for the whole grid,
+        without compilation; None if it never did.
+      steps_per_second: optimizer steps per second over the whole grid, without compilation.
       compile_seconds: seconds to trace and compile.
-      difference: largest difference between the validation losses of the two libraries, over seeds and epochs at the
-        nnlearn best rate; None if one is missing.
+      difference: largest difference between the validation losses of the two libraries, over seeds and epochs, at
+        nnlearn's best rate; None if one library is missing.
     """
 
     optimizer: str
@@ -59,20 +61,20 @@ def _last_loss_r(curves: Curves) -> np.ndarray:
 
 
 def best_index(curves: Curves) -> int:
-    """Index of the best learning rate, by validation loss; the test part has no say in it."""
+    """Index of the learning rate with the lowest validation loss; the test part is not used."""
     return int(np.argmin(_last_loss_r(curves)))
 
 
-def target_loss(results: Results) -> float:
-    """The validation loss that the race is to: 1.5 times the lowest that any entrant's best rate ended with."""
-    lowest = [np.min(_last_loss_r(curves)) for libraries in results.values() for curves in libraries.values()]
+def target_loss(table: CurveTable) -> float:
+    """The target for the time to target: 1.5 times the lowest final validation loss of any optimizer and library."""
+    lowest = [np.min(_last_loss_r(curves)) for libraries in table.values() for curves in libraries.values()]
     return 1.5 * float(min(lowest))
 
 
-def make_rows(results: Results, settings: Settings) -> list[Row]:
-    """The table, optimizer by optimizer."""
-    target, rows = target_loss(results), []
-    for optimizer, libraries in results.items():
+def make_rows(table: CurveTable, options: CompareOptions) -> list[Row]:
+    """The rows of the table, one optimizer after the other."""
+    target, rows = target_loss(table), []
+    for optimizer, libraries in table.items():
         for library, curves in libraries.items():
             best = best_index(curves)
             diverged = not np.isfinite(_last_loss_r(curves)[best])
@@ -82,7 +84,7 @@ def make_rows(results: Results, settings: Settings) -> list[Row]:
                 Row(
                     optimizer,
                     library,
-                    best_rate=None if diverged else settings.learning_rates[best],
+                    best_rate=None if diverged else options.learning_rates[best],
                     metric_mean=None if diverged else float(metric_s.mean()),
                     metric_sd=None if diverged or len(metric_s) < 2 else float(metric_s.std(ddof=1)),
                     seconds_to_target=None if diverged or not len(reached) else float(curves.seconds_e[reached[0]]),
@@ -105,18 +107,18 @@ def _difference(libraries: dict[str, Curves]) -> float | None:
 WIDE = 80  # columns of a terminal that shows the table in one piece
 
 
-def make_table(rows: list[Row], metric: str, target: float, settings: Settings, width: int = WIDE) -> Group:
-    """The rows for people: one table, or below a width of 80 columns two, results and speed, that fit into 60."""
-    runs = f"{_counted(settings.seeds, 'seed')} x {_counted(len(settings.learning_rates), 'learning rate')}"
-    rates = settings.learning_rates
+def make_table(rows: list[Row], metric: str, target: float, options: CompareOptions, width: int = WIDE) -> Group:
+    """The table to print; below a width of 80 columns two tables, results and speed, that fit into 60."""
+    runs = f"{_counted(options.seeds, 'seed')} x {_counted(len(options.learning_rates), 'learning rate')}"
+    rates = options.learning_rates
     edges = (min(rates), max(rates)) if len(rates) > 1 else ()
     caption = (
         "rate: the best by validation loss; +- is the sd over seeds\n"
         + (f"target: time of the whole grid until that loss is {target:.4g}\n" if np.isfinite(target) else "")
-        + "diff: largest difference of the two libraries' validation losses at it"
+        + "diff: largest difference between the libraries' validation losses at that rate"
     )
     if any(row.best_rate in edges for row in rows):
-        caption += "\n*: at the edge of the grid, a better rate may lie beyond"
+        caption += "\n*: at the edge of the grid; a better rate may lie beyond it"
     results = {
         "rate": lambda row: "-" if row.best_rate is None else f"{row.best_rate:.4g}" + "*" * (row.best_rate in edges),
         "accuracy %" if metric == "accuracy" else "test MSE": lambda row: _score(row, metric),
@@ -129,7 +131,7 @@ def make_table(rows: list[Row], metric: str, target: float, settings: Settings, 
     difference = {"diff": lambda row: "-" if row.difference is None else f"{row.difference:.1e}"}
     parts = [results | speed | difference] if width >= WIDE else [results | difference, speed]
     tables = [_table_of(rows, columns) for columns in parts]
-    tables[0].title = f"{settings.data}: {runs} x {_counted(settings.epochs, 'epoch')}"
+    tables[0].title = f"{options.data}: {runs} x {_counted(options.epochs, 'epoch')}"
     tables[-1].caption = caption
     return Group(*tables)
 
@@ -160,7 +162,7 @@ def _score(row: Row, metric: str) -> str:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Hardware and versions, for the record."""
+    """Hardware and versions."""
     device = jax.devices()[0]
     packages = ("nnlearn", "jax", "jaxlib", "optax", "numpy")
     return {
@@ -175,7 +177,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
+    """Convert a value to JSON types; NaN and infinity, which JSON lacks, become null."""
     if isinstance(value, np.ndarray):
         return _plain(value.tolist())
     if isinstance(value, list | tuple):
@@ -188,19 +190,19 @@ def _plain(value: Any) -> Any:
 
 
 def write_results(
-    path: Path, results: Results, rows: list[Row], settings: Settings, metric: str, complete: bool
+    path: Path, table: CurveTable, rows: list[Row], options: CompareOptions, metric: str, complete: bool
 ) -> None:
-    """Write ``results.json``: settings, machine, table and all curves."""
+    """Write ``results.json``: options, machine, table and all curves."""
     document = {
         "command": " ".join(["nnlearn", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "complete": complete,
-        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in vars(settings).items()},
+        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},
         "metric": metric,
-        "target_validation_loss": target_loss(results),
+        "target_validation_loss": target_loss(table),
         "machine": describe_machine(),
         "table": [row._asdict() for row in rows],
-        "curves": {name: {lib: curves._asdict() for lib, curves in libs.items()} for name, libs in results.items()},
+        "curves": {name: {lib: curves._asdict() for lib, curves in libs.items()} for name, libs in table.items()},
     }
     with replacing(path) as file:
         file.write(json.dumps(_plain(document), indent=1) + "\n")

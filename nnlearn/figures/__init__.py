@@ -1,1 +1,1 @@
-"""Pictures, by matplotlib, which an extra brings."""
+"""Figures of runs, sweeps and comparisons, drawn with matplotlib from plain arrays; needs the extra ``plot``."""

@@ -8,7 +8,7 @@ from nnlearn.sweeps.halving import plan_rungs as plan_rungs
 from nnlearn.sweeps.halving import successive_halving as successive_halving
 from nnlearn.sweeps.population import Population as Population
 from nnlearn.sweeps.population import train_population as train_population
-from nnlearn.sweeps.results import Plan as Plan
+from nnlearn.sweeps.results import Execution as Execution
 from nnlearn.sweeps.results import Results as Results
 from nnlearn.sweeps.results import Score as Score
 from nnlearn.sweeps.space import choice as choice

@@ -1,8 +1,7 @@
-"""A hash of what a traced program computes: its operations, and the arrays that it captured.
+"""A hash of what a traced program computes: its operations and the arrays that it captured.
 
-The hash is the same in every process: variables count by their order, arrays by content, functions that the host is
-called back with by their code and what they close over. It is another for another version of JAX, which may trace the
-same program otherwise.
+The hash is the same in every process: it identifies variables by their order, arrays by their content, and host
+callbacks by their code and closures. It changes with the version of JAX, which may trace the same program differently.
 """
 
 import dataclasses
@@ -17,14 +16,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from nnlearn.native.kernel import KERNEL
 
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-NAMES = ("name", "debug_info", "source_info", "ctx")  # what a parameter of these names holds changes no number
-RULES = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")  # derivatives have been taken by now
+NAMES = ("name", "debug_info", "source_info", "ctx")  # parameters that do not affect the result
+RULES = (
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "custom_vjp_call_jaxpr",
+)  # their derivatives are already part of the trace
 
 
 def program_hash(program: ClosedJaxpr) -> str:
@@ -41,11 +45,11 @@ def program_hash(program: ClosedJaxpr) -> str:
 
 
 class _Writer:
-    """Writes objects as digests; an object that is met again is not walked again."""
+    """Computes digests of objects, each object once."""
 
     def __init__(self):
-        self._known: dict[int, tuple[Any, str]] = {}  # by address, with the object, so that the address stays its own
-        self._walked: list[int] = []  # what is being walked now
+        self._known: dict[int, tuple[Any, str]] = {}  # by address; holding the object keeps its address in use
+        self._walked: list[int] = []  # the objects being visited
 
     def digest(self, value: Any) -> str:
         if isinstance(value, bool | int | float | complex | str | bytes | None):
@@ -63,7 +67,7 @@ class _Writer:
         return found
 
     def _parts(self, value: Any) -> Iterator[str]:
-        """What tells a value from others."""
+        """Yield text that distinguishes a value from others."""
         yield type(value).__name__
         if isinstance(value, ClosedJaxpr):
             yield from self._jaxpr(value.jaxpr, value.consts)
@@ -92,12 +96,12 @@ class _Writer:
                 yield from self._object(value)
 
     def _jaxpr(self, jaxpr: Jaxpr, consts: Any) -> Iterator[str]:
-        numbers: dict[Any, int] = {}
+        indices: dict[Any, int] = {}
 
-        def name(atom):
+        def name(atom: Any) -> str:
             if isinstance(atom, Literal):
                 return _array(atom.val) + str(atom.aval)
-            return f"{numbers.setdefault(atom, len(numbers))}:{atom.aval}"
+            return f"{indices.setdefault(atom, len(indices))}:{atom.aval}"
 
         yield from map(self.digest, consts)
         yield " ".join(map(name, (*jaxpr.constvars, *jaxpr.invars)))
@@ -107,14 +111,14 @@ class _Writer:
             for key, value in sorted(equation.params.items()):
                 skipped = equation.primitive.name in RULES and not isinstance(value, ClosedJaxpr | Jaxpr)
                 if equation.primitive.name == KERNEL:
-                    value = (type(value).__name__, value.source, value.handler, value.flags, value.in_place)
+                    value = _kernel(value)
                 if key not in NAMES and not skipped:
                     yield key + self.digest(value)
             yield str(getattr(equation.ctx, "threefry_partitionable", ""))
         yield " ".join(map(name, jaxpr.outvars))
 
     def _object(self, value: Any) -> Iterator[str]:
-        """A function by its code and what it captured; any other object by its class and its attributes."""
+        """Describe a function by its code and closure, and any other object by its class and attributes."""
         if isinstance(value, functools.partial):
             yield from map(self.digest, (value.func, value.args, value.keywords))
         elif isinstance(value, types.MethodType):
@@ -138,24 +142,30 @@ class _Writer:
             yield from self._code(constant) if isinstance(constant, types.CodeType) else [self.digest(constant)]
 
 
+def _kernel(call: Any) -> tuple[Any, ...]:
+    """The parts of a call of native code that determine its result."""
+    return type(call).__name__, call.source, call.handler, call.flags, call.in_place
+
+
 def _is_installed(function: types.FunctionType) -> bool:
-    """Whether a function is a library's, whose globals are caches and other functions of its own."""
+    """Whether a function belongs to a library, whose globals are caches and its own functions."""
     root = function.__module__.partition(".")[0] if function.__module__ else ""
     file = function.__code__.co_filename
     return root in ("jax", "nnlearn", *sys.stdlib_module_names) or "site-packages" in file or "dist-packages" in file
 
 
 def _array(value: Any) -> str:
-    if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         return f"{value.dtype}" + _array(jax.random.key_data(value))
     array = np.asarray(value)
     content = repr(array.tolist()).encode() if array.dtype.hasobject else np.ascontiguousarray(array)
-    return f"{array.dtype}{array.shape}" + hashlib.sha256(content).hexdigest()
+    # Arrays are buffers, but Python 3.11 has no type for that; a memoryview would reject bfloat16.
+    return f"{array.dtype}{array.shape}" + hashlib.sha256(content).hexdigest()  # pyright: ignore[reportArgumentType]
 
 
 def _hash(*parts: str) -> str:
     joined = hashlib.sha256()
-    for part in parts:  # each with its length, so that no two lists of parts are one text
+    for part in parts:  # with its length, so that different lists of parts never give the same text
         joined.update(f"{len(part)}:{part}".encode())
     return joined.hexdigest()
 

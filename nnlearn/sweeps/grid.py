@@ -1,4 +1,4 @@
-"""Many runs as one program: every setting and every seed, in batches that fit memory."""
+"""Sweeps: every setting of a space with every seed, as one program in batches that fit memory."""
 
 import contextlib
 import itertools
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from nnlearn.checks import check_count
-from nnlearn.sweeps.batches import Means, Runs, default_workers
+from nnlearn.sweeps.batches import Resources, Runner, default_workers
 from nnlearn.sweeps.members import check_metric
 from nnlearn.sweeps.program import trace_member
 from nnlearn.sweeps.results import Results
@@ -23,7 +23,7 @@ from nnlearn.train.stopping import check_mode
 
 
 class SweepInterrupted(KeyboardInterrupt):
-    """A sweep was interrupted; ``results`` holds the runs that are finished."""
+    """Raised when a sweep is interrupted; ``results`` holds the finished runs."""
 
     def __init__(self, results: Results):
         super().__init__(f"{int(results.done.sum())} of {results.done.size} runs are finished, see .results")
@@ -51,41 +51,43 @@ def sweep(
 ) -> Results:
     """Run every setting of a space with every seed, compiled once.
 
-    Settings lie side by side under ``vmap``; those of one seed share their key, and so their batches. The training
-    functions are called for one trace, whatever the number of runs, and all batches of runs have one shape.
+    Settings run side by side under ``vmap``. The settings of one seed share their key, and so their training batches.
+    The training functions are traced once, regardless of the number of runs, and all batches of runs have one shape.
 
-    Runs with effects (``jax.debug.print``, ``io_callback``) are made one after the other on one device, so that every
-    effect occurs once for each run and in order. That is slow: leave effects out of a large sweep.
+    Runs with effects (``jax.debug.print``, ``io_callback``) execute sequentially on one device, so that every effect
+    occurs once for each run and in order. This is slow: avoid effects in a large sweep.
 
     Args:
-      train: made by ``make_train``, with hyper-parameters as a dict; or, with ``static``, a function from a static
-        choice to one.
-      space: by name an axis, or a value that all settings share, see ``list_settings``.
-      seeds: seeds, or how many; run ``(setting, seed)`` is ``train(setting, seed)``.
-      metric: what to judge by: a name out of what ``evaluate`` returns, ``train_loss``, or ``aux/<path>`` for a scalar
-        that steps recorded in ``info.aux``, its mean over the steps since the check before.
-      mode: whether small or large is better.
+      train: a run of ``make_train`` with hyper-parameters as a dict; with ``static``, a function from a static choice
+        to such a run.
+      space: by name, an axis or a value that all settings share, see ``list_settings``.
+      seeds: the seeds, or their number; run ``(setting, seed)`` is ``train(setting, seed)``.
+      metric: the metric to compare: a name from ``evaluate``, ``train_loss``, or ``aux/<path>`` for a scalar in
+        ``info.aux``, averaged over the steps since the previous check.
+      mode: whether a small ("min") or a large ("max") metric is better.
       samples, method, seed: how to draw settings, see ``list_settings``.
-      static: by name, values that shape the program, such as widths or kinds of optimizer; one program is compiled for
-        each combination, and ``train`` is called with it.
-      full: keep all records of every run; otherwise those at its checks.
-      width: runs at once, at most; chosen by what the devices do best if None.
-      memory_limit: bytes on each device; a share of what is free if None. The need is measured from the compiled
-        program, and a program that needs more is compiled again, narrower.
-      devices: those to spread each batch over; all if None.
-      workers: batches at once, from as many threads; on a CPU that is one device, its cores if None, since a program of
-        small matrices keeps but one of them busy.
-      folder: where each finished batch is written, and finished ones are read from: a sweep that was cut short goes on,
-        if ``train`` still computes the same with the same version of JAX. One process at a time may use it.
-      progress: ``progress(finished, all)`` after each batch, in runs.
+      static: by name, the values of choices that change the program, such as widths or kinds of optimizer. Each
+        combination calls ``train`` and compiles one program.
+      full: whether to keep all records of every run; otherwise only those at its checks.
+      width: the largest number of runs in a batch; None for a width that suits the devices.
+      memory_limit: bytes on each device; None for a share of the free memory. The memory is measured from the compiled
+        program; a program that takes more is compiled again with a smaller width.
+      devices: the devices that share each batch; None for all.
+      workers: number of batches that run concurrently, each in its own thread. None for one per core if the only device
+        is a CPU, because a program of small matrices occupies one core, otherwise one.
+      folder: folder in which each finished batch is stored. A later call with the same folder reads the finished
+        batches and resumes the sweep, provided that ``train`` computes the same with the same version of JAX. Only one
+        process at a time can use it.
+      progress: called as ``progress(finished, total)`` after each batch, with numbers of runs.
 
     Returns:
-      ``Results``: ``best()``, ``columns()``, ``plot()``.
+      ``Results``, with ``best()``, ``columns()`` and ``plot()``.
 
     Raises:
-      ValueError: no settings, an unknown metric, a run that needs more than ``memory_limit``, or a folder of another
-        sweep (of another ``train``, say), or one that another process is using.
-      SweepInterrupted: on a ``KeyboardInterrupt``, with the finished runs as ``results``.
+      TypeError: if ``train`` is not made by ``make_train``, or ``space`` is not a dict of axes and values.
+      ValueError: if there is no setting, if the metric is unknown, if a run takes more than ``memory_limit``, or if the
+        folder holds another sweep (such as one of another ``train``) or is used by another process.
+      SweepInterrupted: on ``KeyboardInterrupt``, with the finished runs as ``results``.
 
     >>> import jax.numpy as jnp, nnlearn
     >>> from nnlearn.sweeps.space import choice
@@ -101,7 +103,7 @@ def sweep(
     began = time.perf_counter()
     axes, settings = axes_of(space), list_settings(space, samples, method, seed=seed)
     statics = _combinations(static)
-    trains = _make_trains(train, static, statics)
+    trains = _make_trains(train, statics)
     seeds = _seeds(seeds)
     members = [trace_member(each.with_metrics(metric), settings[0], tuple(axes), full) for each in trains]
     for each in members:
@@ -122,15 +124,15 @@ def sweep(
     )
     devices = list(jax.devices() if devices is None else devices)
     workers = default_workers(devices) if workers is None else check_count("workers", workers)
-    means = Means(width, memory_limit, devices, workers)
-    with contextlib.nullcontext() if folder is None else Store(folder, results.header()) as keep:
-        runs = Runs(results, members, keep, progress)
+    resources = Resources(width, memory_limit, devices, workers)
+    with contextlib.nullcontext() if folder is None else Store(folder, results.header()) as store:
+        runner = Runner(results, members, store, progress)
         try:
             for at in range(len(members)):
-                runs.finish(at, means)
+                runner.finish(at, resources)
         except KeyboardInterrupt as error:
-            raise SweepInterrupted(runs.results(means, trace_seconds, time.perf_counter() - began)) from error
-        return runs.results(means, trace_seconds, time.perf_counter() - began)
+            raise SweepInterrupted(runner.results(resources, trace_seconds, time.perf_counter() - began)) from error
+        return runner.results(resources, trace_seconds, time.perf_counter() - began)
 
 
 def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
@@ -138,11 +140,11 @@ def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
         return tuple(range(check_count("seeds", seeds)))
     found = tuple(operator.index(seed) for seed in seeds)
     if not found or len(set(found)) < len(found):
-        raise ValueError(f"seeds must be at least one, and all different, got {found}")
+        raise ValueError(f"seeds must hold at least one seed, and all different, got {found}")
     return found
 
 
-def _combinations(static: dict[str, Sequence[Any]] | None) -> tuple[dict[str, Any], ...]:
+def _combinations(static: Mapping[str, Sequence[Any]] | None) -> tuple[dict[str, Any], ...]:
     static = static or {}
     for name, values in static.items():
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
@@ -150,11 +152,12 @@ def _combinations(static: dict[str, Sequence[Any]] | None) -> tuple[dict[str, An
     return tuple(dict(zip(static, row, strict=True)) for row in itertools.product(*static.values()))
 
 
-def _make_trains(train: Any, static: dict | None, statics: tuple[dict, ...]) -> list[Train]:
-    made = [train] if not static else [train(dict(choice)) for choice in statics]
+def _make_trains(train: Any, statics: Sequence[dict[str, Any]]) -> list[Train]:
+    has_choices = any(statics)
+    made = [train(dict(choice)) for choice in statics] if has_choices else [train]
     for each in made:
         if not isinstance(each, Train):
-            cure = "a function from a static choice to make_train(...)" if static else "made by make_train(...)"
+            cure = "a function from a static choice to make_train(...)" if has_choices else "made by make_train(...)"
             raise TypeError(f"train must be {cure}, got {type(each).__name__}")
     return made
 

@@ -1,10 +1,10 @@
-"""Successive halving: give many settings a little, and the better ones more and more, inside one program."""
+"""Successive halving: train many settings for a few steps and the better ones for longer, inside one program."""
 
 import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from nnlearn.sweeps.members import (
     last_scores,
     stack_settings,
     start_runs,
+    take_run,
     take_runs,
 )
 from nnlearn.sweeps.space import Setting
@@ -26,7 +27,7 @@ from nnlearn.types import Key
 
 
 class Rung(NamedTuple):
-    """How many members run on to how many steps."""
+    """A number of members that continue, and the step that they reach."""
 
     members: int
     steps: int
@@ -34,15 +35,16 @@ class Rung(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Halving:
-    """What successive halving found.
+    """The outcome of successive halving.
 
     Attributes:
-      settings: all that were tried.
-      rungs: the plan.
-      members: for each rung, the places in ``settings`` of those that ran in it, shape (members,).
-      scores: for each rung, their metric at its end, shape (members,).
-      metric, mode: what was compared, and whether small or large is better.
-      state: how the best member has ended.
+      settings: all settings that were tried.
+      rungs: the members and steps of each rung.
+      members: for each rung, the indices into ``settings`` of its members, shape (members,).
+      scores: for each rung, the metric of its members at its end, shape (members,).
+      metric: the metric that was compared.
+      mode: whether a small ("min") or a large ("max") metric is better.
+      state: the final state of the best member.
     """
 
     settings: tuple[Setting, ...]
@@ -55,7 +57,7 @@ class Halving:
 
     @property
     def best_index(self) -> int:
-        """The place in ``settings`` of the best member of the last rung."""
+        """The index into ``settings`` of the best member of the last rung."""
         return int(self.members[-1][np.argmax(goodness(self.scores[-1], self.mode, np))])
 
     @property
@@ -65,12 +67,12 @@ class Halving:
 
     @property
     def steps(self) -> int:
-        """Steps made by all members together."""
+        """The total number of steps over all members."""
         before = [0, *(rung.steps for rung in self.rungs)]
-        return sum(rung.members * (rung.steps - begun) for rung, begun in zip(self.rungs, before, strict=False))
+        return sum(rung.members * (rung.steps - start) for rung, start in zip(self.rungs, before, strict=False))
 
     def columns(self) -> dict[str, np.ndarray]:
-        """A tidy table with one row for each rung and member: the metric, the steps made, whether it was kept."""
+        """A tidy table with one row for each rung and member: its steps, its metric, and whether it was kept."""
         names = [name for name, value in self.settings[0].items() if np.ndim(value) == 0]
         after = [*self.members[1:], np.array([self.best_index])]
         counts = [len(members) for members in self.members]
@@ -84,26 +86,28 @@ class Halving:
 
 
 def plan_rungs(members: int, steps: int, check_every: int, eta: int = 3, rungs: int | None = None) -> tuple[Rung, ...]:
-    """Rungs whose members shrink and whose steps grow by a factor of ``eta``, the last at the end of the run.
+    """Rungs whose members decrease and whose steps increase by a factor of ``eta``; the last ends with the run.
 
     Args:
-      members: in the first rung.
-      steps: of a whole run.
-      check_every: all steps are multiples of it, or the end.
-      eta: which part of the members goes on, one in ``eta``; >= 2.
-      rungs: how many; as many as members and checks allow if None.
+      members: number of members in the first rung.
+      steps: number of steps of a whole run.
+      check_every: steps between two checks; every rung ends at a check.
+      eta: one member in ``eta`` continues; >= 2.
+      rungs: number of rungs; None for as many as members and checks allow.
 
     Raises:
-      ValueError: a number is out of range.
+      ValueError: if a number is out of range.
 
     >>> plan_rungs(27, 90, 10)
     (Rung(members=27, steps=10), Rung(members=9, steps=30), Rung(members=3, steps=90))
     """
     members, eta = check_count("members", members), check_count("eta", eta)
     if eta < 2:
-        raise ValueError("eta must be at least 2: one member in eta goes on")
+        raise ValueError(f"eta must be at least 2, because one member in eta continues, got {eta}")
     checks = max(1, steps // check_every)
-    most = 1 + math.floor(math.log(min(members, checks), eta) + 1e-9)  # log may fall just short of a whole number
+    most = 1 + math.floor(
+        math.log(min(members, checks), eta) + 1e-9
+    )  # rounding may put the logarithm just below an integer
     count = most if rungs is None else check_count("rungs", rungs)
     if count > most:
         raise ValueError(
@@ -126,26 +130,26 @@ def successive_halving(
     eta: int = 3,
     rungs: int | Sequence[tuple[int, int]] | None = None,
 ) -> Halving:
-    """Run all settings for a few steps, the best part of them for more, and the best few to the end.
+    """Run all settings for a few steps, the better ones for more steps, and the best few to the end.
 
-    Members share the key, and so their batches. They are ordered by the metric at their last check (NaN is worst), and
-    whole runs go on, not parameters alone: the winner is as it would be had it run alone. All of it is one program;
-    every member of a rung runs at once, so memory must hold the first rung.
+    Members share the key, and so their batches. They are ranked by the metric at their last check; NaN is the worst.
+    Whole runs continue, not only parameters, so the winner equals the same run on its own. Everything is one program
+    that runs all members of a rung together, so the first rung must fit into memory.
 
     Args:
-      train: made by ``make_train``, with an ``evaluate`` or ``train_loss`` as the metric.
-      settings: dicts with the same names, as ``list_settings`` makes them; what differs must be numbers.
-      key: of all runs.
-      metric: what to compare, see ``sweep``; ``aux/<path>`` goes by what steps recorded in ``info.aux``.
-      mode: whether small or large is better.
-      eta: one member in ``eta`` goes on.
-      rungs: how many rungs, or the rungs themselves as ``(members, steps)``; see ``plan_rungs``.
+      train: a run of ``make_train``.
+      settings: dicts with the same names, such as those of ``list_settings``; values that differ must be numbers.
+      key: the key of all runs.
+      metric: the metric to compare: a name from ``evaluate``, ``train_loss``, or ``aux/<path>``, see ``sweep``.
+      mode: whether a small ("min") or a large ("max") metric is better.
+      eta: one member in ``eta`` continues to the next rung.
+      rungs: the number of rungs, or the rungs as ``(members, steps)``; see ``plan_rungs``.
 
     Returns:
       A ``Halving``.
 
     Raises:
-      ValueError: fewer than two settings, an unknown metric, or rungs that do not fit.
+      ValueError: if there are fewer than two settings, if the metric is unknown, or if the rungs do not fit the run.
 
     Source: Jamieson & Talwalkar 2016, "Non-stochastic Best Arm Identification and Hyperparameter Optimization"; the
     rungs are those of Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning".
@@ -168,22 +172,21 @@ def successive_halving(
         plan = plan_rungs(len(settings), train.steps, train.check_every, eta, rungs)
 
     @jax.jit
-    def program(columns, key):
-        places, scores = jnp.arange(len(settings)), jnp.full(len(settings), jnp.nan)
-        runs, found, begun = start_runs(train, columns, fixed, key), [], 0
+    def program(columns: dict[str, jax.Array], key: Key) -> tuple[list[tuple[jax.Array, jax.Array]], Any]:
+        members, scores = jnp.arange(len(settings)), jnp.full(len(settings), jnp.nan)
+        runs, history, start = start_runs(train, columns, fixed, key), [], 0
         for rung in plan:
             if rung.members < len(scores):
                 _, kept = jax.lax.top_k(goodness(scores, mode), rung.members)
-                places, scores, columns = jax.tree.map(lambda leaf, at=kept: leaf[at], (places, scores, columns))
-                runs = take_runs(train, runs, kept)
-            runs, trace = advance_runs(train, columns, fixed, runs, begun, rung.steps - begun)
-            scores, begun = last_scores(trace, metric, scores), rung.steps
-            found.append((places, scores))
-        winner = take_runs(train, runs, jnp.argmax(goodness(scores, mode)))
-        return found, train.finish(winner)
+                members, scores, columns = jax.tree.map(lambda leaf, at=kept: leaf[at], (members, scores, columns))
+                runs = take_runs(runs, kept)
+            runs, trace = advance_runs(train, columns, fixed, runs, start, rung.steps - start)
+            scores, start = last_scores(trace, metric, scores), rung.steps
+            history.append((members, scores))
+        return history, train.finish(take_run(runs, jnp.argmax(goodness(scores, mode))))
 
-    found, state = program(columns, as_key(key))
-    members, scores = (tuple(map(np.asarray, part)) for part in zip(*found, strict=True))
+    history, state = program(columns, as_key(key))
+    members, scores = (tuple(map(np.asarray, part)) for part in zip(*history, strict=True))
     return Halving(tuple(settings), plan, members, scores, metric, mode, state)
 
 
@@ -193,7 +196,7 @@ def _check_rungs(rungs: Sequence[tuple[int, int]], members: int, train: Train) -
     grows = all(after.steps > before.steps for before, after in itertools.pairwise(plan))
     if not plan or plan[0].members != members or not shrinks or not grows or plan[-1].steps > train.steps:
         raise ValueError(
-            f"rungs must begin with all {members} settings, then have fewer members and more steps, up to "
+            f"rungs must begin with all {members} settings and then have fewer members and more steps, up to "
             f"{train.steps}, got {[tuple(rung) for rung in plan]}"
         )
     return plan

@@ -1,7 +1,7 @@
-"""Several runs side by side that share a key: started, advanced, picked from and compared inside a program."""
+"""Several runs side by side that share a key: started, advanced, selected and compared inside a program."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,30 @@ import numpy as np
 from nnlearn.sweeps.space import Setting
 from nnlearn.train import Run, Train, TrainState
 from nnlearn.train.trace import Trace
-from nnlearn.types import Key
+from nnlearn.types import Key, PyTree
+
+
+class Runs(NamedTuple):
+    """Runs side by side.
+
+    Attributes:
+      own: the parts that depend on the hyper-parameters; every array has the members' axis in front.
+      shared: the parts that depend on the key alone, without that axis. If the keys had one, ``vmap`` would draw
+        every batch again for each member.
+    """
+
+    own: PyTree
+    shared: PyTree
+
+
+AXES = Runs(own=0, shared=None)  # the members' axis, for vmap
 
 
 def stack_settings(settings: Sequence[Setting]) -> tuple[dict[str, jax.Array], Setting]:
-    """The values that differ as arrays of shape (members,), and those that do not as they are.
+    """Arrays of shape (members,) for the values that differ, and the values that all settings share.
 
     Raises:
-      ValueError: there are fewer than two settings, or they have other names.
+      ValueError: if there are fewer than two settings, or if their names differ.
 
     >>> stack_settings([{"rate": 0.1, "decay": 0}, {"rate": 0.2, "decay": 0}])
     ({'rate': Array([0.1, 0.2], dtype=float32)}, {'decay': 0})
@@ -38,48 +54,47 @@ def stack_settings(settings: Sequence[Setting]) -> tuple[dict[str, jax.Array], S
     return columns, fixed
 
 
-def check_metric(metrics: dict[str, Any], metric: str) -> None:
-    """Raise ``ValueError`` unless there is such a metric."""
+def check_metric(metrics: Mapping[str, Any], metric: str) -> None:
+    """Raise ``ValueError`` if ``metric`` is not among ``metrics``."""
     if metric not in metrics:
-        there_are = ", ".join(sorted(metrics))
-        raise ValueError(f"there is no metric {metric!r} to judge by; there are {there_are}")
+        raise ValueError(f"there is no metric {metric!r} to compare; there are {', '.join(sorted(metrics))}")
 
 
-def start_runs(train: Train, columns: dict[str, jax.Array], fixed: Setting, key: Key) -> Run:
+def start_runs(train: Train, columns: dict[str, jax.Array], fixed: Setting, key: Key) -> Runs:
     """All members before their first step."""
 
-    def start(values):
-        return train.start({**fixed, **values}, key)
+    def start(values: Setting) -> Runs:
+        return _split(train, train.start({**fixed, **values}, key))
 
-    return jax.vmap(start, out_axes=_axes(train))(columns)
+    return jax.vmap(start, out_axes=AXES)(columns)
 
 
 def advance_runs(
-    train: Train, columns: dict[str, jax.Array], fixed: Setting, runs: Run, first: int | jax.Array, count: int
-) -> tuple[Run, Trace]:
-    """``count`` steps of all members, from step ``first`` on."""
+    train: Train, columns: dict[str, jax.Array], fixed: Setting, runs: Runs, first: int | jax.Array, count: int
+) -> tuple[Runs, Trace]:
+    """Advance all members by ``count`` steps, starting at step ``first``."""
 
-    def advance(values, run):
-        return train.advance({**fixed, **values}, run, first, count)
+    def advance(values: Setting, runs: Runs) -> tuple[Runs, Trace]:
+        run, trace = train.advance({**fixed, **values}, _join(runs), first, count)
+        return _split(train, run), trace
 
-    axes = _axes(train)
-    return jax.vmap(advance, in_axes=(0, axes), out_axes=(axes, 0))(columns, runs)
+    return jax.vmap(advance, in_axes=(0, AXES), out_axes=(AXES, 0))(columns, runs)
 
 
-def take_runs(train: Train, runs: Run, index: jax.Array) -> Run:
-    """The members of an index, or one member; what they share stays as it is."""
-    key, data_key, order = runs.state.key, runs.data_key, runs.order
-    if not _shares_order(train):
-        order = jax.tree.map(lambda leaf: leaf[index], order)
-    own = runs._replace(state=runs.state._replace(key=None), data_key=None, order=None)
-    own = jax.tree.map(lambda leaf: leaf[index], own)
-    return own._replace(state=own.state._replace(key=key), data_key=data_key, order=order)
+def take_runs(runs: Runs, index: jax.Array) -> Runs:
+    """The members that ``index`` selects."""
+    return runs._replace(own=jax.tree.map(lambda leaf: leaf[index], runs.own))
+
+
+def take_run(runs: Runs, index: jax.Array) -> Run:
+    """One member, by a scalar index."""
+    return _join(take_runs(runs, index))
 
 
 def last_scores(trace: Trace, metric: str, before: jax.Array) -> jax.Array:
-    """Each member's metric at the last check that it has made, shape (members,).
+    """Each member's metric at its last check in this trace, shape (members,).
 
-    A member that had stopped before this stretch keeps the score that it had.
+    A member that stopped earlier keeps its score from ``before``.
     """
     check_metric(trace.metrics, metric)
     values = trace.metrics[metric].astype(jnp.float32)
@@ -89,7 +104,7 @@ def last_scores(trace: Trace, metric: str, before: jax.Array) -> jax.Array:
 
 
 def goodness(scores: Any, mode: str, xp: Any = jnp) -> Any:
-    """Scores turned so that the largest is the best, and what is not finite the worst.
+    """Map scores so that the largest is the best; non-finite scores become ``-inf``.
 
     >>> goodness(np.array([1.0, np.nan, 2.0]), "min", np).tolist()
     [-1.0, -inf, -2.0]
@@ -97,24 +112,33 @@ def goodness(scores: Any, mode: str, xp: Any = jnp) -> Any:
     return xp.where(xp.isfinite(scores), -scores if mode == "min" else scores, -xp.inf)
 
 
-def _shares_order(train: Train) -> bool:
-    """Without a rule that may stop one member and not another, all draw their batches in one order."""
-    return not (callable(train.stop) or train.stop)
+def _split(train: Train, run: Run) -> Runs:
+    state = run.state._asdict()
+    shared = {"key": state.pop("key"), "data_key": run.data_key}
+    own = {"state": state, "verdict": run.verdict}
+    (own if _may_stop(train) else shared)["order"] = run.order
+    return Runs(own, shared)
 
 
-def _axes(train: Train) -> Run:
-    """Where the members' axis is: what depends on the key alone has none, or every batch would be there many times."""
-    state = TrainState(step=0, stored=0, opt_state=0, key=None, model_state=0)
-    order = None if _shares_order(train) else 0
-    return Run(state=state, data_key=None, order=order, verdict=0)
+def _join(runs: Runs) -> Run:
+    parts = {**runs.own, **runs.shared}
+    state = TrainState(key=parts["key"], **parts["state"])
+    return Run(state=state, data_key=parts["data_key"], order=parts["order"], verdict=parts["verdict"])
+
+
+def _may_stop(train: Train) -> bool:
+    """Whether a rule can stop one member before another. If not, all of them draw their batches in one order."""
+    return callable(train.stop) or bool(train.stop)
 
 
 __all__ = [
+    "Runs",
     "advance_runs",
     "check_metric",
     "goodness",
     "last_scores",
     "stack_settings",
     "start_runs",
+    "take_run",
     "take_runs",
 ]

@@ -1,6 +1,7 @@
-"""Population-based training: members that fall behind copy better ones, and try other hyper-parameters from there."""
+"""Population-based training: poor members copy good ones and continue with changed hyper-parameters."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -8,27 +9,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.checks import as_key, check_count, check_number
-from nnlearn.sweeps.members import advance_runs, goodness, last_scores, start_runs, take_runs
+from nnlearn.sweeps.members import advance_runs, goodness, last_scores, start_runs, take_run, take_runs
 from nnlearn.sweeps.space import Axis, Choice, Setting, axes_of, list_settings
 from nnlearn.train import Train, TrainState
 from nnlearn.train.stopping import check_mode
 from nnlearn.types import Key
 
-EXPLORE_STREAM = 0x9B7  # an arbitrary constant: it sets what the population draws apart from what the runs draw
+EXPLORE_STREAM = 0x9B7  # an arbitrary constant that separates the population's random numbers from those of the runs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Population:
-    """What a population has learned. A generation is the stretch between two exchanges.
+    """The outcome of population-based training. A generation is the interval between two exchanges.
 
     Attributes:
-      hparams: by name, the values that varied, shape (generations, members).
+      hparams: by name, the values of the hyper-parameters that vary, shape (generations, members).
       scores: the metric at the end of each generation, shape (generations, members).
-      parents: the member of the generation before that each has gone on from, shape (generations, members).
-      ready_every: steps of a generation.
-      fixed: the hyper-parameters that did not vary.
-      metric, mode: what was compared, and whether small or large is better.
-      state: how the best member has ended.
+      parents: the member of the previous generation that each member continues, shape (generations, members).
+      ready_every: number of steps of a generation.
+      fixed: the hyper-parameters that do not vary.
+      metric: the metric that was compared.
+      mode: whether a small ("min") or a large ("max") metric is better.
+      state: the final state of the best member.
     """
 
     hparams: dict[str, np.ndarray]
@@ -42,25 +44,33 @@ class Population:
 
     @property
     def best_index(self) -> int:
-        """The best member of the last generation."""
+        """The index of the best member of the last generation."""
         return int(np.argmax(goodness(self.scores[-1], self.mode, np)))
 
     @property
     def best_score(self) -> float:
-        """Its metric."""
+        """The metric of the best member of the last generation."""
         return float(self.scores[-1, self.best_index])
 
     def lineage(self, member: int | None = None) -> np.ndarray:
-        """Which members a member of the last generation descends from, shape (generations,); the best one's if None."""
-        at = self.best_index if member is None else member
+        """The ancestors of a member of the last generation, itself included, shape (generations,).
+
+        Args:
+          member: its index; None for the best member.
+        """
+        ancestor = self.best_index if member is None else member
         line = []
         for parents in self.parents[::-1]:
-            line.append(at)
-            at = parents[at]
+            line.append(ancestor)
+            ancestor = parents[ancestor]
         return np.array(line[::-1])
 
     def schedule(self, member: int | None = None) -> dict[str, np.ndarray]:
-        """The hyper-parameters that led to a member's parameters, generation by generation; the best one's if None."""
+        """The hyper-parameters along the lineage of a member, each of shape (generations,).
+
+        Args:
+          member: its index; None for the best member.
+        """
         line = self.lineage(member)
         return {name: values[np.arange(len(line)), line] for name, values in self.hparams.items()}
 
@@ -84,35 +94,36 @@ def train_population(
     replaced: float = 0.2,
     factors: tuple[float, float] = (0.8, 1.2),
     resample: float = 0.25,
-    start: list[Setting] | None = None,
+    start: Sequence[Setting] | None = None,
 ) -> Population:
-    """Train many members at once; every ``ready_every`` steps the worst go on from the best.
+    """Train several members side by side; every ``ready_every`` steps the worst members continue from the best.
 
-    A member among the worst takes over the whole run of one drawn from the best (parameters, optimizer, stopping
-    rules), and its hyper-parameters, each of which is then changed: drawn anew with probability ``resample``, otherwise
-    multiplied by one of ``factors`` within the axis' bounds (a choice moves to the value beside it). All generations
-    are one loop in one program.
+    Each of the worst members copies the whole run of a member drawn from the best (parameters, optimizer state and
+    stopping rules) and its hyper-parameters. Each hyper-parameter is then changed: it is drawn again with probability
+    ``resample``, and otherwise multiplied by one of ``factors`` within the axis' bounds (a choice moves to a
+    neighbouring value). All generations are one loop in one program.
 
     Args:
-      train: made by ``make_train``; its steps must be a multiple of ``ready_every``. Each of its functions must be able
-        to take hyper-parameters that change on the way.
+      train: a run of ``make_train``; its steps must be a multiple of ``ready_every``, and all of its functions must
+        accept hyper-parameters that change during the run.
       space: by name, an axis, or a value that all members share.
-      members: >= 2.
-      key: of all runs, which share their batches, and of the draws.
-      ready_every: steps of a generation, a multiple of ``train.check_every``.
-      metric, mode: what to compare, at the last check of a generation (NaN is worst), and what is better;
-        ``aux/<path>`` goes by what steps recorded in ``info.aux``, see ``sweep``.
-      replaced: which part of the members, at the bottom, is replaced by as many at the top: 0 to 0.5. 0 is a plain
-        sweep; above it at least one.
-      factors: by which values are multiplied, each as likely.
-      resample: how likely a value is drawn anew instead.
-      start: the settings of the first generation; drawn from ``space`` if None.
+      members: number of members, >= 2.
+      key: the key of all runs, which share their batches, and of the changes.
+      ready_every: number of steps of a generation, a multiple of ``train.check_every``.
+      metric: the metric to compare at the last check of a generation; NaN is the worst. A name from ``evaluate``,
+        ``train_loss``, or ``aux/<path>``, see ``sweep``.
+      mode: whether a small ("min") or a large ("max") metric is better.
+      replaced: fraction of the members that are replaced, from the worst, by as many of the best: 0 to 0.5. With 0 the
+        members stay independent; a value above 0 replaces at least one.
+      factors: the two factors for a value, equally likely.
+      resample: probability of drawing a value again.
+      start: the settings of the first generation; None to draw them from ``space``.
 
     Returns:
       A ``Population``.
 
     Raises:
-      ValueError: a number is out of range, or ``start`` has not the names of ``space``.
+      ValueError: if a number is out of range, or if ``start`` lacks an axis of ``space``.
 
     Source: Jaderberg et al. 2017, "Population Based Training of Neural Networks".
 
@@ -134,20 +145,21 @@ def train_population(
     check_number("replaced", replaced, low=0.0, high=0.5)
     check_number("resample", resample, low=0.0, high=1.0)
     if check_count("members", members) < 2:
-        raise ValueError("members must be at least 2, so that one can learn from another")
+        raise ValueError(f"members must be at least 2, so that one can copy another, got {members}")
     if ready_every % train.check_every or train.steps % ready_every:
         raise ValueError(
             f"ready_every={ready_every} must be a multiple of check_every={train.check_every}, and divide the "
             f"{train.steps} steps of the run"
         )
-    columns, fixed = _first_generation(space, axes, members, start), {n: v for n, v in space.items() if n not in axes}
+    columns = _first_generation(space, axes, members, start)
+    fixed = {name: value for name, value in space.items() if name not in axes}
     moved = min(members // 2, max(1, round(replaced * members))) if replaced else 0
 
     @jax.jit
-    def program(columns, key):
+    def program(columns: dict[str, jax.Array], key: Key) -> tuple[Any, Any]:
         draw_key = jax.random.fold_in(key, EXPLORE_STREAM)
 
-        def generation(carry, index):
+        def generation(carry: Any, index: jax.Array) -> tuple[Any, Any]:
             columns, runs, scores = carry
             pick_key, change_key = jax.random.split(jax.random.fold_in(draw_key, index))
             parents = jnp.where(index > 0, _parents(pick_key, goodness(scores, mode), moved), jnp.arange(members))
@@ -155,21 +167,23 @@ def train_population(
             columns = {name: values[parents] for name, values in columns.items()}
             changed = _explore(change_key, columns, axes, factors, resample)
             columns = {name: jnp.where(adopted, changed[name], values) for name, values in columns.items()}
-            runs, scores = take_runs(train, runs, parents), scores[parents]
+            runs, scores = take_runs(runs, parents), scores[parents]
             runs, trace = advance_runs(train, columns, fixed, runs, index * ready_every, ready_every)
             scores = last_scores(trace, metric, scores)
             return (columns, runs, scores), (columns, scores, parents)
 
         carry = (columns, start_runs(train, columns, fixed, key), jnp.full(members, jnp.nan, jnp.float32))
         (_, runs, scores), history = jax.lax.scan(generation, carry, jnp.arange(train.steps // ready_every))
-        return history, train.finish(take_runs(train, runs, jnp.argmax(goodness(scores, mode))))
+        return history, train.finish(take_run(runs, jnp.argmax(goodness(scores, mode))))
 
     history, state = program(columns, as_key(key))
     hparams, scores, parents = jax.tree.map(np.asarray, history)
     return Population(hparams, scores, parents, ready_every, fixed, metric, mode, state)
 
 
-def _first_generation(space: Setting, axes: dict[str, Axis], members: int, start: Any) -> dict[str, jax.Array]:
+def _first_generation(
+    space: Setting, axes: dict[str, Axis], members: int, start: Sequence[Setting] | None
+) -> dict[str, jax.Array]:
     start = list_settings(space, members, "quasi") if start is None else start
     if len(start) != members:
         raise ValueError(f"start must hold a setting for each of the {members} members, got {len(start)}")
@@ -180,7 +194,7 @@ def _first_generation(space: Setting, axes: dict[str, Axis], members: int, start
 
 
 def _parents(key: Key, fitness: jax.Array, moved: int) -> jax.Array:
-    """Whom each member goes on from: itself, or, for the worst, one drawn from the best; shape (members,)."""
+    """The member that each member continues: one of the best for the worst, itself for the others; shape (members,)."""
     order = jnp.argsort(-fitness)  # the best first
     parents = jnp.arange(len(order))
     if not moved:
@@ -189,11 +203,13 @@ def _parents(key: Key, fitness: jax.Array, moved: int) -> jax.Array:
     return parents.at[order[-moved:]].set(chosen)
 
 
-def _explore(key: Key, columns: dict[str, jax.Array], axes: dict[str, Axis], factors, resample) -> dict[str, jax.Array]:
-    """Another value near each, or anywhere on its axis."""
+def _explore(
+    key: Key, columns: dict[str, jax.Array], axes: dict[str, Axis], factors: tuple[float, float], resample: float
+) -> dict[str, jax.Array]:
+    """A changed value for each member: near its own, or anywhere on the axis."""
     changed = {}
     for name_key, (name, values) in zip(jax.random.split(key, len(columns)), columns.items(), strict=True):
-        anew_key, side_key, value_key = jax.random.split(name_key, 3)
+        again_key, side_key, value_key = jax.random.split(name_key, 3)
         axis, up = axes[name], jax.random.bernoulli(side_key, shape=values.shape)
         if isinstance(axis, Choice):
             ladder = jnp.sort(jnp.asarray(axis.values))
@@ -202,9 +218,9 @@ def _explore(key: Key, columns: dict[str, jax.Array], axes: dict[str, Axis], fac
         else:
             low, high = factors
             near = jnp.clip(values * jnp.where(up, high, low), axis.low, axis.high)
-        anew = axis.at(jax.random.uniform(value_key, values.shape), jnp)
-        again = jax.random.bernoulli(anew_key, resample, values.shape)
-        changed[name] = jnp.where(again, anew, near).astype(values.dtype)
+        redrawn = axis.at(jax.random.uniform(value_key, values.shape), jnp)
+        again = jax.random.bernoulli(again_key, resample, values.shape)
+        changed[name] = jnp.where(again, redrawn, near).astype(values.dtype)
     return changed
 
 

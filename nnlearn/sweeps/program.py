@@ -1,9 +1,9 @@
-"""One compiled program for a batch of runs, as wide as memory allows."""
+"""Compile one program for a batch of runs, as wide as memory allows."""
 
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,49 +16,49 @@ from jax.sharding import PartitionSpec as P
 from nnlearn.sweeps.fingerprint import program_hash
 from nnlearn.train import Train
 from nnlearn.train.trace import Trace
-from nnlearn.types import Key
+from nnlearn.types import ArrayLike, Key
 
-CPU_WIDTH = 32  # small networks: 8 to 256 at once take the same time each, and one alone twice as long
-DEVICE_WIDTH = 1024  # a width for each accelerator at which it is busy with the smallest networks
-MEMORY_SHARE = {"cpu": 0.5, "other": 0.85}  # of what is free; a computer's memory is shared with other programs
+CPU_WIDTH = 32  # small networks: a run costs the same at widths from 8 to 256, and twice as much alone
+DEVICE_WIDTH = 1024  # for each accelerator; enough to occupy it with the smallest networks
+MEMORY_SHARE = {"cpu": 0.5, "other": 0.85}  # of the free memory; a computer shares its memory with other programs
 ATTEMPTS = 4  # the second fits unless memory is far from linear in the width
 
-Member = Callable[[dict, Key], Trace]
+Member = Callable[[Mapping[str, ArrayLike], Key], Trace]
 
 
-class Shape(NamedTuple):
-    """How many seeds and settings one batch holds."""
+class BatchShape(NamedTuple):
+    """The numbers of seeds and settings in one batch."""
 
     seeds: int
     settings: int
 
 
-class Program(NamedTuple):
+class BatchProgram(NamedTuple):
     """A compiled batch of runs.
 
     Attributes:
-      run: ``run(varied, keys) -> trace``; ``varied`` holds arrays of shape (settings,), ``keys`` is of
-        shape (seeds,), and the runs of the trace are (settings, seeds).
-      shape: of a batch.
-      bytes: of memory that one batch takes on one device, from the compiled program; 0 if it does not say.
-      limit: the bytes that it had to fit.
-      compile_seconds: to compile, all attempts together.
+      run: ``run(varied, keys) -> trace``. ``varied`` holds arrays of shape (settings,), ``keys`` has shape (seeds,),
+        and the trace has runs (settings, seeds).
+      shape: the shape of a batch.
+      bytes: memory that one batch takes on one device, measured from the compiled program; 0 if unknown.
+      limit: bytes that were available for it.
+      compile_seconds: compilation time of all attempts together.
     """
 
-    run: Callable[[dict, Key], Trace]
-    shape: Shape
+    run: Callable[[Mapping[str, ArrayLike], jax.Array], Trace]
+    shape: BatchShape
     bytes: int
     limit: int
     compile_seconds: float
 
 
-class Traced(NamedTuple):
-    """A run, traced.
+class TracedRun(NamedTuple):
+    """A traced run.
 
     Attributes:
       member: the run as a function of its varied hyper-parameters and its key.
-      shapes: its trace, of ``jax.ShapeDtypeStruct``.
-      identity: JAX's version and a hash of what it computes.
+      shapes: its trace, with ``jax.ShapeDtypeStruct`` as leaves.
+      identity: JAX's version and a hash of what the run computes.
       has_effects: whether a run prints or calls the host.
     """
 
@@ -68,17 +68,19 @@ class Traced(NamedTuple):
     has_effects: bool
 
 
-def trace_member(train: Train, setting: dict, varied: Sequence[str], full: bool) -> Traced:
-    """One run as a function of its varied hyper-parameters and its key, traced here once and for all.
+def trace_member(train: Train, setting: Mapping[str, Any], varied: Sequence[str], full: bool) -> TracedRun:
+    """Trace one run as a function of its varied hyper-parameters and its key.
 
-    What comes back replays the trace, so that no ``vmap`` and no second width calls the user's functions again.
+    The result replays the trace, so ``vmap`` and further widths do not call the user's functions again.
 
     Args:
-      setting: any one of the settings; what is not in ``varied`` is the same for all.
-      full: whether to return all records; otherwise those at the checks.
+      train: the run.
+      setting: any of the settings; the values of names outside ``varied`` are the same in all of them.
+      varied: the names that vary.
+      full: whether to return all records; otherwise only those at the checks.
     """
 
-    def member(values, key):
+    def member(values: Mapping[str, ArrayLike], key: Key) -> Trace:
         _, trace = train({**setting, **values}, key)
         return trace if full else _at_checks(train, trace)
 
@@ -86,31 +88,34 @@ def trace_member(train: Train, setting: dict, varied: Sequence[str], full: bool)
     jaxpr, shapes = jax.make_jaxpr(member, return_shape=True)(example, jax.random.key(0))
     replay, structure = jaxpr_as_fun(jaxpr), jax.tree.structure(shapes)
 
-    def replayed(values, key):
+    def replayed(values: Mapping[str, ArrayLike], key: Key) -> Trace:
         return jax.tree.unflatten(structure, replay(*jax.tree.leaves((values, key))))
 
     identity = f"jax {jax.__version__}:{program_hash(jaxpr)}"
-    return Traced(replayed, shapes, identity, bool(jaxpr.effects))
+    return TracedRun(replayed, shapes, identity, bool(jaxpr.effects))
 
 
 def compile_batch(
-    traced: Traced,
-    example: dict,
-    counts: Shape,
+    traced: TracedRun,
+    example: Mapping[str, Any],
+    counts: BatchShape,
     *,
     width: int,
     devices: Sequence[Any],
     limit: int,
-) -> Program:
-    """Compile a batch of about ``width`` runs, or of fewer if the program takes more than ``limit`` bytes.
+) -> BatchProgram:
+    """Compile a batch of about ``width`` runs, or fewer if the program takes more than ``limit`` bytes.
 
     Args:
-      example: by name, a scalar array of each varied hyper-parameter.
+      traced: the run.
+      example: by name, a scalar array for each varied hyper-parameter.
       counts: seeds and settings of the whole sweep.
-      devices: those to spread a batch over.
+      width: the largest number of runs in a batch.
+      devices: the devices that share a batch.
+      limit: bytes available for a batch on each device.
 
     Raises:
-      ValueError: one run for each device takes more than ``limit``.
+      ValueError: if one run per device takes more than ``limit``.
     """
     tried: list[tuple[int, int]] = []  # (runs, bytes)
     began = time.perf_counter()
@@ -119,38 +124,39 @@ def compile_batch(
         compiled = _compile(traced, example, shape, devices)
         runs, needed = shape.seeds * shape.settings, program_bytes(compiled)
         if needed <= limit:
-            return Program(compiled, shape, needed, limit, time.perf_counter() - began)
+            return BatchProgram(compiled, shape, needed, limit, time.perf_counter() - began)
         tried.append((runs, needed))
         if runs <= len(devices):
             break
         width = _fitting_width(tried, limit) // len(devices) * len(devices)
     runs, needed = tried[-1]
     raise ValueError(
-        f"{runs} runs at once take {needed:,} bytes on each device, and one batch may take {limit:,}; give a larger "
+        f"a batch of {runs} runs takes {needed:,} bytes on each device, and the limit is {limit:,}: give a larger "
         "memory_limit or fewer workers, record less, or check less often"
     )
 
 
-def batch_shape(width: int, counts: Shape, devices: int) -> Shape:
-    """Settings side by side first, because they share their batches, then seeds; all batches about alike.
+def batch_shape(width: int, counts: BatchShape, devices: int) -> BatchShape:
+    """The shape of batches of at most ``width`` runs, but at least one run per device.
 
-    At most ``width`` runs, but never fewer than one for each device.
+    Settings of one seed come first, because they share their training batches, then seeds. All batches have about the
+    same size.
 
-    >>> batch_shape(32, Shape(seeds=4, settings=40), devices=1)
-    Shape(seeds=1, settings=20)
-    >>> batch_shape(32, Shape(seeds=100, settings=3), devices=1)
-    Shape(seeds=10, settings=3)
+    >>> batch_shape(32, BatchShape(seeds=4, settings=40), devices=1)
+    BatchShape(seeds=1, settings=20)
+    >>> batch_shape(32, BatchShape(seeds=100, settings=3), devices=1)
+    BatchShape(seeds=10, settings=3)
     """
     each = max(1, width // devices)
     if _split_settings(counts, devices):
         settings = devices * _even(-(-counts.settings // devices), each)
-        return Shape(_even(counts.seeds, max(1, width // settings)), settings)
+        return BatchShape(_even(counts.seeds, max(1, width // settings)), settings)
     settings = _even(counts.settings, each)
-    return Shape(devices * _even(-(-counts.seeds // devices), max(1, each // settings)), settings)
+    return BatchShape(devices * _even(-(-counts.seeds // devices), max(1, each // settings)), settings)
 
 
 def program_bytes(compiled: Any) -> int:
-    """Arguments, results and scratch memory of a compiled program, in bytes; 0 if it does not say."""
+    """Bytes of arguments, results and scratch memory of a compiled program; 0 if unknown."""
     memory = compiled.memory_analysis()
     if memory is None:
         return 0
@@ -159,7 +165,7 @@ def program_bytes(compiled: Any) -> int:
 
 
 def free_bytes(device: Any) -> int:
-    """The memory that a program on ``device`` may take: a share of what is free now."""
+    """The memory that a program on ``device`` may take: a share of the memory that is free now."""
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return int(MEMORY_SHARE["other"] * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
@@ -177,11 +183,11 @@ def _available_ram() -> int:
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
-        return 4 << 30  # where nothing says, what any computer has
+        return 4 << 30  # a size that any computer has
 
 
 def _at_checks(train: Train, trace: Trace) -> Trace:
-    """The records that lie at a check; the rest is the bulk of a trace, and a sweep holds many."""
+    """Keep only the records at a check: a sweep holds many traces, and the other records are most of each."""
     checks = {*range(train.check_every, train.steps + 1, train.check_every), train.steps}
     recorded = range(train.record_every, train.steps + 1, train.record_every)
     kept = np.array([at for at, step in enumerate(recorded) if step in checks], int)
@@ -189,22 +195,22 @@ def _at_checks(train: Train, trace: Trace) -> Trace:
     return dataclasses.replace(trace, step=step, info=info)
 
 
-def _compile(traced: Traced, example: dict, shape: Shape, devices: Sequence[Any]) -> Any:
+def _compile(traced: TracedRun, example: Mapping[str, Any], shape: BatchShape, devices: Sequence[Any]) -> Any:
     member = traced.member
 
-    def batch(values, keys):
+    def many(values: Mapping[str, jax.Array], keys: jax.Array) -> Trace:
         over_settings = jax.vmap(member, in_axes=(0, None))  # the key has no axis here, so neither have the batches
         return jax.vmap(over_settings, in_axes=(None, 0), out_axes=1)(values, keys)
 
-    if traced.has_effects:  # vmap would share an effect among runs, pad with more of them, and refuse ordered ones
+    def one(values: Mapping[str, jax.Array], keys: jax.Array) -> Trace:
+        trace = member({name: column[0] for name, column in values.items()}, keys[0])
+        return jax.tree.map(lambda leaf: leaf[None, None], trace)
 
-        def batch(values, keys):
-            trace = member({name: column[0] for name, column in values.items()}, keys[0])
-            return jax.tree.map(lambda leaf: leaf[None, None], trace)
-
+    # vmap would merge the effects of several runs, repeat them for padding, and reject ordered ones.
+    batch = one if traced.has_effects else many
     by_settings = _split_settings(shape, len(devices))
     values_spec, keys_spec = (P("run"), P()) if by_settings else (P(), P("run"))
-    # shard_map, because runs have nothing to tell one another: every device runs a program of its own.
+    # shard_map, because runs do not communicate: every device executes its own program.
     mesh = Mesh(np.array(devices), ("run",), axis_types=(AxisType.Auto,))
     outputs = P("run") if by_settings else P(None, "run")
     spread = jax.shard_map(batch, mesh=mesh, in_specs=(values_spec, keys_spec), out_specs=outputs, check_vma=False)
@@ -215,21 +221,31 @@ def _compile(traced: Traced, example: dict, shape: Shape, devices: Sequence[Any]
     return program.lower(values, keys).compile()
 
 
-def _split_settings(counts: Shape, devices: int) -> bool:
+def _split_settings(counts: BatchShape, devices: int) -> bool:
+    """Whether the devices share a batch along its settings, rather than along its seeds."""
     return counts.settings >= min(devices, counts.seeds)
 
 
 def _even(count: int, most: int) -> int:
-    """The size of the parts if ``count`` is cut into as few as possible of at most ``most``."""
+    """The size of the parts when ``count`` is divided into as few parts as possible, of at most ``most`` each."""
     return -(-count // -(-count // max(1, most)))
 
 
 def _fitting_width(tried: list[tuple[int, int]], limit: int) -> int:
-    """Where the line through the last two measured points, or through one and the origin, meets the limit."""
+    """The width at which a line through the last two measurements, or through one and the origin, meets the limit."""
     runs, needed = tried[-1]
     other_runs, other = tried[-2] if len(tried) > 1 and tried[-2][0] != runs else (0, 0)
     slope = max((needed - other) / (runs - other_runs), 1e-9)
     return max(1, min(int(runs - (needed - limit) / slope), runs - 1))
 
 
-__all__ = ["Program", "Shape", "Traced", "batch_shape", "compile_batch", "free_bytes", "program_bytes", "trace_member"]
+__all__ = [
+    "BatchProgram",
+    "BatchShape",
+    "TracedRun",
+    "batch_shape",
+    "compile_batch",
+    "free_bytes",
+    "program_bytes",
+    "trace_member",
+]

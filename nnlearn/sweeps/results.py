@@ -1,32 +1,37 @@
-"""What a sweep found: a tidy table, the best setting with its standard error, pictures, files."""
+"""The outcome of a sweep: a tidy table, the best setting with its standard error, figures and files."""
 
 import dataclasses
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.extras import import_extra
-from nnlearn.sweeps import store
 from nnlearn.sweeps.space import Setting
+from nnlearn.sweeps.store import Store, jsonable, read_batches, read_header
 from nnlearn.train.trace import Trace, metric_column
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 HEADER = ("settings", "varied", "logarithmic", "statics", "seeds", "steps", "full", "metric", "mode", "programs")
 
 
 class Score(NamedTuple):
-    """How one setting did, over its seeds.
+    """The score of one setting over its seeds.
 
     Attributes:
       setting: the hyper-parameters, as ``train`` takes them.
-      static: the static choices that go with them; empty where there are none.
-      mean: of the metric, over the seeds that ended with a finite one; NaN without any.
-      standard_error: of that mean, from the sample's standard deviation; NaN for fewer than two seeds.
-      failed: seeds whose metric is not finite.
-      seeds: seeds that have run.
+      static: the static choices; empty if the sweep has none.
+      mean: mean of the metric over the seeds with a finite value; NaN if there is none.
+      standard_error: standard error of that mean, from the sample standard deviation; NaN for fewer than two seeds.
+      failed: number of seeds whose metric is not finite.
+      seeds: number of seeds that have run.
     """
 
     setting: Setting
@@ -37,17 +42,17 @@ class Score(NamedTuple):
     seeds: int
 
 
-class Plan(NamedTuple):
+class Execution(NamedTuple):
     """How a sweep was run.
 
     Attributes:
       width: runs in a batch, padding included.
-      batches: how many were run; those that were read from a folder are not among them.
+      batches: number of batches that were run, without those read from a folder.
       bytes: memory that one batch takes on a device, measured from the compiled program.
-      limit: the memory that it had to fit, in bytes.
-      workers: batches at once.
-      devices: devices that share each batch.
-      trace_seconds, compile_seconds, seconds: to trace, to compile, and all in all.
+      limit: bytes that were available for it.
+      workers: number of batches that ran concurrently.
+      devices: number of devices that shared each batch.
+      trace_seconds, compile_seconds, seconds: time to trace, time to compile, and total time.
     """
 
     width: int
@@ -63,20 +68,22 @@ class Plan(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Results:
-    """The runs of a sweep: of every static choice, every setting, every seed.
+    """The runs of a sweep: one for every static choice, setting and seed.
 
     Attributes:
       settings: the hyper-parameters of each setting.
-      varied: the names in them that vary; ``logarithmic``: those drawn evenly in their logarithm.
-      statics: the static choices; one empty dict where there are none.
-      seeds: the seeds that each setting ran with.
-      steps: of a whole run, for each static choice.
-      full: whether the traces hold all records, or those at the checks.
-      metric, mode: what ``best`` goes by, and whether small or large is better.
-      traces: for each static choice a trace with runs (settings, seeds), or None before its first batch is finished. A
-        run that is not finished has ``stop_step`` 0.
-      programs: for each static choice JAX's version and a hash of what ``train`` computes; empty if it is not known.
-      plan: how it was run; None if it was read from files.
+      varied: the names of the hyper-parameters that vary.
+      logarithmic: the names among them that are drawn uniformly in their logarithm.
+      statics: the static choices; one empty dict if the sweep has none.
+      seeds: the seeds of each setting.
+      steps: steps of a whole run, for each static choice.
+      full: whether the traces hold all records, or only those at the checks.
+      metric: the metric that ``best`` compares.
+      mode: whether a small ("min") or a large ("max") metric is better.
+      traces: for each static choice a trace with runs (settings, seeds), or None before its first batch is finished.
+        An unfinished run has ``stop_step`` 0.
+      programs: for each static choice JAX's version and a hash of what ``train`` computes; empty if unknown.
+      execution: how the sweep was run; None if the results were read from files.
     """
 
     settings: tuple[Setting, ...]
@@ -90,63 +97,57 @@ class Results:
     mode: Literal["min", "max"]
     traces: tuple[Trace | None, ...]
     programs: tuple[str, ...] = ()
-    plan: Plan | None = None
+    execution: Execution | None = None
 
     @property
     def done(self) -> np.ndarray:
-        """Which runs are finished, shape (statics, settings, seeds)."""
-        nothing = np.zeros((len(self.settings), len(self.seeds)), bool)
-        return np.stack([nothing if trace is None else np.asarray(trace.stop_step) > 0 for trace in self.traces])
+        """Booleans of shape (statics, settings, seeds): which runs are finished."""
+        return self._of_each(lambda trace: np.asarray(trace.stop_step) > 0, False)
 
     def values(self, metric: str) -> np.ndarray:
-        """A metric of the parameters that each run has ended with, shape (statics, settings, seeds); NaN if not done.
+        """A metric at the end of each run, shape (statics, settings, seeds); NaN for an unfinished run.
 
-        That is its value at the run's last check, or at the best check where a rule keeps the best parameters.
+        This is the value at the run's last check, or at its best check if a rule keeps the best parameters.
         """
-        return self._of_each(metric, _at_end)
+        return self._of_each(lambda trace: _at_end(trace, metric), np.nan, metric)
 
     def columns(self) -> dict[str, np.ndarray]:
         """A tidy table with one row for each finished run.
 
-        Columns are the static choices (as text where they are no scalars), the hyper-parameters that vary, ``seed``,
-        every metric at the end of the run (``check/<metric>`` where a column has its name), ``best_<metric>`` (the
+        The columns are the static choices (as text if they are not scalars), the hyper-parameters that vary, ``seed``,
+        every metric at the end of the run (``check/<metric>`` if another column has that name), ``best_<metric>`` (the
         best value of the sweep's metric at any check), ``stop_step`` and ``stopped_by``.
         """
-        shape = (len(self.statics), len(self.settings), len(self.seeds))
-        table = {}
-        for name in self.statics[0]:
-            table[name] = _spread([static[name] for static in self.statics], 0, shape)
-        for name in self.varied:
-            table[name] = _spread([setting[name] for setting in self.settings], 1, shape)
-        table["seed"] = _spread(self.seeds, 2, shape)
-        for name in self._metrics():
+        table = self._hparam_columns()
+        table["seed"] = _spread(self.seeds, 2, self._shape)
+        for name in dict.fromkeys(name for trace in self.traces if trace is not None for name in trace.metrics):
             table[metric_column(name, table)] = self.values(name)
         best_of = np.fmin if self.mode == "min" else np.fmax
 
-        def best_value(trace, name):
+        def best_value(trace: Trace) -> np.ndarray:
             made = np.asarray(trace.check_step) <= np.asarray(trace.stop_step)[..., None]
-            values = np.where(made, np.asarray(trace.metrics[name], float), np.nan)
+            values = np.where(made, np.asarray(trace.metrics[self.metric], float), np.nan)
             return best_of.reduce(values, axis=-1, initial=np.nan)
 
-        table[f"best_{self.metric}"] = self._of_each(self.metric, best_value)
-        table["stop_step"] = self._of_each("", lambda trace, _: np.asarray(trace.stop_step), 0)
-        table["stopped_by"] = self._of_each("", lambda trace, _: trace.stopped_by, "")
+        table[f"best_{self.metric}"] = self._of_each(best_value, np.nan, self.metric)
+        table["stop_step"] = self._of_each(lambda trace: np.asarray(trace.stop_step), 0)
+        table["stopped_by"] = self._of_each(lambda trace: np.asarray(trace.stopped_by), "")
         done = self.done
-        return {name: np.asarray(column)[done] for name, column in table.items()}
+        return {name: column[done] for name, column in table.items()}
 
-    def to_pandas(self):
+    def to_pandas(self) -> "DataFrame":
         """``columns`` as a ``pandas.DataFrame``.
 
         Raises:
-          ImportError: pandas is not installed.
+          ImportError: if pandas is not installed.
         """
         return import_extra("pandas", "to_pandas", "pandas").DataFrame(self.columns())
 
     def ranking(self) -> list[Score]:
-        """All settings that have run, the best first: by how many seeds failed, then by the mean of the metric.
+        """All settings that have run, the best first, ordered by the number of failed seeds, then by the mean metric.
 
-        A seed that failed counts before any mean, because the mean over those that are left would praise a setting for
-        losing its worst seed.
+        Failed seeds come first because the mean over the remaining seeds would favour a setting that loses its worst
+        seed.
         """
         values, done = self.values(self.metric), self.done
         scores = [
@@ -156,11 +157,10 @@ class Results:
             if done[at, index].any()
         ]
         sign = 1 if self.mode == "min" else -1
-        fewest = len(self.seeds)
 
-        def place(score):
-            lost = score.failed + fewest - score.seeds
-            return lost, np.inf if np.isnan(score.mean) else sign * score.mean
+        def place(score: Score) -> tuple[int, float]:
+            missing = len(self.seeds) - score.seeds
+            return score.failed + missing, np.inf if np.isnan(score.mean) else sign * score.mean
 
         return sorted(scores, key=place)
 
@@ -168,99 +168,120 @@ class Results:
         """The best setting, see ``ranking``.
 
         Raises:
-          ValueError: no run has ended with a finite metric.
+          ValueError: if no run ended with a finite metric.
         """
         ranking = self.ranking()
         if not ranking or np.isnan(ranking[0].mean):
-            raise ValueError(f"no run of this sweep has ended with a finite {self.metric!r}")
+            raise ValueError(f"no run of this sweep ended with a finite {self.metric!r}")
         return ranking[0]
 
     def run(self, setting: int, seed: int = 0, static: int = 0) -> Trace:
-        """The trace of one run, by its places in ``settings``, ``seeds`` and ``statics``.
+        """The trace of one run, by its indices into ``settings``, ``seeds`` and ``statics``.
 
         Raises:
-          ValueError: it is not finished.
+          ValueError: if the run is not finished.
         """
-        if not self.done[static, setting, seed]:
+        trace = self.traces[static]
+        if trace is None or not self.done[static, setting, seed]:
             raise ValueError(f"the run of setting {setting} and seed {seed} is not finished")
-        return self.traces[static].run(setting, seed)
+        return trace.run(setting, seed)
 
-    def plot(self, path: str | Path | None = None):
-        """Draw how much each hyper-parameter matters: a panel for each, a dot for each run.
+    def plot(self, path: str | Path | None = None) -> "Figure":
+        """Draw the metric against each hyper-parameter: one panel for each, one dot for each run.
 
         Args:
-          path: where to save the picture; None to leave that to you.
+          path: file for the figure; None to write none.
 
         Returns:
           The matplotlib figure.
 
         Raises:
-          ImportError: matplotlib is not installed.
+          ImportError: if matplotlib is not installed.
+          ValueError: if no run ended with a finite metric.
         """
-        from nnlearn.figures.sensitivity import draw_results
+        from nnlearn.figures.sweep import draw_sweep
 
-        return draw_results(self, path)
+        best, done, columns = self.best(), self.done, self._hparam_columns()
+        at = next(at for at, static in enumerate(self.statics) if static is best.static)
+        index = next(index for index, setting in enumerate(self.settings) if setting is best.setting)
+        return draw_sweep(
+            {name: column[done] for name, column in columns.items()},
+            self.values(self.metric)[done],
+            best={name: column[at, index, 0] for name, column in columns.items()},
+            best_score=best.mean,
+            metric=self.metric,
+            logarithmic=self.logarithmic,
+            path=path,
+        )
 
     def save(self, folder: str | Path) -> None:
-        """Write the results to a folder, as ``sweep(..., folder=...)`` does.
+        """Write the results to a folder, in the format of ``sweep(..., folder=...)``.
 
         Raises:
-          ValueError: the folder holds another sweep, or another process is using it.
+          ValueError: if the folder holds another sweep, or another process is using it.
         """
-        with store.Store(folder, self.header()) as keep:
+        with Store(folder, self.header()) as store:
             for at, trace in enumerate(self.traces):
                 if trace is not None:
-                    keep.write(at, 0, 0, trace)
+                    store.write(at, 0, 0, trace)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Results":
-        """Read what ``save`` or ``sweep(..., folder=...)`` has written, be it finished or not.
+        """Read the results of ``save`` or ``sweep(..., folder=...)``, finished or not.
 
         Raises:
-          ValueError: it is no sweep, or damaged.
+          ValueError: if the folder holds no sweep, or a damaged one.
         """
-        header = store.read_header(folder)
-        facts = {name: header[name] for name in HEADER if name in header}
+        header = read_header(folder)
+        facts: dict[str, Any] = {name: header[name] for name in HEADER if name in header}
         facts = {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
         shape = (len(facts["settings"]), len(facts["seeds"]))
         traces: list[Trace | None] = [None] * len(facts["statics"])
-        for at, setting, seed, batch in store.read_batches(folder):
+        for at, setting, seed, batch in read_batches(folder):
             traces[at] = fill(traces[at], batch, setting, seed, shape)
         return cls(**facts, traces=tuple(traces))
 
     def header(self) -> dict[str, Any]:
-        """What tells this sweep from others, as JSON can hold it."""
-        return store.jsonable({name: getattr(self, name) for name in HEADER})
+        """A description, in JSON types, that distinguishes this sweep from others."""
+        return jsonable({name: getattr(self, name) for name in HEADER})
 
-    def _metrics(self) -> list[str]:
-        return list(dict.fromkeys(name for trace in self.traces if trace is not None for name in trace.metrics))
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return len(self.statics), len(self.settings), len(self.seeds)
 
-    def _of_each(self, name, function, missing=np.nan):
-        shape = (len(self.settings), len(self.seeds))
+    def _hparam_columns(self) -> dict[str, np.ndarray]:
+        """By name the static choices and the hyper-parameters that vary, shape (statics, settings, seeds)."""
+        table = {name: _spread([static[name] for static in self.statics], 0, self._shape) for name in self.statics[0]}
+        return table | {
+            name: _spread([setting[name] for setting in self.settings], 1, self._shape) for name in self.varied
+        }
+
+    def _of_each(self, function: Callable[[Trace], np.ndarray], missing: Any, metric: str | None = None) -> np.ndarray:
+        """An array of shape (statics, settings, seeds), with ``missing`` for runs unfinished or without ``metric``."""
         parts = []
         for trace in self.traces:
-            absent = trace is None or (name and name not in trace.metrics)
-            part = np.full(shape, missing) if absent else np.asarray(function(trace, name))
-            hidden = isinstance(missing, float) and not absent
-            parts.append(np.where(np.asarray(trace.stop_step) > 0, part, missing) if hidden else part)
+            if trace is None or (metric is not None and metric not in trace.metrics):
+                parts.append(np.full(self._shape[1:], missing))
+            else:
+                parts.append(np.where(np.asarray(trace.stop_step) > 0, function(trace), missing))
         return np.stack(parts)
 
 
 def fill(total: Trace | None, batch: Trace, setting: int, seed: int, shape: tuple[int, int]) -> Trace:
-    """Put the finished runs of a batch in their places; into new memory, all not finished, where ``total`` is None."""
+    """Copy the finished runs of a batch into ``total``, in place; None stands for a new trace without finished runs."""
     batch = jax.tree.map(np.asarray, batch)
 
-    def blank(leaf):
+    def blank(leaf: np.ndarray) -> np.ndarray:
         return np.full(shape + leaf.shape[2:], np.nan if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0, leaf.dtype)
 
-    total = jax.tree.map(blank, batch) if total is None else total
-    settings, seeds = np.nonzero(batch.stop_step > 0)
+    filled: Trace = jax.tree.map(blank, batch) if total is None else total
+    settings, seeds = np.nonzero(np.asarray(batch.stop_step) > 0)
 
-    def put(into, leaf):
+    def put(into: np.ndarray, leaf: np.ndarray) -> None:
         into[settings + setting, seeds + seed] = leaf[settings, seeds]
 
-    jax.tree.map(put, total, batch)
-    return total
+    jax.tree.map(put, filled, batch)
+    return filled
 
 
 def _at_end(trace: Trace, name: str) -> np.ndarray:
@@ -269,17 +290,18 @@ def _at_end(trace: Trace, name: str) -> np.ndarray:
     return np.take_along_axis(np.asarray(trace.metrics[name]), at[..., None], axis=-1)[..., 0].astype(np.float64)
 
 
-def _score(setting: Setting, static: dict, values: np.ndarray) -> Score:
+def _score(setting: Setting, static: dict[str, Any], values: np.ndarray) -> Score:
     finite = values[np.isfinite(values)]
     mean = float(finite.mean()) if finite.size else float("nan")
     error = float(finite.std(ddof=1) / finite.size**0.5) if finite.size > 1 else float("nan")
     return Score(setting, static, mean, error, int(values.size - finite.size), int(values.size))
 
 
-def _spread(values: Any, axis: int, shape: tuple[int, ...]) -> np.ndarray:
+def _spread(values: Sequence[Any], axis: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The values along one axis of an array of ``shape``; as JSON text if any of them is not a scalar."""
     plain = all(np.ndim(value) == 0 and not callable(value) for value in values)
-    column = np.asarray(values if plain else [json.dumps(store.jsonable(value)) for value in values])
+    column = np.asarray(values if plain else [json.dumps(jsonable(value)) for value in values])
     return np.broadcast_to(column.reshape([-1 if at == axis else 1 for at in range(len(shape))]), shape)
 
 
-__all__ = ["Plan", "Results", "Score", "fill"]
+__all__ = ["Execution", "Results", "Score", "fill"]

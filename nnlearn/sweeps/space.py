@@ -1,6 +1,7 @@
-"""Which hyper-parameters to try: a dict of numbers and axes, and the settings that are drawn from it.
+"""Search spaces: dicts of numbers and axes, and the settings drawn from them.
 
-``{"rate": log_uniform(1e-4, 1e-1), "b1": choice(0.8, 0.9), "decay": 0.01}`` varies two and holds the third.
+``{"rate": log_uniform(1e-4, 1e-1), "b1": choice(0.8, 0.9), "decay": 0.01}`` varies two hyper-parameters and fixes the
+third.
 """
 
 import dataclasses
@@ -8,6 +9,7 @@ import itertools
 import math
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from nnlearn.checks import check_count, check_number
@@ -19,14 +21,14 @@ METHODS = ("grid", "random", "quasi")
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """The numbers from ``low`` to ``high``, even in value or in their logarithm; made by ``uniform, log_uniform``."""
+    """An interval, uniform in value or in logarithm; made by ``uniform`` and ``log_uniform``."""
 
     low: float
     high: float
     log: bool = False
 
     def at(self, unit: Any, xp: Any = np) -> Any:
-        """The value at a place in [0, 1), element by element; ``xp`` is NumPy or ``jax.numpy``."""
+        """Map [0, 1) to the interval, elementwise; ``xp`` is NumPy or ``jax.numpy``."""
         if self.log:  # as exponents, because high / low may overflow
             return xp.exp(math.log(self.low) + unit * (math.log(self.high) - math.log(self.low)))
         return self.low + unit * (self.high - self.low)
@@ -37,12 +39,12 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A few numbers; made by ``choice``."""
+    """A finite set of numbers; made by ``choice``."""
 
     values: tuple[float, ...]
 
     def at(self, unit: Any, xp: Any = np) -> Any:
-        """The value at a place in [0, 1), element by element; all have equal shares."""
+        """Map [0, 1) to the numbers, elementwise; each number has an equal share."""
         values = xp.asarray(self.values)
         return values[xp.clip(xp.floor(unit * len(self.values)), 0, len(self.values) - 1).astype(int)]
 
@@ -54,13 +56,13 @@ Axis = Interval | Choice
 
 
 def uniform(low: float, high: float) -> Interval:
-    """All numbers from ``low`` to ``high``, alike.
+    """An axis that is uniform between ``low`` and ``high``.
 
     Args:
       low, high: finite numbers, low < high.
 
     Raises:
-      ValueError: they are the wrong way round.
+      ValueError: if ``low`` is not below ``high``, or one of them is not finite.
 
     >>> float(uniform(0.0, 10.0).at(0.25))
     2.5
@@ -70,13 +72,13 @@ def uniform(low: float, high: float) -> Interval:
 
 
 def log_uniform(low: float, high: float) -> Interval:
-    """All numbers from ``low`` to ``high``, every factor of ten alike.
+    """An axis whose logarithm is uniform: every decade between ``low`` and ``high`` is equally likely.
 
     Args:
       low, high: finite numbers, 0 < low < high.
 
     Raises:
-      ValueError: they are the wrong way round, or ``low`` is not positive.
+      ValueError: if ``low`` is not positive or not below ``high``, or one of them is not finite.
 
     >>> float(log_uniform(1e-4, 1.0).at(0.5))
     0.01
@@ -88,13 +90,13 @@ def log_uniform(low: float, high: float) -> Interval:
 
 
 def choice(*values: float) -> Choice:
-    """A few numbers: ``"grid"`` combines each with everything else, the other methods draw from them.
+    """An axis of given numbers: ``"grid"`` combines each with all other axes, the other methods draw from them.
 
     Args:
-      *values: at least one number, no two alike; all ints, or they become floats.
+      *values: at least one number, without duplicates; they become floats unless all are ints.
 
     Raises:
-      ValueError: there are none, or one stands there twice.
+      ValueError: if there is no number, or a duplicate.
 
     >>> choice(16, 32, 64).at(np.array([0.0, 0.5, 0.9])).tolist()
     [16, 32, 64]
@@ -103,31 +105,33 @@ def choice(*values: float) -> Choice:
         raise ValueError("choice needs at least one number, choice(0.1, 0.2)")
     for value in values:
         check_number("a value of choice", value)
-    values = tuple(value.item() if hasattr(value, "item") else value for value in values)
-    if not all(isinstance(value, int) for value in values):
-        values = tuple(map(float, values))
-    if len(set(values)) < len(values):
-        raise ValueError(f"choice holds a number twice: {values}")
-    return Choice(values)
+    plain: list[Any] = [
+        value.item() if isinstance(value, np.generic | np.ndarray | jax.Array) else value for value in values
+    ]
+    if not all(isinstance(value, int) for value in plain):
+        plain = [float(value) for value in plain]
+    if len(set(plain)) < len(plain):
+        raise ValueError(f"choice holds a number twice: {tuple(plain)}")
+    return Choice(tuple(plain))
 
 
 def list_settings(
     space: Setting, samples: int | None = None, method: Method = "grid", *, seed: int = 0
 ) -> list[Setting]:
-    """The settings to try.
+    """List the settings to try.
 
     Args:
-      space: by name, an axis (``uniform``, ``log_uniform`` or ``choice``), or anything else, which all settings share.
-      samples: how many to draw; not with ``"grid"``.
-      method: ``"grid"``, all combinations of choices, the last name varying fastest; ``"random"``, independent draws;
-        ``"quasi"``, draws that spread evenly over the space, a scrambled Sobol sequence.
-      seed: of the draws.
+      space: by name, an axis (``uniform``, ``log_uniform`` or ``choice``), or a value that all settings share.
+      samples: the number of settings to draw; not with ``"grid"``.
+      method: ``"grid"`` for all combinations of choices, the last name varying fastest; ``"random"`` for independent
+        draws; ``"quasi"`` for a scrambled Sobol sequence, whose draws cover the space evenly.
+      seed: seed of the draws.
 
     Returns:
       A list of dicts of Python numbers with the names of ``space``, in its order.
 
     Raises:
-      ValueError: ``space`` has no axis; ``"grid"`` meets an interval; ``samples`` does not go with the method.
+      ValueError: if ``space`` has no axis, if ``"grid"`` meets an interval, or if ``samples`` does not fit the method.
 
     Source: Bergstra & Bengio 2012, "Random Search for Hyper-Parameter Optimization"; Owen 1998, "Scrambling Sobol' and
     Niederreiter-Xing Points".
@@ -145,19 +149,19 @@ def list_settings(
             raise ValueError("a grid has as many settings as combinations: leave samples out, or give method='random'")
         columns = _combinations(axes)
     elif samples is None:
-        raise ValueError(f"method={method!r} needs samples, how many settings to draw")
+        raise ValueError(f"method={method!r} needs samples, the number of settings to draw")
     else:
-        unit_sa = _places(check_count("samples", samples), len(axes), method, seed)
+        unit_sa = _unit_samples(check_count("samples", samples), len(axes), method, seed)
         columns = {name: axis.at(unit_sa[:, at]).tolist() for at, (name, axis) in enumerate(axes.items())}
     return [{**space, **dict(zip(axes, row, strict=True))} for row in zip(*columns.values(), strict=True)]
 
 
 def axes_of(space: Setting) -> dict[str, Axis]:
-    """What varies in a space.
+    """The axes of a space, by name.
 
     Raises:
-      TypeError: ``space`` is not a dict, or holds a list where it needs an axis.
-      ValueError: it has no axis, and so no settings.
+      TypeError: if ``space`` is not a dict, or holds a list in place of an axis.
+      ValueError: if it has no axis.
     """
     if not isinstance(space, dict):
         raise TypeError(f"space must be a dict of axes and numbers, got {type(space).__name__}")
@@ -181,23 +185,25 @@ def _check_bounds(name: str, low: Any, high: Any) -> None:
         raise ValueError(f"{name} needs low < high, got low={low}, high={high}")
 
 
-def _combinations(axes: dict[str, Axis]) -> dict[str, tuple]:
+def _combinations(axes: dict[str, Axis]) -> dict[str, tuple[float, ...]]:
+    lists = []
     for name, axis in axes.items():
         if isinstance(axis, Interval):
             raise ValueError(
                 f"{name!r} is {axis}, which has no list of values: give choice(...), or method='random' and samples"
             )
-    rows = itertools.product(*(axis.values for axis in axes.values()))
-    return dict(zip(axes, zip(*rows, strict=True), strict=True))
+        lists.append(axis.values)
+    return dict(zip(axes, zip(*itertools.product(*lists), strict=True), strict=True))
 
 
-def _places(samples: int, dimensions: int, method: str, seed: int) -> np.ndarray:
+def _unit_samples(samples: int, dimensions: int, method: str, seed: int) -> np.ndarray:
+    """Samples in [0, 1), shape (samples, dimensions)."""
     if method == "random":
         return np.random.default_rng(seed).random((samples, dimensions))
-    from scipy.stats import qmc  # jax brings scipy along; importing this part of it takes two seconds
+    from scipy.stats import qmc  # imported here because it takes two seconds; jax depends on scipy
 
-    # A whole power of two, because only that is balanced; the first of them are as even as so few can be.
-    sobol = qmc.Sobol(dimensions, scramble=True, seed=np.random.default_rng(seed))
+    # Only powers of two are balanced, so this draws the next one and keeps the first samples.
+    sobol = qmc.Sobol(dimensions, scramble=True, seed=np.random.default_rng(seed))  # pyright: ignore[reportCallIssue]
     return sobol.random_base2(math.ceil(math.log2(samples)))[:samples]
 
 

@@ -1,6 +1,6 @@
-"""The folder of a sweep: ``sweep.json`` says which one it is, and every finished batch is a file of its own.
+"""The folder of a sweep: ``sweep.json`` identifies the sweep, and every finished batch has its own file.
 
-Each file is complete or not there, so that a sweep may be killed at any moment and taken up again.
+Files appear only when complete, so a sweep can be killed at any moment and resumed.
 """
 
 import contextlib
@@ -18,21 +18,21 @@ from nnlearn.files import LOCK, only_one, replacing
 from nnlearn.train.trace import Trace
 
 FORMAT = "nnlearn sweep 2"
-OLD_FORMAT = "nnlearn sweep 1"  # did not say what was trained: it can be read, and not gone on with
+OLD_FORMAT = "nnlearn sweep 1"  # lacks a hash of the program: it can be read but not resumed
 HEADER = "sweep.json"
 BATCH = "batch-{static}-{setting}-{seed}.npz"
 BATCH_NAME = re.compile(r"batch-(\d+)-(\d+)-(\d+)\.npz")
 
 
 class Store:
-    """A folder that takes the batches of one sweep; a context, in which no other process can open it.
+    """A folder for the batches of one sweep, as a context manager that locks it against other processes.
 
     Args:
-      folder: made if it is not there.
-      header: what tells the sweep from others, of ``jsonable`` values.
+      folder: created if it does not exist.
+      header: a description that distinguishes the sweep from others, made of ``jsonable`` values.
 
     Raises:
-      ValueError: on entry: the folder holds another sweep, or other files, or another process is using it.
+      ValueError: on entry, if the folder holds another sweep or other files, or if another process is using it.
     """
 
     def __init__(self, folder: str | Path, header: dict[str, Any]):
@@ -48,11 +48,11 @@ class Store:
             self._held = held.pop_all()
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self._held.close()
 
     def _open(self) -> None:
-        for path in self.folder.glob("*.part"):  # of a process that was killed: no other one is here
+        for path in self.folder.glob("*.part"):  # left by a killed process: the lock excludes live ones
             if path.name.startswith((HEADER, "batch-")):
                 path.unlink(missing_ok=True)
         if (self.folder / HEADER).exists():
@@ -60,24 +60,24 @@ class Store:
             return
         if others := sorted(path.name for path in self.folder.iterdir() if path.name != LOCK):
             raise ValueError(
-                f"{str(self.folder)!r} holds files that are no sweep's, such as {others[0]!r}: give a new or an empty "
-                "folder"
+                f"{str(self.folder)!r} holds files that belong to no sweep, such as {others[0]!r}: give a new or an "
+                "empty folder"
             )
         with replacing(self.folder / HEADER) as file:
             json.dump(self._header, file, indent=1)
 
     def write(self, static: int, setting: int, seed: int, batch: Trace) -> Trace:
-        """Keep a batch whose first run has these places, and return it as it will be read."""
+        """Write a batch, given the indices of its first run, and return it in the form that reading gives."""
         path = self.folder / BATCH.format(static=static, setting=setting, seed=seed)
         batch.save(path)
         return Trace.load(path)
 
 
 def read_header(folder: str | Path) -> dict[str, Any]:
-    """What ``sweep.json`` says.
+    """The content of ``sweep.json``.
 
     Raises:
-      ValueError: there is none, or it is damaged.
+      ValueError: if the file does not exist or is damaged.
     """
     path = Path(folder) / HEADER
     try:
@@ -86,26 +86,27 @@ def read_header(folder: str | Path) -> dict[str, Any]:
             raise ValueError(f"its format is {header['format']!r}, not {FORMAT!r}")
         body = {name: value for name, value in header.items() if name not in ("format", "fingerprint")}
         if header["fingerprint"] != fingerprint(body):
-            raise ValueError("its fingerprint does not fit what it holds")
+            raise ValueError("its fingerprint does not match its content")
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} is no header of a sweep that can be read: {error}") from error
+        raise ValueError(f"cannot read the header of a sweep in {str(path)!r}: {error}") from error
     return header
 
 
 def read_batches(folder: str | Path) -> Iterator[tuple[int, int, int, Trace]]:
-    """Every batch: the places of its first run (static choice, setting, seed), and its trace."""
+    """Yield every batch: the indices of its first run (static choice, setting, seed), and its trace."""
     for path in sorted(Path(folder).iterdir()):
         name = BATCH_NAME.fullmatch(path.name)
         if name:
             try:
                 batch = Trace.load(path)
             except ValueError as error:
-                raise ValueError(f"{error}; delete it, and a sweep in this folder makes its runs again") from error
-            yield *map(int, name.groups()), batch
+                raise ValueError(f"{error}; delete it, and a sweep in this folder repeats its runs") from error
+            static, setting, seed = map(int, name.groups())
+            yield static, setting, seed, batch
 
 
 def fingerprint(header: dict[str, Any]) -> str:
-    """A hash of what ``jsonable`` returned.
+    """A hash of values that ``jsonable`` returned.
 
     >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     True
@@ -114,7 +115,8 @@ def fingerprint(header: dict[str, Any]) -> str:
 
 
 def jsonable(value: Any) -> Any:
-    """Numbers, strings and nestings of them as they are; arrays by their type and a hash, anything else by its name.
+    """Convert a value to JSON types: numbers and strings stay, arrays become text of their type and a hash, and other
+    objects their name.
 
     >>> jsonable({"rate": np.float32(0.5), "act": (1, "relu"), "tx": print})
     {'rate': 0.5, 'act': [1, 'relu'], 'tx': '<print>'}
@@ -136,8 +138,8 @@ def jsonable(value: Any) -> Any:
 def _refuse_another(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     if found["format"] == OLD_FORMAT:
         raise ValueError(
-            f"{str(folder)!r} was written by an older nnlearn, which did not record what was trained, so it cannot be "
-            "gone on with: read it with Results.load, or give another folder"
+            f"{str(folder)!r} was written by an older nnlearn, which did not record what was trained, so the sweep "
+            "cannot be resumed: read it with Results.load, or give another folder"
         )
     if found["fingerprint"] == wanted["fingerprint"]:
         return
@@ -152,11 +154,11 @@ def _refuse_another(folder: Path, found: dict[str, Any], wanted: dict[str, Any])
 def _how_programs_differ(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     old, new = found["programs"], wanted["programs"]
     if not old or not new:
-        return "what train computes (one of them does not say)"
+        return "what train computes (one of them has no record of it)"
     versions = [{program.partition(":")[0] for program in programs} for programs in (old, new)]
     if versions[0] != versions[1]:
         before, now = (" and ".join(sorted(version)) for version in versions)
-        return f"the version of JAX (it is of {before}, this is {now}, and their programs cannot be compared)"
+        return f"the version of JAX (it used {before}, this is {now}, and their programs cannot be compared)"
     pairs = list(zip(old, new, strict=False))
     changed = [at for at, (before, now) in enumerate(pairs) if before != now]
     where = ""

@@ -1,11 +1,11 @@
-"""Things to learn, each a small object of data, model, loss and target: images, text, speech, tables, and stand-ins."""
+"""Tasks of data, model, loss and target: images, text, speech, tables and synthetic data."""
 
 import importlib
 from typing import Any
 
 from nnlearn.tasks.task import Task as Task
 
-# name -> the module of this package that has a function of that name (with _ for -) returning the task
+# By name, the module of this package with a function of that name (with _ for -) that returns the task.
 TASKS = {
     "mnist": "images",
     "digits": "images",
@@ -21,21 +21,23 @@ TASKS = {
 
 
 def load_task(name: str, **options: Any) -> Task:
-    """A task by name.
+    """Load a task by name.
 
     Args:
-      name: one of ``TASKS``.
-      **options: of the function that makes it, such as ``seed`` or the model's sizes.
+      name: one of ``TASKS``: mnist, digits, shakespeare, king-james, speech, diamonds, breast-cancer, masked-digits,
+        clicks or graphs.
+      **options: arguments of the function of that name, such as ``seed`` or the model's sizes.
 
     Returns:
       A ``Task``.
 
     Raises:
-      ValueError: the name is unknown.
-      ImportError, OSError: the package that holds the data is not installed or cannot be fetched.
+      ValueError: if the name is unknown.
+      ImportError: if the package that holds the data is not installed.
+      OSError: if the data cannot be fetched.
 
     >>> task = load_task("graphs", examples=64)
-    >>> task.name, task.metric, task.goal
+    >>> task.name, task.metric, task.mode
     ('graphs', 'accuracy', 'max')
     """
     if name not in TASKS:

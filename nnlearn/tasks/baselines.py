@@ -1,10 +1,10 @@
-"""What predictors reach that learn little: the commonest answer, and a linear map."""
+"""Simple predictors as baselines: the most frequent class and a linear map."""
 
 import numpy as np
 
 
 def majority(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
-    """The accuracy on ``test_labels`` of always giving the class that is commonest in ``train_labels``.
+    """The accuracy on ``test_labels`` of always predicting the most frequent class of ``train_labels``.
 
     >>> majority(np.array([0, 1, 1]), np.array([1, 0]))
     0.5
@@ -13,13 +13,16 @@ def majority(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
 
 
 def linear_map(inputs: np.ndarray, targets: np.ndarray, others: np.ndarray, *, ridge: float = 0.0) -> np.ndarray:
-    """What the linear map with the least squared error over ``inputs`` and ``targets`` says of other inputs.
+    """Predictions of a linear map fitted by least squares.
 
     Args:
-      inputs: shape (n, ...), flattened; a constant is added.
-      targets: shape (n, outputs).
-      others: shape (m, ...).
-      ridge: the penalty of the squared coefficients, for each example.
+      inputs: inputs to fit, shape (n, ...); flattened, and a constant feature is added.
+      targets: targets to fit, shape (n, outputs).
+      others: inputs to predict from, shape (m, ...).
+      ridge: penalty on the squared coefficients, per example.
+
+    Returns:
+      Predictions of shape (m, outputs).
 
     >>> linear_map(np.array([[1.0], [2.0]]), np.array([[3.0], [5.0]]), np.array([[10.0]])).round(6)
     array([[21.]])

@@ -1,7 +1,8 @@
-"""Handwritten digits: 5,000 images of MNIST for a convolutional network, and small scans for a perceptron."""
+"""Handwritten digits: 5,000 MNIST images for a convolutional network, and small scans for a perceptron."""
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,25 +30,24 @@ def mnist(
     shift: int = 2,
     epochs: int = 20,
     batch_size: int = 64,
-    method: str = "auto",
+    method: Literal["auto", "convolution", "patches"] = "auto",
 ) -> Task:
-    """Which digit a 28 x 28 image shows: a residual network with batch normalisation.
+    """Classify 28 x 28 images of digits with a residual network with batch normalisation.
 
-    In training every image is moved by a few pixels, which ones the step's key decides. Baselines: the commonest
-    digit, and ridge regression.
+    Every training image is shifted by a few pixels at random. Baselines: the most frequent digit, and ridge regression.
 
     Args:
-      seed: of the split, 70 / 15 / 15.
-      data: images (n, rows, columns, channels) in [0, 1] and their classes (n,); None for the real ones.
-      widths, blocks, stride, method: of the ``convnet``.
-      shift: the most pixels that a training image is moved by, in each direction.
+      seed: seed of the split, 70 / 15 / 15.
+      data: images (n, rows, columns, channels) in [0, 1] and their classes (n,); None for MNIST.
+      widths, blocks, stride, method: arguments of ``convnet``.
+      shift: the largest shift of a training image in each direction, in pixels.
       epochs: passes over the training part.
-      batch_size: images in a batch.
+      batch_size: number of images in a batch.
     """
     parts, source, licence = _images("mnist", seed, data)
     classes = int(np.max(parts.train.targets)) + 1
     model = convnet(parts.train.inputs.shape[-1], classes, widths=widths, blocks=blocks, stride=stride, method=method)
-
+    assert isinstance(model, StatefulModel)  # batch normalisation has running statistics
     return Task(
         name="mnist",
         **parts._asdict(),
@@ -55,7 +55,7 @@ def mnist(
         loss_fn=_shifting_loss(model, shift),
         metrics_fn=classification(model)[1],
         metric="accuracy",
-        goal="max",
+        mode="max",
         target=0.98,
         baselines=_baselines(parts),
         make_tx=functools.partial(warmed_adamw, size=len(parts.train.targets), batch_size=batch_size, epochs=epochs),
@@ -68,11 +68,11 @@ def mnist(
 
 
 def digits(*, seed: int = 0, data: Examples | None = None, hidden: Sequence[int] = (512,), epochs: int = 40) -> Task:
-    """Which digit a scan of 8 x 8 pixels shows: a perceptron. Baselines: the commonest digit, and ridge regression.
+    """Classify 8 x 8 scans of digits with a perceptron. Baselines: the most frequent digit, and ridge regression.
 
     Args:
-      seed: of the split, 70 / 15 / 15.
-      data: images (n, rows, columns, channels) in [0, 1] and their classes (n,); None for the real ones.
+      seed: seed of the split, 70 / 15 / 15.
+      data: images (n, rows, columns, channels) in [0, 1] and their classes (n,); None for scikit-learn's digits.
       hidden: widths of the perceptron's hidden layers.
       epochs: passes over the training part.
     """
@@ -89,7 +89,7 @@ def digits(*, seed: int = 0, data: Examples | None = None, hidden: Sequence[int]
         loss_fn=loss_fn,
         metrics_fn=metrics_fn,
         metric="accuracy",
-        goal="max",
+        mode="max",
         target=0.97,
         baselines=_baselines(parts),
         make_tx=functools.partial(warmed_adamw, size=len(parts.train.targets), batch_size=batch_size, epochs=epochs),
@@ -115,7 +115,7 @@ def _shifting_loss(model: StatefulModel, shift: int) -> Callable:
 
 
 def shifted(key: Key, images: jax.Array, most: int) -> jax.Array:
-    """Every image of a batch moved by up to ``most`` pixels up or down and left or right; what comes in is 0.
+    """Shift every image of a batch by up to ``most`` pixels, vertically and horizontally, and fill with 0.
 
     >>> shifted(jax.random.key(0), jnp.ones((5, 8, 8, 1)), 2).shape
     (5, 8, 8, 1)
@@ -131,7 +131,7 @@ def shifted(key: Key, images: jax.Array, most: int) -> jax.Array:
 
 
 def _images(name: str, seed: int, data: Examples | None) -> tuple[Split, str, str]:
-    """The three parts, with images of shape (n, rows, columns, channels), and where they are from."""
+    """The three parts, with images of shape (n, rows, columns, channels), and their source and licence."""
     if data is not None:
         return split(data, seed=seed, stratify=data.targets), "given by the caller", "the caller's"
     bundle = load(name, seed=seed)
@@ -141,10 +141,10 @@ def _images(name: str, seed: int, data: Examples | None) -> tuple[Split, str, st
 
 
 def _baselines(parts: Split) -> dict[str, float]:
-    """The test accuracy of the training part's commonest class, and of a linear map to one-hot codes."""
+    """The test accuracy of the most frequent training class, and of a linear map to one-hot codes."""
     train, test = parts.train, parts.test
     one_hot = np.eye(int(np.max(train.targets)) + 1)[train.targets]
-    scores = linear_map(train.inputs, one_hot, test.inputs, ridge=1e-2)  # some pixels are never inked
+    scores = linear_map(train.inputs, one_hot, test.inputs, ridge=1e-2)  # some pixels are always 0
     return {
         "majority": majority(train.targets, test.targets),
         "ridge regression": float(np.mean(test.targets == np.argmax(scores, axis=1))),

@@ -1,4 +1,4 @@
-"""``nnlearn learn``: train on one task, print a line for every check, and report the result on the test part."""
+"""``nnlearn learn``: train on one task, print a line for each check, and report the result on the test part."""
 
 import dataclasses
 import json
@@ -11,49 +11,50 @@ import tyro
 from rich.console import Console
 
 from nnlearn.checks import check_count
+from nnlearn.data import batch_count, example_count
 from nnlearn.files import replacing
 from nnlearn.models import parameter_count
 from nnlearn.tasks import TASKS, load_task
 from nnlearn.tasks.task import Task
-from nnlearn.train.run import Train
+from nnlearn.train.run import Run, Train
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """Train the network of one task, on data that are fetched if need be, and report it on the test part."""
+class LearnOptions:
+    """Train the network of one task, download its data if necessary, and report metrics on the test part."""
 
     task: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="|".join(TASKS))]
-    """What to learn."""
+    """Name of the task."""
     seed: int = 0
-    """Of the parameters and of the batches."""
+    """Seed of the parameters and of the batches."""
     epochs: int | None = None
-    """Passes over the training examples; the task's own number by default."""
+    """Passes over the training examples; by default the task's own number."""
     checks: int = 10
-    """How many times to evaluate on the validation part."""
+    """Number of evaluations on the validation part."""
     out: Path | None = None
-    """Folder for result.json, with the settings, the metrics and the metrics of every check; nothing is written by
-    default."""
+    """Folder for result.json, with the options, the metrics and the metrics of every check; by default nothing is
+    written."""
 
 
-def learn(settings: Settings) -> dict[str, float]:
+def learn(options: LearnOptions) -> dict[str, float]:
     """Run the command and return the metrics on the test part.
 
     Raises:
-      ValueError: a setting is unknown or out of range.
-      ImportError, OSError: the data cannot be had.
+      ValueError: if an option is unknown or out of range.
+      ImportError: if the package that holds the data is not installed.
+      OSError: if the data cannot be fetched.
     """
-    check_count("checks", settings.checks)
-    if settings.epochs is not None:
-        check_count("epochs", settings.epochs)
-    if settings.out is not None:
-        settings.out.mkdir(parents=True, exist_ok=True)  # before the run, which may take an hour
-    options = {} if settings.epochs is None else {"epochs": settings.epochs}
+    check_count("checks", options.checks)
+    if options.epochs is not None:
+        check_count("epochs", options.epochs)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)  # before the run, which may take an hour
     console = Console(soft_wrap=True, highlight=False)
-    task = load_task(settings.task, **options)
-    steps = task.epochs * task.sampler.epoch_steps
-    train = task.make_train(steps=steps, check_every=-(-steps // settings.checks), record_every=1)
+    task = load_task(options.task) if options.epochs is None else load_task(options.task, epochs=options.epochs)
+    steps = task.epochs * batch_count(example_count(task.train), task.batch_size)
+    train = task.make_train(steps=steps, check_every=-(-steps // options.checks), record_every=1)
     began = time.perf_counter()
-    run = jax.jit(train.start)(task.hparams, jax.random.key(settings.seed))
+    run = jax.jit(train.start)(task.hparams, jax.random.key(options.seed))
     console.print(f"{task.name}: {task.source} ({task.licence})")
     console.print(f"{parameter_count(run.state.params):,} parameters, {steps:,} steps of {task.batch_size} examples")
     run, checks = _advance(train, task, run, console)
@@ -66,23 +67,23 @@ def learn(settings: Settings) -> dict[str, float]:
     console.print("baselines: " + ", ".join(f"{name} {value:.4g}" for name, value in task.baselines.items()))
     if task.show is not None:
         console.print(task.show(state.params, state.model_state), markup=False)
-    if settings.out is not None:
+    if options.out is not None:
         result = {
-            "settings": {**dataclasses.asdict(settings), "epochs": task.epochs, "out": str(settings.out)},
+            "settings": {**dataclasses.asdict(options), "epochs": task.epochs, "out": str(options.out)},
             "metrics": metrics,
             "target": {"metric": task.metric, "value": task.target, "reached": task.solved(metrics)},
             "baselines": dict(task.baselines),
             "seconds": seconds,
             "checks": checks,
         }
-        with replacing(settings.out / "result.json") as file:
+        with replacing(options.out / "result.json") as file:
             json.dump(result, file, indent=1)
-        console.print(f"written: {settings.out / 'result.json'}")
+        console.print(f"written: {options.out / 'result.json'}")
     return metrics
 
 
-def _advance(train: Train, task: Task, run, console: Console):
-    """Make all steps, print a line for each check, and return the run and the checks' metrics."""
+def _advance(train: Train, task: Task, run: Run, console: Console) -> tuple[Run, list[dict[str, float]]]:
+    """Make all steps, print a line for each check, and return the run and the metrics of the checks."""
     checks = []
     advance = jax.jit(train.advance, static_argnums=3, donate_argnums=1)
     for first in range(0, train.steps, train.check_every):

@@ -1,4 +1,4 @@
-"""The two commonest objectives, as ``loss_fn`` and ``metrics_fn`` of a model, with or without state."""
+"""Classification and regression, as ``loss_fn`` and ``metrics_fn`` of a model with or without state."""
 
 from collections.abc import Callable
 
@@ -15,11 +15,11 @@ Objective = tuple[Callable, Callable]
 
 @comparable
 def classification(model: Model | StatefulModel, **options) -> Objective:
-    """Cross-entropy to learn by; ``loss`` and ``accuracy`` to look at. Batches are ``MaskedBatch(Examples, where)``.
+    """Cross-entropy as the loss, ``loss`` and ``accuracy`` as metrics. Batches are ``MaskedBatch(Examples, where)``.
 
     Args:
-      model: of inputs (batch, ...) to logits (batch, classes).
-      **options: of ``cross_entropy``, for the loss to learn by.
+      model: maps inputs (batch, ...) to logits (batch, classes).
+      **options: arguments of ``cross_entropy`` for the loss; the metrics do not use them.
     """
 
     def loss(logits, batch, **options):
@@ -34,7 +34,12 @@ def classification(model: Model | StatefulModel, **options) -> Objective:
 
 @comparable
 def regression(model: Model | StatefulModel, elementwise: Callable = squared_error) -> Objective:
-    """A mean of errors to learn by, as ``loss``; ``absolute_error`` to look at. Targets have the outputs' shape."""
+    """A mean of elementwise errors as the loss, ``loss`` and ``absolute_error`` as metrics.
+
+    Args:
+      model: maps inputs (batch, ...) to outputs of the targets' shape.
+      elementwise: ``elementwise(outputs, targets) -> errors``.
+    """
 
     def mean(errors, batch):
         return weighted_mean(jnp.mean(errors, axis=range(1, errors.ndim)), None, batch.where)
@@ -55,7 +60,7 @@ def _objective(model, loss, metrics) -> Objective:
     if isinstance(model, StatefulModel):
 
         def stateful_loss_fn(params, batch, key, model_state):
-            offered = {"where": batch.where}  # what is filled up must not enter the statistics of a batch
+            offered = {"where": batch.where}  # padding must not enter the batch statistics
             outputs, model_state = hand(model.apply, params, model_state, batch.examples.inputs, key, **offered)
             return loss(outputs, batch), {}, model_state
 

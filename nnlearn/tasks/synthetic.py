@@ -1,6 +1,8 @@
-"""Stand-ins for tasks whose data do not ship: masked reconstruction, clicks on what is shown, graphs of two kinds."""
+"""Synthetic tasks: reconstruction of masked digits, prediction of clicks, and classification of graphs."""
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,22 +20,22 @@ from nnlearn.settings import comparable
 from nnlearn.tasks.baselines import majority
 from nnlearn.tasks.objectives import Objective, classification
 from nnlearn.tasks.task import Task, warmed_adamw
-from nnlearn.types import Model
+from nnlearn.types import GradientTransformation, Model
 
 
 def masked_digits(
     *, seed: int = 0, data: DataBundle | None = None, hidden: int = 256, share: float = 0.5, epochs: int = 60
 ) -> Task:
-    """Half of the pixels of a digit from the other half: ``loss`` is the mean squared error of those not shown.
+    """Reconstruct the hidden pixels of a digit from the others; ``loss`` is the mean squared error of hidden pixels.
 
-    Which are hidden is drawn anew at every step; for the metrics it is always the same half. Baseline: every pixel's
-    mean over the training part.
+    Training hides random pixels, drawn again at every step; the metrics always hide the same ones. Baseline: every
+    pixel's mean over the training part.
 
     Args:
-      seed: of the split.
+      seed: seed of the split.
       data: a data set of images in [0, 1]; None for scikit-learn's digits.
       hidden: width of the perceptron's two hidden layers.
-      share: of the pixels that are hidden, in (0, 1).
+      share: probability of hiding a pixel, in (0, 1).
       epochs: passes over the training part.
     """
     bundle = load("digits", seed=seed) if data is None else data
@@ -50,7 +52,7 @@ def masked_digits(
         loss_fn=loss_fn,
         metrics_fn=metrics_fn,
         metric="loss",
-        goal="min",
+        mode="min",
         target=0.045,
         baselines={"mean": float(np.mean(np.square(test - np.mean(train, axis=0, keepdims=True))))},
         make_tx=functools.partial(warmed_adamw, size=len(train), batch_size=64, epochs=epochs),
@@ -73,7 +75,7 @@ def _reconstruction(model: Model, share: float, pixels: int) -> Objective:
         return loss_of(params, batch, jax.random.bernoulli(key, share, batch.examples.shape), key)
 
     def metrics_fn(params, batch):
-        hidden_p = jax.random.bernoulli(jax.random.key(0), share, (pixels,))  # the same in batches of any size
+        hidden_p = jax.random.bernoulli(jax.random.key(0), share, (pixels,))  # the same pixels for any batch size
         return {"loss": loss_of(params, batch, jnp.broadcast_to(hidden_p[None], batch.examples.shape))}
 
     return loss_fn, metrics_fn
@@ -91,22 +93,23 @@ def _click_objective(model: Model) -> Objective:
     return loss_fn, metrics_fn
 
 
-def _adam_at(hparams):
+def _adam_at(hparams: Mapping[str, Any]) -> GradientTransformation:
     return adam(hparams["learning_rate"])
 
 
 def clicks(
     *, seed: int = 0, examples: int = 40_000, fields: int = 6, values: int = 200, features: int = 8, epochs: int = 8
 ) -> Task:
-    """Whether somebody clicks, from categories of which few are frequent: tables of which a batch touches few rows.
+    """Predict clicks from categories with few frequent values: a batch uses few rows of the embedding tables.
 
-    The probabilities come from a factorisation machine drawn at random, so that the least possible ``loss``, that of
-    the true probabilities, is known. Baselines: that, and the mean rate.
+    The click probabilities come from a random factorisation machine, so the smallest possible ``loss``, that of the
+    true probabilities, is known. Baselines: that loss, and the loss of the mean click rate.
 
     Args:
-      seed: of the data and of the split.
-      examples: how many, split 70 / 15 / 15.
-      fields, values: categories of an example, and how many values each has.
+      seed: seed of the data and of the split.
+      examples: number of examples, split 70 / 15 / 15.
+      fields: number of categories of an example.
+      values: number of values of a category.
       features: length of the model's vectors.
       epochs: passes over the training part.
     """
@@ -141,7 +144,7 @@ def clicks(
         loss_fn=loss_fn,
         metrics_fn=metrics_fn,
         metric="loss",
-        goal="min",
+        mode="min",
         target=(baselines["mean rate"] + baselines["true probabilities"]) / 2,
         baselines=baselines,
         make_tx=_adam_at,
@@ -154,16 +157,16 @@ def clicks(
 
 
 def graphs(*, seed: int = 0, examples: int = 2000, nodes: int = 16, hidden: int = 32, epochs: int = 20) -> Task:
-    """Do nodes keep to their own colour, or to the other? Neither colours nor edges alone tell.
+    """Classify graphs by whether their edges join nodes of equal or of different colours.
 
-    Half of the graphs join nodes of one colour with probability 0.35 and others with 0.15, half the other way round.
-    Baseline: the commoner answer.
+    Half of the graphs join nodes of equal colour with probability 0.35 and nodes of different colour with 0.15, the
+    other half the reverse. Neither colours nor edges alone determine the class. Baseline: the more frequent class.
 
     Args:
-      seed: of the data and of the split.
-      examples: how many graphs, split 70 / 15 / 15.
-      nodes: most nodes of a graph; each has half of them at least.
-      hidden: features of a node within the network.
+      seed: seed of the data and of the split.
+      examples: number of graphs, split 70 / 15 / 15.
+      nodes: largest number of nodes of a graph; every graph has at least half as many.
+      hidden: number of features of a node within the network.
       epochs: passes over the training part.
     """
     random = np.random.default_rng(seed)
@@ -181,10 +184,8 @@ def graphs(*, seed: int = 0, examples: int = 2000, nodes: int = 16, hidden: int 
         ends = np.nonzero(joined_nm)
         senders[graph, : len(ends[0])], receivers[graph, : len(ends[1])] = ends
         edge_where[graph, : len(ends[0])] = True
-    features = np.eye(2, dtype=np.float32)[colour_gn]
-    parts = split(
-        Examples(Graphs(features, senders, receivers, there_gn, edge_where), labels), seed=seed, stratify=labels
-    )
+    arrays: Any = np.eye(2, dtype=np.float32)[colour_gn], senders, receivers, there_gn, edge_where
+    parts = split(Examples(Graphs(*arrays), labels), seed=seed, stratify=labels)
     model = graph_network(2, hidden, 2, layers=2)
     loss_fn, metrics_fn = classification(model)
     return Task(
@@ -196,7 +197,7 @@ def graphs(*, seed: int = 0, examples: int = 2000, nodes: int = 16, hidden: int 
         loss_fn=loss_fn,
         metrics_fn=metrics_fn,
         metric="accuracy",
-        goal="max",
+        mode="max",
         target=0.9,
         baselines={"majority": majority(parts.train.targets, parts.test.targets)},
         make_tx=functools.partial(warmed_adamw, size=len(parts.train.targets), batch_size=64, epochs=epochs),

@@ -1,4 +1,4 @@
-"""Tabular tasks: the price of diamonds, and whether a tumour is malignant."""
+"""Tabular tasks: the price of diamonds, and the diagnosis of tumours."""
 
 import functools
 from collections.abc import Sequence
@@ -18,20 +18,20 @@ from nnlearn.tasks.task import Task, warmed_adamw
 def diamonds(
     *, seed: int = 0, data: Examples | None = None, hidden: Sequence[int] = (128, 128), epochs: int = 60
 ) -> Task:
-    """The logarithm of a diamond's price from its size and quality: an absolute error of 0.1 is one of about 10 %.
+    """Predict the logarithm of a diamond's price from its size and quality; an absolute error of 0.1 is about 10 %.
 
-    Baselines: the median, and least squares. The loss is Huber's, as some rows hold lengths of 0 or of another stone.
+    The loss is Huber's, because some rows have wrong lengths, such as 0. Baselines: the median, and least squares.
 
     Args:
-      seed: of the split, 70 / 15 / 15.
-      data: inputs (n, features) and prices (n, 1) above 0; None for the real ones.
+      seed: seed of the split, 70 / 15 / 15.
+      data: inputs (n, features) and prices (n, 1) above 0; None for the diamonds of ``nnlearn.datasets``.
       hidden: widths of the perceptron's hidden layers.
       epochs: passes over the training part.
     """
     data = read_diamonds() if data is None else data
     parts = split(Examples(data.inputs, np.log(data.targets)), seed=seed)
     inputs, _ = standardize(*(part.inputs for part in parts))
-    # Lengths that were left out or mistyped lie dozens of standard deviations away.
+    # Missing and mistyped lengths lie dozens of standard deviations away.
     train, validation, test = (
         Examples(np.clip(one, -5, 5), part.targets) for one, part in zip(inputs, parts, strict=True)
     )
@@ -50,7 +50,7 @@ def diamonds(
         loss_fn=loss_fn,
         metrics_fn=metrics_fn,
         metric="absolute_error",
-        goal="min",
+        mode="min",
         target=0.075,
         baselines={
             "median": float(np.mean(np.abs(test.targets))),
@@ -66,10 +66,11 @@ def diamonds(
 
 
 def breast_cancer(*, seed: int = 0, hidden: Sequence[int] = (32,), epochs: int = 40) -> Task:
-    """Malignant or benign, from 30 measurements of a cell sample. Baseline: the commoner answer.
+    """Classify tumours as malignant or benign from 30 measurements of a cell sample. Baseline: the more frequent class.
 
     Args:
-      seed: of the split, 70 / 15 / 15: the test part has 86 patients, each more than 1 % of the accuracy.
+      seed: seed of the split, 70 / 15 / 15; the test part has 86 patients, so that each is more than 1 % of the
+        accuracy.
       hidden: widths of the perceptron's hidden layers.
       epochs: passes over the training part.
     """
@@ -86,7 +87,7 @@ def breast_cancer(*, seed: int = 0, hidden: Sequence[int] = (32,), epochs: int =
         loss_fn=loss_fn,
         metrics_fn=metrics_fn,
         metric="accuracy",
-        goal="max",
+        mode="max",
         target=0.95,
         baselines={"majority": majority(bundle.train.targets, bundle.test.targets)},
         make_tx=functools.partial(warmed_adamw, size=example_count(bundle.train), batch_size=batch_size, epochs=epochs),

@@ -1,7 +1,8 @@
-"""Language models of characters: the works of Shakespeare and the King James Bible."""
+"""Character language models of the works of Shakespeare and of the King James Bible."""
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +26,8 @@ from nnlearn.tasks.task import Task
 from nnlearn.transforms.clipping import clip_by_global_norm
 from nnlearn.types import GradientTransformation, Params, PyTree, Scalar
 
-HELD_OUT = 0.05  # of the text, before the end for validation and at the end for test
-ORDERS = (5, 7)  # of the n-gram models; on these texts 7 is about the best
+HELD_OUT = 0.05  # fraction of the text in the validation part, and in the test part after it
+ORDERS = (5, 7)  # orders of the n-gram models; on these texts 7 is about the best
 
 
 def shakespeare(
@@ -40,27 +41,28 @@ def shakespeare(
     batch_size: int = 16,
     epochs: int = 2,
 ) -> Task:
-    """The next character of Shakespeare, from the 128 before it.
+    """Predict the next character of Shakespeare's works from the 128 characters before it.
 
-    The text's first 90 % are for training; validation part are the 5 % after them (most of *Troilus and Cressida*,
-    *Twelfth Night*), and test part the last 5 % (*The Two Gentlemen of Verona*, *The Winter's Tale*). A million
-    parameters in a transformer; ``bits_per_character`` counts each character of a held-out part once, with half a
-    context at least before it.
+    The training part is the first 90 % of the text, the validation part the next 5 % (most of *Troilus and Cressida*,
+    *Twelfth Night*), and the test part the last 5 % (*The Two Gentlemen of Verona*, *The Winter's Tale*). The model is
+    a transformer with a million parameters. ``bits_per_character`` counts each character of a held-out part once, with
+    at least half a context before it.
 
     Args:
-      seed: where the windows for training begin.
-      text: another text; the works of Shakespeare are fetched where it is None.
-      layers, width, heads, context: of the network.
-      batch_size: windows in a batch.
+      seed: offset of the training windows.
+      text: another text; None for the works of Shakespeare, which are fetched.
+      layers, width, heads: arguments of ``transformer``.
+      context: number of characters in a window.
+      batch_size: number of windows in a batch.
       epochs: passes over the text.
 
     Returns:
-      A ``Task`` whose ``target`` is the best of its ``baselines``: gzip, n-gram models and equal chances, worked out on
-      the same characters.
+      A ``Task`` whose ``target`` is the best of its ``baselines`` on the same characters: gzip, n-gram models and a
+      uniform distribution.
 
     Raises:
-      OSError: the text could not be fetched.
-      ValueError: the text is too short for the context.
+      OSError: if the text cannot be fetched.
+      ValueError: if the text is too short for the context.
 
     >>> task = shakespeare(text="to be or not to be, " * 60, layers=1, width=8, heads=2, context=8)
     >>> sorted(task.baselines), task.metric
@@ -82,20 +84,20 @@ def king_james(
     batch_size: int = 16,
     epochs: int = 2,
 ) -> Task:
-    """The next character of the King James Bible, from the 128 before it.
+    """Predict the next character of the King James Bible from the 128 characters before it.
 
-    Everything else is as for ``shakespeare``; the test part begins in the letter to the Colossians.
+    The task is the same as ``shakespeare`` otherwise. The test part begins in the letter to the Colossians.
 
     Args:
-      text: another text; the Bible is fetched where it is None.
-      seed, layers, width, heads, context, batch_size, epochs: as for ``shakespeare``.
+      text: another text; None for the Bible, which is fetched.
+      seed, layers, width, heads, context, batch_size, epochs: see ``shakespeare``.
 
     Returns:
       A ``Task``.
 
     Raises:
-      OSError: the text could not be fetched.
-      ValueError: the text is too short for the context.
+      OSError: if the text cannot be fetched.
+      ValueError: if the text is too short for the context.
 
     >>> king_james(text="in the beginning was the word, " * 60, layers=1, width=8, heads=2, context=8).name
     'king-james'
@@ -106,7 +108,7 @@ def king_james(
 
 
 def squared_relu(x: jax.Array) -> jax.Array:
-    """``max(x, 0) ** 2``, which learns as well as GELU and costs a processor a fifth of the step less.
+    """``max(x, 0) ** 2``, which learns as well as GELU here and makes a step on a CPU a fifth faster.
 
     Source: So et al. 2021, "Primer", arXiv:2109.08668.
 
@@ -117,19 +119,31 @@ def squared_relu(x: jax.Array) -> jax.Array:
 
 
 def _bytes(text: str, characters: Characters) -> bytes:
-    """One byte a character: as ASCII has it, or else the character's number."""
+    """One byte per character: its ASCII code, or its index if the text is not ASCII."""
     return text.encode() if text.isascii() else characters.encode(text).astype(np.uint8).tobytes()
 
 
-def _characters(name, text, source, licence, seed, layers, width, heads, context, batch_size, epochs) -> Task:
+def _characters(
+    name: str,
+    text: str,
+    source: str,
+    licence: str,
+    seed: int,
+    layers: int,
+    width: int,
+    heads: int,
+    context: int,
+    batch_size: int,
+    epochs: int,
+) -> Task:
     characters, half = Characters.of(text), check_count("context", context) // 2
-    numbers, vocabulary = characters.encode(text), len(characters.alphabet)
+    indices, vocabulary = characters.encode(text), len(characters.alphabet)
     if vocabulary > 256:
         raise ValueError(f"text must have at most 256 different characters, for the baselines; got {vocabulary}")
     first, second = (round(len(text) * (1 - share)) for share in (2 * HELD_OUT, HELD_OUT))
-    learned = numbers[seed % context : first]
-    # A held-out window's first half was another's last, or stands before the part: it is read and not scored.
-    held_out = [numbers[start - half - 1 : end] for start, end in ((first, second), (second, len(text)))]
+    learned = indices[seed % context : first]
+    # The first half of a held-out window is context only: the previous window, or the text before the part, scores it.
+    held_out = [indices[start - half - 1 : end] for start, end in ((first, second), (second, len(text)))]
     train = windows(learned, context)
     validation, test = (windows(part, 2 * half, half) for part in held_out)
     scored = half * len(test)
@@ -140,7 +154,7 @@ def _characters(name, text, source, licence, seed, layers, width, heads, context
         "uniform": uniform_bits(vocabulary),
         "gzip": gzip_bits(_bytes(text[:second], characters), _bytes(text[second : second + scored], characters)),
     } | {
-        f"{order}-gram": ngram_bits(numbers[:first], held_out[1][: half + 1 + scored], vocabulary, order, half + 1)
+        f"{order}-gram": ngram_bits(indices[:first], held_out[1][: half + 1 + scored], vocabulary, order, half + 1)
         for order in ORDERS
     }
     return Task(
@@ -152,7 +166,7 @@ def _characters(name, text, source, licence, seed, layers, width, heads, context
         loss_fn=_loss_fn(model),
         metrics_fn=_metrics_fn(model, half),
         metric="bits_per_character",
-        goal="min",
+        mode="min",
         target=min(baselines.values()),
         baselines=baselines,
         make_tx=functools.partial(_make_tx, steps=epochs * -(-len(train) // batch_size)),
@@ -166,7 +180,7 @@ def _characters(name, text, source, licence, seed, layers, width, heads, context
 
 
 def _character_losses(model: LanguageModel, params: Params, batch: MaskedBatch, key=None):
-    """The logits and labels of a batch of windows, and each character's loss in nats."""
+    """The logits and labels of a batch of windows, and the loss of each character in nats."""
     windows_bt = batch.examples.astype(jnp.int32)
     logits_btv, labels_bt = model.apply(params, windows_bt[:, :-1], key), windows_bt[:, 1:]
     return logits_btv, labels_bt, softmax_cross_entropy_with_integer_labels(logits_btv, labels_bt)
@@ -183,20 +197,21 @@ def _loss_fn(model: LanguageModel) -> Callable:
 
 @comparable
 def _metrics_fn(model: LanguageModel, half: int) -> Callable:
-    """Of each window's last half."""
+    """Metrics of the second half of each window."""
 
     def metrics_fn(params: Params, batch: MaskedBatch) -> dict[str, Scalar]:
         logits_btv, labels_bt, losses_bt = _character_losses(model, params, batch)
-        nats = weighted_mean(jnp.mean(losses_bt[:, -half:], axis=1), None, batch.where)
-        where_bt = jnp.broadcast_to(batch.where[:, None], (len(labels_bt), half))
+        where_b = jnp.asarray(batch.where)
+        nats = weighted_mean(jnp.mean(losses_bt[:, -half:], axis=1), None, where_b)
+        where_bt = jnp.broadcast_to(where_b[:, None], (len(labels_bt), half))
         right = accuracy(logits_btv[:, -half:], labels_bt[:, -half:], where_bt)
         return {"loss": nats, "bits_per_character": nats / np.log(2), "accuracy": right}
 
     return metrics_fn
 
 
-def _make_tx(hparams: Mapping[str, Scalar], steps: int) -> GradientTransformation:
-    """AdamW with its rate up in a line for a twentieth of the run, and down a cosine to a hundredth."""
+def _make_tx(hparams: Mapping[str, Any], steps: int) -> GradientTransformation:
+    """AdamW with a linear warmup over a twentieth of the run and a cosine decay to a hundredth of the peak rate."""
     rate = hparams["learning_rate"]
     schedule = warmup_cosine_decay_schedule(0.0, rate, max(1, steps // 20), steps, 0.01 * rate)
     decays = functools.partial(jax.tree.map, lambda leaf: jnp.ndim(leaf) >= 2)
@@ -205,14 +220,14 @@ def _make_tx(hparams: Mapping[str, Scalar], steps: int) -> GradientTransformatio
 
 
 def _show(model: LanguageModel, characters: Characters, prompt: str, params: Params, model_state: PyTree = None) -> str:
-    """How the test part begins, and 300 characters or so that the network goes on with.
+    """The beginning of the test part, and about 300 generated characters.
 
-    The context is as long as two prompts: each stretch goes on from the last half of what is there.
+    The context has the length of two prompts, so each stretch continues from the last half of the text so far.
     """
     del model_state
     written, length = characters.encode(prompt), len(prompt)
     for stretch in range(max(1, -(-300 // length))):
         key = jax.random.fold_in(jax.random.key(0), stretch)
-        added = generate(model, params, written[None, -length:], length, key, temperature=0.8)
+        added = generate(model, params, jnp.asarray(written[None, -length:]), length, key, temperature=0.8)
         written = np.concatenate([written, np.asarray(added[0])])
     return f"{prompt}|{characters.decode(written[length:])}"

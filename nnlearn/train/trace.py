@@ -202,9 +202,9 @@ class Trace:
         Raises:
           ImportError: matplotlib is not installed.
         """
-        from nnlearn.figures.curves import draw_trace
+        from nnlearn.figures.trace import draw_trace
 
-        return draw_trace(self, path)
+        return draw_trace(self.step, self.loss, self.check_step, self.metrics, self.stop_step, path)
 
 
 def _along(axis: int, lead: int, size: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What ``nnlearn compare`` is asked to do, checked before anything runs."""
+"""The options of ``nnlearn compare``, checked before anything runs."""
 
 import dataclasses
 import inspect
@@ -18,17 +18,17 @@ KNOWN = tuple(sorted(name for name, value in vars(optimizers).items() if inspect
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """Train a small network with several optimizers, nnlearn's and optax's, and compare them.
+class CompareOptions:
+    """Train a small network with several optimizers of nnlearn and optax, and compare them.
 
-    Every optimizer runs over all seeds and learning rates as one vmapped program; optax runs beside it as its users run
-    it, a jitted step in a Python loop, from the same parameters on the same batches.
+    nnlearn runs each optimizer over all seeds and learning rates as one vmapped program. Optax runs as its users
+    usually run it, with a jitted step in a Python loop, from the same parameters and on the same batches.
     """
 
     optimizers: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ("sgd", "rmsprop", "adamw", "lion")
-    """Optimizers to compare, by name; all of nnlearn's are known."""
+    """Names of the optimizers to compare, such as adamw."""
     seeds: int = 5
-    """How many random starts."""
+    """Number of random initialisations."""
     epochs: int = 20
     """Passes over the training examples."""
     batch_size: int = 64
@@ -43,7 +43,7 @@ class Settings:
     """Folder for results.json and curves.png."""
 
     def check(self) -> None:
-        """Raise ``ValueError`` on the first setting that cannot work, naming the ones that could."""
+        """Raise ``ValueError`` for the first invalid option; the message names the valid values."""
         if not self.optimizers:
             raise ValueError(f"optimizers must name at least one of {', '.join(KNOWN)}")
         for name in self.optimizers:
@@ -63,14 +63,14 @@ class Settings:
         for rate in self.learning_rates:
             check_number("learning_rates", rate, low=0.0, low_open=True, high_open=True)
         if any(width < 1 for width in self.hidden):
-            raise ValueError(f"hidden must be widths of at least 1, got {self.hidden}")
+            raise ValueError(f"hidden must hold widths of at least 1, got {self.hidden}")
 
 
 def make_writable(folder: Path) -> None:
-    """Create the folder for results, and make sure that a file can be written there before hours are spent.
+    """Create the folder for results, and check before a long run that a file can be written there.
 
     Raises:
-      ValueError: it cannot be created or written to; the message says why.
+      ValueError: if the folder cannot be created or written to; the message says why.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

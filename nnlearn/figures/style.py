@@ -1,0 +1,44 @@
+"""Colours and axes that all figures share. Matplotlib is imported when a figure is drawn."""
+
+from typing import TYPE_CHECKING, Any
+
+from nnlearn.extras import import_extra
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The palette of Okabe & Ito 2008, "Color Universal Design", which colour-blind readers can distinguish, without its
+# yellow, which is too pale on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+
+
+def require_matplotlib() -> "type[Figure]":
+    """The class ``matplotlib.figure.Figure``.
+
+    Raises:
+      ImportError: if matplotlib is not installed.
+    """
+    return import_extra("matplotlib.figure", "drawing", "plot").Figure
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of a size in inches.
+
+    Raises:
+      ImportError: if matplotlib is not installed.
+    """
+    return require_matplotlib()(figsize=(width, height), layout="constrained")
+
+
+def scale_log(axes: "Axes") -> None:
+    """Make the vertical axis logarithmic, with plain tick labels: 2.55, not 2.55 x 10^0."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    major: Any = "{x:.4g}"
+    minor: Any = major if high < 10 * low else ""  # an axis shorter than a decade may have no major tick
+    axes.yaxis.set_major_formatter(major)
+    axes.yaxis.set_minor_formatter(minor)
+
+
+__all__ = ["PALETTE", "new_figure", "require_matplotlib", "scale_log"]
