@@ -14,7 +14,8 @@ import numpy as np
 from harness import Compiled, Report, argument_parser, race, ratios_to, show, summarize
 
 import nnlearn
-from nnlearn.gradients.per_example import clipped_value_and_grad, per_example_grads, per_example_norms
+from nnlearn.gradients.clipped import clipped_value_and_grad
+from nnlearn.gradients.per_example import per_example_grads, per_example_norms
 
 SIZES = ((64, 128, 128, 10), (784, 256, 256, 10))
 BATCH_SIZE = 256

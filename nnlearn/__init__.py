@@ -1,5 +1,7 @@
 """nnlearn: optimisation and training in JAX, a whole run as one pure function, in optax's protocol."""
 
+import typing as _typing
+
 from optax import apply_updates as apply_updates
 from optax import chain as chain
 from optax import identity as identity
@@ -9,6 +11,7 @@ from optax import partition as partition
 from optax import set_to_zero as set_to_zero
 from optax import with_extra_args_support as with_extra_args_support
 
+from nnlearn import checkpoints as checkpoints
 from nnlearn import data as data
 from nnlearn import datasets as datasets
 from nnlearn import losses as losses
@@ -77,24 +80,7 @@ from nnlearn.losses import triplet_margin_loss as triplet_margin_loss
 from nnlearn.losses import tversky_loss as tversky_loss
 from nnlearn.native import native_kernels as native_kernels
 from nnlearn.native import native_status as native_status
-from nnlearn.optimizers import adabelief as adabelief
-from nnlearn.optimizers import adadelta as adadelta
-from nnlearn.optimizers import adagrad as adagrad
-from nnlearn.optimizers import adam as adam
-from nnlearn.optimizers import adamax as adamax
-from nnlearn.optimizers import adamaxw as adamaxw
-from nnlearn.optimizers import adamw as adamw
-from nnlearn.optimizers import amsgrad as amsgrad
-from nnlearn.optimizers import lamb as lamb
-from nnlearn.optimizers import lars as lars
-from nnlearn.optimizers import lion as lion
-from nnlearn.optimizers import nadam as nadam
-from nnlearn.optimizers import nadamw as nadamw
-from nnlearn.optimizers import radam as radam
-from nnlearn.optimizers import rmsprop as rmsprop
-from nnlearn.optimizers import sgd as sgd
-from nnlearn.optimizers import sign_sgd as sign_sgd
-from nnlearn.optimizers import yogi as yogi
+from nnlearn.optimizers import *  # noqa: F403
 from nnlearn.packing import Packed as Packed
 from nnlearn.packing import leaf_norms as leaf_norms
 from nnlearn.packing import map_stacks as map_stacks
@@ -121,6 +107,7 @@ from nnlearn.schedules import warmup_exponential_decay_schedule as warmup_expone
 from nnlearn.schedules import warmup_stable_decay_schedule as warmup_stable_decay_schedule
 from nnlearn.stream import FitResult as FitResult
 from nnlearn.stream import fit as fit
+from nnlearn.stream import run as run
 from nnlearn.sweeps import sweep as sweep
 from nnlearn.tasks import Task as Task
 from nnlearn.tasks import load_task as load_task
@@ -153,48 +140,7 @@ from nnlearn.train import per_example_norms as per_example_norms
 from nnlearn.train import poisson_sampled as poisson_sampled
 from nnlearn.train import reached as reached
 from nnlearn.train import shuffled as shuffled
-from nnlearn.transforms import MasterParamsState as MasterParamsState
-from nnlearn.transforms import MultiSteps as MultiSteps
-from nnlearn.transforms import ScaleByLearningRateState as ScaleByLearningRateState
-from nnlearn.transforms import adaptive_grad_clip as adaptive_grad_clip
-from nnlearn.transforms import add_decayed_weights as add_decayed_weights
-from nnlearn.transforms import add_noise as add_noise
-from nnlearn.transforms import apply_if_finite as apply_if_finite
-from nnlearn.transforms import average_params as average_params
-from nnlearn.transforms import averaged_params as averaged_params
-from nnlearn.transforms import by_leaf as by_leaf
-from nnlearn.transforms import centralize as centralize
-from nnlearn.transforms import clip as clip
-from nnlearn.transforms import clip_by_block_rms as clip_by_block_rms
-from nnlearn.transforms import clip_by_global_norm as clip_by_global_norm
-from nnlearn.transforms import current_loss_scale as current_loss_scale
-from nnlearn.transforms import dynamic_loss_scale as dynamic_loss_scale
-from nnlearn.transforms import ema as ema
-from nnlearn.transforms import freeze as freeze
-from nnlearn.transforms import get_hyperparams as get_hyperparams
-from nnlearn.transforms import inject_hyperparams as inject_hyperparams
-from nnlearn.transforms import scale as scale
-from nnlearn.transforms import scale_by_adadelta as scale_by_adadelta
-from nnlearn.transforms import scale_by_adam as scale_by_adam
-from nnlearn.transforms import scale_by_adamax as scale_by_adamax
-from nnlearn.transforms import scale_by_amsgrad as scale_by_amsgrad
-from nnlearn.transforms import scale_by_belief as scale_by_belief
-from nnlearn.transforms import scale_by_learning_rate as scale_by_learning_rate
-from nnlearn.transforms import scale_by_lion as scale_by_lion
-from nnlearn.transforms import scale_by_radam as scale_by_radam
-from nnlearn.transforms import scale_by_rms as scale_by_rms
-from nnlearn.transforms import scale_by_rss as scale_by_rss
-from nnlearn.transforms import scale_by_schedule as scale_by_schedule
-from nnlearn.transforms import scale_by_sign as scale_by_sign
-from nnlearn.transforms import scale_by_stddev as scale_by_stddev
-from nnlearn.transforms import scale_by_trust_ratio as scale_by_trust_ratio
-from nnlearn.transforms import scale_by_yogi as scale_by_yogi
-from nnlearn.transforms import set_hyperparams as set_hyperparams
-from nnlearn.transforms import skip_large_updates as skip_large_updates
-from nnlearn.transforms import skip_not_finite as skip_not_finite
-from nnlearn.transforms import skip_whole as skip_whole
-from nnlearn.transforms import trace as trace
-from nnlearn.transforms import was_skipped as was_skipped
+from nnlearn.transforms import *  # noqa: F403
 from nnlearn.tree import global_norm as global_norm
 from nnlearn.types import EmptyState as EmptyState
 from nnlearn.types import GradientTransformation as GradientTransformation
@@ -208,19 +154,19 @@ serialization.register_for_export()
 __version__ = "0.1.0"
 
 
-# `nnlearn.stream` was a part of `nnlearn.train`: its names stay importable from there.
+# Aliases of names in `nnlearn.stream`. Type checkers do not see them, because `train` cannot import `stream`.
 for _name in ("Event", "FitResult", "every", "fit", "tensorboard", "wandb_offline"):
     setattr(train, _name, getattr(stream, _name))
 
 
 def __dir__() -> list[str]:
-    """The public names, without the modules that only nnlearn itself uses."""
+    """The public names, without internal modules."""
     inner = {"calls", "checks", "cli", "extras", "figures", "files", "programs", "settings", "sharding", "sums", "tree"}
     return sorted(name for name in globals() if name not in inner and not (name[0] == "_" and name[1] != "_"))
 
 
-def __getattr__(name: str) -> object:
-    """Name the cure for what is not here: where optax or another part of nnlearn has it, or the nearest name."""
+def _missing(name: str) -> object:
+    """Raise an ``AttributeError`` that says where optax or nnlearn has the name, or which name is nearest."""
     import difflib
 
     import optax
@@ -242,3 +188,7 @@ def __getattr__(name: str) -> object:
         elif near:
             cure = f"; did you mean nnlearn.{near[0]}?"
     raise AttributeError(f"module 'nnlearn' has no attribute {name!r}{cure}")
+
+
+if not _typing.TYPE_CHECKING:  # with a __getattr__, type checkers would accept any name
+    __getattr__ = _missing

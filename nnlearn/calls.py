@@ -1,4 +1,4 @@
-"""Functions of the user's, handed what they ask for by name: ``hparams``, ``model_state``."""
+"""Calls of user functions with the optional arguments that they name: ``hparams``, ``model_state``."""
 
 import inspect
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import jax
 
 
 def asks_for(function: Callable, name: str) -> bool:
-    """Whether a function has an argument of that name.
+    """Whether a function has an argument with this name.
 
     >>> asks_for(lambda key, hparams: None, "hparams"), asks_for(lambda key, **others: None, "hparams")
     (True, False)
@@ -20,10 +20,10 @@ def asks_for(function: Callable, name: str) -> bool:
 
 
 def hand(function: Callable, *positional: Any, **offered: Any) -> Any:
-    """Call a function with its positional arguments, and with those of ``offered`` that it asks for.
+    """Call a function with positional arguments and with those of ``offered`` that it has an argument for.
 
-    Its ``model_state`` has the same leaves in containers made anew: nnx's variables may be written to only in the
-    derivative that they were made in, and equinox's ``State`` may be followed by another only once.
+    ``model_state`` is passed in new containers with the same leaves: variables of nnx can be written only inside the
+    derivative that created them, and equinox's ``State`` can be replaced only once.
 
     >>> hand(lambda key, hparams: (key, hparams), 1, hparams=2, model_state=3)
     (1, 2)
@@ -34,13 +34,13 @@ def hand(function: Callable, *positional: Any, **offered: Any) -> Any:
 
 
 def check_takes(function: Any, name: str, arguments: str, *optional: str) -> None:
-    """Raise ``TypeError`` unless a function can be called with so many arguments and those optional ones it asks for.
+    """Raise ``TypeError`` if a function cannot be called with these arguments.
 
     Args:
-      function: what the user gave.
-      name: what it is called, for the message.
-      arguments: the arguments by position, such as ``"params, batch, key"``.
-      *optional: names that it may ask for besides.
+      function: the user's function.
+      name: its name in the message.
+      arguments: the positional arguments, such as ``"params, batch, key"``.
+      *optional: names of optional arguments.
 
     >>> check_takes(lambda params: 0.0, "loss_fn", "params, batch")
     Traceback (most recent call last):

@@ -1,16 +1,17 @@
-"""Checks of arguments, made while a function is built or traced.
+"""Checks of arguments, while a function is built or traced.
 
-A value that is known (a Python number, a NumPy or JAX array) is checked; one that is not yet known (a tracer) passes,
-because nothing in nnlearn may branch on a value.
+A concrete value (a Python number, a NumPy or JAX array) is checked. A tracer passes, because nothing in nnlearn may
+branch on a value.
 """
 
 import math
 import operator
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from nnlearn.types import DTypeLike, Scalar
 
@@ -18,12 +19,12 @@ NUMERIC = int | float | np.generic | np.ndarray | jax.Array
 
 
 def known(value: Any) -> bool:
-    """Whether ``value`` is a number whose value can be looked at now.
+    """Whether ``value`` is a number with a concrete value.
 
     >>> known(0.1), known("a"), jax.jit(lambda x: known(x))(0.1)
     (True, False, Array(False, dtype=bool))
     """
-    return isinstance(value, NUMERIC) and not isinstance(value, jax.core.Tracer)
+    return isinstance(value, NUMERIC) and not isinstance(value, Tracer)
 
 
 def check_number(
@@ -36,17 +37,17 @@ def check_number(
     high_open: bool = False,
     cure: str = "",
 ) -> None:
-    """Raise unless ``value`` is a real scalar in the interval from ``low`` to ``high``.
+    """Check that ``value`` is a real scalar in the interval from ``low`` to ``high``.
 
     Args:
       name: the argument's name, for the message.
-      value: a number, a 0-d array or a tracer (whose shape is checked, and whose value is not).
-      low, high: the ends of the interval; ``low_open`` and ``high_open`` leave an end out.
-      cure: what the caller should do instead, added to the message.
+      value: a number, a 0-d array or a tracer, of which only the shape is checked.
+      low, high: the ends of the interval; ``low_open`` and ``high_open`` exclude an end.
+      cure: what the caller should do instead, for the message.
 
     Raises:
-      TypeError: ``value`` is no number.
-      ValueError: ``value`` is not a scalar, is NaN, or lies outside the interval.
+      TypeError: if ``value`` is not a number.
+      ValueError: if ``value`` is not a scalar, is NaN, or lies outside the interval.
 
     >>> check_number("b2", 1.0, low=0.0, high=1.0, high_open=True)
     Traceback (most recent call last):
@@ -70,48 +71,54 @@ def check_number(
 
 
 def check_decay(name: str, value: Scalar) -> None:
-    """Raise unless ``value``, the decay rate of a moving average, is in [0, 1)."""
+    """Check that ``value``, the decay rate of a moving average, is in [0, 1)."""
     check_number(name, value, low=0.0, high=1.0, high_open=True)
 
 
 def check_nonnegative(name: str, value: Scalar) -> None:
-    """Raise unless ``value`` is a number >= 0 and finite."""
+    """Check that ``value`` is a finite number >= 0."""
     check_number(name, value, low=0.0, high=math.inf, high_open=True)
 
 
 def as_key(key: Any) -> jax.Array:
-    """A random key from a key, or from an integer seed of any kind."""
+    """Return a random key, from a key or an integer seed of any type."""
     is_seed = jnp.ndim(key) == 0 and jnp.issubdtype(jnp.result_type(key), jnp.integer)
     return jax.random.key(key) if is_seed else key
 
 
-def check_count(name: str, value: Any) -> int:
-    """``value`` as a Python int >= 1: a number of things that decides an array's shape.
+def check_count(name: str, value: Any, at_least: int = 1) -> int:
+    """Return ``value`` as a Python int >= ``at_least``: a count that determines an array's shape.
 
     Raises:
-      TypeError: it is not an integer, or it is traced.
-      ValueError: it is below 1.
+      TypeError: if it is not an integer, or is traced.
+      ValueError: if it is too low.
 
     >>> check_count("batch_size", 0)
     Traceback (most recent call last):
     ValueError: batch_size must be an int >= 1, got 0
     """
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         raise TypeError(f"{name} decides an array's shape, so it must be a Python int, not a traced value")
     try:
         number = operator.index(value)
     except TypeError as error:
         raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})") from error
-    if isinstance(value, bool) or number < 1:
-        raise ValueError(f"{name} must be an int >= 1, got {value!r}")
+    if isinstance(value, bool) or number < at_least:
+        raise ValueError(f"{name} must be an int >= {at_least}, got {value!r}")
     return number
 
 
+@overload
+def check_dtype(name: str, dtype: None) -> None: ...
+@overload
+def check_dtype(name: str, dtype: DTypeLike) -> jnp.dtype: ...
+@overload
+def check_dtype(name: str, dtype: DTypeLike | None) -> jnp.dtype | None: ...
 def check_dtype(name: str, dtype: DTypeLike | None) -> jnp.dtype | None:
-    """The canonical form of ``dtype`` (float64 is float32 unless x64 is on), or None for None.
+    """Return the canonical form of ``dtype`` (float64 is float32 unless x64 is enabled), or None for None.
 
     Raises:
-      TypeError: ``dtype`` names no floating or complex type.
+      TypeError: if ``dtype`` is not a floating or complex type.
     """
     if dtype is None:
         return None

@@ -1,6 +1,6 @@
-"""Arrays into mini-batches, inside the compiled program; splits and standardisation, before it.
+"""Mini-batches inside the compiled program; splits and standardisation on the host.
 
-An epoch is two arrays that ``jax.lax.scan`` runs over, the indices of each batch and which of them count::
+An epoch is two arrays that ``jax.lax.scan`` iterates over, the indices of each batch and a mask of valid examples::
 
     def train_on(state, batch):
         indices_b, where_b = batch
@@ -9,12 +9,13 @@ An epoch is two arrays that ``jax.lax.scan`` runs over, the indices of each batc
     epoch_key = jax.random.fold_in(shuffle_key, epoch)
     state, infos = jax.lax.scan(train_on, state, epoch_indices(epoch_key, size, batch_size))
 
-so the order is a pure function of the key: the same on every machine, vmapped over seeds, resumed at any epoch.
+So the order is a pure function of the key: it is the same on every machine, can be vmapped over seeds, and training can
+resume at any epoch.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -27,22 +28,22 @@ from nnlearn.tree import path_name
 from nnlearn.types import Batch, Key, PyTree
 
 REMAINDERS = ("mask", "drop", "error")
-ROUNDING = 1e-9  # quotas such as 0.15 * 20 miss their whole number by rounding alone
+ROUNDING = 1e-9  # quotas such as 0.15 * 20 differ from an integer by rounding alone
 
 
 class Examples(NamedTuple):
-    """Inputs and what a model should say to them; both share their leading axis."""
+    """Inputs and targets, which share their leading axis."""
 
     inputs: PyTree
     targets: PyTree
 
 
 class MaskedBatch(NamedTuple):
-    """A batch of which some examples may not count: what ``make_epoch`` hands to the step.
+    """A batch with a mask of valid examples, as ``make_epoch`` passes it to the step.
 
     Attributes:
       examples: a pytree of arrays of shape (batch_size, ...).
-      where: booleans of shape (batch_size,); False where a batch was filled up.
+      where: booleans of shape (batch_size,); False for padding examples.
     """
 
     examples: PyTree
@@ -50,7 +51,7 @@ class MaskedBatch(NamedTuple):
 
 
 class Split(NamedTuple):
-    """The parts of a data set: to learn from, to choose settings by, and to report."""
+    """The parts of a data set for training, for choosing settings, and for the reported result."""
 
     train: PyTree
     validation: PyTree
@@ -58,7 +59,7 @@ class Split(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Mean and scale of each feature, as ``standardize`` measured them; the scale of a constant feature is 1."""
+    """Mean and scale of each feature, from ``standardize``; the scale of a constant feature is 1."""
 
     mean: np.ndarray
     scale: np.ndarray
@@ -68,12 +69,12 @@ class Statistics(NamedTuple):
         return ((np.asarray(array, np.float64) - self.mean) / self.scale).astype(np.float32)
 
     def invert(self, array: ArrayLike) -> np.ndarray:
-        """``array * scale + mean`` as float32: standardised predictions back in their own unit."""
+        """``array * scale + mean`` as float32: converts standardised values back to their original units."""
         return (np.asarray(array, np.float64) * self.scale + self.mean).astype(np.float32)
 
 
 def example_count(arrays: Batch) -> int:
-    """The common length of the leading axis of all arrays of a tree.
+    """The number of examples: the common length of the leading axis of all arrays of a tree.
 
     Args:
       arrays: a pytree of arrays of shape (size, ...).
@@ -82,7 +83,7 @@ def example_count(arrays: Batch) -> int:
       The number of examples, a Python int.
 
     Raises:
-      ValueError: there are no arrays or no examples, an array is a scalar, or lengths differ.
+      ValueError: if there are no arrays or no examples, an array is a scalar, or the lengths differ.
 
     >>> example_count({"inputs": np.ones((5, 2)), "targets": np.ones(4)})
     Traceback (most recent call last):
@@ -109,19 +110,19 @@ def example_count(arrays: Batch) -> int:
 
 
 def batch_count(size: int, batch_size: int, *, remainder: Literal["mask", "drop", "error"] = "mask") -> int:
-    """How many batches an epoch has.
+    """The number of batches in an epoch.
 
     Args:
       size: the number of examples, >= 1.
-      batch_size: examples per batch, >= 1; more than ``size`` is allowed and makes one batch, partly masked.
-      remainder: what becomes of the last, incomplete batch; see ``epoch_indices``.
+      batch_size: examples per batch, >= 1; if above ``size``, there is one partly masked batch.
+      remainder: treatment of an incomplete last batch; see ``epoch_indices``.
 
     Returns:
       ``ceil(size / batch_size)``, or ``floor(size / batch_size)`` with ``"drop"``.
 
     Raises:
-      ValueError: a number is below 1, ``remainder`` is unknown, is ``"error"`` and there is one, or is ``"drop"`` and
-        nothing is left.
+      ValueError: if ``size`` or ``batch_size`` is below 1, ``remainder`` is unknown, it is ``"error"`` and there is a
+        remainder, or it is ``"drop"`` and no batch is left.
 
     >>> batch_count(10, 4), batch_count(10, 4, remainder="drop")
     (3, 2)
@@ -151,50 +152,59 @@ def epoch_indices(
 ) -> tuple[jax.Array, jax.Array]:
     """The indices of every batch of one epoch: each example exactly once, in a random order.
 
-    Pure: it may be jitted, scanned and vmapped over ``key``.
+    This function is pure: it can be jitted, scanned and vmapped over ``key``.
 
     Args:
       key: a random key, one for each epoch (``jax.random.fold_in(key, epoch)``); None without ``shuffle``.
       size: the number of examples, >= 1.
       batch_size: examples per batch, >= 1.
-      shuffle: whether the order is random; else it is ``0, 1, 2, ...``.
-      remainder: ``"mask"`` fills the last batch up with examples of this epoch whose mask is False, ``"drop"`` leaves
-        an incomplete batch out (other examples each epoch, with ``shuffle``), ``"error"`` refuses one.
+      shuffle: whether the order is random; otherwise it is ``0, 1, 2, ...``.
+      remainder: ``"mask"`` pads the last batch with other examples, masked by False; ``"drop"`` omits an incomplete
+        batch (different examples each epoch, with ``shuffle``); ``"error"`` raises if there is one.
 
     Returns:
       ``indices_nb``, int32 of shape (n_batches, batch_size), all in [0, size), and ``where_nb``, booleans of the same
       shape: True where the example counts. A mean over a batch is ``jnp.mean(losses_b, where=where_b)``.
 
     Raises:
-      ValueError: as ``batch_count`` says, or there is no key to shuffle with.
+      ValueError: as for ``batch_count``, or if ``shuffle`` is True and ``key`` is None.
 
     >>> indices_nb, where_nb = epoch_indices(None, 5, 3, shuffle=False)
     >>> indices_nb.tolist(), where_nb.tolist()
     ([[0, 1, 2], [3, 4, 0]], [[True, True, True], [True, True, False]])
     """
     shape = (batch_count(size, batch_size, remainder=remainder), batch_size)
-    if shuffle and key is None:
+    if not shuffle:
+        order = jnp.arange(size)
+    elif key is None:
         raise ValueError("key must be a random key to shuffle with, got None; or give shuffle=False")
-    order = jax.random.permutation(key, size) if shuffle else jnp.arange(size)
+    else:
+        order = jax.random.permutation(key, size)
     places = np.arange(math.prod(shape))
     indices_nb = order.astype(jnp.int32)[places % size].reshape(shape)
     return indices_nb, jnp.asarray(places < size).reshape(shape)
 
 
+@overload
+def take(arrays: ArrayLike, indices: ArrayLike | Sequence[int]) -> jax.Array: ...
+@overload
+def take(arrays: Examples, indices: ArrayLike | Sequence[int]) -> Examples: ...
+@overload
+def take(arrays: Batch, indices: ArrayLike | Sequence[int]) -> Batch: ...
 def take(arrays: Batch, indices: ArrayLike | Sequence[int]) -> Batch:
-    """The examples with these indices: gathers every array of a tree along its leading axis.
+    """Gather the examples with the given indices from every array of a tree.
 
     Args:
       arrays: a pytree of arrays of shape (size, ...).
-      indices: integers in [0, size), of any shape; may be traced. Beyond the end an example is NaN, or an extreme
-        integer, so that the fault shows.
+      indices: integers in [0, size), of any shape; may be traced. An index beyond the end gives NaN, or an extreme
+        value for integers, so that the error is visible.
 
     Returns:
       The same tree, each array of shape (*indices.shape, ...).
 
     Raises:
-      TypeError: ``indices`` are no integers.
-      ValueError: as ``example_count`` says.
+      TypeError: if ``indices`` are not integers.
+      ValueError: as for ``example_count``.
 
     >>> batch = take(Examples(np.arange(6.0).reshape(3, 2), np.array([7, 8, 9])), [2, 0])
     >>> batch.inputs.tolist(), batch.targets.tolist()
@@ -214,30 +224,30 @@ def split(
     seed: int = 0,
     stratify: ArrayLike | None = None,
 ) -> Split:
-    """Divide examples at random into train, validation and test parts.
+    """Split examples at random into train, validation and test parts.
 
-    Of every class, each part gets its fraction rounded up or down; the roundings are chosen so that the parts' totals
-    stay close to their fractions too. Runs on the host, in NumPy.
+    Each part gets its fraction of every class, rounded up or down. The roundings are chosen so that the totals of the
+    parts are also close to their fractions. Runs on the host, in NumPy.
 
     Args:
       examples: a pytree of arrays of shape (size, ...), such as ``Examples``.
-      fractions: three numbers >= 0 that add up to 1: train (> 0), validation, test.
+      fractions: fractions of train (> 0), validation and test, each >= 0 and with sum 1.
       seed: an integer >= 0; the same seed gives the same split.
-      stratify: the class of each example, shape (size,); None takes all examples as one class.
+      stratify: the class of each example, shape (size,); None for a single class.
 
     Returns:
-      A ``Split`` of three trees like ``examples``, NumPy arrays, each part in random order. The parts are disjoint and
-      together complete.
+      A ``Split`` of three trees like ``examples`` with NumPy arrays, each part in random order. Every example is in
+      exactly one part.
 
     Raises:
-      ValueError: fractions, seed or classes are not as above, or a part whose fraction is above 0 would be empty.
+      ValueError: if fractions, seed or classes are invalid, or a part with a fraction above 0 would be empty.
 
     >>> parts = split(np.arange(20), (0.5, 0.25, 0.25), stratify=np.arange(20) % 2)
     >>> [(len(part), int(np.sum(part % 2))) for part in parts]
     [(10, 5), (5, 2), (5, 3)]
     """
     size = example_count(examples)
-    fractions = _check_fractions(fractions)
+    shares = _check_fractions(fractions)
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed must be an int >= 0, got {seed!r}")
     labels = np.zeros(size, np.int32) if stratify is None else np.asarray(stratify)
@@ -247,10 +257,10 @@ def split(
     random = np.random.default_rng(seed)
     _, classes, class_sizes = np.unique(labels, return_inverse=True, return_counts=True)
     members = [random.permutation(np.flatnonzero(classes == index)) for index in range(len(class_sizes))]
-    ends = np.cumsum(_part_sizes(class_sizes, fractions), axis=1)[:, :-1]
+    ends = np.cumsum(_part_sizes(class_sizes, shares), axis=1)[:, :-1]
     pieces = [np.split(rows, end) for rows, end in zip(members, ends, strict=True)]
     parts = [random.permutation(np.concatenate(rows)) for rows in zip(*pieces, strict=True)]
-    for name, fraction, rows in zip(Split._fields, fractions, parts, strict=True):
+    for name, fraction, rows in zip(Split._fields, shares, parts, strict=True):
         if fraction > 0 and not len(rows):
             raise ValueError(f"the {name} part, {fraction} of {size} examples, would be empty; give it 0 or more data")
     return Split(*(jax.tree.map(lambda array, rows=rows: np.asarray(array)[rows], examples) for rows in parts))
@@ -268,10 +278,10 @@ def _check_fractions(fractions: Sequence[float]) -> np.ndarray:
 
 
 def _part_sizes(class_sizes: np.ndarray, fractions: np.ndarray) -> np.ndarray:
-    """How many examples of each class go to each part, shape (classes, parts); every row adds up to its class.
+    """The number of examples of each class in each part, shape (classes, parts); each row sums to its class size.
 
-    Each entry is its quota rounded down or up. The examples that rounding down leaves over go, class by class, to the
-    parts that are furthest behind their fraction of all examples so far.
+    Each entry is its quota rounded down or up. The examples left over by rounding down go, class by class, to the parts
+    that are furthest below their fraction of all examples so far.
     """
     sizes = np.zeros((len(class_sizes), len(fractions)), np.int64)
     behind = np.zeros(len(fractions))
@@ -288,20 +298,20 @@ def _part_sizes(class_sizes: np.ndarray, fractions: np.ndarray) -> np.ndarray:
 
 
 def standardize(train: ArrayLike, *others: ArrayLike) -> tuple[tuple[np.ndarray, ...], Statistics]:
-    """Shift and scale every feature to mean 0 and variance 1 *on the training part*; the others follow it.
+    """Standardise every feature with the mean and standard deviation *of the training part*.
 
-    ``z = (x - mean(train)) / std(train)``, where a feature that is constant in training is only shifted. Runs on the
-    host, in NumPy, in float64.
+    ``z = (x - mean(train)) / std(train)``. A feature that is constant in training is only shifted. Runs on the host, in
+    NumPy, in float64.
 
     Args:
       train: the training part, shape (n, *features).
       *others: arrays of shape (m, *features), such as the validation and the test part.
 
     Returns:
-      ``(train, *others)`` as float32, and the ``Statistics`` to treat further arrays with.
+      ``(train, *others)`` as float32, and the ``Statistics``, to transform further arrays.
 
     Raises:
-      ValueError: ``train`` has no examples or holds a number that is not finite; features differ in shape.
+      ValueError: if ``train`` has no examples or holds a non-finite value, or features differ in shape.
 
     >>> (train, test), statistics = standardize(np.array([[1.0, 5.0], [3.0, 5.0]]), np.array([[4.0, 6.0]]))
     >>> train.tolist(), test.tolist(), statistics.scale.tolist()
@@ -315,7 +325,7 @@ def standardize(train: ArrayLike, *others: ArrayLike) -> tuple[tuple[np.ndarray,
             raise ValueError(f"array {position} has features of shape {array.shape[1:]}, train has {features}")
     if not np.all(np.isfinite(arrays[0])):
         raise ValueError("train holds a NaN or an infinity; fill or leave out those examples first")
-    constant = np.ptp(arrays[0], axis=0) == 0  # not std == 0: the mean of equal numbers may be rounded
+    constant = np.ptp(arrays[0], axis=0) == 0  # not std == 0, as the mean of equal values may be rounded
     statistics = Statistics(
         mean=np.where(constant, arrays[0][0], np.mean(arrays[0], axis=0)),
         scale=np.where(constant, 1.0, np.std(arrays[0], axis=0)),

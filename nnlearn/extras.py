@@ -1,20 +1,20 @@
-"""Packages that only some of nnlearn needs: imported when they are used, and named with their cure where missing."""
+"""Optional packages: imported on first use, with an error that says how to install them."""
 
 import importlib
 from types import ModuleType
 
 
 def import_extra(module: str, what: str, extra: str, package: str | None = None) -> ModuleType:
-    """A module of a package that an extra of nnlearn brings.
+    """Import a module of an optional package.
 
     Args:
-      module: such as ``"matplotlib.figure"``.
-      what: what needs it, for the message.
-      extra: the extra that brings it.
-      package: what ``pip`` calls the package, if not by the module's first name.
+      module: the module, such as ``"matplotlib.figure"``.
+      what: the feature that needs it, for the message.
+      extra: the extra of nnlearn that installs it.
+      package: the package's name for ``pip``, if it is not the module's first name.
 
     Raises:
-      ImportError: it is not installed; the message says how to install it.
+      ImportError: if the package is not installed; the message says how to install it.
 
     >>> import_extra("not_installed_here", "this picture", "plot")
     Traceback (most recent call last):

@@ -1,4 +1,4 @@
-"""Files that are complete or not there at all, and where those lie that need not be made again."""
+"""Atomic writes, locks on folders, and the cache folder."""
 
 import contextlib
 import os
@@ -11,10 +11,10 @@ LOCK = ".lock"
 
 
 def cache_folder() -> Path:
-    """The folder of unpacked packages and compiled kernels.
+    """Return the folder of unpacked packages and compiled kernels.
 
-    It is ``$NNLEARN_CACHE``, or ``nnlearn`` in ``$XDG_CACHE_HOME`` or ``~/.cache``. A user without a home folder has
-    one in the system's temporary folder.
+    It is ``$NNLEARN_CACHE``, or ``nnlearn`` in ``$XDG_CACHE_HOME`` or ``~/.cache``. Without a home folder it is
+    in the system's temporary folder.
 
     >>> isinstance(cache_folder(), Path)
     True
@@ -31,16 +31,16 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def only_one(folder: str | Path, action: str) -> Iterator[None]:
-    """Hold a folder for one process at a time: by a lock that ends with the process, however that ends.
+    """Lock a folder for one process at a time; the lock ends with the process, even if it is killed.
 
-    The file ``.lock`` stays in the folder. Nothing is held where the system or the file system has no such locks.
+    The file ``.lock`` stays in the folder. Without file locks in the system or file system this does nothing.
 
     Args:
-      folder: one that exists.
-      action: what is done there, for the message.
+      folder: an existing folder.
+      action: what the process does there, for the message.
 
     Raises:
-      ValueError: another process holds the folder, or this one does elsewhere.
+      ValueError: if another process, or other code in this one, holds the lock.
 
     >>> with tempfile.TemporaryDirectory() as folder, only_one(folder, "training"):
     ...     with only_one(folder, "training"):
@@ -58,7 +58,7 @@ def only_one(folder: str | Path, action: str) -> Iterator[None]:
 
 
 def hold(file: Any) -> bool:
-    """Lock an open file until it is closed, or its process ends; False if it is locked by somebody else."""
+    """Lock an open file until it is closed or its process ends; return False if another process holds the lock."""
     try:
         import fcntl
 
@@ -72,12 +72,12 @@ def hold(file: Any) -> bool:
 
 @contextlib.contextmanager
 def replacing(path: str | Path, mode: str = "w", **settings: Any) -> Iterator[Any]:
-    """A file to write that takes the place of ``path`` when it is complete; after an error nothing has changed.
+    """Open a file that replaces ``path`` when it is complete; after an error ``path`` is unchanged.
 
-    A process that is killed may leave a draft beside it, ``path`` with more letters and ``.part`` at its end.
+    A killed process may leave a draft, whose name is ``path`` with a random suffix and ``.part``.
 
     Args:
-      path: what is replaced, or made.
+      path: the file to replace or create.
       mode, **settings: as for ``open``.
 
     >>> with tempfile.TemporaryDirectory() as folder:

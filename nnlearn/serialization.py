@@ -1,4 +1,4 @@
-"""Names under which ``jax.export`` writes the states of training, so that exported steps and runs can be read again."""
+"""Registration of training states with ``jax.export``, so that exported steps and runs can be loaded."""
 
 import contextlib
 import inspect
@@ -8,13 +8,13 @@ from typing import Any
 import jax.export
 import optax
 
-# where the named tuples lie that go into a step or a run, or come out of one
-ROOMS = ("nnlearn.train.state", "nnlearn.train.step", "nnlearn.train.run", "nnlearn.train.verdict")
+# modules of the named tuples that a step or a run takes or returns
+ROOMS = ("nnlearn.train.state", "nnlearn.train.step", "nnlearn.train.loop", "nnlearn.train.verdict")
 ROOMS += ("nnlearn.gradients.noise_scale", "nnlearn.transforms.", "nnlearn.data", "nnlearn.models.", "nnlearn.losses.")
 
 
 def register_for_export() -> None:
-    """Register the named tuples of nnlearn that hold arrays, and optax's states, with ``jax.export``."""
+    """Register nnlearn's named tuples of arrays, and optax's states, with ``jax.export``."""
     modules = [module for name, module in sorted(sys.modules.items()) if name.startswith(ROOMS)]
     for module in modules:
         for kind in vars(module).values():
@@ -28,7 +28,7 @@ def register_for_export() -> None:
 def _register(kind: Any, name: str) -> None:
     if not inspect.isclass(kind) or not issubclass(kind, tuple) or not hasattr(kind, "_fields"):
         return
-    with contextlib.suppress(ValueError):  # the caller has done it
+    with contextlib.suppress(ValueError):  # already registered
         jax.export.register_namedtuple_serialization(kind, serialized_name=name)
 
 

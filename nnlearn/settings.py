@@ -1,8 +1,8 @@
-"""Functions that remember what they were made from.
+"""Functions that compare, print and pickle by the settings that they were made with.
 
-``adam(1e-3)`` returns closures, and two closures are never equal: an optimizer made twice compiles twice when it is a
-static argument of ``jax.jit``. A factory marked ``comparable`` returns functions that compare and hash by the factory
-and its settings, that print them, and that pickle as a call of the factory.
+``adam(1e-3)`` returns closures, and two closures are never equal: as a static argument of ``jax.jit``, an optimizer
+made twice compiles twice. A factory decorated with ``comparable`` returns functions that compare and hash by the
+factory and its settings, show them in their ``repr``, and pickle as a call of the factory.
 """
 
 import collections
@@ -12,18 +12,21 @@ import hashlib
 import inspect
 import types
 from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-Factory = TypeVar("Factory", bound=Callable)
-HASHED = 1 << 24  # bytes; to hash a larger array costs more than a missed match
+P = ParamSpec("P")
+R = TypeVar("R")
+HASHED = 1 << 24  # bytes; hashing a larger array costs more than a missed match
 DICTS = (dict, collections.OrderedDict, collections.defaultdict)
 
 
 class Same:
-    """Stands for one object: equal to itself alone, and keeps it alive, so that its identity is never given away."""
+    """A wrapper of one object that compares by identity, and keeps the object alive so that its id is not reused."""
 
     def __init__(self, value: Any):
         self.value = value
@@ -36,10 +39,10 @@ class Same:
 
 
 def copied(value: Any) -> Any:
-    """A setting that later changes of the caller's dicts, lists, sets and NumPy arrays do not reach.
+    """Copy a setting, so that later changes of the caller's dicts, lists, sets and NumPy arrays do not affect it.
 
-    JAX arrays, functions and other immutable objects are returned as they are; so is an object of the caller's own
-    class, which ``comparable`` then never takes for another one.
+    JAX arrays, functions and other immutable objects are returned unchanged, and so are objects of custom classes,
+    which ``comparable`` never treats as equal to another object.
 
     >>> mask = {"w": [True]}
     >>> kept = copied(mask)
@@ -61,32 +64,33 @@ def copied(value: Any) -> Any:
         parts = [copied(part) for part in value]
         if all(new is old for new, old in zip(parts, value, strict=True)):
             return value
-        return type(value)._make(parts) if hasattr(value, "_fields") else type(value)(parts)
+        make = getattr(type(value), "_make", type(value))
+        return make(parts)
     if type(value) is functools.partial:
         function, arguments, keywords = (copied(part) for part in (value.func, value.args, value.keywords))
         return functools.partial(function, *arguments, **keywords)
     if any(kind.__module__.startswith("flax.nnx") for kind in type(value).__mro__):
-        return value  # a graph, whose shared parts would come apart; from_nnx takes its numbers at once
+        return value  # a copied graph would lose its shared parts; from_nnx reads the arrays immediately
     leaves, treedef = _children(value)
     return value if treedef is None else jax.tree.unflatten(treedef, [copied(leaf) for leaf in leaves])
 
 
 def _children(value: Any) -> tuple[list, Any]:
-    """The children of a node of a pytree and its own structure; None in place of that for a leaf."""
+    """Return the children of a pytree node and its structure; for a leaf the structure is None."""
     leaves, treedef = jax.tree.flatten(value, is_leaf=lambda node: node is not value)
     return (leaves, None) if jax.tree_util.treedef_is_leaf(treedef) else (leaves, treedef)
 
 
 def frozen(value: Any) -> Hashable:
-    """A hashable stand-in for a setting that was ``copied``: by value where that is cheap and safe, else by identity.
+    """Return a hashable key of a ``copied`` setting: by value where that is cheap and safe, else by identity.
 
-    Too few matches cost a compilation; one too many runs the wrong program. So what may change without its identity
-    changing is taken by content, or never matches.
+    A missed match costs a compilation; a wrong match runs the wrong program. So a mutable object is compared by
+    content, or never matches.
     """
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return Same(value)
     if isinstance(value, float | complex):
-        return (type(value).__name__, repr(value))  # apart: 0.0 and -0.0; together: NaN and NaN
+        return (type(value).__name__, repr(value))  # 0.0 differs from -0.0, and NaN equals NaN
     if isinstance(value, bool | int | str | bytes | None):
         return (type(value).__name__, value)
     if isinstance(value, type | np.dtype):
@@ -94,12 +98,12 @@ def frozen(value: Any) -> Hashable:
     if isinstance(value, np.ndarray | np.generic):
         return _frozen_array(value)
     if isinstance(value, jax.Array):
-        if value.size > 64 or value.is_deleted():  # reading it back from a device costs more than a missed match
+        if value.size > 64 or value.is_deleted():  # reading it from a device costs more than a missed match
             return Same(value)
-        is_key = jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)  # whose dtype names the generator
+        is_key = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)  # the dtype names the generator
         content = np.asarray(jax.random.key_data(value) if is_key else value)
         return ("array", str(value.dtype), value.shape, content.tobytes())
-    if type(value) in DICTS:  # equal whatever their order is
+    if type(value) in DICTS:  # equal in any order
         return (type(value).__name__, frozenset((frozen(name), frozen(part)) for name, part in value.items()))
     if isinstance(value, set | frozenset):
         return (type(value).__name__, frozenset(map(frozen, value)))
@@ -114,16 +118,16 @@ def frozen(value: Any) -> Hashable:
 
 
 def _hashed(value: Any) -> Hashable:
-    """An object as itself, if its hash says what it does; else what nothing else equals."""
+    """Return an object if its hash identifies what it does; else a key that equals nothing."""
     bound = isinstance(value, types.BuiltinMethodType) and not isinstance(value.__self__, types.ModuleType | None)
-    # An object with attributes that hashes by identity may be changed; one that wraps a function stands for that.
+    # An object with attributes that hashes by identity is mutable; a wrapper of a function counts as the function.
     by_identity = type(value).__hash__ is object.__hash__ and not callable(getattr(value, "__wrapped__", None))
     is_function = isinstance(value, types.FunctionType | types.BuiltinFunctionType)
     if bound or (by_identity and not is_function and getattr(value, "__dict__", None)):
         return Same(object())
     try:
         hash(value)
-    except TypeError:  # it may change
+    except TypeError:  # it is mutable
         return Same(object())
     return value
 
@@ -133,11 +137,11 @@ def _frozen_array(value: np.ndarray | np.generic) -> Hashable:
         return Same(object())
     if value.nbytes > HASHED:
         return Same(value)
-    return ("array", str(value.dtype), value.shape, hashlib.sha256(np.ascontiguousarray(value)).digest())
+    return ("array", str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).digest())
 
 
 def _frozen_type(value: type | np.dtype) -> Hashable:
-    """A dtype by its name, however it is spelt; another class as itself."""
+    """Return a dtype by its name, in any spelling; another class as itself."""
     try:
         dtype = np.dtype(value)
     except TypeError:
@@ -146,19 +150,19 @@ def _frozen_type(value: type | np.dtype) -> Hashable:
 
 
 class Call:
-    """One call of a factory, and the functions that it made.
+    """A call of a factory, and the functions that it returned.
 
     Attributes:
-      factory: what was called.
-      bound: with which settings, as ``inspect.BoundArguments``.
-      functions: by name, what the result consists of; one function alone has the name "".
+      factory: the factory.
+      bound: the settings, as ``inspect.BoundArguments``.
+      functions: the functions in the result, by name; a single function has the name "".
     """
 
     def __init__(self, factory: Callable, bound: inspect.BoundArguments, functions: dict[str, Callable]):
         self.factory, self.bound, self.functions = factory, bound, functions
         every = inspect.BoundArguments(bound.signature, dict(bound.arguments))
-        every.apply_defaults()  # adam(0.1) is adam(0.1, b1=0.9)
-        # Now, not when asked: the function has seen the settings as they are now.
+        every.apply_defaults()  # adam(0.1) equals adam(0.1, b1=0.9)
+        # Computed now, because the functions use the current settings.
         self.identity = (factory, tuple((name, frozen(value)) for name, value in sorted(every.arguments.items())))
 
     def __eq__(self, other) -> bool:
@@ -168,7 +172,7 @@ class Call:
         return hash(self.identity)
 
     def parts(self) -> list["Made"]:
-        """The functions, each of which remembers the call."""
+        """Return the functions, each with this call."""
         return [Made(self, name) for name in self.functions]
 
     def __reduce__(self):
@@ -176,34 +180,34 @@ class Call:
 
 
 class Made:
-    """A function together with the call of a factory that made it.
+    """A function together with the call of a factory that returned it.
 
-    Calls go straight through. Two are equal when the same factory made them with equal settings. It is immutable: a
-    copy is itself. It pickles as the factory and the settings, so both must pickle: functions by their name in a module
-    (a lambda among the settings does not), arrays by value.
+    Calling it calls the function. Two are equal if the same factory returned them for equal settings. It is immutable,
+    so a copy is the same object. It pickles as the factory and the settings, which must pickle: functions pickle by
+    their name in a module (a lambda does not), arrays by value.
     """
 
     def __init__(self, call: Call, part: str = ""):
-        # Before the rest, as it takes over the attributes of another Made; inspect.signature follows __wrapped__.
+        # First, because it copies the attributes of another Made; inspect.signature follows __wrapped__.
         functools.update_wrapper(self, call.functions[part])
         self._call, self._part, self._function = call, part, call.functions[part]
 
     @property
     def function(self) -> Callable:
-        """What a call runs."""
+        """The function that a call runs."""
         return self._function
 
     @property
     def call(self) -> Call:
-        """What made it."""
+        """The call of the factory."""
         return self._call
 
     def __call__(self, *args, **kwargs):
         return self._function(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        """Public methods of a function that is an object, such as those of ``clipped_value_and_grad``."""
-        if name.startswith("_"):  # not there yet while it is made
+        """Return public methods of a function that is an object, such as those of ``clipped_value_and_grad``."""
+        if name.startswith("_"):  # not yet set during construction
             raise AttributeError(name)
         return getattr(self._function, name)
 
@@ -236,10 +240,10 @@ def _call_again(factory: Callable, args: tuple, kwargs: dict[str, Any]) -> Call:
 
 
 def bind(signature: inspect.Signature, args: tuple, kwargs: dict[str, Any]) -> inspect.BoundArguments:
-    """The arguments of a call by name, ``copied``.
+    """Bind the arguments of a call to their names, ``copied``.
 
     Raises:
-      TypeError: they do not fit the signature.
+      TypeError: if they do not match the signature.
     """
     bound = signature.bind(*args, **kwargs)
     bound.arguments = {name: copied(value) for name, value in bound.arguments.items()}
@@ -247,11 +251,11 @@ def bind(signature: inspect.Signature, args: tuple, kwargs: dict[str, Any]) -> i
 
 
 def remember(factory: Callable, bound: inspect.BoundArguments, made: Any) -> Any:
-    """What a factory made, with every function in it as ``Made``.
+    """Wrap every function in a factory's result as ``Made``.
 
     Args:
-      factory: what a call of makes it again; compares and pickles.
-      bound: the settings, of ``bind``.
+      factory: a callable that returns the same result again; it compares and pickles.
+      bound: the settings, as ``bind`` returns them.
       made: a function, or a tuple with functions in it, such as a gradient transformation or a model.
     """
     if not isinstance(made, tuple):
@@ -260,25 +264,24 @@ def remember(factory: Callable, bound: inspect.BoundArguments, made: Any) -> Any
     functions = {name: part for name, part in zip(names, made, strict=True) if isinstance(part, Callable)}
     parts = dict(zip(functions, Call(factory, bound, functions).parts(), strict=True))
     new = tuple.__new__(type(made), [parts.get(name, part) for name, part in zip(names, made, strict=True)])
-    if hasattr(made, "__dict__"):  # what a subclass keeps beside the functions
+    if hasattr(made, "__dict__"):  # attributes of a subclass
         vars(new).update(vars(made))
     return new
 
 
-def comparable(factory: Factory) -> Factory:
-    """Mark a factory of functions, or of tuples of them such as optimizers and models, so that equal settings give
-    equal results.
+def comparable(factory: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a factory of functions, or of tuples of functions such as optimizers and models, so that equal settings
+    give equal results.
 
-    Numbers, strings, dtypes, NumPy arrays and small JAX arrays compare by value, as they were when the factory was
-    called; dicts, lists, sets, other trees and ``functools.partial`` by what they hold. The factory is given copies of
-    those, so that what it made does not change with the caller's. Tracers, large JAX arrays and functions compare by
-    identity; functions made by a comparable factory compare by *their* settings. An object that may be changed and
-    that says nothing of its content (one that cannot be hashed, or hashes by identity and has attributes) equals
-    nothing.
+    Numbers, strings, dtypes, NumPy arrays and small JAX arrays compare by their value when the factory is called.
+    Dicts, lists, sets, other trees and ``functools.partial`` compare by their content; the factory receives copies of
+    them, so its result does not change with the caller's objects. Tracers, large JAX arrays and functions compare by
+    identity; functions of a comparable factory compare by *their* settings. A mutable object whose content is unknown
+    (it cannot be hashed, or it hashes by identity and has attributes) equals nothing.
 
-    What was made pickles, if the factory and its settings do: a function of a module does; a lambda does not, nor do
-    the functions that ``optax.chain`` and other functions of optax return. In another process it equals what the same
-    call makes there.
+    The result pickles if the factory and its settings do: a function of a module does; a lambda does not, and neither
+    do the functions that ``optax.chain`` and other functions of optax return. In another process the result equals that
+    of the same call there.
 
     >>> import nnlearn
     >>> nnlearn.adam(1e-3) == nnlearn.adam(1e-3), nnlearn.adam(1e-3) == nnlearn.adam(1e-4)
@@ -292,11 +295,11 @@ def comparable(factory: Factory) -> Factory:
     signature = inspect.signature(factory)
 
     @functools.wraps(factory)
-    def make(*args, **kwargs):
+    def make(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             bound = bind(signature, args, kwargs)
         except TypeError:
-            return factory(*args, **kwargs)  # whose message names the function
+            return factory(*args, **kwargs)  # its message names the function
         return remember(make, bound, factory(*bound.args, **bound.kwargs))
 
     return make

@@ -1,7 +1,7 @@
-"""Sums of many terms whose rounding errors do not add up.
+"""Sums of many terms whose rounding errors do not accumulate.
 
-A float32 sum stops growing once a term is below its last digit: ten million terms of 0.1 come to 1,087,937. A ``Total``
-carries what rounding has taken from the sum, and gives it back with the next term.
+A float32 sum stops growing once a term is below its last digit: ten million terms of 0.1 sum to 1,087,937. A ``Total``
+carries the rounding error of the sum and adds it to the next term.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from nnlearn.tree import compute_dtype
 
 
 class Total(NamedTuple):
-    """A sum of many terms, as two numbers: the rounded sum and what rounding has left out."""
+    """A sum of many terms as two scalars: the rounded sum and its rounding error."""
 
     rounded: jax.Array
     rest: jax.Array
@@ -24,12 +24,12 @@ class Total(NamedTuple):
         return self.rounded + self.rest
 
     def plus(self, term: jax.Array) -> "Total":
-        """The sum with one more term, in this sum's dtype; differentiable."""
+        """Add one term, in this sum's dtype; differentiable."""
         return Total(*_two_sum(self.rounded, term.astype(self.rounded.dtype) + self.rest))
 
 
 def zero_total(dtype=jnp.float32) -> Total:
-    """The sum of no terms, in ``dtype`` or float32 if that is wider.
+    """Return the sum of no terms, in ``dtype`` or float32 if that is wider.
 
     Source: Kahan 1965, "Further remarks on reducing truncation errors", Commun. ACM 8; the exact error of one addition
     is Knuth's, The Art of Computer Programming, volume 2, section 4.2.2.
@@ -43,7 +43,7 @@ def zero_total(dtype=jnp.float32) -> Total:
 
 
 def long_sum(terms: jax.Array) -> jax.Array:
-    """The sum over the leading axis, in float32 or better, by pairs: its error grows with the logarithm of the terms.
+    """Sum over the leading axis by pairs, in float32 or better; the error grows with the logarithm of the length.
 
     Args:
       terms: shape (terms, ...), of any dtype; integers are summed as float32. Infinity and NaN count as in ``jnp.sum``.
@@ -63,7 +63,7 @@ def long_sum(terms: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def _long_sum(terms):
-    # Halves are added, again and again. A reduction that carries its rounding error crashes XLA's compiler for CPUs.
+    # Halves are added repeatedly. A reduction that carries its rounding error crashes XLA's compiler for CPUs.
     while len(terms) > 1:
         half = len(terms) // 2
         rest, terms = terms[2 * half :], terms[:half] + terms[half : 2 * half]
@@ -78,7 +78,7 @@ def _long_sum_jvp(primals, tangents):
 
 
 def _two_sum(a, b):
-    """``a + b`` rounded, and what rounding has left out, exactly; 0 where the sum is not finite."""
+    """Return ``a + b`` rounded and its exact rounding error, which is 0 where the sum is not finite."""
     rounded = a + b
     part = rounded - a
     rest = jax.lax.stop_gradient((a - (rounded - part)) + (b - part))

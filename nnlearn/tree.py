@@ -9,11 +9,11 @@ import jax.numpy as jnp
 
 from nnlearn.types import PyTree, Scalar
 
-LARGE = 1 << 14  # numbers from which a pass over them costs more than a conditional
+BRANCH_SIZE = 1 << 14  # number of elements above which a pass over them costs more than a conditional
 
 
 def path_name(path: Sequence) -> str:
-    """A leaf's place in words, ``encoder/0/kernel``; the root is ``(root)``.
+    """Return a leaf's path as a string, ``encoder/0/kernel``; the root is ``(root)``.
 
     >>> [path_name(path) for path, _ in jax.tree.leaves_with_path({"a": [1, 2]})]
     ['a/0', 'a/1']
@@ -22,7 +22,7 @@ def path_name(path: Sequence) -> str:
 
 
 def is_function(value: Any) -> bool:
-    """Whether a value is there to be called; a tree that also can be, such as a module of equinox, is a tree.
+    """Whether a value is a function; a callable tree, such as a module of equinox, is a tree.
 
     >>> is_function(len), is_function({"a": len}), is_function(jax.tree_util.Partial(len))
     (True, False, True)
@@ -31,10 +31,10 @@ def is_function(value: Any) -> bool:
 
 
 def matching(tree: PyTree, like: PyTree, names: Sequence[str] = ("params", "updates")) -> PyTree:
-    """``tree`` without what ``like`` has None for, as gradients have for what is not trained.
+    """Replace nodes of ``tree`` by None where ``like`` has None, as gradients have for parameters that are not trained.
 
     Raises:
-      ValueError: the structures differ; the message has the first leaf where they do, and ``names`` for the two.
+      ValueError: if the structures differ; the message names the trees by ``names`` and the first leaf that differs.
 
     >>> matching({"w": 1.0, "activation": jnp.tanh}, {"w": 2.0, "activation": None})
     {'activation': None, 'w': 1.0}
@@ -66,24 +66,24 @@ def _explain_mismatch(names: Sequence[str], trees: Sequence[PyTree]) -> str:
 
 
 def map_unzip(function: Callable[..., tuple], results: int, names: Sequence[str], *trees: PyTree) -> tuple[PyTree, ...]:
-    """Map a function that returns a tuple over the leaves of several trees, into as many trees.
+    """Map a function that returns a tuple over the leaves of several trees; return a tuple of trees.
 
     Args:
-      function: takes one leaf of each tree, returns a tuple of ``results`` arrays.
-      results: how many trees come back.
-      names: what each tree is called, for messages.
-      *trees: pytrees of one structure; corresponding leaves have one shape. Where the first has None, the others may
-        have anything.
+      function: function from one leaf of each tree to a tuple of ``results`` arrays.
+      results: the number of trees to return.
+      names: the name of each tree, for messages.
+      *trees: pytrees of one structure; corresponding leaves have equal shapes. Where the first tree has None, the
+        others may have anything.
 
     Raises:
-      ValueError: structures or shapes differ; the message names the first leaf where they do.
+      ValueError: if structures or shapes differ; the message names the first leaf that differs.
 
     >>> map_unzip(lambda x, y: (x + y, x * y), 2, ("x", "y"), {"a": 2}, {"a": 3})
     ({'a': 5}, {'a': 6})
     """
     flat, treedef = jax.tree.flatten(trees[0])
     columns = [flat]
-    for name, tree in zip(names[1:], trees[1:], strict=False):  # some callers name more than they have
+    for name, tree in zip(names[1:], trees[1:], strict=False):  # callers may give more names than trees
         columns.append(jax.tree.leaves(matching(tree, trees[0], (name, names[0]))))
     for position, row in enumerate(zip(*columns, strict=True)):
         if any(jnp.shape(leaf) != jnp.shape(row[0]) for leaf in row[1:]):
@@ -95,12 +95,12 @@ def map_unzip(function: Callable[..., tuple], results: int, names: Sequence[str]
 
 
 def real_dtype(dtype) -> jnp.dtype:
-    """The real dtype of the same precision: float32 for complex64, else ``dtype`` itself."""
+    """Return the real dtype of the same precision: float32 for complex64, else ``dtype`` itself."""
     return jnp.finfo(dtype).dtype if jnp.issubdtype(dtype, jnp.complexfloating) else jnp.dtype(dtype)
 
 
 def widest(*dtypes) -> jnp.dtype:
-    """The dtype that holds all of ``dtypes``, under ``jax_numpy_dtype_promotion=strict`` too.
+    """Return the dtype that ``dtypes`` promote to, also under ``jax_numpy_dtype_promotion=strict``.
 
     >>> widest(jnp.bfloat16, jnp.float32)
     dtype('float32')
@@ -110,7 +110,7 @@ def widest(*dtypes) -> jnp.dtype:
 
 
 def compute_dtype(*dtypes) -> jnp.dtype:
-    """The dtype to calculate in: the widest of ``dtypes``, float32 at least.
+    """Return the dtype for computations: the widest of ``dtypes``, float32 at least.
 
     >>> compute_dtype(jnp.bfloat16), compute_dtype(jnp.float16, jnp.complex64)
     (dtype('float32'), dtype('complex64'))
@@ -124,21 +124,21 @@ def abs_sq(x: jax.Array) -> jax.Array:
 
 
 def finite_part(x: jax.Array) -> jax.Array:
-    """Infinite entries as the largest finite number of their sign; NaN stays."""
+    """Replace infinite entries by the largest finite value of their sign; NaN stays."""
     return clip_parts(x, float(jnp.finfo(x.dtype).max))
 
 
-def clip_parts(x: jax.Array, limit: Scalar, scale: Scalar = 1) -> jax.Array:
-    """``scale * x`` cut to [-limit, limit]; of complex numbers, each part, for ``inf * (1 + 0j)`` holds a NaN."""
+def clip_parts(x: jax.Array, limit: float | jax.Array, scale: Scalar = 1) -> jax.Array:
+    """Clip ``scale * x`` to [-limit, limit], by parts if complex, because ``inf * (1 + 0j)`` contains a NaN."""
     if jnp.iscomplexobj(x):
         return jax.lax.complex(clip_parts(jnp.real(x), limit, scale), clip_parts(jnp.imag(x), limit, scale))
     return jnp.clip(x if isinstance(scale, int) and scale == 1 else x * scale, -limit, limit)
 
 
 def power_of_two(x: jax.Array) -> jax.Array:
-    """The power of two next to ``x >= 0``, from the smallest to the largest one whose inverse is a normal number.
+    """Round ``x >= 0`` to a power of two, from the smallest to the largest one whose inverse is a normal number.
 
-    Dividing by it costs no digits, so a scale that is one leaves an ordinary result as it is, to the bit.
+    Dividing by a power of two is exact, so such a scale leaves ordinary results unchanged to the bit.
     """
     info = jnp.finfo(x.dtype)
     most = 2.0 ** (info.maxexp - 2)
@@ -146,15 +146,15 @@ def power_of_two(x: jax.Array) -> jax.Array:
 
 
 def rarely(when: jax.Array, slow: Callable[..., jax.Array], fast: jax.Array, *operands: PyTree) -> jax.Array:
-    """``slow(*operands)``, worked out only if ``when`` holds; otherwise ``fast``, which then is the same.
+    """Return ``slow(*operands)`` if ``when`` is true, and otherwise ``fast``, which must then be equal.
 
-    Under ``jax.vmap`` it stays a real conditional, where ``jax.lax.cond`` becomes both branches and a selection: if
-    ``when`` holds for one member of the batch, ``slow`` is run for all. It has no derivative in reverse mode, so it
-    belongs into functions that have their own.
+    Under ``jax.vmap`` it remains a conditional, where ``jax.lax.cond`` computes both branches and selects: if ``when``
+    is true for one member of the batch, ``slow`` runs for all. It has no derivative in reverse mode, so use it in
+    functions with a custom derivative.
 
     Args:
       when: a boolean scalar.
-      slow: returns an array like ``fast``. All arrays that it uses must be among its operands.
+      slow: a function that returns an array like ``fast``. All arrays that it uses must be among its operands.
 
     >>> double = lambda x: jnp.where(x < 1, x, 2 * x)
     >>> x = jnp.array(3.0)
@@ -176,22 +176,22 @@ def rarely(when: jax.Array, slow: Callable[..., jax.Array], fast: jax.Array, *op
 
 
 def squares_fit(norm: jax.Array) -> jax.Array:
-    """Whether a norm that was summed from plain squares is right: nothing overflowed, and nothing was lost below."""
+    """Whether a norm computed from plain squares is accurate: no square overflowed or underflowed."""
     return (norm > float(jnp.finfo(norm.dtype).tiny) ** 0.5 * 2.0**31) & (norm < jnp.inf)
 
 
 def scaled_norm(
     arrays: Sequence[jax.Array], axis: int | tuple[int, ...] | None = None, bounded: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """``(r, s)`` with the Euclidean norm ``r / s`` of all arrays; neither squares nor ``r`` leave the dtype.
+    """Return ``(r, s)`` with the Euclidean norm ``r / s`` of all arrays; neither squares nor ``r`` overflow.
 
-    ``s`` is 1 in the ordinary case, which takes one pass over the arrays, and else a power of two. It is a constant to
-    derivatives, and ``r`` has derivative 0 where it is 0 or infinite.
+    ``s`` is 1 in the ordinary case, which takes one pass over the arrays, and otherwise a power of two. Derivatives
+    treat it as a constant, and ``r`` has derivative 0 where it is 0 or infinite.
 
     Args:
-      arrays: real or complex. They are summed in the widest of their dtypes, float32 at least.
-      axis: the axes to sum over, which keep length 1; None for all axes of any number of arrays, to scalars.
-      bounded: count infinite entries as the largest finite number.
+      arrays: real or complex arrays. They are summed in the widest of their dtypes, float32 at least.
+      axis: the axes to sum over, which keep length 1; None sums all axes of any number of arrays to scalars.
+      bounded: count infinite entries as the largest finite value.
 
     >>> r, s = scaled_norm((jnp.array([3e20, 4e20]),))
     >>> float(r) < 1e4, f"{float(r / s):.4g}"
@@ -215,18 +215,18 @@ def _scaled_norm(arrays, axis, bounded):
         return jnp.sqrt(total)
 
     def root_at(scale, arrays):
-        limit = 2.0 ** (info.maxexp - exponent) if bounded else 2.0 ** (info.maxexp - 8)  # the latter's square is inf
+        limit = 2.0 ** (info.maxexp - (exponent if bounded else 8))  # unbounded, its square is inf
 
         def square(array):
             if jnp.iscomplexobj(array):
                 return square(jnp.real(array)) + square(jnp.imag(array))
-            return jnp.square(jnp.minimum(jnp.abs(array) * scale, limit))  # or compilers square before they scale
+            return jnp.square(jnp.minimum(jnp.abs(array) * scale, limit))
 
         return root(arrays, square)
 
     norm = root(arrays)
     fits = squares_fit(norm)
-    # beside entries so large or so small that they need a scale, those that would need the other one do not count
+    # next to entries that need one scale, entries that would need the other are negligible
     low, high = (jnp.asarray(2.0**power, info.dtype) for power in (-exponent, exponent))
     scale = jnp.where(fits, jnp.ones_like(low), jnp.where(norm > 1, low, high))
     if _reads_once(arrays):
@@ -241,9 +241,9 @@ def _scaled_norm(arrays, axis, bounded):
 def _reads_once(arrays: Sequence[jax.Array]) -> bool:
     """Whether three sums over the arrays cost about as much as one, and less than a conditional.
 
-    Accelerators make all three in one pass, and stop for the host at a conditional. A CPU makes a pass for each.
+    Accelerators compute all three in one pass and wait for the host at a conditional. A CPU makes a pass for each.
     """
-    return jax.default_backend() != "cpu" or sum(array.size for array in arrays) < LARGE
+    return jax.default_backend() != "cpu" or sum(array.size for array in arrays) < BRANCH_SIZE
 
 
 @_scaled_norm.defjvp
@@ -268,9 +268,9 @@ def array_norm(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.A
 
 
 def global_norm(tree: PyTree) -> jax.Array:
-    """Euclidean norm over all numbers of a tree, summed in float32 or better; 0 for an empty tree, gradient 0 at 0.
+    """Euclidean norm over all elements of a tree, summed in float32 or better; 0 for an empty tree, gradient 0 at 0.
 
-    It is right wherever the norm itself is a number of its dtype, though squares may not be.
+    It is accurate whenever the norm itself is representable, even if its square is not.
 
     Returns:
       A real scalar, float32 unless a leaf is wider.
@@ -287,9 +287,9 @@ def global_norm(tree: PyTree) -> jax.Array:
 
 @jax.custom_jvp
 def safe_sqrt(x: jax.Array) -> jax.Array:
-    """Square root whose derivative at 0 is 0 where calculus has infinity, so that ``0 * inf`` never makes a NaN.
+    """Square root with derivative 0 at 0 instead of infinity, so that ``0 * inf`` never gives a NaN.
 
-    Meta-gradients through Adam meet this at every parameter whose gradient is exactly zero.
+    Meta-gradients through Adam need this at every parameter whose gradient is exactly zero.
 
     >>> float(jax.grad(safe_sqrt)(0.0)), float(jax.grad(jnp.sqrt)(0.0))
     (0.0, inf)
@@ -314,14 +314,14 @@ def safe_rsqrt(x: jax.Array) -> jax.Array:
 def safe_divide(numerator: Scalar, denominator: jax.Array) -> jax.Array:
     """``numerator / denominator``, and 0 with derivative 0 where the denominator is 0.
 
-    With ``eps = 0`` a parameter that never had a gradient takes no step, where ``0 / 0`` would make it NaN.
+    With ``eps = 0`` a parameter that never had a gradient is unchanged, where ``0 / 0`` would make it NaN.
     """
     zero = denominator == 0
     return jnp.where(zero, 0, numerator / jnp.where(zero, 1, denominator))
 
 
 def scale(tree: PyTree, factor: Scalar) -> PyTree:
-    """Every leaf times ``factor``, multiplied in float32 or better, in the leaf's own dtype."""
+    """Multiply every leaf by ``factor`` in float32 or better; the result has the leaf's dtype."""
 
     def scale_leaf(leaf):
         leaf = jnp.asarray(leaf)
@@ -332,14 +332,16 @@ def scale(tree: PyTree, factor: Scalar) -> PyTree:
 
 
 def as_hyperparam(value: Scalar, dtype):
-    """A hyper-parameter ready for arithmetic in ``dtype``: an array is cast to its real precision, and a Python number
-    stays one (so that ``1 - b2`` is worked out in double precision, and the array decides the dtype)."""
-    if isinstance(value, bool | int | float):  # np.float64 is a float, and would widen float32 arrays if left as it is
+    """Prepare a hyper-parameter for arithmetic in ``dtype``: cast an array to its real precision, keep Python numbers.
+
+    With a Python number ``1 - b2`` is computed in double precision, and the array determines the dtype.
+    """
+    if isinstance(value, bool | int | float):  # np.float64 is a float, and would widen float32 arrays
         return float(value) if isinstance(value, float) else value
     return jnp.asarray(value).astype(real_dtype(dtype))
 
 
 def all_finite(tree: PyTree) -> jax.Array:
-    """Whether every number of the tree is finite: a boolean scalar, True for an empty tree."""
+    """Whether every element of the tree is finite: a boolean scalar, True for an empty tree."""
     checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(checks)) if checks else jnp.array(True)

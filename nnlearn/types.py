@@ -1,10 +1,10 @@
-"""Names for the things that every layer passes around: aliases and protocols, no logic.
+"""Types that every layer passes around: aliases and protocols, no logic.
 
 The transformation types are optax's own classes, imported: an nnlearn optimizer *is* an optax optimizer.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 import jax
 from jax.typing import ArrayLike, DTypeLike
@@ -25,7 +25,7 @@ Params = PyTree
 Grads = PyTree
 """A pytree like ``Params``: the derivative of the loss with respect to each parameter."""
 Updates = PyTree
-"""A pytree like ``Params``: what a transformation turns gradients into; ``params + updates`` is the next point."""
+"""A pytree like ``Params``: the output of a transformation; ``params + updates`` are the next parameters."""
 Batch = PyTree
 """A pytree of arrays that share their leading axis, the examples."""
 Key = jax.Array
@@ -35,28 +35,39 @@ Scalar = ArrayLike
 LossFn = Callable[..., Any]
 """``loss_fn(params, batch, key) -> loss`` or ``(loss, aux)``; ``loss`` is a real scalar, a mean over examples.
 
-It may have further arguments, ``model_state`` and ``hparams``, so its type leaves the arguments open."""
+It may have more arguments, ``model_state`` and ``hparams``, so its type does not name them."""
 MaskOrFn = PyTree | Callable[[Params], PyTree] | None
 """A pytree of booleans shaped like the parameters (or a prefix of them), or a function from parameters to one."""
 
 
-class Model(NamedTuple):
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    Outputs = TypeVar("Outputs", default=jax.Array)  # so that ``Model`` alone is one of arrays
+else:
+    from typing import TypeVar
+
+    Outputs = TypeVar("Outputs")
+
+
+class Model(NamedTuple, Generic[Outputs]):
     """A network as two pure functions.
 
-    ``init(key) -> params`` makes the parameters; ``apply(params, inputs, key=None) -> outputs`` runs the network.
-    ``key`` feeds dropout: without one the network runs as at test time.
+    ``init(key) -> params`` creates the parameters; ``apply(params, inputs, key=None) -> outputs`` runs the network.
+    ``key`` is for dropout; without one the network runs in evaluation mode.
     """
 
     init: Callable[[Key], Params]
-    apply: Callable[..., jax.Array]
+    apply: Callable[..., Outputs]
 
 
 class StatefulModel(NamedTuple):
-    """A network that carries more than parameters from step to step, such as the running statistics of BatchNorm.
+    """A network with state besides its parameters, such as the running statistics of BatchNorm.
 
-    ``init(key) -> (params, model_state)`` makes both; ``apply(params, model_state, inputs, key=None) -> (outputs,
-    model_state)`` runs the network. With a key it trains: dropout is active, and normalisation goes by the batch and
-    updates the state. Without one it runs as at test time and returns the state that it was given.
+    ``init(key) -> (params, model_state)`` creates both; ``apply(params, model_state, inputs, key=None) -> (outputs,
+    model_state)`` runs the network. With a key it runs in training mode: dropout is active, and normalisation uses the
+    statistics of the batch and updates the state. Without one it runs in evaluation mode and returns the state
+    unchanged.
     """
 
     init: Callable[[Key], tuple[Params, PyTree]]

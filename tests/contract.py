@@ -1,6 +1,8 @@
 """The table that every optimizer is held to, and the runs that the tests share."""
 
 import dataclasses
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -8,22 +10,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 
 import nnlearn
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One optimizer.
+    """One optimizer, its settings, and its judges: at least one of a library, a NumPy loop and PyTorch.
 
     Attributes:
-      name: its name in nnlearn and optax.
+      name: its name in nnlearn and in the library that judges it.
       varied: every numeric hyper-parameter, away from its default.
       flags: settings that Python branches on, tried beside the default.
       bowl, rosenbrock: (learning rate, steps) that get to the minimum.
-      complex: whether optax takes complex parameters in a way that makes sense.
+      library: optax, optax.contrib, or None where only other judges have the method.
+      numpy: one step in float64, ``numpy(step, param, gradient, memory, **varied) -> param``, with ``step`` from 1 and
+        ``memory`` a dict that it may keep arrays in.
       torch: from (torch, parameters) to the torch optimizer that does the same.
       torch_settings: nnlearn's settings that torch's correspond to.
+      torch_leaves: the leaves that the torch optimizer can take; None for all.
+      fixed: settings that no array can stand for, as they decide shapes or dtypes; given in every run.
+      adapt: from nnlearn or the library to a factory of a transformation of plain parameters, for wrappers.
+      complex: whether the library takes complex parameters in a way that makes sense.
+      float64: tolerance of the library in float64, larger where it rounds to float32 there too.
+      signed: hyper-parameters that may be negative.
+      rounded: hyper-parameters whose state is a float32 even in float64, so that finite differences see its steps.
+      apart: hyper-parameters with a part of the update that the learning rate does not multiply.
+      whole_leaf: whether an element's update depends on others of its leaf.
     """
 
     name: str
@@ -31,17 +45,139 @@ class Case:
     flags: tuple[dict[str, Any], ...] = ()
     bowl: tuple[float, int] = (0.1, 300)
     rosenbrock: tuple[float, int] = (0.1, 5000)
-    complex: bool = True
+    library: Any = optax
+    numpy: Callable | None = None
     torch: Callable | None = None
     torch_settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    torch_leaves: tuple[str, ...] | None = None
+    fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
+    adapt: Callable | None = None
+    complex: bool = True
+    float64: float = 1e-12
+    signed: tuple[str, ...] = ()
+    rounded: tuple[str, ...] = ()
+    apart: tuple[str, ...] = ()
+    whole_leaf: bool = False
+
+    def __post_init__(self):
+        if not (hasattr(self.library, self.name) or self.numpy or self.torch):
+            raise ValueError(
+                f"{self.name} has no judge: name the library that has it, write a NumPy loop, or give PyTorch's"
+            )
+
+    def _factory(self, library):
+        if self.adapt:
+            return self.adapt(library)
+        factory = getattr(library, self.name)
+        return with_fixed(factory, tuple(self.fixed.items())) if self.fixed else factory
 
     @property
     def ours(self):
-        return getattr(nnlearn, self.name)
+        return self._factory(nnlearn)
 
     @property
     def theirs(self):
-        return getattr(optax, self.name)
+        return self._factory(self.library)
+
+
+@functools.cache
+def with_fixed(factory, fixed):
+    """A factory without the arguments that are fixed, so that nothing else can give them."""
+    signature, fixed = inspect.signature(factory), dict(fixed)
+
+    left = [parameter for name, parameter in signature.parameters.items() if name not in fixed]
+    signature = signature.replace(parameters=left)
+
+    def make(*args, **kwargs):
+        return factory(**signature.bind(*args, **kwargs).arguments, **fixed)
+
+    make.__signature__ = signature
+    return make
+
+
+def update_by_numpy(case, params, noise, numbers):
+    """Final parameters of the same run as ``run``, by the case's NumPy loop."""
+    params = {name: np.asarray(value, np.float64) for name, value in params.items()}
+    memories = {name: {} for name in params}
+    for index in range(len(noise["w"])):
+        for name, param in params.items():
+            gradient = param - 0.5 + np.asarray(noise[name][index])
+            params[name] = case.numpy(index + 1, param, gradient, memories[name], **numbers)
+    return params
+
+
+def numpy_ademamix(step, param, gradient, memory, *, learning_rate, b1, b2, b3, alpha, eps, eps_root, weight_decay):
+    m1 = memory["m1"] = b1 * memory.get("m1", 0) + (1 - b1) * gradient
+    m2 = memory["m2"] = b3 * memory.get("m2", 0) + (1 - b3) * gradient
+    nu = memory["nu"] = b2 * memory.get("nu", 0) + (1 - b2) * gradient**2
+    update = (m1 / (1 - b1**step) + alpha * m2) / (np.sqrt(nu / (1 - b2**step) + eps_root) + eps)
+    return param - learning_rate * (update + weight_decay * param)
+
+
+def numpy_muon(
+    step, param, gradient, memory, *, learning_rate, ns_steps, beta, eps, weight_decay, adam_b1, adam_b2,
+    adam_eps_root, adam_weight_decay, adam_learning_rate, consistent_rms,
+):  # fmt: skip
+    b1 = beta if param.ndim == 2 else adam_b1
+    mu = memory["mu"] = b1 * memory.get("mu", 0) + (1 - b1) * gradient
+    mean = b1 * mu / (1 - b1 ** (step + 1)) + (1 - b1) * gradient / (1 - b1**step)
+    if param.ndim != 2:
+        nu = memory["nu"] = adam_b2 * memory.get("nu", 0) + (1 - adam_b2) * gradient**2
+        update = mean / (np.sqrt(nu / (1 - adam_b2**step) + adam_eps_root) + eps)
+        return param - adam_learning_rate * (update + adam_weight_decay * param)
+    left, values, right = np.linalg.svd(mean / (np.linalg.norm(mean) + eps), full_matrices=False)
+    for _ in range(ns_steps):  # Newton-Schulz changes singular values alone
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    update = consistent_rms * max(param.shape) ** 0.5 * (left * values) @ right
+    return param - learning_rate * (update + weight_decay * param)
+
+
+def numpy_lookahead(step, param, gradient, memory, *, learning_rate, sync_period, slow_step_size, momentum):
+    slow = memory.setdefault("slow", param)
+    memory["trace"] = gradient + momentum * memory.get("trace", 0)
+    param = param - learning_rate * memory["trace"]
+    if step % sync_period == 0:
+        param = memory["slow"] = slow + slow_step_size * (param - slow)
+    return param
+
+
+@functools.cache
+def lookahead_around_sgd(library):
+    """Lookahead as a transformation of the fast parameters alone: the slow ones are in its state."""
+
+    @nnlearn.settings.comparable
+    def plain(
+        learning_rate: optax.ScalarOrSchedule = 0.1,
+        sync_period: float = 5,
+        slow_step_size: float = 0.5,
+        momentum: float = 0.9,
+        *,
+        reset_state: bool = False,
+        master_dtype=None,
+    ):
+        master = {} if library is optax else {"master_dtype": master_dtype}
+        sgd = library.sgd(learning_rate, momentum, **master)
+        tx = library.lookahead(sgd, sync_period, slow_step_size, reset_state)
+
+        def init(params):
+            slow = jax.tree.map(slow_start, params)
+            return tx.init(optax.LookaheadParams.init_synced(params)), {"slow": slow}
+
+        def update(updates, state, params=None):
+            inner, slow = state[0], state[1]["slow"]
+            change, inner = tx.update(updates, inner, optax.LookaheadParams(fast=params, slow=slow))
+            return change.fast, (inner, {"slow": optax.apply_updates(slow, change.slow)})
+
+        return optax.GradientTransformation(init, update)
+
+    return plain
+
+
+def slow_start(leaf):
+    """A slow parameter, float32 at least: a copy, or zeros for a shape."""
+    dtype = nnlearn.tree.compute_dtype(jnp.result_type(leaf))
+    is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
+    return jnp.zeros(leaf.shape, dtype) if is_shape else jnp.array(leaf, dtype, copy=True)
 
 
 MOMENTS = {"learning_rate": 0.03, "b1": 0.8, "b2": 0.95, "eps": 1e-4}
@@ -127,19 +263,115 @@ CASES = [
         bowl=(0.01, 1000),
         rosenbrock=(0.003, 5000),
     ),
-    Case("lamb", MOMENTS | {"eps_root": 1e-3, "weight_decay": 0.02}, bowl=(0.02, 600), rosenbrock=(0.01, 5000)),
+    Case(
+        "lamb",
+        MOMENTS | {"eps_root": 1e-3, "weight_decay": 0.02},
+        bowl=(0.02, 600),
+        rosenbrock=(0.01, 5000),
+        whole_leaf=True,
+    ),
     Case(
         "lars",
         {"learning_rate": 0.3, "weight_decay": 0.02, "trust_coefficient": 0.05, "eps": 1e-2, "momentum": 0.7},
         NESTEROV,
         bowl=(1.0, 4000),
         rosenbrock=(1.0, 5000),
+        whole_leaf=True,
     ),
     Case("sign_sgd", {"learning_rate": 0.03}, bowl=(0.01, 1000), rosenbrock=(0.003, 5000)),
+    Case(
+        "ademamix",
+        MOMENTS | {"b3": 0.99, "alpha": 2.0, "eps_root": 1e-3, "weight_decay": 0.02},
+        ({"b3": lambda step: 1 - 0.5 / (1 + step), "alpha": lambda step: 0.1 * step},),
+        library=optax.contrib,
+        numpy=numpy_ademamix,
+    ),
+    Case(
+        "adafactor",
+        {
+            "learning_rate": 0.03,
+            "decay_rate": 0.6,
+            "decay_offset": -3,
+            "clipping_threshold": 0.8,
+            "momentum": 0.7,
+            "weight_decay_rate": 0.001,
+            "eps": 1e-6,
+        },
+        (
+            {"multiply_by_parameter_scale": False},
+            {"factored": False, "clipping_threshold": None},
+            {"momentum": None, "weight_decay_rate": None},
+        ),
+        bowl=(0.3, 300),
+        fixed={"min_dim_size_to_factor": 2, "dtype_momentum": jnp.float32},
+        torch=lambda torch, params: torch.optim.Adafactor(
+            params, lr=0.03, beta2_decay=-0.6, eps=(1e-20, 1e-3), d=1.2, weight_decay=0.02
+        ),
+        torch_settings={
+            "learning_rate": 0.03,
+            "decay_rate": 0.6,
+            "clipping_threshold": 1.2,
+            "weight_decay_rate": 0.03 * 0.02,
+        },
+        complex=False,  # its momentum in float32 drops the imaginary part
+        float64=1e-6,  # its decay is a float32
+        signed=("decay_offset",),
+        rounded=("momentum",),
+        apart=("weight_decay_rate",),
+        whole_leaf=True,
+    ),
+    Case(
+        "lookahead",
+        {"learning_rate": 0.03, "sync_period": 4, "slow_step_size": 0.7, "momentum": 0.8},
+        ({"reset_state": True},),
+        numpy=numpy_lookahead,
+        adapt=lookahead_around_sgd,
+        rosenbrock=(0.001, 5000),
+    ),
+    Case(
+        "muon",
+        {
+            "learning_rate": 0.03,
+            "ns_steps": 4,
+            "beta": 0.8,
+            "eps": 1e-4,
+            "weight_decay": 0.02,
+            "adam_b1": 0.7,
+            "adam_b2": 0.95,
+            "adam_eps_root": 1e-3,
+            "adam_weight_decay": 0.01,
+            "adam_learning_rate": 0.02,
+            "consistent_rms": 0.3,
+        },
+        (
+            {"consistent_rms": None, "nesterov": False},
+            {"adaptive": True},
+            {"preconditioning": "spectral"},
+            {"preconditioning": "aol"},
+            {"preconditioning": "schatten", "ns_coeffs": "dion", "ns_steps": 5},
+        ),
+        library=optax.contrib,
+        numpy=numpy_muon,
+        torch=lambda torch, params: torch.optim.Muon(
+            params, lr=0.03, weight_decay=0.02, momentum=0.8, nesterov=False, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch_settings={
+            "learning_rate": 0.03,
+            "beta": 0.8,
+            "weight_decay": 0.02,
+            "eps": 1e-30,
+            "nesterov": False,
+            "consistent_rms": 0.2,
+        },
+        torch_leaves=("w",),
+        apart=("adam_learning_rate",),
+        whole_leaf=True,
+    ),
 ]
 
 EVERYDAY = ("sgd", "adam", "adamw", "lion", "rmsprop")  # their long runs are compared in every gate
 
+IN_A_LIBRARY = [case for case in CASES if hasattr(case.library, case.name)]
 BY_NAME = {case.name: case for case in CASES}
 STEPS = 200
 

@@ -9,7 +9,7 @@ import numpy as np
 import nnlearn
 from nnlearn import models, schedules, sweeps
 from nnlearn.data import Examples
-from nnlearn.gradients import per_example
+from nnlearn.gradients import clipped
 from nnlearn.tasks import images, objectives, synthetic, text
 
 PARAMS = {"w": jnp.ones((2, 2)), "b": jnp.zeros(2), "more": (jnp.ones(3), None)}
@@ -71,7 +71,7 @@ def equal_by_settings() -> dict:
         "evaluation": nnlearn.evaluation(metrics_fn, np.arange(5.0), 2),
         "policy": nnlearn.Policy(),
         "wrapped": nnlearn.Policy(compute=jnp.bfloat16).wrap(loss_fn),
-        "clipped": per_example.clipped_value_and_grad(loss_fn, 1.0),
+        "clipped": clipped.clipped_value_and_grad(loss_fn, 1.0),
         "objective": objectives.classification(models.mlp((4, 3)), label_smoothing=0.1),
         "space": {"rate": sweeps.log_uniform(1e-3, 1.0), "b1": sweeps.choice(0.8, 0.9), "decay": sweeps.uniform(0, 1)},
         "layout": nnlearn.pack(PARAMS, labels=decays).layout,

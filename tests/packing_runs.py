@@ -13,7 +13,7 @@ from jax.extend.core import Literal
 from packing_grammar import matrices, on_leaves
 
 from nnlearn.packing import make_layout, pack_like, unpack
-from nnlearn.programs.symbolic import CALLS
+from nnlearn.programs.read import ALL_CALLS as CALLS
 
 TREES = [
     {"a": (4,), "b": (2, 3), "c": ()},

@@ -1,4 +1,4 @@
-"""Networks of flax and equinox: they train unchanged, and as the loops of their own documentation train them."""
+"""Networks of flax and equinox train like in the training loops of their own documentation."""
 
 import functools
 
@@ -57,7 +57,7 @@ def trained(model, inputs, loss_fn=None, **options):
 
 
 def assert_close(got, expected, tolerance=1e-6):
-    """Equal but for rounding, each leaf relative to its own norm."""
+    """Equal up to rounding, each leaf relative to its norm."""
     got, expected = (jax.tree.leaves(tree) for tree in (got, expected))
     assert len(got) == len(expected) > 0
     for left, right in zip(got, expected, strict=True):
@@ -276,7 +276,7 @@ def test_an_nnx_module_that_is_given_begins_with_its_numbers_of_now():
     params, model_state = model.init(KEY)
     np.testing.assert_allclose(module.first.kernel[...], params["first"]["kernel"] + 1)
     assert model != from_nnx(module) and sorted(model_state) == ["norm"]
-    with pytest.raises(ValueError, match="has 'first/bias', the given numbers do not"):
+    with pytest.raises(ValueError, match="has 'first/bias', the given values do not"):
         model.apply({"first": {}}, model_state, POINTS[0])
 
 
@@ -496,7 +496,7 @@ def test_equinox_modules_are_trees_wherever_a_function_could_stand():
     moved = jax.jit(nnlearn.make_step(loss_fn, tx))(state, {"x": POINTS[0], "y": LABELS[0]})[0].params
     np.testing.assert_array_equal(moved.layers[0].weight, module.layers[0].weight)
     assert not np.array_equal(moved.layers[0].bias, module.layers[0].bias)
-    with pytest.raises(TypeError, match="'activation' is a .*, not an array; keep it out of params"):
+    with pytest.raises(TypeError, match="'activation' is a .*, not an array; remove it from params"):
         nnlearn.init_state(module, TX)
 
 
@@ -538,7 +538,7 @@ def test_a_loss_that_calls_the_module_itself_trains_too():
 def test_faults_are_named():
     with pytest.raises(TypeError, match="module must be an instance of flax.linen.Module, got <class"):
         from_linen(Perceptron)
-    with pytest.raises(ValueError, match="train_argument='training' is no argument of the module"):
+    with pytest.raises(ValueError, match="train_argument='training' is not an argument of the module"):
         from_linen(Perceptron(), POINTS[0], train_argument="training")
     with pytest.raises(TypeError, match="module must make a flax.nnx.Module, it made 3"):
         from_nnx(lambda rngs: 3)

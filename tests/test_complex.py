@@ -1,4 +1,4 @@
-"""Complex parameters: the step goes downhill, by the gradient in NumPy; per-example gradients stay JAX's."""
+"""Complex parameters: steps go downhill, against NumPy; per-example gradients follow JAX's convention."""
 
 import functools
 
@@ -75,7 +75,7 @@ def test_a_step_goes_downhill(options):
     assert jax.tree.all(jax.tree.map(lambda a, b: np.allclose(a, b, rtol=1e-4, atol=1e-5), found, expected))
 
 
-def test_devices_runs_and_fit_go_the_same_way():
+def test_devices_runs_and_fit_agree():
     batch, params = make_data()
     tx = nnlearn.sgd(RATE)
     state, expected = nnlearn.init_state(params, tx), descended()
@@ -119,14 +119,14 @@ def test_lbfgs_finds_the_minimum():
 
 
 def test_a_backtracking_search_takes_the_slope_along_the_imaginary_axis():
-    """The step of length 1 leads from 0 to 4j, where |w - 2j|^2 is as large; the next shorter one is 0.8."""
+    """A step of length 1 goes from 0 to 4j, where |w - 2j|^2 is equal; the next shorter one is 0.8."""
     tx = optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(15))
     step = quick_jit(nnlearn.make_step(lambda w, batch, key: jnp.abs(w - 2j) ** 2, tx))
     state, _ = step(nnlearn.init_state(jnp.zeros((), jnp.complex64), tx), None)
     np.testing.assert_allclose(state.params, 3.2j, rtol=1e-5)
 
 
-def test_a_hyper_gradient_is_that_of_the_run():
+def test_a_hyper_gradient_equals_the_closed_form():
     """On |w - t|^2 the distance shrinks by 1 - 2 rate at each step."""
     target = jnp.complex64(1 + 2j)
     batches = nnlearn.generated(lambda key, step: step)
@@ -153,7 +153,7 @@ def test_norms_and_noise_scale():
     np.testing.assert_allclose(info.noise_scale.noise, noise, rtol=1e-4)
 
 
-def test_per_example_gradients_and_transformations_keep_jax_s_convention():
+def test_per_example_gradients_and_transformations_follow_the_convention_of_jax():
     batch, params = make_data()
     expected = gradients(params, batch)
 

@@ -27,7 +27,7 @@ def drawn(seed, *shape):
 
 
 def made(model):
-    """What ``model.init`` makes, with numbers drawn in NumPy: to compile random numbers takes longer than a test."""
+    """Parameters like those of ``model.init``, drawn in NumPy, which saves compiling random number generation."""
     shapes, counter = jax.eval_shape(model.init, KEY), itertools.count()
     made = jax.tree.map(lambda leaf: jnp.asarray(0.5 * drawn(next(counter), *leaf.shape)), shapes)
     if isinstance(model, StatefulModel):
@@ -43,7 +43,7 @@ def close(a, b, rtol=1e-5, atol=1e-5):
 
 
 def convolve(x, kernel, stride, dilation, pads, groups):
-    """The definition, one product at a time, in float64; ``x`` has one axis of examples."""
+    """The definition of a convolution as a loop in float64; ``x`` has one axis of examples."""
     x = np.pad(np.asarray(x, np.float64), [(0, 0), *pads, (0, 0)])
     *size, per_group, outputs = kernel.shape
     out = [
@@ -276,7 +276,7 @@ def test_momentum_and_eps_may_be_mapped_and_differentiated():
 
 
 def test_statistics_over_devices_are_those_of_the_whole_batch():
-    """Four devices, masks that keep one or two examples of each, and a whole training step: all as on one device."""
+    """On four devices, with masks that keep one or two examples on each, a training step equals that on one device."""
     one, many = (sequential(dense(3, 4), batch_norm(4, axis_name=axis), dense(4, 2)) for axis in (None, "data"))
     batch = MaskedBatch(Examples(drawn(0, 8, 3), np.arange(8) % 2), np.array([1, 1, 1, 0, 1, 1, 0, 1], bool))
     tx = nnlearn.sgd(0.1)
@@ -379,7 +379,7 @@ def test_convnet_has_the_promised_shape_and_is_readable_layer_by_layer():
     assert np.any(np.asarray(first) != np.asarray(other)) and stateful == convnet(2, 5, widths=(4,), dropout=0.3)
     none = convnet(2, 5, widths=(4,), norm=None)
     assert isinstance(none, Model) and "bias" in jax.eval_shape(none.init, KEY)[0]
-    with pytest.raises(ValueError, match="one number for each of widths"):
+    with pytest.raises(ValueError, match="one int, or one for each of widths"):
         convnet(2, 5, widths=(4, 8), blocks=(1,))
     with pytest.raises(ValueError, match="norm must be"):
         convnet(2, 5, norm="layer")
@@ -416,7 +416,7 @@ def test_residual_adds():
 
 
 def stand_in(classes=4, each=15, size=8):
-    """Images of a bright square, whose corner is the class: easy to learn, quick to make."""
+    """Images of a bright square whose corner is the class, which are easy to learn."""
     targets = np.arange(classes * each) % classes
     images = 0.1 * np.abs(drawn(0, len(targets), size, size, 1))
     for image, target in zip(images, targets, strict=True):

@@ -1,4 +1,4 @@
-"""CTC: against every alignment written out, PyTorch, optax and finite differences; decoding; error rates."""
+"""CTC against an enumeration of all alignments, PyTorch, optax and finite differences; decoding; error rates."""
 
 import itertools
 import math
@@ -30,7 +30,7 @@ def paddings(lengths, size):
 
 
 def pad_labels(sequences, size, fill=0):
-    """Labels as an array, with ``fill`` behind them, and their paddings."""
+    """Labels as an array padded with ``fill``, and their paddings."""
     rows = [list(one) + [fill] * (size - len(one)) for one in sequences]
     return np.array(rows, np.int32).reshape(len(rows), size), paddings([len(one) for one in sequences], size)
 
@@ -53,7 +53,7 @@ def labellings(logits_tk, blank_id=0):
 
 
 def enumerated(logits_tk, labels, blank_id=0):
-    """Loss and gradient of one example; what is impossible costs inf and has no gradient."""
+    """Loss and gradient of one example; impossible labels have loss inf and no gradient."""
     if tuple(labels) not in (found := labellings(logits_tk, blank_id)):
         return np.inf, np.zeros_like(logits_tk)
     probability, counts = found[tuple(labels)]
@@ -61,7 +61,7 @@ def enumerated(logits_tk, labels, blank_id=0):
 
 
 def losses_and_gradient(loss, weights=None, **options):
-    """Of a batch: the losses, and the gradient of their weighted sum."""
+    """The losses of a batch, and the gradient of their weighted sum."""
 
     def both(logits, *others):
         losses, pull_back = jax.vjp(lambda x: loss(x, *others, **options), logits)

@@ -1,4 +1,4 @@
-"""Gradients that the user takes: the contract, private training over parts, loss scales, devices, Poisson batches."""
+"""Custom gradients: the contract, private training over parts, loss scales, devices, Poisson batches."""
 
 import functools
 
@@ -48,8 +48,8 @@ def private(loss_fn, **options):
 
 
 @pytest.mark.parametrize("batch_size", [None, 20.0])
-def test_noise_is_added_once_whatever_the_parts(batch_size):
-    """All parts clip alike, so the same noise makes the same step; and n or ``batch_size`` divides all of it."""
+def test_noise_is_added_once_for_any_parts(batch_size):
+    """All parts clip alike, so equal noise gives equal steps; n or ``batch_size`` divides both sum and noise."""
     tx, batch = nnlearn.sgd(0.1), MaskedBatch(jnp.asarray(X), jnp.asarray(WHERE))
     own = functools.partial(private, batch_size=batch_size)
     make = functools.partial(nnlearn.make_step, loss_fn, tx, value_and_grad=own)
@@ -61,11 +61,11 @@ def test_noise_is_added_once_whatever_the_parts(batch_size):
     _, quiet = quick_jit(nnlearn.clipped_value_and_grad(loss_fn, 0.5))({"w": jnp.ones(3) / 2}, batch, key)
     size = batch_size or WHERE.sum()
     noise = (np.ones(3) / 2 - expected.params["w"]) / 0.1 - quiet["w"] * WHERE.sum() / size
-    drawn = jax.random.normal(jax.random.fold_in(key, nnlearn.gradients.per_example.NOISE_STREAM), (3,))
+    drawn = jax.random.normal(jax.random.fold_in(key, nnlearn.gradients.clipped.NOISE_STREAM), (3,))
     np.testing.assert_allclose(noise, drawn * 2.0 * 0.5 / size, rtol=1e-3, atol=1e-6)
 
 
-def test_an_empty_poisson_batch_is_noise_alone():
+def test_an_empty_poisson_batch_gives_only_noise():
     tx, batch = nnlearn.sgd(0.1), MaskedBatch(jnp.asarray(X), jnp.zeros(16, bool))
     own = functools.partial(private, batch_size=4.0)
     step = nnlearn.make_step(loss_fn, tx, value_and_grad=own, record=("grad_norm",), microbatches=2)
@@ -74,7 +74,7 @@ def test_an_empty_poisson_batch_is_noise_alone():
 
 
 class TestContract:
-    def test_the_parameters_are_a_tree_also_where_they_are_packed(self):
+    def test_packed_parameters_are_given_as_a_tree(self):
         def penalised(loss_fn):
             def with_penalty(params, batch, key):
                 return loss_fn(params, batch, key) + jnp.sum(params["w"] ** 2), {"length": jnp.sum(params["w"])}
@@ -89,7 +89,7 @@ class TestContract:
             np.testing.assert_allclose(state.params["w"], 0.5 - 0.1 * grad, rtol=1e-5)
             assert info.aux["length"] == 1.5
 
-    def test_a_gradient_taken_twice_is_not_scaled(self):
+    def test_a_penalty_on_the_gradient_is_not_scaled(self):
         """A penalty on the gradient's norm is not linear in the loss."""
 
         def flat(loss_fn):
@@ -121,11 +121,11 @@ class TestContract:
             (lambda f: lambda p, b, k: (0.0, {"w": p["w"] * 1j}), TypeError, "'w' is complex"),
         ],
     )
-    def test_what_breaks_it_is_named(self, bad, error, message):
+    def test_violations_name_the_contract(self, bad, error, message):
         with pytest.raises(error, match=message):
             nnlearn.make_step(loss_fn, nnlearn.sgd(0.1), value_and_grad=bad)(start(nnlearn.sgd(0.1)), jnp.asarray(X))
 
-    def test_a_model_state_that_is_not_passed_on_is_named(self):
+    def test_a_dropped_model_state_is_refused(self):
         def stateful(params, batch, key, model_state):
             return loss_fn(params, batch, key), None, model_state + 1
 
@@ -136,7 +136,7 @@ class TestContract:
         with pytest.raises(TypeError, match="must return the aux"):
             nnlearn.make_step(stateful, tx, value_and_grad=forgetful)(start(tx, model_state=jnp.zeros(1)), X)
 
-    def test_effects_happen_once(self):
+    def test_effects_occur_once(self):
         seen = []
 
         def noisy(params, batch, key):
@@ -158,7 +158,7 @@ class TestContract:
 
 
 class TestLossScale:
-    """Examples' gradients that float16 cannot hold: too small unscaled, too large with too much scale."""
+    """Example gradients that underflow float16 unscaled, and overflow it with a large scale."""
 
     def step(self, scale, factor, **options):
         def half_loss(params, batch, key):
@@ -170,7 +170,7 @@ class TestLossScale:
         step = nnlearn.make_step(half_loss, tx, value_and_grad=own, **options)
         return quick_jit(step)(start(tx), jnp.ones((2, 3)))
 
-    def test_what_would_underflow_is_clipped_at_its_true_norm(self):
+    def test_a_gradient_that_would_underflow_is_clipped_at_its_true_norm(self):
         for options in ({}, {"microbatches": 2}):
             state, info = self.step(2.0**15, 1e-4, **options)  # each entry has the gradient 1e-8 / 3
             np.testing.assert_allclose(info.grad_norm, 1e-8 / np.sqrt(3), rtol=2e-2)
@@ -184,7 +184,7 @@ class TestLossScale:
 
 
 @pytest.mark.parametrize(("mapped", "own"), [(over_mesh, None), (over_devices, jax.value_and_grad)])
-def test_a_line_search_on_many_devices_differentiates_the_loss_of_all(mapped, own):
+def test_a_line_search_on_many_devices_uses_the_loss_of_all_devices(mapped, own):
     def update(updates, state, params, *, value, grad, value_fn, **extra_args):
         found = jax.value_and_grad(value_fn)(params)
         return jax.tree.map(lambda leaf: -leaf, found[1]), (value, grad, *found)
@@ -200,8 +200,8 @@ def test_a_line_search_on_many_devices_differentiates_the_loss_of_all(mapped, ow
         np.testing.assert_allclose(grad["w"], 2 * residuals @ x / len(x), rtol=1e-4)
 
 
-def test_a_derivative_of_a_run_on_many_devices_is_that_of_one():
-    """Taken inside of the mapped axis, with respect to the rate and a number that the loss asks for."""
+def test_a_derivative_of_a_run_is_the_same_on_many_devices():
+    """Differentiates inside the mapped axis, with respect to the rate and a hyper-parameter of the loss."""
 
     def ridge(params, batch, key, hparams):
         return loss_fn(params, batch, key) + hparams["ridge"] * jnp.sum(params["w"] ** 2)
@@ -234,12 +234,12 @@ class TestPoisson:
         _, rows = sampler.rows(jax.random.key(0), sampler.start(None, steps), 0, steps, steps)
         return jax.tree.map(np.asarray, quick_jit(jax.vmap(sampler.batch))(rows))
 
-    def test_every_example_comes_by_itself_at_the_rate(self):
+    def test_examples_are_drawn_independently_at_the_rate(self):
         batches = self.draw()
         joined = np.zeros((400, 30))
         for row, (examples, where) in zip(joined, zip(*batches, strict=True), strict=True):
             np.add.at(row, examples[where], 1)
-        assert joined.max() == 1  # none twice in a batch
+        assert joined.max() == 1  # no example twice in a batch
         deviation = np.sqrt(0.2 * 0.8 / 400)
         assert np.abs(joined.mean(0) - 0.2).max() < 4 * deviation
         correlations = np.corrcoef(joined.T)[np.triu_indices(30, 1)]
@@ -247,14 +247,14 @@ class TestPoisson:
         sizes = joined.sum(1)
         assert abs(sizes.mean() - 6) < 4 * np.sqrt(4.8 / 400) and abs(sizes.var() - 4.8) < 1.5
 
-    def test_a_batch_is_a_function_of_key_and_step(self):
+    def test_a_batch_depends_only_on_key_and_step(self):
         sampler = nnlearn.poisson_sampled(jnp.arange(30), 6)
         _, later = sampler.rows(jax.random.key(0), (), 3, 2, 1)
         together = self.draw(steps=5)
         for found, expected in zip(quick_jit(jax.vmap(sampler.batch))(later), together, strict=True):
             np.testing.assert_array_equal(found, expected[3:])
 
-    def test_numbers_are_checked(self):
+    def test_arguments_are_checked(self):
         for batch_size, options, message in (
             (31, {}, "batch_size=31"),
             (6, {"capacity": 5}, "capacity=5"),

@@ -1,4 +1,4 @@
-"""Batches, splits and standardisation: every example once, nothing lost in silence."""
+"""Batches, splits and standardisation: every example exactly once, and no silent loss."""
 
 import jax
 import jax.numpy as jnp

@@ -7,7 +7,7 @@ import pytest
 
 import nnlearn
 from nnlearn.packing import leaf_norms, pack, unpack
-from nnlearn.tree import LARGE, global_norm, scaled_norm
+from nnlearn.tree import BRANCH_SIZE, global_norm, scaled_norm
 
 SCALES = [1e-36, 1e-30, 1e-19, 1e-9, 1.0, 1e9, 1e19, 1e30, 1e36]
 
@@ -105,7 +105,7 @@ def test_norms_of_any_size_and_their_derivatives():
 
 
 def test_a_norm_in_range_is_one_sum_under_vmap_too():
-    text = jax.jit(jax.vmap(lambda x: scaled_norm((x,))[0])).lower(jnp.ones((3, LARGE))).as_text()
+    text = jax.jit(jax.vmap(lambda x: scaled_norm((x,))[0])).lower(jnp.ones((3, BRANCH_SIZE))).as_text()
     assert "stablehlo.case" in text or "stablehlo.if" in text
     mixed = jnp.array([[3e20, 4e20], [3.0, 4.0], [3e-30, 4e-30], [0.0, 0.0]])
     close(jax.jit(jax.vmap(jax.vmap(global_norm)))(mixed[None])[0], [5e20, 5, 5e-30, 0])

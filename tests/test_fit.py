@@ -1,7 +1,8 @@
-"""The host-driven run: the compiled run's numbers, from any stream of batches, whatever ends it."""
+"""The host-driven run equals the compiled run, for any stream of batches and any end."""
 
 import csv
 import functools
+import gc
 import io
 import json
 import math
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 import types
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -69,18 +71,18 @@ def assert_bits(left, right):
 
 
 def quiet():
-    """No thread of a run is left."""
+    """Wait until no thread of a run is left."""
     deadline = time.monotonic() + 5
     while any(thread.name == "nnlearn-prefetch" for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-# The numbers
+# Results
 
 
 @pytest.mark.parametrize(("k", "count"), [(1, 23), (4, 23), (7, 23), (None, 23), (4, 1)])
-def test_any_number_of_steps_at_once_gives_the_bits_of_a_scan(k, count):
+def test_results_equal_a_scan_for_any_block_size(k, count):
     batches = batches_of(count)
     expected, infos = scanned(batches)
     state, trace = fit(STEP, start(), iter(batches), steps_per_dispatch=k)
@@ -91,14 +93,14 @@ def test_any_number_of_steps_at_once_gives_the_bits_of_a_scan(k, count):
     np.testing.assert_array_equal(trace.step, np.arange(1, count + 1))
 
 
-def test_a_compiled_number_of_steps_gives_the_same_bits(monkeypatch):
+def test_results_equal_a_scan_with_a_static_step_count(monkeypatch):
     batches = batches_of(11)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # where full blocks have a program of their own
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # where full blocks have a separate program
     state, _ = fit(STEP, start(), batches, steps_per_dispatch=4)
     assert_bits(state.params, scanned(batches)[0].params)
 
 
-def test_make_train_on_the_same_batches():
+def test_results_equal_make_train():
     batches = batches_of(40)
     data = jax.tree.map(jnp.asarray, stacked(batches))
     validation = batches_of(1, 50, seed=1)[0]
@@ -118,7 +120,7 @@ def test_make_train_on_the_same_batches():
     jax.tree.map(lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)), trace, expected_trace)
 
 
-def test_epochs_are_the_stream_again():
+def test_epochs_read_the_stream_again():
     batches = batches_of(7)
     expected = scanned(batches * 3)[0].params
     assert_bits(fit(STEP, start(), batches, epochs=3, steps_per_dispatch=4).state.params, expected)
@@ -156,7 +158,7 @@ def test_packed_parameters():
     assert_bits(got.stored, scanned(batches[:best], state=state)[0].stored)
 
 
-def test_without_compilation():
+def test_fit_works_without_jit():
     tx = nnlearn.sgd(0.1)
     step = nnlearn.make_step(lambda params, batch, key: jnp.sum((params - batch) ** 2), tx)
     with jax.disable_jit():
@@ -164,7 +166,7 @@ def test_without_compilation():
     np.testing.assert_allclose(state.params, 0.8 * (0.8 * 0.2 + 0.4) + 0.6, rtol=1e-6)
 
 
-def test_a_state_goes_on_where_it_was():
+def test_a_state_continues_its_run():
     batches = batches_of(20)
     whole = fit(STEP, start(), batches, check_every=6, record_every=3)
     middle = fit(STEP, start(), batches[:10], check_every=6, record_every=3)
@@ -177,7 +179,7 @@ def test_a_state_goes_on_where_it_was():
     assert middle.state.step.is_deleted()
 
 
-def test_it_compiles_once_whatever_the_ends():
+def test_it_compiles_once_for_all_block_lengths():
     traces = []
 
     def counting(params, batch, key):
@@ -201,6 +203,16 @@ def test_it_compiles_once_whatever_the_ends():
     assert block._cache_size() == 1
 
 
+def test_programs_live_as_long_as_their_step():
+    """A cached program must not keep its step, and the arrays that this closes over, in memory."""
+    step = nnlearn.make_step(loss_fn, TX)
+    fit(step, start(), batches_of(3), evaluate=lambda params: {"zero": jnp.float32(0)})
+    alive = weakref.ref(step)
+    del step
+    gc.collect()
+    assert alive() is None
+
+
 @pytest.mark.parametrize("evaluated", [False, True])
 def test_a_second_run_compiles_nothing(evaluated):
     step, evaluate = nnlearn.make_step(loss_fn, TX), (lambda params: {"zero": jnp.float32(0)}) if evaluated else None
@@ -214,7 +226,7 @@ def test_a_second_run_compiles_nothing(evaluated):
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         jax.jit(lambda x: x + 1)(0)
-        assert len(compiled) == 1  # it is told of programs
+        assert len(compiled) == 1  # the listener works
         fit(step, start(), batches_of(6), evaluate=evaluate)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
@@ -224,7 +236,7 @@ def test_a_second_run_compiles_nothing(evaluated):
 # The stream
 
 
-def test_it_is_never_read_far_ahead():
+def test_the_stream_is_not_read_far_ahead():
     read = []
 
     def stream():
@@ -246,7 +258,7 @@ def test_it_is_never_read_far_ahead():
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
-def test_what_the_stream_raises_comes_after_the_steps_before_it(prefetch):
+def test_an_error_of_the_stream_is_raised_after_the_steps_before_it(prefetch):
     def stream():
         yield from batches_of(9)
         raise OSError("disk gone")
@@ -287,7 +299,7 @@ def test_a_batch_unlike_the_first_is_refused():
     assert_bits(fit(STEP, start(), [good[1], fine]).state.params, scanned([good[1], good[0]])[0].params)
 
 
-def test_streams_that_cannot_be():
+def test_impossible_arguments_are_refused():
     batches = batches_of(3)
     spent = iter(batches)
     cases = [
@@ -316,7 +328,7 @@ def test_streams_that_cannot_be():
         quiet()
 
 
-def test_an_iterator_may_fill_the_same_arrays_again():
+def test_an_iterator_may_reuse_its_arrays():
     batches = batches_of(10)
 
     def stream():
@@ -352,7 +364,7 @@ def test_padding_makes_masked_batches():
             "'targets' .* has 5 examples, and 'inputs'",
         ),
         ([batches[0], Examples(batches[0].inputs[:0], batches[0].targets[:0])], "none empty"),
-        ([MaskedBatch(batches[0], np.ones(5, bool))], "are such already"),
+        ([MaskedBatch(batches[0], np.ones(5, bool))], "are MaskedBatch already"),
         ([np.float32(3)], "share a leading axis"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -389,7 +401,7 @@ def test_double_precision_reaches_the_thread():
         assert trace.loss.dtype == jnp.float64 and trace.loss[0] == np.float64(1 / 3) ** 2
 
 
-def test_a_rule_may_begin_with_an_array_of_its_own():
+def test_a_rule_may_start_from_a_closed_over_array():
     own = jnp.zeros((), jnp.int32)
     update = lambda count, metrics, step: (count + 1, count + 1 >= 3)  # noqa: E731
     rule = nnlearn.StopRule("three", lambda: own, update)
@@ -462,7 +474,7 @@ def overfit():
     return nnlearn.make_step(digits_loss, tx), state, epoch, jax.jit(evaluate)
 
 
-def test_early_stopping_restores_the_best_to_the_bit():
+def test_early_stopping_restores_the_best_state_exactly():
     step, state, epoch, evaluate = overfit()
     saved, events = {}, []
 
@@ -526,7 +538,7 @@ def test_callbacks_see_rows_and_may_stop():
 
 
 class Unknown:
-    """Batches that do not know how many they are."""
+    """Batches of unknown length."""
 
     def __init__(self, batches):
         self.batches = batches
@@ -565,8 +577,8 @@ def test_a_period_that_meets_a_check_and_the_end_is_one_call_and_one_row(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["run.csv", "run.jsonl"])
-def test_what_is_known_of_a_step_only_later_goes_into_its_row(tmp_path, name):
-    """Without reading ahead, the end of an epoch is known after the callback; and a callback may end the run."""
+def test_metrics_found_after_a_callback_go_into_the_same_row(tmp_path, name):
+    """Without reading ahead, the end of an epoch is known only after the callback, which may also end the run."""
     path, often = tmp_path / name, []
     options = {"history": path, "prefetch": 0}
     fit(STEP, start(), Unknown(batches_of(5)), epochs=2, callbacks=every(5, often.append), **options)
@@ -581,7 +593,7 @@ def test_what_is_known_of_a_step_only_later_goes_into_its_row(tmp_path, name):
     assert [row["step"] for row in rows] == [1, 2, 3] and rows[-1].keys() == {*rows[0], "train_loss"}
 
 
-def test_a_batch_is_read_early_only_where_it_tells_of_an_end():
+def test_a_batch_is_read_early_only_to_find_the_end_of_an_epoch():
     read, ahead = [], []
 
     def stream(count):
@@ -606,7 +618,7 @@ def test_a_batch_is_read_early_only_where_it_tells_of_an_end():
         quiet()
 
 
-def test_an_error_in_a_callback_or_a_step_leaves_nothing_behind(tmp_path):
+def test_an_error_in_a_callback_or_a_step_cleans_up(tmp_path):
     def broken(event):
         raise RuntimeError("mine")
 
@@ -659,7 +671,7 @@ def test_history_parses_back(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["run.csv", "run.jsonl"])
-def test_metrics_named_like_columns_have_columns_of_their_own(tmp_path, name):
+def test_metrics_named_like_columns_get_separate_columns(tmp_path, name):
     def evaluate(params):
         return {"loss": 2.0, "step": 3.0, "learning_rate": 4.0, "check/step": 5.0, "own": 6.0}
 
@@ -693,13 +705,13 @@ def read_history(path):
 
 
 @pytest.mark.parametrize("name", ["run.csv", "run.jsonl"])
-def test_history_goes_on_where_the_state_does(tmp_path, name):
+def test_history_continues_with_the_state(tmp_path, name):
     path, batches = tmp_path / name, batches_of(20)
     middle = fit(STEP, start(), batches[:10], history=path).state
     fit(STEP, middle, batches[10:15], history=path)
     with open(path, "a") as file:
-        file.write("16,0.1,0.2,0" if name == "run.csv" else '{"step": 16, "lo')  # as a crash would leave it
-    fit(STEP, middle, batches[10:], history=path, check_every=5)  # steps 11 to 15 are made again
+        file.write("16,0.1,0.2,0" if name == "run.csv" else '{"step": 16, "lo')  # an incomplete line, as after a crash
+    fit(STEP, middle, batches[10:], history=path, check_every=5)  # repeats steps 11 to 15
     rows = read_history(path)
     assert [row["step"] for row in rows] == list(range(1, 21))
     whole = fit(STEP, start(), batches, history=path, record_every=4)
@@ -741,7 +753,7 @@ def signalled(tmp_path, *signals, hang=False):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     for number in signals:
-        time.sleep(1.0)  # the first block has been asked for
+        time.sleep(1.0)  # the first block has been requested
         os.kill(process.pid, number)
     out, errors = process.communicate(timeout=60)
     return out.split("\n"), errors, process.returncode
@@ -763,7 +775,7 @@ def test_a_signal_ends_the_run_with_everything_saved(tmp_path, number, reason, h
     assert [row["step"] for row in read_history(tmp_path / "run.csv")] == list(range(1, int(step) + 1))
 
 
-def test_no_handlers_outside_of_the_main_thread():
+def test_no_signal_handlers_outside_the_main_thread():
     before, during, results = signal.getsignal(signal.SIGINT), [], []
 
     def run():
@@ -797,7 +809,7 @@ def test_progress_is_silent_without_a_terminal(capfd):
     fit(STEP, start(), batches_of(5), steps=20, progress=console)
     for part in ("20/20", "loss", "lr 0.01", "00:00"):
         assert part in text.getvalue()
-    with pytest.raises(ValueError, match="shape"):  # the bar is taken down when something is raised, too
+    with pytest.raises(ValueError, match="shape"):  # the bar is removed after an error too
         fit(STEP, start(), [*batches_of(3), *batches_of(1, 4)], progress=console)
     assert console._live_stack == [] if hasattr(console, "_live_stack") else console._live is None
 
@@ -829,7 +841,7 @@ def test_tensorboard_writes_every_row(tmp_path, monkeypatch):
         tensorboard(tmp_path)
 
 
-def test_tensorboard_itself(tmp_path):
+def test_tensorboard_writes_event_files(tmp_path):
     pytest.importorskip("tensorboardX")
     fit(STEP, start(), batches_of(3), callbacks=tensorboard(tmp_path))
     assert [path for path in tmp_path.iterdir() if "tfevents" in path.name and path.stat().st_size > 100]

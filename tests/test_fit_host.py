@@ -1,4 +1,4 @@
-"""What Python does in the middle of a host-driven run: metrics of its own, and changes of the state."""
+"""Python code inside a host-driven run: host metrics, and callbacks that change the state."""
 
 import csv
 
@@ -26,8 +26,8 @@ def with_rate(state, rate):
 # Metrics
 
 
-def test_a_metric_of_the_host_drives_patience_and_is_recorded(tmp_path):
-    scores = iter([9.0, 1.0, 5.0, 2.0, 3.0])  # the first is that before the run
+def test_a_host_metric_drives_patience_and_is_recorded(tmp_path):
+    scores = iter([9.0, 1.0, 5.0, 2.0, 3.0])  # the first call comes before the run
     seen, events = [], []
 
     def on_host(state):
@@ -49,7 +49,7 @@ def test_a_metric_of_the_host_drives_patience_and_is_recorded(tmp_path):
     assert [float(row["score"]) for row in rows] == [1, 5, 2, 3] and "w" in rows[0]
 
 
-def test_host_metrics_alone_ask_for_a_check_after_each_epoch():
+def test_host_metrics_alone_check_after_each_epoch():
     calls = []
     nnlearn.fit(STEP, start(), ONES, epochs=2, host_metrics=lambda state: {"calls": calls.append(0) or len(calls)})
     assert len(calls) == 3
@@ -70,7 +70,7 @@ def test_host_metrics_alone_ask_for_a_check_after_each_epoch():
         (lambda: {"a": 1.0}, TypeError, r"host_metrics must take \(state\)"),
     ],
 )
-def test_what_is_wrong_with_host_metrics_is_said(function, error, message):
+def test_wrong_host_metrics_are_refused(function, error, message):
     with pytest.raises(error, match=message):
         nnlearn.fit(
             STEP, start(), ONES, check_every=2, evaluate=lambda params: {"loss": jnp.float32(0)}, host_metrics=function
@@ -81,7 +81,7 @@ def test_what_is_wrong_with_host_metrics_is_said(function, error, message):
 
 
 @pytest.mark.parametrize("k", [1, 4, None])
-def test_a_rate_that_a_callback_sets_holds_from_the_next_step_on(k):
+def test_a_rate_set_by_a_callback_takes_effect_at_the_next_step(k):
     def decay(event):
         return None if event.final else with_rate(event.state, 0.1 / (1 + event.step))
 
@@ -92,7 +92,7 @@ def test_a_rate_that_a_callback_sets_holds_from_the_next_step_on(k):
     np.testing.assert_allclose(result.trace.info.learning_rate, rates, rtol=1e-6)
 
 
-def test_a_run_in_two_parts_changes_its_state_where_one_run_does():
+def test_a_run_in_two_parts_changes_its_state_like_one_run():
     def reset(event):
         return event.state.with_params({"w": np.full(2, event.step, np.float32)})
 
@@ -104,7 +104,7 @@ def test_a_run_in_two_parts_changes_its_state_where_one_run_does():
     np.testing.assert_allclose(whole.params["w"], 8 - 0.2, rtol=1e-6)
 
 
-def test_callbacks_follow_one_another_and_what_is_saved_is_what_goes_on():
+def test_callbacks_chain_and_the_saved_state_is_the_changed_one():
     seen, saved = [], []
 
     def one(event):
@@ -123,10 +123,10 @@ def test_callbacks_follow_one_another_and_what_is_saved_is_what_goes_on():
     assert seen[:2] == [7.0, 7.0] and result.stopped_by == "callback"
     last = [entry for entry in saved if entry[0] == "last"]
     np.testing.assert_allclose([w for *_, w in last], [-0.2, 7.0, 6.8, 7.0], rtol=1e-6)
-    np.testing.assert_allclose(result.state.params["w"], -0.2, rtol=1e-6)  # the best check is that before the change
+    np.testing.assert_allclose(result.state.params["w"], -0.2, rtol=1e-6)  # the best check precedes the change
 
 
-def test_a_change_compiles_nothing_and_leaves_what_is_returned_alone():
+def test_a_change_compiles_nothing_and_copies_the_returned_state():
     kept = start().with_params({"w": jnp.ones(2)})
     compiled = []
 
@@ -155,12 +155,12 @@ def test_a_change_compiles_nothing_and_leaves_what_is_returned_alone():
         (lambda state: state._replace(step=0), ValueError, r"step 0 at step 2.*_replace\(step=event.state.step\)"),
     ],
 )
-def test_a_state_unlike_the_runs_is_refused(answer, error, message):
+def test_a_state_of_another_form_is_refused(answer, error, message):
     with pytest.raises(error, match=message):
         nnlearn.fit(STEP, start(), ONES, callbacks=every(2, lambda event: answer(event.state)))
 
 
-def test_a_state_whose_memory_is_gone_is_refused():
+def test_a_donated_state_is_refused():
     states = []
 
     def old(event):
@@ -171,7 +171,7 @@ def test_a_state_whose_memory_is_gone_is_refused():
         nnlearn.fit(STEP, start(), ONES, callbacks=every(2, old))
 
 
-def test_a_state_of_another_type_is_changed_too():
+def test_a_custom_state_can_be_changed():
     def step(state, batch):
         return {"w": state["w"] - state["rate"] * batch, "rate": state["rate"]}, {"loss": state["w"]}
 

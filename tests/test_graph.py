@@ -1,4 +1,4 @@
-"""Networks on graphs and sets: the same numbers as loops over nodes and edges, in any order, whatever padding holds."""
+"""Networks on graphs and sets: equal to loops over nodes and edges, in any order and with any padding."""
 
 import jax
 import jax.numpy as jnp

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 
 import nnlearn
+from nnlearn.programs.fingerprint import program_hash
 from nnlearn.settings import comparable, copied
-from nnlearn.sweeps.fingerprint import program_hash
 
 OTHER_PROCESS = """
 import json, pickle, sys
@@ -30,7 +30,7 @@ jax.config.update("jax_num_cpu_devices", 4)
 sys.path.insert(0, sys.argv[1])
 import identity_objects as objects
 import numpy as np
-from nnlearn.sweeps.fingerprint import program_hash
+from nnlearn.programs.fingerprint import program_hash
 made, states, whole = pickle.load(open(sys.argv[2], "rb"))
 wrong = []
 for name, fresh in objects.equal_by_settings().items():

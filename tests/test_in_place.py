@@ -12,7 +12,9 @@ from jax.sharding import PartitionSpec as P
 
 import nnlearn
 from nnlearn.programs import in_place as module
-from nnlearn.programs.in_place import LARGE, in_place
+from nnlearn.programs import read as read_module
+from nnlearn.programs.in_place import in_place
+from nnlearn.programs.read import LARGE
 
 SHAPE = (256, LARGE // 256)
 ARRAY_BYTES = 4 * LARGE
@@ -86,7 +88,7 @@ def assert_same(one, other, rtol=0.0):
 
 @pytest.fixture
 def everything_large(monkeypatch):
-    monkeypatch.setattr(module, "LARGE", 2)
+    monkeypatch.setattr(read_module, "LARGE", 2)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -12,10 +12,11 @@ LEVELS = (
     ("types", "calls", "extras", "files", "serialization"),
     ("tree", "checks", "settings", "sharding", "figures", "native"),
     ("sums", "packing", "schedules", "losses", "data"),
-    ("programs", "transforms", "models", "datasets"),
+    ("programs", "transforms", "models", "datasets", "checkpoints"),
     ("gradients", "optimizers"),
     ("train",),
-    ("stream", "sweeps", "tasks", "compare"),
+    ("stream", "sweeps", "compare"),
+    ("tasks",),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -1,4 +1,4 @@
-"""The loss of a linear layer's logits, without the logits: it equals the loss of the logits in all it is asked for."""
+"""The fused linear cross-entropy equals the cross-entropy of the logits, with every option."""
 
 import functools
 import sys
@@ -22,14 +22,14 @@ jit = functools.partial(
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Blocks so small that the tests' arrays are several, the last of which laps over the one before."""
+    """Blocks so small that the tests' arrays need several, of which the last two overlap."""
     module = sys.modules[linear_cross_entropy.__module__]
     monkeypatch.setattr(module, "ROWS", 4)
     monkeypatch.setattr(module, "COLUMNS", 16)
 
 
 def make_problem(dtype=jnp.float32, tokens=TOKENS, width=WIDTH, classes=CLASSES, **options):
-    """What a loss is differentiated by, and the labels."""
+    """The arrays that a loss is differentiated with respect to, and the labels."""
     keys = jax.random.split(jax.random.key(0), 5)
     arrays = {
         "hidden": jax.random.normal(keys[0], (tokens, width), dtype),
@@ -54,7 +54,7 @@ def dense(hidden, weight, labels, bias=None, *, softcap=None, **options):
 
 
 def value_and_grads(loss, arrays, labels, compiler=jit, **static):
-    """A loss, each token's with a factor of its own, and its gradients with respect to all arrays, compiled."""
+    """A loss with a separate factor for each token, and its gradients with respect to all arrays, compiled."""
 
     @compiler
     def run(arrays, labels, where):

@@ -1,4 +1,4 @@
-"""Losses against optax, against plain formulas in float64, at infinities, under masks, and in their errors."""
+"""Losses against optax and plain float64 formulas, at infinities, with masks, and their error messages."""
 
 import functools
 import inspect
@@ -62,7 +62,7 @@ CASES = {
 
 
 def as_dtype(tree, dtype):
-    """Every floating array in ``dtype``; integers, booleans and numbers as they are."""
+    """Cast floating arrays to ``dtype``; leave integers, booleans and Python numbers unchanged."""
 
     def cast(x):
         if not isinstance(x, np.ndarray):
@@ -73,7 +73,7 @@ def as_dtype(tree, dtype):
 
 
 def weighted_total(function, x, *args, **kwargs):
-    """The losses' sum, weighted so that no two count alike, and the losses."""
+    """The sum of the losses with different weights, and the losses."""
     loss = function(x, *args, **kwargs)
     return jnp.sum(loss * (1 + jnp.arange(loss.size, dtype=loss.dtype).reshape(loss.shape))), loss
 
@@ -111,13 +111,13 @@ def test_signatures_begin_as_optax_s(name):
 
 
 def plain_focal(x, y, gamma):
-    """The focal loss as it is written in the paper, good for moderate logits."""
+    """The focal loss as in the paper, accurate for moderate logits."""
     p = jax.nn.sigmoid(x)
     return (y * (1 - p) + (1 - y) * p) ** gamma * (-y * jnp.log(p) - (1 - y) * jnp.log(1 - p))
 
 
 def test_gradients_with_respect_to_labels():
-    """Also at labels of exactly 0 and 1, where a derivative that is only followed on one branch is lost."""
+    """Also at labels of exactly 0 and 1, where a derivative taken on one branch only would be lost."""
     labels = np.where(np.arange(20).reshape(SHAPE) % 3 == 0, P, BINARY)
     with jax.enable_x64(True):
         for ours, exact in (
@@ -131,7 +131,7 @@ def test_gradients_with_respect_to_labels():
 
 @pytest.mark.parametrize("size", [1.0, 1e-3, 30.0, 1e4, 1e30])
 def test_regression_at_all_sizes(size):
-    """log_cosh keeps its digits near 0, where optax's form has none left, and nothing overflows far away."""
+    """log_cosh is accurate near 0, where optax's form loses all digits, and does not overflow for large errors."""
     errors = np.array([-1.5, -1.0, -0.3, 0.0, 0.4, 1.0, 2.0]) * size
     ours = [value_and_grad(f, as_dtype(errors, np.float32)) for f in (losses.log_cosh, losses.huber_loss)]
     e = np.float64(np.float32(errors))
@@ -170,7 +170,7 @@ def test_cosine_of_a_zero_vector_is_zero_without_nan():
 
 
 def softmax_reference(logits, mass):
-    """Values and gradients in float64, of rows that may hold -inf but not everywhere."""
+    """Values and gradients in float64, for rows with at least one finite logit."""
     x = np.asarray(logits, np.float64)
     shifted = x - x.max(-1, keepdims=True)
     total = np.exp(shifted).sum(-1, keepdims=True)
@@ -299,7 +299,7 @@ BINARY_LOGITS = np.array([-3e38, -1e30, -1e4, -100, -61, -50, -1, 0, 0.5, 17, 59
 
 
 def binary_reference(x, y, gamma):
-    """Focal loss and its derivative in float64, in the order in which nothing overflows."""
+    """Focal loss and its derivative in float64, in an order that does not overflow."""
     a, against = np.abs(x), np.where(x >= 0, 1 - y, y)
     small = np.exp(-a)
     entropy = np.log1p(small) + a * against
@@ -339,7 +339,7 @@ def test_focal_loss_with_gamma_0_is_cross_entropy():
 
 
 def test_second_derivatives_of_the_binary_losses():
-    """The first derivatives are written by hand; these are taken of them, and against the plain formulas' own."""
+    """Second derivatives, which differentiate the explicit first ones, against those of the plain formulas."""
 
     def ours(x, y, gamma):
         return losses.sigmoid_focal_loss(x, y, gamma=gamma)

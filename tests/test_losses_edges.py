@@ -1,4 +1,4 @@
-"""Numbers at the edges of what float32 holds, where a formula as printed gives NaN or nothing."""
+"""Values at the limits of float32, where a formula as published gives NaN or 0."""
 
 import functools
 
@@ -88,7 +88,7 @@ WEIGHTED = {
 @pytest.mark.parametrize("name", WEIGHTED)
 @pytest.mark.parametrize("kind", [np.array, jnp.array, list])
 def test_known_negative_weights_are_refused(name, kind):
-    with pytest.raises(ValueError, match=f"^{name} must be >= 0, got a smallest one of -1.0"):
+    with pytest.raises(ValueError, match=f"^{name} must be >= 0, got a smallest value of -1.0"):
         WEIGHTED[name](kind([1.0, -1.0, 2.0]))
     assert np.isfinite(WEIGHTED[name](kind([1.0, 0.0, 2.0])))
 

@@ -1,4 +1,4 @@
-"""Quantiles, likelihoods and the evidence bound against plain formulas, against torch, at the edges, under masks."""
+"""Quantiles, likelihoods and the evidence bound against plain formulas and torch, at the limits, and with masks."""
 
 import functools
 import math
@@ -226,7 +226,7 @@ def test_the_bound_is_above_the_likelihood_of_a_linear_model():
             r"means \(6, 3\) and variances \(3,\)",
         ),
         (lambda: gaussian_negative_log_likelihood(X, Y, 1.0, epsilon=0.0), "epsilon must be in"),
-        (lambda: poisson_negative_log_likelihood(X, COUNTS - 3), "targets must be >= 0, got a smallest one of -3"),
+        (lambda: poisson_negative_log_likelihood(X, COUNTS - 3), "targets must be >= 0, got a smallest value of -3"),
         (lambda: gaussian_kl_divergence(X, Y[:3]), r"means \(6, 3\) and log_variances \(3, 3\) must have one shape"),
         (lambda: gaussian_kl_divergence(X, Y, Z[0]), r"means \(6, 3\) and prior_means \(3,\) must have one shape"),
         (lambda: gaussian_kl_divergence(X, Y, axis=2), "axis 2 is out of bounds"),

@@ -1,4 +1,4 @@
-"""Losses of overlap against plain formulas, against optax, under masks, and in their errors."""
+"""Overlap losses against plain formulas and optax, with masks, and their error messages."""
 
 import functools
 import inspect
@@ -30,7 +30,7 @@ def plain(
     predictions, targets, *, class_weights=None, smooth=1.0, alpha=0.5, beta=0.5, apply_softmax=True,
     reduction="mean", ignore_background=False, axis=None, gamma=1.0,
 ):  # fmt: skip
-    """The loss as it is printed."""
+    """The loss as published."""
     if apply_softmax and predictions.shape[-1] == 1:
         predictions = 1 / (1 + np.exp(-predictions))
     elif apply_softmax:
@@ -157,7 +157,7 @@ def test_probabilities_where_optax_cannot_take_them():
 
 
 def test_a_class_without_pixels_does_not_drown_the_others_as_in_optax():
-    """Its weight is there ``1 / 1e-7``: that it is not predicted makes up for all pixels being wrong."""
+    """optax gives it the weight ``1 / 1e-7``, so that its absence outweighs all wrong pixels."""
     targets = np.eye(3)[CLASSES % 2]
     wrong = np.float32(20 * targets[..., [1, 0, 2]] - 20 * np.array([0, 0, 1]))
     with jax.numpy_rank_promotion("allow"):

@@ -1,4 +1,4 @@
-"""Properties that hold for whatever numbers a loss is given.
+"""Properties of losses that hold for all inputs.
 
 Shapes come from a short list, since every new shape compiles anew; the numbers are what varies.
 """

@@ -1,4 +1,4 @@
-"""Losses on the order of lists against plain loops, against optax and torch, under masks, and in their errors."""
+"""Ranking losses against plain loops, optax and torch, with masks, and their error messages."""
 
 import functools
 import inspect
@@ -22,7 +22,7 @@ ITEMS[0], ITEMS[1] = False, True
 
 
 def lists(function):
-    """The reference of a list, over several, with masks, weights and a reduction."""
+    """The reference loss applied to several lists, with masks, weights and a reduction."""
 
     def plain(scores, labels, where=None, weights=None, reduce_fn=np.mean):
         where = np.ones(scores.shape, bool) if where is None else where

@@ -1,4 +1,4 @@
-"""Losses against PyTorch, in float64: a second reference, and the one whose class weights nnlearn's mean follows."""
+"""Losses against PyTorch in float64, a second reference, whose weighted mean nnlearn follows."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Meshes of Explicit and Auto axes: what several devices work out equals what one does, and without work done twice."""
+"""Meshes of Explicit and Auto axes: several devices compute the same as one, without repeated work."""
 
 import functools
 import re
@@ -35,7 +35,7 @@ def mesh_of(kind, *names):
 
 
 def assert_equal_on(mesh, function, replicated, *sharded, tolerance=1e-4, entered=False):
-    """The function's results for arguments that lie on a mesh are those on one device."""
+    """Assert that the function's results on a mesh equal those on one device."""
     expected = jax.jit(function)(replicated, *sharded)
     whole = jax.device_put(replicated, NamedSharding(mesh, P()))
     parts = jax.device_put(sharded, NamedSharding(mesh, P("data")))
@@ -93,7 +93,7 @@ def test_sequence_losses_and_decoders():
         return loss, greedy, beam, wrong
 
     got = assert_equal_on(EXPLICIT, work_out, np.float32(1), FRAMES, PADDED, labels, none)
-    # results lie as the examples do
+    # results are sharded like the examples
     assert {jax.typeof(leaf).sharding.spec[0] for leaf in jax.tree.leaves(got)} == {"data"}
 
 
@@ -161,7 +161,7 @@ def test_models(name):
 
 
 @pytest.mark.slow
-def test_a_transformer_whose_kernels_are_cut_over_explicit_axes():
+def test_a_transformer_with_kernels_sharded_over_explicit_axes():
     mesh = mesh_of(AxisType.Explicit, "data", "model")
     model = models.transformer(12, layers=1, width=8, heads=2, max_length=8)
     params = model.init(KEY)
@@ -210,7 +210,7 @@ def test_steps(name):
 
 
 @mostly_explicit
-def test_a_run_and_its_evaluation_on_examples_that_lie_on_a_mesh(kind):
+def test_a_run_and_its_evaluation_on_sharded_examples(kind):
     def run(weight, x, labels):
         examples = (x * weight, labels)
         metrics = lambda params, batch: {"loss": masked_loss(params, batch, None)}  # noqa: E731
@@ -254,7 +254,7 @@ def test_each_part_of_a_sharded_batch_is_on_every_device(kind):
     assert not re.search(r" (all-gather|all-to-all|collective-permute)\(", program)
 
 
-def test_parts_take_every_kth_example():
+def test_microbatches_take_every_kth_example():
     seen = []
 
     def spy(params, batch, key):
@@ -266,7 +266,7 @@ def test_parts_take_every_kth_example():
     assert sorted(map(tuple, seen)) == [(0, 2, 4), (1, 3, 5)]
 
 
-def test_arrays_on_no_explicit_mesh_add_no_operation():
+def test_arrays_without_an_explicit_mesh_add_no_operation():
     assert explicit_mesh(jnp.ones(2), {"a": 1.0}, np.ones(2), None) is None
     assert explicit_spec(jax.device_put(jnp.ones(4), NamedSharding(mesh_of(AxisType.Auto, "data"), P("data")))) == (
         None,
@@ -276,7 +276,7 @@ def test_arrays_on_no_explicit_mesh_add_no_operation():
     assert disjoint((("data", "model"), None, "model")) == (("data", "model"), None, None)
 
 
-def test_every_optimizer_updates_parameters_that_are_cut_over_explicit_axes():
+def test_every_optimizer_updates_parameters_sharded_over_explicit_axes():
     specs = {"w": P("data"), "v": P(None, "data"), "s": P()}
     shapes = {"w": (8, 4), "v": (4, 8), "s": ()}
     params = {
@@ -290,7 +290,7 @@ def test_every_optimizer_updates_parameters_that_are_cut_over_explicit_axes():
             updates, _ = tx.update(params, tx.init(params), params)
             return nnlearn.apply_updates(params, updates)
 
-        for tree in (params, nnlearn.pack(params)):  # JAX refuses a fault while it traces
+        for tree in (params, nnlearn.pack(params)):  # JAX raises sharding errors while tracing
             after = jax.eval_shape(step, tree)
             for one, other in zip(jax.tree.leaves(after), jax.tree.leaves(tree), strict=True):
                 assert explicit_names(one.sharding.spec) == explicit_names(other.sharding.spec), name

@@ -118,7 +118,7 @@ MISTAKES = {
             optax.chain(optax.GradientTransformationExtraArgs(lambda p: (), lambda u, s, p=None: (u, s))),
             state_of_chain(),
         ),
-        (TypeError, "a step hands value, grad and value_fn to the optimizer; give the update function"),
+        (TypeError, r"a step passes value, grad and value_fn to the optimizer; add \*\*extra_args"),
     ),
     "a name of optax": (lambda: nnlearn.lbfgs, (AttributeError, "use optax.lbfgs, which works inside nnlearn")),
     "a name of optax.contrib": (lambda: nnlearn.sophia, (AttributeError, "use optax.contrib.sophia")),

@@ -254,7 +254,7 @@ def test_infos_and_forms():
     check_step(lambda s, b, rng: None, factory=False)
     with pytest.raises(TypeError, match="hparams"):
         check_step(lambda hparams: None, factory=False)
-    with pytest.raises(TypeError, match="asks for a key, but the state has none"):
+    with pytest.raises(TypeError, match="takes a key, but the state has none"):
         nnlearn.fit(lambda s, b, key: (s, {"loss": b}), {"w": 1.0}, [np.float32(1)])
     with pytest.raises(TypeError, match="needs make_tx"):
         nnlearn.make_train(lambda p, b, k: p, batches=BATCHES, init=1.0, steps=1)

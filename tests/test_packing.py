@@ -137,12 +137,12 @@ def test_any_tree_comes_back_whatever_its_labels(params, data):
     ids=["str", "object", "function", "array of str"],
 )
 def test_what_is_no_array_of_numbers_is_refused_by_its_path(leaf, kind):
-    with pytest.raises(TypeError, match=rf"'outer/1'.*{kind}.*keep it out of params"):
+    with pytest.raises(TypeError, match=rf"'outer/1'.*{kind}.*remove it from params"):
         pack({"outer": [jnp.ones(1), leaf]})
 
 
 def test_random_keys_are_no_parameters():
-    with pytest.raises(TypeError, match=r"'key' has dtype key<.*holds no numbers"):
+    with pytest.raises(TypeError, match=r"'key' has dtype key<.*is not numeric"):
         pack({"key": jax.random.key(0)})
 
 
@@ -309,7 +309,7 @@ class TestLayout:
 
     def test_packing_another_tree_is_refused(self):
         layout = pack(small()).layout
-        with pytest.raises(ValueError, match="the tree is not the one that was packed"):
+        with pytest.raises(ValueError, match="the tree does not have the structure"):
             pack_like(layout, {"w": jnp.ones((3, 4))})
         with pytest.raises(ValueError, match=r"leaf 'w' has shape \(4, 3\), but \(3, 4\) was packed"):
             pack_like(layout, small() | {"w": jnp.ones((4, 3))})

@@ -1,4 +1,4 @@
-"""Gradients of single examples, their norms and their clipped mean, against a loop over the examples."""
+"""Per-example gradients, norms and clipped means equal a loop over the examples."""
 
 import functools
 
@@ -11,9 +11,10 @@ from jax.sharding import PartitionSpec as P
 
 import nnlearn
 from nnlearn.data import MaskedBatch
-from nnlearn.gradients.ghost import Program
+from nnlearn.gradients.clipped import clipped_value_and_grad
+from nnlearn.gradients.ghost import TracedLoss
 from nnlearn.gradients.noise_scale import noise_scale_from_batches, noise_scale_from_examples
-from nnlearn.gradients.per_example import clipped_value_and_grad, per_example_grads, per_example_norms
+from nnlearn.gradients.per_example import per_example_grads, per_example_norms
 from nnlearn.models import dense, dropout, layer_norm, mlp, sequential
 
 B, T, D, O = 6, 5, 4, 3  # noqa: E741
@@ -23,7 +24,7 @@ quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 
 def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))  # float64 where that is on
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))  # float64 if x64 is on
 
 
 def mean_square(y):
@@ -37,7 +38,7 @@ def of_model(model, *shape):
 
 
 def cases():
-    """Name -> (loss_fn, params, batch, how many leaves are found to be dense weights)."""
+    """Name -> (loss_fn, params, batch, number of leaves recognised as dense weights)."""
     x, xs, w = normal(2, B, D), normal(2, B, T, D), normal(3, D, O)
     square, weights = normal(4, D, D), {"w": normal(3, D, O), "v": normal(5, O, O)}
     image, kernel = normal(2, B, 6, 6, 2), {"conv": normal(3, 3, 3, 2, 4), "out": normal(4, 4, 2)}
@@ -123,7 +124,7 @@ def cases():
 
 
 def loop(loss_fn, params, batch, key=None):
-    """Every example's gradient, one after the other."""
+    """Every example's gradient, in a Python loop."""
     batch = jax.tree.map(np.asarray, batch)
     size = len(jax.tree.leaves(batch)[0])
     keys = [None] * size if key is None else jax.random.split(key, size)
@@ -176,7 +177,7 @@ def test_gradients_norms_and_clipped_mean_equal_the_loop(name, x64):
         leaves, treedef = jax.tree.flatten(params)
         one = jax.tree.map(lambda a: a[:1], batch)
         alone = lambda leaves, x, key: (jax.tree.leaves(loss_fn(treedef.unflatten(leaves), x, key))[0], None)  # noqa: E731
-        assert len(Program(alone, leaves, one, key).dense) == dense_leaves
+        assert len(TracedLoss(alone, leaves, one, key).dense) == dense_leaves
 
 
 def test_packed_parameters_have_packed_gradients():
@@ -190,7 +191,7 @@ def test_packed_parameters_have_packed_gradients():
         assert_trees_close(nnlearn.unpack(mean), clipped_mean(expected, 0.2), 1e-11, 1e-12)
 
 
-def test_without_clipping_it_is_value_and_grad():
+def test_without_clipping_it_equals_value_and_grad():
     def loss_fn(params, batch, key):
         outputs = jnp.tanh(batch @ params)
         return mean_square(outputs), {"outputs": outputs}
@@ -204,7 +205,7 @@ def masked_loss(params, batch, key):
     return jnp.mean(jnp.sum((batch.examples @ params) ** 2, axis=-1), where=batch.where)
 
 
-def test_masked_examples_add_nothing_whatever_they_hold():
+def test_masked_examples_add_nothing_even_if_not_finite():
     params, x = normal(1, D, O), normal(2, B, D)
     where = jnp.arange(B) < 4
     batch = MaskedBatch(x.at[4].set(jnp.nan).at[5].set(jnp.inf), where)
@@ -220,7 +221,7 @@ def test_masked_examples_add_nothing_whatever_they_hold():
     assert_trees_close(unclipped(params, nothing, KEY), ((0.0, None), np.zeros((D, O))))
 
 
-def test_an_example_that_is_not_finite_adds_nothing_and_still_counts():
+def test_a_non_finite_example_adds_nothing_but_counts():
     loss_fn, params, x, _ = cases()["mlp"]
     grads = loop(loss_fn, params, x[1:])
     found = quick_jit(clipped_value_and_grad(loss_fn, 1e9))(params, x.at[0].set(jnp.nan), KEY)[1]
@@ -267,7 +268,7 @@ def test_noise_has_the_stated_deviation_and_is_independent():
         assert np.all(np.abs(np.corrcoef(samples) - np.eye(5)) < 4 / 3000**0.5)
 
 
-def test_nothing_of_batch_times_parameters_is_held():
+def test_memory_stays_below_batch_size_times_parameters():
     size, model = 128, mlp((64, 128, 10))
     params = jax.eval_shape(model.init, KEY)
     batch = normal(0, size, 64), jnp.arange(size) % 10
@@ -294,7 +295,7 @@ def test_on_several_devices(check_vma):
 
 
 def test_private_training_learns():
-    """The gradient goes where an ordinary one would: into an optimizer, inside of a compiled loop."""
+    """The gradient works like an ordinary one, with an optimizer in a compiled loop."""
     x = normal(0, 64, D)
     y = x @ jnp.arange(1.0, D + 1)
     loss_fn = lambda p, batch, key: jnp.mean((batch[0] @ p - batch[1]) ** 2)  # noqa: E731
@@ -346,7 +347,7 @@ def within_standard_errors(samples, expected, errors=4):
 
 
 def test_noise_scale_is_unbiased():
-    """The loss |params - x|^2 / 2 has the gradients params - x, which scatter as the examples do."""
+    """The loss |params - x|^2 / 2 has the gradients params - x, which have the covariance of the examples."""
 
     def estimate(key):
         examples, _, _ = planted(key, 8)
@@ -366,7 +367,7 @@ def test_noise_scale_is_unbiased():
         np.testing.assert_allclose(found.scale, found.noise / found.signal, rtol=1e-5)
 
 
-def test_noise_scale_by_definition_and_at_its_edges():
+def test_noise_scale_equals_its_definition_and_handles_edge_cases():
     gradients = np.random.default_rng(0).normal(size=(10, D)) + 1
     mean = np.mean(gradients, axis=0)
     found = noise_scale_from_examples(np.linalg.norm(gradients, axis=1), np.linalg.norm(mean))

@@ -1,4 +1,4 @@
-"""What a user asks for happens, or something says that it does not: windows, callbacks, weights, dtypes, statistics."""
+"""No request is ignored silently: windows, callbacks, weights, dtypes, statistics."""
 
 import warnings
 
@@ -18,7 +18,7 @@ def loss_fn(params, batch, key):
 
 
 def accumulating(tx, batches):
-    """The state after some steps, made one by one."""
+    """The state after some separate steps."""
     step, state = jax.jit(nnlearn.make_step(loss_fn, tx)), nnlearn.init_state(jnp.zeros(2), tx)
     for batch in batches:
         state, _ = step(state, jnp.full(2, batch))
@@ -45,7 +45,7 @@ WINDOWS = {
 
 
 @pytest.mark.parametrize("name", WINDOWS)
-def test_a_window_that_the_end_cuts_is_said(name):
+def test_an_incomplete_last_window_warns(name):
     tx, left = WINDOWS[name]
     step = nnlearn.make_step(loss_fn, tx)
     state = nnlearn.init_state(jnp.zeros(2), tx)
@@ -57,12 +57,12 @@ def test_a_window_that_the_end_cuts_is_said(name):
 
 
 @pytest.mark.parametrize("use_grad_mean", [True, False])
-def test_a_cut_window_is_applied_on_request(use_grad_mean):
-    """Against the update written out: the mean, or the sum, of the gradients left, and the average after it."""
+def test_an_incomplete_window_is_applied_on_request(use_grad_mean):
+    """Equals the explicit update: the mean or sum of the remaining gradients, and then the average."""
     tx = nnlearn.MultiSteps(nnlearn.sgd(1.0), 4, use_grad_mean=use_grad_mean)
     chained = nnlearn.chain(tx, nnlearn.average_params(0.5))
     state = accumulating(chained, [1.0, 2.0, 3.0, 4.0, 5.0, 7.0])
-    gradients = np.array([[1, 2, 3, 4], [5, 7, np.nan, np.nan]]) / 2  # the loss is a mean over two numbers
+    gradients = np.array([[1, 2, 3, 4], [5, 7, np.nan, np.nan]]) / 2  # the loss is a mean over two elements
     first, last = np.nanmean(gradients, axis=1) if use_grad_mean else np.nansum(gradients, axis=1)
     np.testing.assert_allclose(state.params, -first, rtol=1e-6)
     closed = nnlearn.apply_accumulated(chained, state)
@@ -72,10 +72,10 @@ def test_a_cut_window_is_applied_on_request(use_grad_mean):
     assert not np.any(window.acc_grads)
     again = nnlearn.apply_accumulated(chained, closed)
     for leaf, other in zip(jax.tree.leaves(again), jax.tree.leaves(closed), strict=True):
-        assert jnp.array_equal(leaf, other)  # with no window open nothing changes
+        assert jnp.array_equal(leaf, other)  # without an open window nothing changes
 
 
-def test_apply_accumulated_refuses_what_it_cannot_do():
+def test_apply_accumulated_refuses_other_optimizers():
     for tx in (SGD, optax.MultiSteps(SGD, 2).gradient_transformation()):
         with pytest.raises(ValueError, match=r"nnlearn\.MultiSteps"):
             nnlearn.apply_accumulated(tx, nnlearn.init_state(jnp.zeros(2), tx))
@@ -104,12 +104,12 @@ def test_no_false_value_ends_a_run(false):
     assert stopped_at(callbacks=lambda event: false) == 8
 
 
-def test_an_answer_that_is_no_truth_is_an_error():
+def test_a_callback_result_without_truth_value_is_refused():
     with pytest.raises(TypeError, match="a callback must return one true or false value"):
         stopped_at(callbacks=nnlearn.train.every(2, lambda event: np.ones(2)))
 
 
-def test_a_rule_may_stop_by_any_number_and_only_by_one():
+def test_a_rule_stops_by_any_true_scalar():
     def rule(stop):
         return nnlearn.StopRule("mine", lambda: (), lambda state, metrics, step: (state, stop))
 
@@ -118,7 +118,7 @@ def test_a_rule_may_stop_by_any_number_and_only_by_one():
         stopped_at(stop=rule(jnp.array([True, False])))
 
 
-def test_packed_takes_the_false_of_numpy():
+def test_packed_takes_numpy_booleans():
     params = {"a": jnp.zeros(2), "b": jnp.zeros(3)}
     assert not nnlearn.packing.is_packed(nnlearn.init_state(params, SGD, packed=np.False_).stored)
     assert nnlearn.packing.is_packed(nnlearn.init_state(params, SGD, packed=np.True_).stored)
@@ -126,7 +126,7 @@ def test_packed_takes_the_false_of_numpy():
 
 @pytest.mark.parametrize("batch_size", [None, 1, 2, 3])
 def test_a_mean_over_tokens_does_not_depend_on_the_batch_size(batch_size):
-    """Against NumPy; the third sequence has no tokens at all, and so no mean of its own."""
+    """Equals NumPy; the third sequence has no tokens, and so no mean."""
     values = np.arange(20.0).reshape(5, 4)
     tokens = np.array([4, 1, 0, 3, 2])[:, None] > np.arange(4)
 
@@ -153,10 +153,10 @@ def test_a_batch_weight_is_a_scalar():
         nnlearn.evaluation(lambda p, b: {"x": p}, jnp.ones(4), 2, batch_weight=lambda: 1.0)
 
 
-X, Y = jnp.ones(2), jnp.full(2, 70_000.0)  # float16 ends at 65,504
+X, Y = jnp.ones(2), jnp.full(2, 70_000.0)  # the largest float16 is 65,504
 BATCHES = {
     "pair": ((X, Y), [True, False]),
-    "dict": ({"x": X, "y": Y, "soft_labels": Y}, [False, True, False]),  # in the order of names
+    "dict": ({"x": X, "y": Y, "soft_labels": Y}, [False, True, False]),  # sorted by name
     "nested": (({"image": X, "depth": X}, Y), [True, True, False]),
     "masked": (MaskedBatch({"inputs": X, "targets": Y}, jnp.ones(2, bool)), [True, False, False]),
     "array": (X, [True]),
@@ -184,20 +184,20 @@ def test_a_target_beyond_float16_does_not_overflow():
     np.testing.assert_allclose(loss(jnp.ones(2), (X, Y), None), 1 - 70_000.0)
 
 
-def test_batch_norm_refuses_to_train_on_one_number():
+def test_batch_norm_refuses_to_train_on_one_value_per_feature():
     norm = batch_norm(3)
     params, statistics = norm.init(jax.random.key(0))
     key, one = jax.random.key(1), jnp.ones((1, 3))
     for x, options in ((one, {}), (jnp.ones((1, 1, 1, 3)), {}), (one, {"where": jnp.ones(1, bool)})):
-        with pytest.raises(ValueError, match="more than one number per feature"):
+        with pytest.raises(ValueError, match="more than one value per feature"):
             norm.apply(params, statistics, x, key, **options)
     norm.apply(params, statistics, one)  # evaluation
     norm.apply(params, statistics, jnp.ones((1, 2, 3)), key)  # one example, two positions
     spread = batch_norm(3, axis_name="data")
     jax.vmap(lambda x: spread.apply(params, statistics, x, key)[0], axis_name="data")(jnp.ones((2, 1, 3)))
-    with pytest.raises(ValueError, match="more than one number per feature"):
+    with pytest.raises(ValueError, match="more than one value per feature"):
         jax.vmap(lambda x: spread.apply(params, statistics, x, key)[0], axis_name="data")(jnp.ones((1, 1, 3)))
-    # where a mask, which is not known before the run, leaves a single example, the statistics stay
+    # a traced mask may leave a single example: the statistics stay
     x, where = jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), jnp.array([True, False])
     assert jax.tree.all(jax.tree.map(jnp.array_equal, norm.apply(params, statistics, x, key, where)[1], statistics))
 
@@ -211,12 +211,12 @@ def test_microbatches_of_one_example_are_refused_too():
         return jnp.mean(y), {}, model_state
 
     state = nnlearn.init_state(params, SGD, model_state=statistics)
-    with pytest.raises(ValueError, match="more than one number per feature"):
+    with pytest.raises(ValueError, match="more than one value per feature"):
         nnlearn.make_step(loss, SGD, microbatches=2)(state, jnp.ones((2, 2)))
 
 
 @pytest.mark.parametrize("make", [nnlearn.sgd, nnlearn.rmsprop])
-def test_nesterov_without_momentum_is_said(make):
+def test_nesterov_without_momentum_warns(make):
     with pytest.warns(UserWarning, match="no effect without momentum"):
         make(0.1, nesterov=True)
     with warnings.catch_warnings():
@@ -224,7 +224,7 @@ def test_nesterov_without_momentum_is_said(make):
         make(0.1, momentum=0.9, nesterov=True)
 
 
-def test_a_guard_that_would_hide_overflows_from_the_scale_is_refused():
+def test_a_guard_that_hides_overflows_from_the_scale_is_refused():
     scaled = nnlearn.dynamic_loss_scale(SGD)
     skipping = nnlearn.MultiSteps(scaled, 2, should_skip_update_fn=nnlearn.skip_not_finite)
     for tx in (nnlearn.apply_if_finite(nnlearn.chain(nnlearn.clip(1.0), scaled), 3), skipping):

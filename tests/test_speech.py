@@ -278,7 +278,7 @@ def test_errors_name_the_cure():
         spec_augment(jax.random.key(0), jnp.zeros((3, 2)), time_fraction=1.5)
     with pytest.raises(ValueError, match=r"where must have shape \(4,\), got \(3,\)"):
         gru(2, 2).apply({}, (jnp.zeros((4, 2)), jnp.ones(3, bool)))
-    with pytest.raises(ValueError, match="must be as many"):
+    with pytest.raises(ValueError, match="must have one length"):
         speech_encoder(4, 3, strides=(2,))
     with pytest.raises(TypeError, match="takes Utterances"):
         speech_encoder(4, 3).apply({}, jnp.zeros((1, 9, 4)))

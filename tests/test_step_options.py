@@ -246,5 +246,5 @@ def test_every_pair_of_options_takes_the_step_of_the_definition(options, mapped)
 @pytest.mark.parametrize("parts", [{"axis_name": "d"}, {"microbatches": 2}])
 def test_clipping_in_parts_is_refused_where_parts_would_not_weigh_by_examples(parts):
     options = {name: choices[0] for name, choices in OPTIONS.items()} | parts
-    with pytest.raises(ValueError, match="batch_weight does not go with this value_and_grad"):
+    with pytest.raises(ValueError, match="batch_weight cannot be combined with this value_and_grad"):
         make(options | {"custom": "clipped", "batch_weight": True})

@@ -1,6 +1,7 @@
 """Every task runs, gives the same results alone and vmapped, learns, and beats its baselines."""
 
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -112,6 +113,33 @@ def test_learn_trains_and_reports(capsys, tmp_path):
     assert f"accuracy {result['metrics']['accuracy']:.4g}" in printed
     assert "breast-cancer" in printed and "target accuracy 0.95" in printed and "majority" in printed
     assert printed.count("  step ") == 2
+
+
+def test_learn_saves_and_resumes(capsys, tmp_path, monkeypatch):
+    import signal
+
+    from nnlearn.checkpoints import Checkpoints
+
+    arguments = ["learn", "graphs", "--epochs", "2", "--checks", "4"]
+    assert cli.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    saved = Checkpoints.save
+
+    def save(self, step, *args, **settings):
+        saved(self, step, *args, **settings)
+        if len(self.steps()) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    with pytest.raises(SystemExit) as end:
+        cli.main([*arguments, "--out", str(tmp_path / "it")])
+    assert end.value.code == 143 and "--resume goes on from step" in capsys.readouterr().out
+    monkeypatch.setattr(Checkpoints, "save", saved)
+    assert cli.main([*arguments, "--out", str(tmp_path / "it")]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert cli.main([*arguments, "--out", str(tmp_path / "it"), "--resume"]) == 0
+    one, other = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "it"))
+    assert one["checks"] == other["checks"] and one["metrics"] == other["metrics"]
+    assert cli.main([*arguments, "--resume"]) == 2
 
 
 def test_learn_rejects_invalid_options(capsys):

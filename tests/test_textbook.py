@@ -1,4 +1,4 @@
-"""Numbers that can be worked out by hand, through the public functions."""
+"""Values computed by hand, compared with the public functions."""
 
 import jax
 import jax.numpy as jnp

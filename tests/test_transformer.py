@@ -1,4 +1,4 @@
-"""The transformer against slow float64 references, and what must not change: what comes after, padding, plumbing."""
+"""The transformer against slow float64 references, and its invariance to later tokens, padding and implementation."""
 
 import functools
 
@@ -21,7 +21,7 @@ FORMS = {
 
 
 def start(model):
-    """Parameters large enough for every part to matter: at first the residual kernels and the embedding are small."""
+    """Parameters large enough for every part to matter, as the initial residual kernels and embedding are small."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -55,14 +55,14 @@ def slow_norm(x, scale):
 
 
 def slow_rotary(vector, position, base=10000.0):
-    """As complex numbers: feature i and feature i + half are one of them."""
+    """With complex numbers made of feature i and feature i + half."""
     half = len(vector) // 2
     turned = (vector[:half] + 1j * vector[half:]) * np.exp(1j * position * base ** (-np.arange(half) / half))
     return np.concatenate([turned.real, turned.imag])
 
 
 def slow_attention(params, x_td, turned, allowed):
-    """One sequence, a query and a head at a time."""
+    """One sequence, with a loop over queries and heads."""
     width = WIDTH // HEADS
     query, key, value = (x_td @ params[name]["kernel"] for name in ("query", "key", "value"))
     out = np.zeros_like(x_td)

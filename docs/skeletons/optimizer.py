@@ -1,12 +1,14 @@
-"""Skeleton of a new method: copy the kernel and its transformation into a file of ``nnlearn/transforms/``, the recipe
-into one of ``nnlearn/optimizers/``, and rename. It runs as it stands: RMSProp in its plainest form.
+"""Skeleton of a new method: copy this file to ``nnlearn/optimizers/<method>.py`` and rename. It runs as it stands:
+RMSProp in its plainest form. A transformation that several optimizers share goes to ``nnlearn/transforms/`` instead.
 """
 
-from optax import ScaleByRmsState  # optax's state where it has the method; else a NamedTuple with a field per slot
+from optax import ScaleByRmsState  # optax's state where it has the method; else a NamedTuple with a field for each slot
 
-from nnlearn.checks import check_decay, check_dtype, check_nonnegative
 from nnlearn.settings import comparable
 from nnlearn.transforms import Slot, assemble, from_kernel, scale_by_learning_rate
+from nnlearn.transforms.averages import moving_average
+from nnlearn.transforms.ranges import check_hyperparams
+from nnlearn.transforms.storage import as_storage
 from nnlearn.tree import abs_sq, safe_divide, safe_sqrt
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, Scalar, ScalarOrSchedule
 
@@ -20,41 +22,33 @@ def skeleton_kernel(g, nu, *, decay, eps):
     Returns:
       ``(u, v)``: the update, then the new value of each slot in the order of ``slots`` below.
     """
-    nu = (1 - decay) * abs_sq(g) + decay * nu
+    nu = moving_average(decay, abs_sq(g), nu)
     return safe_divide(g, safe_sqrt(nu) + eps), nu
 
 
-# 2. The transformation: check the arguments, name the slots, call ``from_kernel``.
+# 2. The transformation: check hyper-parameters by their standard names, name the slots, call ``from_kernel``.
 @comparable
 def scale_by_skeleton(
     decay: Scalar = 0.9, eps: Scalar = 1e-8, *, nu_dtype: DTypeLike | None = None
 ) -> GradientTransformationExtraArgs:
-    """<Method>'s direction, see ``skeleton_kernel``.
-
-    Args:
-      decay: decay rate of the mean of squared gradients, in [0, 1).
-      eps: added to the denominator, >= 0.
-      nu_dtype: dtype in which the mean is stored; None for the parameter's dtype, float32 at least.
-
-    Returns:
-      A gradient transformation.
-
-    Raises:
-      ValueError: if a hyper-parameter is out of range.
+    """<Method>'s direction, see ``skeleton_kernel``; arguments as in ``skeleton``.
 
     >>> import jax.numpy as jnp
     >>> tx = scale_by_skeleton(decay=0.75)
     >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0]
     Array([2.], dtype=float32)
     """
-    check_decay("decay", decay)
-    check_nonnegative("eps", eps)
+    check_hyperparams(decay=decay, eps=eps)  # a new name gets a line in transforms/ranges.py
     return from_kernel(
         skeleton_kernel,
         ScaleByRmsState,
-        slots={"nu": Slot(dtype=check_dtype("nu_dtype", nu_dtype), real=True)},  # real: a mean of squared magnitudes
-        hyperparams={"decay": decay, "eps": eps},
-        # per_step=lambda count, decay, **_: {"correction": 1 - decay**count},  # computed once a step for all leaves
+        slots={"nu": Slot(dtype=as_storage("nu_dtype", nu_dtype), real=True)},  # real: a mean of squared magnitudes
+        hyperparams={"decay": decay, "eps": eps},  # numbers, arrays, tracers, or schedules if the state has a counter
+        # per_step=lambda count, decay, **_: {"correction": 1 - decay**count},  # what all leaves share, once a step
+        # shared={"scale": 1.0},  # fields of the state with one array for the whole tree; per_step may return the next
+        # needs_params="scale_by_skeleton",  # kernel(g, param, nu, ...)
+        # whole_leaf=True,  # norms, rows, matrices: packed parameters come in stacks of equal leaves; see muon.py
+        # Slot(shape=lambda shape: shape[:-1])  # state of another shape than its leaf; see adafactor.py
     )
 
 
@@ -68,7 +62,17 @@ def skeleton(
     nu_dtype: DTypeLike | None = None,
     master_dtype: DTypeLike | None = None,
 ) -> GradientTransformationExtraArgs:
-    """<Method> (<authors> <year>). <Equation, arguments, errors, example>.
+    """<Method> (<authors> <year>). <Equation>
+
+    Args:
+      learning_rate: a number >= 0 or a schedule.
+      decay: decay rate of the mean of squares, in [0, 1).
+      eps: added to the denominator, >= 0.
+      nu_dtype: dtype of the mean of squares; None for the parameter's dtype, float32 at least.
+      master_dtype: keep a copy of low-precision parameters in this dtype, see ``assemble``.
+
+    Raises:
+      ValueError: if a hyper-parameter is out of its range.
 
     >>> import jax.numpy as jnp
     >>> tx = skeleton(0.1, decay=0.75)
@@ -82,5 +86,6 @@ def skeleton(
     )
 
 
-# 4. Tests: a ``Case`` in ``tests/contract.py``, with every hyper-parameter different from its default. This entry runs
-#    the whole contract. Then export the name in both ``__init__.py`` files.
+# 4. Tests: a ``Case`` in ``tests/contract.py`` with every hyper-parameter different from its default and at least one
+#    reference: a library, a NumPy loop, PyTorch. This entry runs the whole contract.
+# 5. Export the name: one line in ``nnlearn/optimizers/__init__.py``, from which ``nnlearn`` takes it.

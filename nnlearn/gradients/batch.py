@@ -1,6 +1,6 @@
-"""The gradient of a batch: whole, in microbatches one after the other, or in parts over devices.
+"""The gradient of a batch: whole, in microbatches one after another, or in parts over devices.
 
-Whatever the parts, the result is that of the whole batch: each part weighs by what counts in it.
+The result does not depend on the parts: each part is weighted by the examples that count in it.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from nnlearn.calls import asks_for, check_takes, hand
 from nnlearn.checks import NUMERIC, check_count
 from nnlearn.data import MaskedBatch
 from nnlearn.gradients.custom import check_value_and_grad, parts_of_gradient, stored_like
-from nnlearn.gradients.devices import device_key, equal_on_all, is_key, of_first_device, varying
+from nnlearn.gradients.devices import AxisName, device_key, equal_on_all, is_key, of_first_device, varying
 from nnlearn.packing import Packed, unpack
 from nnlearn.sharding.axes import beside, deal_rows
 from nnlearn.sums import long_sum
@@ -23,11 +23,18 @@ from nnlearn.types import Batch, Grads, Key, LossFn, Params, PyTree, Scalar
 
 
 class Outcome(NamedTuple):
-    """What a batch says about the parameters; ``value_fn`` is its loss at others.
+    """The loss of a batch and its gradient.
 
-    ``grads`` points uphill: of a complex parameter it is the conjugate of ``jax.grad``. ``part_squares`` and
-    ``part_counts`` are the squared norms of the gradients of this device's microbatches, and the examples that count in
-    each; None where there is only one. All else is the whole batch's, and the same on all devices.
+    All fields are those of the whole batch and equal on all devices, except ``part_squares`` and ``part_counts``.
+
+    Attributes:
+      loss: the mean loss.
+      aux: what ``loss_fn`` returned beside the loss.
+      model_state: the model's new state.
+      grads: the direction of steepest ascent; for a complex parameter, the conjugate of ``jax.grad``.
+      part_squares: squared norms of the gradients of this device's microbatches; None without microbatches.
+      part_counts: number of examples that count in each of them; None without microbatches.
+      value_fn: the loss of this batch as a function of the parameters.
     """
 
     loss: jax.Array
@@ -39,29 +46,77 @@ class Outcome(NamedTuple):
     value_fn: Callable[[Params], jax.Array]
 
 
+class _StateLeaves(NamedTuple):
+    """Leaves of the model's new state, None where a leaf is in the other list or unchanged.
+
+    Attributes:
+      means: floating leaves, averaged over the parts of a batch.
+      firsts: counts, flags and random keys, which have no mean: the first part's are kept.
+    """
+
+    means: list[Any]
+    firsts: list[Any]
+
+
+class _AuxAndState(NamedTuple):
+    """The aux of the loss that a custom ``value_and_grad`` differentiates, if the model has a state."""
+
+    aux: PyTree
+    means: list[Any]
+    firsts: list[Any]
+
+
 class _Sums(NamedTuple):
-    """What a part of a batch adds to the whole: loss, aux and state times its weight; and the state it may decide."""
+    """What one part of a batch adds to the whole.
+
+    Attributes:
+      loss, aux, state.means: times ``weight``.
+      weight: the weight of the part in the mean over the batch; the int 1 if the batch has one part.
+      example_count: number of examples that count.
+    """
 
     loss: jax.Array
     aux: PyTree
-    means: list
-    firsts: list
+    state: _StateLeaves
     weight: Any
-    count: Any
+    example_count: jax.Array
+
+
+class _PartFunctions(NamedTuple):
+    """The functions that run on each part of a batch.
+
+    Attributes:
+      evaluate: ``(params, part, key) -> sums``.
+      differentiate: ``(params, part, key) -> (sums, grads)``.
+      custom: the user's gradient function, or None where JAX differentiates.
+    """
+
+    evaluate: Callable[..., _Sums]
+    differentiate: Callable[..., tuple[_Sums, Grads]]
+    custom: Any = None
+
+
+class _Accumulated(NamedTuple):
+    """Sums and gradients over the microbatches; ``squares`` and ``counts`` as in ``Outcome``."""
+
+    sums: _Sums
+    grads: Grads
+    squares: jax.Array | None = None
+    counts: jax.Array | None = None
 
 
 def make_gradient(
     loss_fn: LossFn,
     *,
-    axis_name: str | tuple[str, ...] | None,
+    axis_name: AxisName | None,
     microbatches: int,
     batch_weight: Callable[[Batch], Scalar] | None,
-    value_and_grad: Callable | None,
+    value_and_grad: Callable[..., Any] | None,
 ) -> Callable[..., Outcome]:
-    """``gradient(stored, batch, key, model_state, scale, hparams) -> Outcome``; its arguments are ``make_step``'s.
+    """``gradient(stored, batch, key, model_state, scale, hparams) -> Outcome``; the arguments are ``make_step``'s.
 
-    ``key`` is the same on all devices. ``scale`` multiplies the loss while it is differentiated and divides the
-    gradient after, for dynamic loss scaling; None leaves both alone.
+    ``key`` is the same on all devices. ``scale`` multiplies the loss before differentiation and divides the gradient
+    afterwards, for dynamic loss scaling; None disables it.
     """
     check_takes(loss_fn, "loss_fn", "params, batch, key", "hparams", "model_state")
     check_count("microbatches", microbatches)
@@ -73,37 +128,40 @@ def make_gradient(
         return (part, 1) if whole else _weigh(part, batch_weight)
 
     def gradient(stored, batch, key, model_state, scale, hparams) -> Outcome:
-        own = None
         stored, model_state, hparams = equal_on_all((beside(batch, stored), model_state, hparams), axis_name)
         if value_and_grad is None:
-            evaluate, differentiate = _plain(loss_fn, weigh, model_state, scale, hparams)
+            evaluate, differentiate, custom = _plain(loss_fn, weigh, model_state, scale, hparams)
         else:
-            own, evaluate, differentiate = _custom(value_and_grad, loss_fn, weigh, model_state, scale, hparams, whole)
-        params = jax.tree.map(lambda leaf: varying(leaf, axis_name), stored if own is None else unpack(stored))
-        local_key, squares, counts = device_key(key, axis_name), None, None
-        if microbatches == 1:
-            sums, grads = differentiate(params, batch, local_key)
+            evaluate, differentiate, custom = _custom(
+                value_and_grad, loss_fn, weigh, model_state, scale, hparams, whole
+            )
+        params = stored if custom is None else unpack(stored)
+        params = jax.tree.map(lambda leaf: varying(leaf, axis_name), params)
+        local_key = device_key(key, axis_name)
+        parts = None if microbatches == 1 else split_batch(batch, microbatches, local_key)
+        if parts is None:
+            sums, grads, squares, counts = _Accumulated(*differentiate(params, batch, local_key))
         else:
-            parts = _split(batch, microbatches, local_key)
             sums, grads, squares, counts = _accumulate(differentiate, params, parts, axis_name)
         if axis_name is not None:
-            firsts = jax.tree.map(lambda leaf: of_first_device(leaf, axis_name), sums.firsts)
-            sums, grads = jax.lax.psum((sums._replace(firsts=[]), grads), axis_name)
-            sums = sums._replace(firsts=firsts)
-        loss, aux, means, firsts, weight, count = sums
+            sums, grads = _sum_over_devices(sums, grads, axis_name)
+        loss, aux, state = sums.loss, sums.aux, sums.state
         if not whole:
-            loss, aux, means, grads = jax.tree.map(lambda total: safe_divide(total, weight), (loss, aux, means, grads))
+            totals = loss, aux, state.means, grads
+            loss, aux, means, grads = jax.tree.map(lambda total: safe_divide(total, sums.weight), totals)
+            state = state._replace(means=means)
             grads = jax.tree.map(lambda grad, param: grad.astype(param.dtype), grads, params)
-        if own is not None:
-            grads = own.finish(grads, count, key) if not whole and hasattr(own, "finish") else grads
+        if custom is not None:
+            if not whole and hasattr(custom, "finish"):
+                grads = custom.finish(grads, sums.example_count, key)
             grads = stored_like(grads, stored)
-        elif scale is not None:  # not in float16, where what the scaling has saved would be lost again
+        elif scale is not None:  # not in float16, which would lose again what the scaling has saved
             grads = jax.tree.map(lambda grad: grad.astype(compute_dtype(grad.dtype)) / scale, grads)
             squares = None if squares is None else squares / jnp.square(scale)
 
         def value_fn(params):
             params = equal_on_all(params, axis_name)
-            if microbatches == 1:
+            if parts is None:
                 found = evaluate(params, batch, local_key)
                 total, weight = found.loss, found.weight
             else:
@@ -113,16 +171,16 @@ def make_gradient(
                 total, weight = jax.lax.psum((total, weight), axis_name)
             return total if whole else safe_divide(total, weight)
 
-        # The one place where a complex gradient is turned uphill: sums, clipping and custom gradients are JAX's way.
+        # The only place that conjugates: sums, clipping and custom gradients follow JAX's convention.
         grads = jax.tree.map(lambda grad: jnp.conj(grad) if jnp.iscomplexobj(grad) else grad, grads)
-        new_state = _joined(means, firsts, model_state, None if whole else weight == 0)
+        new_state = _new_model_state(state, model_state, None if whole else sums.weight == 0)
         return Outcome(loss, aux, new_state, grads, squares, counts, value_fn)
 
     return gradient
 
 
-def _plain(loss_fn, weigh, model_state, scale, hparams) -> tuple[Callable, Callable]:
-    """``evaluate(params, part, key) -> sums`` and ``differentiate(params, part, key) -> (sums, grads)`` by JAX."""
+def _plain(loss_fn: LossFn, weigh: Callable, model_state: PyTree, scale: Any, hparams: PyTree) -> _PartFunctions:
+    """Differentiate ``loss_fn`` by JAX."""
     carries_state = asks_for(loss_fn, "model_state")
 
     def scaled_loss(params, part, key):
@@ -130,18 +188,26 @@ def _plain(loss_fn, weigh, model_state, scale, hparams) -> tuple[Callable, Calla
         params = _constant_where_empty(params, weight)
         result = hand(loss_fn, unpack(params), part, key, model_state=model_state, hparams=hparams)
         loss, aux, new_state = _parts_of(result, carries_state)
-        sums = _weighted_sums(loss, aux, *_new_leaves(new_state, model_state), weight, count)
+        sums = _weighted_sums(loss, aux, _new_leaves(new_state, model_state), weight, count)
         return sums.loss if scale is None else sums.loss * scale.astype(sums.loss.dtype), sums
 
     def differentiate(params, part, key):
         (_, sums), grads = jax.value_and_grad(scaled_loss, has_aux=True)(params, part, key)
         return sums, grads
 
-    return lambda *part: scaled_loss(*part)[1], differentiate
+    return _PartFunctions(lambda *part: scaled_loss(*part)[1], differentiate)
 
 
-def _custom(value_and_grad, loss_fn, weigh, model_state, scale, hparams, whole: bool):
-    """The user's function, and ``evaluate`` and ``differentiate`` of ``_plain`` by it."""
+def _custom(
+    value_and_grad: Callable,
+    loss_fn: LossFn,
+    weigh: Callable,
+    model_state: PyTree,
+    scale: Any,
+    hparams: PyTree,
+    whole: bool,
+) -> _PartFunctions:
+    """Differentiate ``loss_fn`` by the user's function."""
     carries_state = asks_for(loss_fn, "model_state")
 
     def loss_with(model_state, hparams, params, batch, key):
@@ -149,11 +215,11 @@ def _custom(value_and_grad, loss_fn, weigh, model_state, scale, hparams, whole: 
         if not carries_state:
             return result
         loss, aux, new_state = _parts_of(result, carries_state)
-        return loss, (aux, *_new_leaves(new_state, model_state))
+        return loss, _AuxAndState(aux, *_new_leaves(new_state, model_state))
 
-    # arrays as arguments, because those of an explicit mesh may not be captured in a region of automatic axes
-    own = value_and_grad(jax.tree_util.Partial(loss_with, model_state, hparams))
-    run = own if whole else getattr(own, "over_part", own)
+    # Pass the arrays as arguments: a region of automatic axes cannot capture arrays of an Explicit mesh.
+    custom = value_and_grad(jax.tree_util.Partial(loss_with, model_state, hparams))
+    run = custom if whole else getattr(custom, "over_part", custom)
     extra = {} if scale is None or not asks_for(run, "loss_scale") else {"loss_scale": scale}
 
     def differentiate(params, part, key):
@@ -162,35 +228,43 @@ def _custom(value_and_grad, loss_fn, weigh, model_state, scale, hparams, whole: 
         loss, aux, grads = parts_of_gradient(run(params, part, key, **extra), params)
         if carries_state and not (isinstance(aux, tuple) and len(aux) == 3):
             raise TypeError(
-                "value_and_grad must return the aux of the loss that it was given, as loss_fn takes model_state and "
-                f"aux holds the new one; got {type(aux).__name__}"
+                "value_and_grad must return the aux of the loss that it was given, because loss_fn takes model_state "
+                f"and aux holds the new one; got {type(aux).__name__}"
             )
-        aux, means, firsts = aux if carries_state else (aux, [], [])
-        return _weighted_sums(loss, aux, means, firsts, weight, count), _weighted_tree(grads, weight)
+        both = _AuxAndState(*aux) if carries_state else _AuxAndState(aux, [], [])
+        sums = _weighted_sums(loss, both.aux, _StateLeaves(both.means, both.firsts), weight, count)
+        return sums, _weighted_tree(grads, weight)
 
-    return own, lambda *part: differentiate(*part)[0], differentiate
-
-
-def _weighted_sums(loss, aux, means, firsts, weight, count) -> _Sums:
-    loss, aux, means = _weighted_tree((loss, aux, means), weight)
-    return _Sums(loss, aux, means, firsts, weight, count)
+    return _PartFunctions(lambda *part: differentiate(*part)[0], differentiate, custom)
 
 
-def _weighted_tree(tree: PyTree, weight) -> PyTree:
-    """Every leaf times the weight, which is 1 where the batch is in one part, and the tree itself then."""
+def _weighted_sums(loss: Any, aux: PyTree, state: _StateLeaves, weight: Any, count: jax.Array) -> _Sums:
+    loss, aux, means = _weighted_tree((loss, aux, state.means), weight)
+    return _Sums(loss, aux, state._replace(means=means), weight, count)
+
+
+def _weighted_tree(tree: PyTree, weight: Any) -> PyTree:
+    """Every leaf times the weight; the tree itself for the int 1, the weight of a batch in one part."""
     return tree if isinstance(weight, int) else jax.tree.map(lambda leaf: _weighted(leaf, weight), tree)
 
 
+def _sum_over_devices(sums: _Sums, grads: Grads, axis_name: AxisName) -> tuple[_Sums, Grads]:
+    firsts = jax.tree.map(lambda leaf: of_first_device(leaf, axis_name), sums.state.firsts)
+    summed = sums._replace(state=sums.state._replace(firsts=[]))
+    summed, grads = jax.lax.psum((summed, grads), axis_name)
+    return summed._replace(state=summed.state._replace(firsts=firsts)), grads
+
+
 def _count(batch: Batch) -> jax.Array:
-    """How many examples of a part count, float32; of a batch without arrays 1."""
+    """Number of examples of a part that count, float32; 1 for a batch without arrays."""
     if isinstance(batch, MaskedBatch):
         return jnp.sum(batch.where).astype(jnp.float32)
     shapes = map(jnp.shape, jax.tree.leaves(batch))
     return jnp.float32(next((shape[0] for shape in shapes if shape), 1))
 
 
-def _parts_of(result: Any, carries_state: bool) -> tuple[jax.Array, PyTree, PyTree]:
-    """Loss, aux and model state out of what ``loss_fn`` returned."""
+def _parts_of(result: Any, carries_state: bool) -> tuple[Any, PyTree, PyTree]:
+    """Loss, aux and model state from the result of ``loss_fn``."""
     expected = "(loss, aux, model_state)" if carries_state else "a real scalar, or (loss, aux)"
     if carries_state:
         if not isinstance(result, tuple) or len(result) != 3:
@@ -210,14 +284,14 @@ def _parts_of(result: Any, carries_state: bool) -> tuple[jax.Array, PyTree, PyTr
     return loss, aux, model_state
 
 
-def _new_leaves(new: PyTree, old: PyTree) -> tuple[list, list]:
-    """The leaves of the model's new state: those that parts of a batch average, and those that the first part decides.
+def _new_leaves(new: PyTree, old: PyTree) -> _StateLeaves:
+    """The leaves of the model's new state, by how the parts of a batch are combined.
 
-    Counts, flags and random keys have no mean. What is the old leaf itself is in neither list, but None: an array that
-    the model only keeps stays as it is, infinities and all.
+    A leaf that is the old one itself is in neither list: an array that the model only keeps is not averaged, so
+    infinities in it do no harm.
     """
     if old is None:
-        return [], []
+        return _StateLeaves([], [])
     if jax.tree.structure(new) != jax.tree.structure(old):
         raise ValueError(
             f"loss_fn must return a model_state like the one it was given, {jax.tree.structure(old)}; got "
@@ -233,16 +307,19 @@ def _new_leaves(new: PyTree, old: PyTree) -> tuple[list, list]:
         averaged = jnp.issubdtype(jnp.result_type(before), jnp.inexact)
         means.append(leaf if averaged and leaf is not before else None)
         firsts.append(leaf if not averaged and leaf is not before else None)
-    return means, firsts
+    return _StateLeaves(means, firsts)
 
 
-def _joined(means: list, firsts: list, old: PyTree, nothing: jax.Array | None) -> PyTree:
-    """The model's new state in the dtypes of the old one: a step may not change what the next one is compiled for.
+def _new_model_state(new: _StateLeaves, old: PyTree, empty: jax.Array | None) -> PyTree:
+    """The model's new state in the dtypes of the old one, so that the next step needs no other program.
 
-    Where the parts of a batch hold ``nothing`` that counts, it is the old one: there is no mean to take.
+    Args:
+      new: the leaves, combined over the parts.
+      old: the state before.
+      empty: whether no example counts, so that there is no mean and the old state stays; None if that cannot be.
     """
     leaves, treedef = jax.tree.flatten(old)
-    if not means:  # nothing is new
+    if not new.means:  # the model has no state
         return old
 
     def cast(mean, first, before):
@@ -250,16 +327,16 @@ def _joined(means: list, firsts: list, old: PyTree, nothing: jax.Array | None) -
         if leaf is None:
             return before
         leaf = leaf if is_key(before) else jnp.asarray(leaf).astype(before.dtype)
-        return leaf if nothing is None else jnp.where(nothing, before, leaf)
+        return leaf if empty is None else jnp.where(empty, before, leaf)
 
-    return treedef.unflatten([cast(*row) for row in zip(means, firsts, leaves, strict=True)])
+    return treedef.unflatten([cast(*row) for row in zip(new.means, new.firsts, leaves, strict=True)])
 
 
 def _weigh(batch: Batch, batch_weight: Callable[[Batch], Scalar] | None) -> tuple[Batch, jax.Array]:
-    """A part of a batch and how much it counts among others: 1, or the examples of a ``MaskedBatch`` that count.
+    """A part of a batch and its weight: 1, or the number of examples of a ``MaskedBatch`` that count.
 
-    Where none do, the loss sees them all, so that its mean is not 0 / 0, and the weight of 0 takes it out again. What
-    is not finite among them is 0: NaN would come back in derivatives with respect to other things than parameters.
+    If none count, the loss sees them all, so that its mean is not 0 / 0, and the weight 0 removes it again. Their
+    non-finite values are set to 0: a NaN would reach derivatives with respect to arguments other than the parameters.
     """
     if batch_weight is not None:
         return batch, jnp.asarray(batch_weight(batch), jnp.float32)
@@ -275,10 +352,10 @@ def _weigh(batch: Batch, batch_weight: Callable[[Batch], Scalar] | None) -> tupl
     return MaskedBatch(jax.tree.map(shown, batch.examples), batch.where | none), count.astype(jnp.float32)
 
 
-def _constant_where_empty(params: Params, weight) -> Params:
-    """The parameters, with derivative 0 where the weight is 0: 0 times a derivative would be NaN where that is.
+def _constant_where_empty(params: Params, weight: Any) -> Params:
+    """The parameters, with derivative 0 if the weight is 0: 0 times a NaN derivative would be NaN.
 
-    The program that is compiled has no trace of it but in the derivative.
+    The forward program is unchanged: only the derivative has an extra operation.
     """
     if isinstance(weight, int):
         return params
@@ -286,36 +363,43 @@ def _constant_where_empty(params: Params, weight) -> Params:
 
 
 def _weighted(leaf, weight: jax.Array) -> jax.Array:
-    """``weight * leaf``, and 0 where the weight is 0, whatever the leaf is."""
+    """``weight * leaf``, and 0 if the weight is 0, even for NaN."""
     return jnp.where(weight == 0, 0, weight * leaf)
 
 
-def _split(batch: Batch, parts: int, key: Key) -> tuple[Batch, Key]:
+def split_batch(batch: Batch, parts: int, key: Key) -> tuple[Batch, Key]:
     """Equal parts of a batch, stacked along a new leading axis, and a key for each.
 
-    Example ``i`` is in part ``i % parts``: of a batch that is divided among devices, each part has examples on all of
-    them. A ``MaskedBatch`` that cannot be cut equally is filled up with examples that do not count.
+    Example ``i`` is in part ``i % parts``, so that every part of a sharded batch has examples on all devices. A
+    ``MaskedBatch`` that cannot be divided equally is padded with examples that do not count.
     """
-    missing = -len(batch.where) % parts if isinstance(batch, MaskedBatch) else 0
-    if missing:
-        again = np.arange(missing) % len(batch.where)
-        examples = jax.tree.map(lambda leaf: deal_rows(leaf, parts, lambda rows: rows[again]), batch.examples)
-        where = deal_rows(batch.where, parts, lambda _: jnp.zeros(missing, bool))
-        return MaskedBatch(examples, where), jax.random.split(key, parts)
+    if isinstance(batch, MaskedBatch):
+        where = jnp.asarray(batch.where)
+        missing = -len(where) % parts
+        if missing:
+            again = np.arange(missing) % len(where)
+            examples = jax.tree.map(lambda leaf: deal_rows(leaf, parts, lambda rows: rows[again]), batch.examples)
+            where = deal_rows(where, parts, lambda _: jnp.zeros(missing, bool))
+            return MaskedBatch(examples, where), jax.random.split(key, parts)
 
     def split_leaf(path, leaf):
         if jnp.ndim(leaf) == 0 or leaf.shape[0] % parts:
             raise ValueError(
                 f"batch leaf {path_name(path)!r} of shape {jnp.shape(leaf)} cannot be split into microbatches={parts} "
-                "equal parts: make its first axis a multiple of it, or give a MaskedBatch, which is filled up"
+                "equal parts: make its first axis a multiple of it, or give a MaskedBatch, which is padded"
             )
         return deal_rows(leaf, parts)
 
     return jax.tree.map_with_path(split_leaf, batch), jax.random.split(key, parts)
 
 
-def _accumulate(differentiate, params: Params | Packed, parts: tuple[Batch, Key], axis_name):
-    """Sums and gradients, added up over the parts of a batch one by one; the parts' squared norms and counts."""
+def _accumulate(
+    differentiate: Callable[..., tuple[_Sums, Grads]],
+    params: Params | Packed,
+    parts: tuple[Batch, Key],
+    axis_name: AxisName | None,
+) -> _Accumulated:
+    """Add up sums and gradients over the parts of a batch, in a loop."""
 
     def add(total, part):
         sums, grads = differentiate(params, *part)
@@ -325,9 +409,9 @@ def _accumulate(differentiate, params: Params | Packed, parts: tuple[Batch, Key]
     start = jax.tree.map(lambda param: jnp.zeros_like(param, dtype=compute_dtype(param.dtype)), params)
     start = jax.tree.map(lambda zero: varying(zero, axis_name), start)
     grads, (sums, squares) = jax.lax.scan(add, start, parts)
-    total = jax.tree.map(long_sum, sums._replace(firsts=[]))
-    firsts = jax.tree.map(lambda leaf: leaf[0], sums.firsts)
-    return total._replace(firsts=firsts), grads, squares, sums.count
+    firsts = jax.tree.map(lambda leaf: leaf[0], sums.state.firsts)
+    total = jax.tree.map(long_sum, sums._replace(state=sums.state._replace(firsts=[])))
+    return _Accumulated(total._replace(state=total.state._replace(firsts=firsts)), grads, squares, sums.example_count)
 
 
-__all__ = ["Outcome", "make_gradient"]
+__all__ = ["Outcome", "make_gradient", "split_batch"]

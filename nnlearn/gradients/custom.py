@@ -1,4 +1,4 @@
-"""The contract of a gradient that the user takes: ``value_and_grad(f)(params, batch, key) -> ((loss, aux), grads)``."""
+"""The contract of a custom gradient: ``value_and_grad(f)(params, batch, key) -> ((loss, aux), grads)``."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,23 +18,33 @@ CONTRACT = "value_and_grad(loss_fn)(params, batch, key) must return ((loss, aux)
 def check_value_and_grad(
     value_and_grad: Any, *, in_parts: bool, batch_weight: Callable[[Batch], Scalar] | None
 ) -> None:
-    """Raise unless ``value_and_grad`` turns a loss into a function, and one that goes with ``batch_weight``."""
+    """Check that ``value_and_grad`` returns a gradient function for a loss.
+
+    Raises:
+      TypeError: if ``value_and_grad``, or the function that it returns, takes other arguments.
+      ValueError: if that function weights every example the same, and ``batch_weight`` is given.
+    """
     check_takes(value_and_grad, "value_and_grad", "loss_fn")
 
     def loss_fn(params, batch, key):
-        raise RuntimeError("value_and_grad(loss_fn) called the loss before it was given parameters and a batch")
+        raise RuntimeError("value_and_grad(loss_fn) called the loss before it had parameters and a batch")
 
-    own = value_and_grad(loss_fn)
-    check_takes(own, "value_and_grad(loss_fn)", "params, batch, key", "loss_scale")
-    if in_parts and batch_weight is not None and hasattr(own, "finish"):
+    custom = value_and_grad(loss_fn)
+    check_takes(custom, "value_and_grad(loss_fn)", "params, batch, key", "loss_scale")
+    if in_parts and batch_weight is not None and hasattr(custom, "finish"):
         raise ValueError(
-            "batch_weight does not go with this value_and_grad over microbatches or axis_name: it weighs every example "
-            "the same, so leave batch_weight out"
+            "batch_weight cannot be combined with this value_and_grad over microbatches or axis_name, because it "
+            "weights every example the same: leave batch_weight out"
         )
 
 
-def parts_of_gradient(result: Any, params: Params) -> tuple[jax.Array, PyTree, Grads]:
-    """Loss, aux and gradient out of what the user's function returned."""
+def parts_of_gradient(result: Any, params: Params) -> tuple[Any, PyTree, Grads]:
+    """Loss, aux and gradient from the result of the user's function.
+
+    Raises:
+      TypeError: if the result has another form, or a gradient is complex and its parameter is not.
+      ValueError: if the gradient has another structure or shape than ``params``.
+    """
     if not isinstance(result, tuple) or len(result) != 2:
         kind = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
         raise TypeError(f"{CONTRACT}; got {kind}")
@@ -61,7 +71,7 @@ def parts_of_gradient(result: Any, params: Params) -> tuple[jax.Array, PyTree, G
 
 
 def stored_like(grads: Grads, stored: Params | Packed) -> Grads:
-    """Gradients of a tree laid out as the parameters are stored."""
+    """Gradients of a tree in the layout of the stored parameters."""
     if jax.tree.structure(grads) == jax.tree.structure(stored):
         return grads
     tree, to_stored = jax.vjp(unpack, stored)

@@ -1,4 +1,4 @@
-"""What is one device's and what is all devices', in a step that runs on many of them along a mapped axis."""
+"""Values that differ between devices or are equal on all, in a step that runs along a mapped axis."""
 
 import functools
 
@@ -11,25 +11,41 @@ AxisName = str | tuple[str, ...]
 
 
 def device_key(key: Key, axis_name: AxisName | None) -> Key:
-    """A key of this device's own."""
+    """A random key that is different on each device."""
     return key if axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(axis_name))
 
 
 def varying(leaf: jax.Array, axis_name: AxisName | None) -> jax.Array:
-    """The leaf as another one on each device: in ``shard_map`` the gradient would be summed over the devices else."""
+    """Mark the leaf as different on each device: ``shard_map`` would otherwise sum its gradient over the devices."""
     if axis_name is None:
         return leaf
     leaf = jnp.asarray(leaf)
-    axes = jax.typeof(jax.lax.axis_index(axis_name)).manual_axis_type.varying
-    missing = axes - jax.typeof(leaf).manual_axis_type.varying
+    return _vary_over(leaf, _varying_axes(jax.lax.axis_index(axis_name)))
+
+
+def varying_like(leaf: jax.Array, examples: PyTree) -> jax.Array:
+    """Mark the leaf as different on every device that holds other examples, in ``shard_map``.
+
+    The derivative with respect to a leaf that is equal on all devices would be summed over the devices, and so mix
+    examples.
+    """
+    return _vary_over(leaf, {axis for array in jax.tree.leaves(examples) for axis in _varying_axes(array)})
+
+
+def _vary_over(leaf: jax.Array, axes: frozenset[str] | set[str]) -> jax.Array:
+    missing = axes - set(_varying_axes(leaf))
     return jax.lax.pcast(leaf, tuple(sorted(missing)), to="varying") if missing else leaf
 
 
+def _varying_axes(array: jax.Array) -> frozenset[str]:
+    return jax.typeof(array).manual_axis_type.varying
+
+
 def equal_on_all(tree: PyTree, axis_name: AxisName | None) -> PyTree:
-    """The tree, which is the same on all devices, with a derivative that is too: the mean of what each device adds.
+    """The tree, equal on all devices, with a derivative that is equal too: the mean of the devices' contributions.
 
     In ``shard_map`` the sum over devices is the same on all without it. In ``vmap``, ``pmap`` and an unchecked
-    ``shard_map`` each device would have the derivative of its own part, as often as there are devices.
+    ``shard_map`` each device would otherwise have the derivative of its own part, times the number of devices.
     """
 
     def mark(leaf):
@@ -50,15 +66,16 @@ def _equal_on_all_jvp(axis_name, primals, tangents):
 
 
 def of_first_device(leaf, axis_name: AxisName) -> jax.Array:
-    """The first device's value on all, for what cannot be averaged: integers, booleans and keys."""
+    """The first device's value on all, for integers, booleans and keys, which have no mean."""
     bits = jax.random.key_data(leaf) if is_key(leaf) else jnp.asarray(leaf)
-    numbers = bits.astype(jnp.int32) if bits.dtype == bool else bits
-    first = jax.lax.psum(jnp.where(jax.lax.axis_index(axis_name) == 0, numbers, 0), axis_name).astype(bits.dtype)
+    summable = bits.astype(jnp.int32) if bits.dtype == bool else bits
+    first = jax.lax.psum(jnp.where(jax.lax.axis_index(axis_name) == 0, summable, 0), axis_name).astype(bits.dtype)
     return jax.random.wrap_key_data(first, impl=jax.random.key_impl(leaf)) if is_key(leaf) else first
 
 
 def is_key(leaf) -> bool:
+    """Whether a leaf is a typed random key."""
     return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
 
 
-__all__ = ["AxisName", "device_key", "equal_on_all", "is_key", "of_first_device", "varying"]
+__all__ = ["AxisName", "device_key", "equal_on_all", "is_key", "of_first_device", "varying", "varying_like"]

@@ -1,4 +1,4 @@
-"""Derivatives of a whole run with respect to what it was set to: the learning rate, a schedule, weights of examples."""
+"""Derivatives of a whole run with respect to its hyper-parameters, such as learning rates or weights of examples."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 from nnlearn.types import PyTree, Scalar
 
-FEW = 3  # numbers for which forward mode takes no more time than reverse mode, by measurement
+FEW = 3  # with up to this many scalars, forward mode was measured to take no more time than reverse mode
 MODES = ("auto", "forward", "reverse")
 
 
@@ -18,28 +18,29 @@ def hyper_value_and_grad(
 ) -> Callable[..., tuple[jax.Array, PyTree]]:
     """The value of an objective of a run, and its gradient with respect to the hyper-parameters.
 
-    In reverse mode the cost does not grow with their number, and the memory is about that of the square root of the
-    run's steps, as ``make_train`` keeps the state before each stretch of steps and works the rest out again. Forward
-    mode carries a derivative along for each number: it costs about one more run for each, and memory that does not grow
+    In reverse mode the cost does not grow with the number of hyper-parameters, and the memory is about that of the
+    square root of the run's steps: ``make_train`` keeps the state before each stretch of steps and recomputes the
+    rest. Forward mode carries one derivative per scalar: each costs about one more run, and the memory does not grow
     with the steps.
 
-    In reverse mode ``jax.debug`` effects of a run occur again where steps are worked out again, and JAX refuses
-    ``io_callback``; in forward mode both occur once a step.
+    In reverse mode ``jax.debug`` effects occur again when steps are recomputed, and JAX refuses ``io_callback``. In
+    forward mode both occur once per step.
 
     Args:
       objective: ``objective(hparams, *args) -> scalar``, such as the last validation loss of ``train(hparams, key)``.
-        Through a ``train`` with stopping rules the derivative is that of the steps that were made.
-      mode: ``"auto"`` is forward for three numbers or fewer, and else reverse.
+        If ``train`` has stopping rules, the derivative is that of the steps that were made.
+      mode: ``"auto"`` is forward mode for up to three scalars, and reverse mode for more.
 
     Returns:
-      ``f(hparams, *args) -> (value, gradient)``, the gradient a tree like ``hparams``; to be jitted and vmapped.
+      ``f(hparams, *args) -> (value, gradient)``, where the gradient is a tree like ``hparams``. It can be jitted and
+      vmapped.
 
     Raises:
-      ValueError: ``mode`` is unknown, ``hparams`` holds no number, or the objective is no scalar.
-      TypeError: a hyper-parameter is not floating.
+      ValueError: if ``mode`` is unknown, ``hparams`` is empty, or the objective is not a scalar.
+      TypeError: if a hyper-parameter is not floating.
 
     Source: Franceschi et al. 2017, "Forward and Reverse Gradient-Based Hyperparameter Optimization", arXiv:1703.01785;
-    the memory, Griewank 1992, Optim. Methods Softw. 1.
+    the memory: Griewank 1992, Optim. Methods Softw. 1.
 
     >>> import nnlearn
     >>> batches = nnlearn.generated(lambda key, step: step)
@@ -52,12 +53,12 @@ def hyper_value_and_grad(
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
 
     def value_and_grad(hparams: PyTree, *args: Any) -> tuple[jax.Array, PyTree]:
-        numbers = sum(jnp.size(leaf) for leaf in jax.tree.leaves(hparams))
-        if numbers == 0:
-            raise ValueError("hparams holds no number to differentiate with respect to")
+        size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(hparams))
+        if size == 0:
+            raise ValueError("hparams is empty: there is no scalar to differentiate with respect to")
         for leaf in jax.tree.leaves(hparams):
             if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-                raise TypeError(f"hparams must be floating numbers to be differentiated, got {leaf!r}; write 1.0 for 1")
+                raise TypeError(f"hparams must be floating to be differentiated, got {leaf!r}; write 1.0 for 1")
 
         def of_hparams(hparams):
             value = objective(hparams, *args)
@@ -65,7 +66,7 @@ def hyper_value_and_grad(
                 raise ValueError(f"the objective must be a scalar, got shape {jnp.shape(value)}")
             return value
 
-        if mode == "reverse" or (mode == "auto" and numbers > FEW):
+        if mode == "reverse" or (mode == "auto" and size > FEW):
             return jax.value_and_grad(of_hparams)(hparams)
         return _forward(of_hparams, hparams)
 

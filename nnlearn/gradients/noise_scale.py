@@ -1,9 +1,11 @@
-"""How much the gradients of examples scatter: the batch size beyond which a larger one pays less and less."""
+"""The gradient noise scale: the batch size beyond which larger batches bring diminishing returns."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nnlearn.checks import check_number, known
 from nnlearn.tree import compute_dtype
@@ -15,9 +17,9 @@ class NoiseScale(NamedTuple):
 
     Attributes:
       noise: tr(Sigma), the trace of the covariance of one example's gradient.
-      signal: |G|^2, the squared norm of the true gradient. The estimate may be negative where noise hides it.
-      scale: ``noise / signal``, the batch size at which both add equally to a step. It is a ratio of two noisy numbers:
-        of several batches, average ``noise`` and ``signal`` first and divide then.
+      signal: |G|^2, the squared norm of the true gradient. The estimate may be negative if the noise dominates.
+      scale: ``noise / signal``, the batch size at which both contribute equally to a step. It is a ratio of two noisy
+        estimates: over several batches, average ``noise`` and ``signal`` first, then divide.
     """
 
     noise: jax.Array
@@ -26,11 +28,11 @@ class NoiseScale(NamedTuple):
 
 
 def noise_scale_from_examples(
-    norms_b: ArrayLike, mean_grad_norm: ArrayLike, where: ArrayLike | None = None
+    norms_b: ArrayLike | Sequence[float], mean_grad_norm: ArrayLike, where: ArrayLike | Sequence[bool] | None = None
 ) -> NoiseScale:
-    """The simple gradient noise scale, from the norms of n examples' gradients and of their mean.
+    """The simple gradient noise scale from the norms of n examples' gradients and of their mean.
 
-    With ``s`` the mean of the squared norms and ``m`` the squared norm of the mean, both parts are unbiased::
+    With ``s`` the mean of the squared norms and ``m`` the squared norm of the mean, both estimates are unbiased::
 
         noise  = (s - m) / (1 - 1 / n)
         signal = (n m - s) / (n - 1)
@@ -41,10 +43,10 @@ def noise_scale_from_examples(
       where: booleans of shape (batch_size,), the examples that count; None for all.
 
     Returns:
-      A ``NoiseScale`` of scalars; NaN where fewer than two examples count.
+      A ``NoiseScale`` of scalars; NaN if fewer than two examples count.
 
     Raises:
-      ValueError: ``norms_b`` is not a vector, or ``where`` has another shape.
+      ValueError: if ``norms_b`` is not a vector, or ``where`` has another shape.
 
     Source: McCandlish et al. 2018, arXiv:1812.06162.
 
@@ -57,28 +59,28 @@ def noise_scale_from_examples(
     if norms_b.ndim != 1 or where_b.shape != norms_b.shape:
         raise ValueError(f"norms_b and where must be vectors of one length, got {norms_b.shape} and {where_b.shape}")
     squares_b = jnp.square(norms_b.astype(compute_dtype(norms_b.dtype)))
-    return _noise_scale(jnp.mean(squares_b, where=where_b), _squared_mean(mean_grad_norm), 1, jnp.sum(where_b))
+    return _noise_scale(jnp.mean(squares_b, where=where_b), _mean_square(mean_grad_norm), 1, jnp.sum(where_b))
 
 
 def noise_scale_from_batches(
-    small_norm: ArrayLike, big_norm: ArrayLike, small_size: Scalar, big_size: Scalar
+    small_norm: ArrayLike | Sequence[float], big_norm: ArrayLike | Sequence[float], small_size: Scalar, big_size: Scalar
 ) -> NoiseScale:
-    """The simple gradient noise scale, from the norms of mean gradients over small and over big batches.
+    """The simple gradient noise scale from the norms of mean gradients over small and over big batches.
 
-    With ``s`` and ``m`` the squared norms for batches of b and B examples, both parts are unbiased::
+    With ``s`` and ``m`` the squared norms for batches of b and B examples, both estimates are unbiased::
 
         noise  = (s - m) / (1 / b - 1 / B)
         signal = (B m - b s) / (B - b)
 
     Args:
-      small_norm, big_norm: the norms; an array is one norm for each of several batches, whose squares are averaged.
+      small_norm, big_norm: the norms; an array holds one norm per batch, and their squares are averaged.
       small_size, big_size: examples in a batch, ``1 <= small_size < big_size``; may be traced.
 
     Returns:
       A ``NoiseScale`` of scalars.
 
     Raises:
-      ValueError: ``small_size`` is below 1 or not below ``big_size``.
+      ValueError: if ``small_size`` is below 1 or not below ``big_size``.
 
     Source: McCandlish et al. 2018, arXiv:1812.06162, appendix A.1.
 
@@ -87,23 +89,21 @@ def noise_scale_from_batches(
     """
     check_number("small_size", small_size, low=1)
     check_number("big_size", big_size, low=1)
-    if known(small_size) and known(big_size) and small_size >= big_size:
+    if known(small_size) and known(big_size) and float(np.asarray(small_size)) >= float(np.asarray(big_size)):
         raise ValueError(f"small_size must be below big_size, got {small_size} and {big_size}")
-    return _noise_scale(_squared_mean(small_norm), _squared_mean(big_norm), small_size, big_size)
+    return _noise_scale(_mean_square(small_norm), _mean_square(big_norm), small_size, big_size)
 
 
-def _squared_mean(norms: ArrayLike) -> jax.Array:
+def _mean_square(norms: ArrayLike | Sequence[float]) -> jax.Array:
     norms = jnp.asarray(norms)
     return jnp.mean(jnp.square(norms.astype(compute_dtype(norms.dtype))))
 
 
-def _noise_scale(small_square, big_square, small: Scalar, big: Scalar) -> NoiseScale:
+def _noise_scale(small_square: jax.Array, big_square: jax.Array, small_size: Scalar, big_size: Scalar) -> NoiseScale:
     dtype = compute_dtype(small_square.dtype, big_square.dtype)
-    small_square, big_square, small, big = (
-        jnp.asarray(n).astype(dtype) for n in (small_square, big_square, small, big)
-    )
-    noise = (small_square - big_square) / (1 / small - 1 / big)
-    signal = (big * big_square - small * small_square) / (big - small)
+    s, m, b, n = (jnp.asarray(value).astype(dtype) for value in (small_square, big_square, small_size, big_size))
+    noise = (s - m) / (1 / b - 1 / n)
+    signal = (n * m - b * s) / (n - b)
     return NoiseScale(noise, signal, noise / signal)
 
 

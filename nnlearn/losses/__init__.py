@@ -1,7 +1,7 @@
-"""Losses: how far predictions are from targets, as one number per element or example.
+"""Losses: the error of predictions against targets, one value per element or example.
 
-Low-precision arguments are widened to float32 and the loss is returned in float32, or in float64 where an argument is.
-Shapes must agree, as broadcasting hides mistakes. Masked entries cost 0 and get no gradient, whatever they hold.
+Low-precision arguments are widened to float32, and the loss is float32, or float64 if an argument is. Shapes must be
+equal, because broadcasting hides mistakes. Masked entries have loss 0 and no gradient, even if they are NaN.
 """
 
 from nnlearn.losses.binary import sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy

@@ -1,4 +1,4 @@
-"""What every loss does to its arguments: check their dtypes and shapes, widen them to float32, line up masks, average.
+"""Preparation of the arguments of every loss: check dtypes and shapes, widen to float32, align masks, average.
 
 Shapes must agree exactly (a scalar target is the one exception): NumPy's broadcasting would turn predictions of shape
 (8,) and targets of shape (8, 1) into 64 errors, and the mean of those trains a model to predict the mean target.
@@ -6,6 +6,7 @@ Shapes must agree exactly (a scalar target is the one exception): NumPy's broadc
 
 import operator
 from collections.abc import Sequence
+from typing import overload
 
 import jax
 import jax.numpy as jnp
@@ -16,22 +17,23 @@ from nnlearn.tree import compute_dtype, safe_divide
 from nnlearn.types import ArrayLike, Scalar
 
 Axis = int | Sequence[int] | None
+Axes = tuple[int, ...]
 REDUCTIONS = ("mean", "sum", "none")
 
 
 def check_reduction(reduction: str) -> None:
-    """Raise unless ``reduction`` is the name of one."""
+    """Raise ``ValueError`` if ``reduction`` is unknown."""
     if reduction not in REDUCTIONS:
         raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
 
 
 def is_off(value: Scalar) -> bool:
-    """Whether an option is a Python 0, and its term may be left out; an array or tracer of 0 gives the same numbers."""
+    """Whether an option is a Python 0, so that its term can be left out of the program."""
     return isinstance(value, int | float) and value == 0
 
 
 def as_floating(name: str, value: ArrayLike) -> jax.Array:
-    """``value`` as an array, which must be of floating dtype."""
+    """``value`` as an array; raises ``TypeError`` if its dtype is not floating."""
     array = jnp.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
@@ -42,7 +44,7 @@ def as_floating(name: str, value: ArrayLike) -> jax.Array:
 
 
 def as_real(name: str, value: ArrayLike) -> jax.Array:
-    """``value`` as an array, which must be of floating, integer or boolean dtype."""
+    """``value`` as an array; raises ``TypeError`` if its dtype is complex."""
     array = jnp.asarray(value)
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise TypeError(f"{name} must be real, got {array.dtype.name} of shape {array.shape}; pass real and imaginary "
@@ -51,16 +53,24 @@ def as_real(name: str, value: ArrayLike) -> jax.Array:
 
 
 def as_weights(name: str, value: ArrayLike) -> jax.Array:
-    """``value`` as a real array, none of whose numbers is negative, as far as they are known."""
+    """``value`` as a real array; raises ``ValueError`` if a concrete entry is negative."""
     array = as_real(name, value)
     numbers = value if known(value) else array
     if known(numbers) and getattr(numbers, "is_fully_addressable", True) and np.any(np.asarray(numbers) < 0):
-        raise ValueError(f"{name} must be >= 0, got a smallest one of {np.nanmin(np.asarray(numbers))}")
+        raise ValueError(f"{name} must be >= 0, got a smallest value of {np.nanmin(np.asarray(numbers))}")
     return array
 
 
+@overload
+def widen(first: jax.Array, /) -> tuple[jax.Array]: ...
+@overload
+def widen(first: jax.Array, second: jax.Array, /) -> tuple[jax.Array, jax.Array]: ...
+@overload
+def widen(first: jax.Array, second: jax.Array, third: jax.Array, /) -> tuple[jax.Array, jax.Array, jax.Array]: ...
+@overload
+def widen(*arrays: jax.Array) -> tuple[jax.Array, ...]: ...
 def widen(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """All arrays in the widest of their dtypes, float32 at least, so that no sum or exponential is done in bfloat16.
+    """Cast all arrays to the widest of their dtypes, float32 at least, so that no sum or exponential is in bfloat16.
 
     >>> [array.dtype.name for array in widen(jnp.zeros(2, jnp.bfloat16), jnp.zeros(2, int))]
     ['float32', 'float32']
@@ -70,7 +80,7 @@ def widen(*arrays: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def largest_scale(dtype) -> float:
-    """The largest power of two that numbers of this dtype can be divided and multiplied by: its inverse is normal.
+    """The largest power of two of this dtype whose inverse is a normal number.
 
     >>> largest_scale(jnp.float32) == 2.0**126
     True
@@ -79,7 +89,7 @@ def largest_scale(dtype) -> float:
 
 
 def check_same_shape(names: tuple[str, str], first: jax.Array, second: jax.Array, *, scalar: bool = False) -> None:
-    """Raise unless both shapes are equal, or ``scalar`` is set and the second is ``()``."""
+    """Raise ``ValueError`` if the shapes differ; with ``scalar`` the second may be ``()``."""
     if first.shape == second.shape or (scalar and second.shape == ()):
         return
     cure = f"broadcast {names[1]} yourself, if that is meant: jnp.broadcast_to({names[1]}, {names[0]}.shape)"
@@ -91,7 +101,7 @@ def check_same_shape(names: tuple[str, str], first: jax.Array, second: jax.Array
 def prepare_pair(
     predictions: ArrayLike, targets: ArrayLike | None, names: tuple[str, str] = ("predictions", "targets")
 ) -> tuple[jax.Array, jax.Array]:
-    """Predictions and targets for an elementwise loss: checked, widened, of one shape; no targets means zeros."""
+    """Check, widen and broadcast the arguments of an elementwise loss; without targets these are zeros."""
     predicted = as_floating(names[0], predictions)
     target = as_real(names[1], 0 if targets is None else targets)
     check_same_shape(names, predicted, target, scalar=True)
@@ -100,7 +110,7 @@ def prepare_pair(
 
 
 def normalize_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
-    """The axes as a tuple of distinct numbers in [0, ndim), in the order given; None means all.
+    """The axes as a tuple of distinct integers in [0, ndim), in the given order; None means all.
 
     >>> normalize_axes(-1, 3), normalize_axes((2, 0), 3), normalize_axes(None, 2)
     ((2,), (2, 0), (0, 1))
@@ -118,7 +128,7 @@ def normalize_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
 
 
 def as_boolean(where: ArrayLike) -> jax.Array:
-    """``where`` as a boolean array; a mask of another dtype is refused."""
+    """``where`` as an array; raises ``TypeError`` if it is not boolean."""
     mask = jnp.asarray(where)
     if mask.dtype != jnp.bool:
         raise TypeError(f"where must be boolean, got {mask.dtype.name} of shape {mask.shape}; pass where != 0")
@@ -126,10 +136,10 @@ def as_boolean(where: ArrayLike) -> jax.Array:
 
 
 def mask_over(where: ArrayLike | None, shape: tuple[int, ...], axes: tuple[int, ...]) -> jax.Array | None:
-    """A mask that lines up with arrays of ``shape``: over elements, or over what is left when ``axes`` are reduced.
+    """A mask that broadcasts against arrays of ``shape``, from one per element or one without the reduced ``axes``.
 
     Args:
-      where: None, or booleans of ``shape``, or of ``shape`` without ``axes`` (which then get length 1 back).
+      where: None, or booleans of ``shape``, or of ``shape`` without ``axes``, which are restored with length 1.
       shape: the shape of the loss's main argument.
       axes: the axes that the loss sums over.
 
@@ -149,7 +159,7 @@ def mask_over(where: ArrayLike | None, shape: tuple[int, ...], axes: tuple[int, 
 
 
 def lead_over(name: str, value: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """``value``, whose shape must be ``shape`` or its first few axes, repeated to ``shape``.
+    """Broadcast ``value``, whose shape must be ``shape`` or its leading axes, to ``shape``.
 
     >>> lead_over("weights", jnp.array([1, 2]), (2, 3))
     Array([[1, 1, 1],
@@ -157,16 +167,18 @@ def lead_over(name: str, value: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """
     if value.shape != shape[: value.ndim]:
         raise ValueError(
-            f"{name} must have shape {shape} or the first axes of it, such as {shape[:1]} for one number per example, "
+            f"{name} must have shape {shape} or the first axes of it, such as {shape[:1]} for one value per example, "
             f"got {value.shape}; reshape or jnp.broadcast_to it"
         )
     return jnp.broadcast_to(value.reshape(value.shape + (1,) * (len(shape) - value.ndim)), shape)
 
 
 def weighted_mean(values: jax.Array, weights: jax.Array | None, mask: jax.Array | None) -> jax.Array:
-    """``sum(weights * values) / sum(weights)`` over the entries that ``mask`` keeps, all arrays of one shape; 0 when
-    nothing has weight."""
+    """``sum(weights * values) / sum(weights)`` over the entries that ``mask`` keeps; 0 if the weights sum to 0.
+
+    All arrays have the same shape.
+    """
     weights = jnp.ones_like(values) if weights is None else weights.astype(values.dtype)
-    if mask is not None:  # both factors are replaced, so that neither makes a NaN of a masked infinity
+    if mask is not None:  # both, as a masked infinity times 0 would be NaN
         values, weights = jnp.where(mask, values, 0), jnp.where(mask, weights, 0)
     return safe_divide(jnp.sum(values * weights), jnp.sum(weights))

@@ -1,9 +1,12 @@
-"""Losses for yes or no, from one logit: binary cross-entropy and its focal form.
+"""Binary losses from one logit: cross-entropy and focal loss.
 
-Both are written in the logit's size ``s = |x|`` and in ``c``, the label's weight on the side that the logit disagrees
-with: then nothing cancels. Their derivatives are written out, because each is then one elementwise expression that
-compiles to one pass; derived step by step, the focal loss keeps many arrays of the logits' size.
+Both are written in terms of ``s = |x|`` and of ``c``, the label weight of the class that the logit votes against, so
+that nothing cancels. Their derivatives are explicit: each is one elementwise expression that compiles to one pass,
+while automatic differentiation of the focal loss would store many arrays of the logits' size.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +19,10 @@ from nnlearn.types import ArrayLike, Scalar
 
 
 def _sides(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """The logit's sign and size, and the labels' weight against and for that sign.
+    """Sign and magnitude of the logit, and the label weights against and for that sign.
 
-    Not ``jnp.sign`` and ``jnp.abs``: at 0 all four follow the right branch of a smooth whole, so that its derivatives
-    are right there too, where weights that start at 0 begin.
+    Unlike ``jnp.sign`` and ``jnp.abs``, all four have the correct one-sided derivative at 0, where networks that are
+    initialised to zeros start.
     """
     positive = logits >= 0
     return (
@@ -30,41 +33,41 @@ def _sides(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, 
     )
 
 
-def _along(tangent, derivative) -> jax.Array | float:
-    """One term of a directional derivative, without ``0 * inf`` along an argument that stands still."""
+def _along(tangent: Any, derivative: Callable[[], jax.Array]) -> Any:
+    """One term of a directional derivative; 0, not ``0 * inf``, along an argument that is not differentiated."""
     return 0.0 if isinstance(tangent, SymbolicZero) else derivative() * tangent
 
 
 def _certain_is_free(against: jax.Array, size: jax.Array, loss: jax.Array) -> jax.Array:
-    """A loss without the ``0 * inf`` of an infinite logit that is right.
+    """The loss with 0 in place of the ``0 * inf`` of an infinite correct logit.
 
-    Coming last, the choice also keeps XLA on CPUs from tearing the expression apart to merge its end into a sum.
+    As the last operation it also keeps XLA on CPUs from splitting the expression to fuse its end into a sum.
     """
     return jnp.where((against == 0) & (size == jnp.inf), 0, loss)
 
 
 @jax.custom_jvp
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def _binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     _, size, against, _ = _sides(logits, labels)
     return _certain_is_free(against, size, jnp.log1p(jnp.exp(-size)) + size * against)
 
 
-def _cross_entropy_jvp(primals, tangents):
+def _binary_cross_entropy_jvp(primals, tangents):
     logits, labels = primals
     sign, size, against, _ = _sides(logits, labels)
     small = jnp.exp(-size)
     along_logits = _along(tangents[0], lambda: sign * (against - small / (1 + small)))
-    return _cross_entropy(logits, labels), along_logits + _along(tangents[1], lambda: -logits)
+    return _binary_cross_entropy(logits, labels), along_logits + _along(tangents[1], lambda: -logits)
 
 
-_cross_entropy.defjvp(_cross_entropy_jvp, symbolic_zeros=True)
+_binary_cross_entropy.defjvp(_binary_cross_entropy_jvp, symbolic_zeros=True)
 
 
 def _wrongness(size: jax.Array, against: jax.Array, agreeing: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """``log u``, the logarithm of the probability of the wrong answer; and ``m`` in ``u = m s(size)`` with where to use
-    its limit ``exp(-size)`` instead. All are finite where the size is."""
+    """``log u``, with ``u`` the probability of the wrong class; ``m`` in ``u = m s(size)``; and where ``u`` is
+    replaced by its limit ``exp(-size)``. All are finite where ``size`` is."""
     small = jnp.exp(-size)
-    # exp(-60) is still a float32 of full precision. Beyond, where all weight agrees, the logarithm is -size.
+    # Beyond 60, exp(-size) may be subnormal; where the label fully agrees, the logarithm is -size.
     far = (against == 0) & (size > 60)
     mixed = jnp.where(far, 1, against + agreeing * small)
     return jnp.where(far, -size, jnp.log(mixed)) - jnp.log1p(small), mixed, far
@@ -72,7 +75,7 @@ def _wrongness(size: jax.Array, against: jax.Array, agreeing: jax.Array) -> tupl
 
 @jax.custom_jvp
 def _quotient(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """``numerator / denominator`` whose derivative does not square the denominator, which may be as small as 1e-30."""
+    """``numerator / denominator``, whose derivative does not square the denominator, which may be as small as 1e-30."""
     return numerator / denominator
 
 
@@ -107,7 +110,7 @@ def _focal_jvp(primals, tangents):
 
     def along_logits():
         ratio = likely * jnp.where(far, 1, _quotient(small, mixed))  # p (1 - p) / u
-        pull = gamma * (against - agreeing) * (entropy * ratio)  # the bounded product first: gamma H may overflow
+        pull = gamma * (against - agreeing) * (entropy * ratio)  # bounded product first, as gamma H may overflow
         return sign * weight * (against - small * likely + pull)
 
     def along_labels():
@@ -121,18 +124,19 @@ _focal.defjvp(_focal_jvp, symbolic_zeros=True)
 
 
 def sigmoid_binary_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
-    """Cross-entropy of the sigmoid of each logit, ``-y log s(x) - (1 - y) log(1 - s(x))`` with ``s`` the sigmoid.
+    """Binary cross-entropy, ``-y log s(x) - (1 - y) log(1 - s(x))`` with ``s`` the sigmoid.
 
     Args:
-      logits: ``x``, log-odds, floating, of any shape ``[...]``; up to +-inf, which costs 0 if right and inf if wrong.
+      logits: ``x``, log-odds, floating-point, of any shape ``[...]``; up to +-inf, with loss 0 if right and inf if
+        wrong.
       labels: ``y``, 0 or 1 or a probability, real, of the same shape or a scalar.
 
     Returns:
       One loss per element in nats, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes differ.
-      TypeError: the logits are not floating, or the labels complex.
+      ValueError: if the shapes differ.
+      TypeError: if the logits are not floating-point, or the labels are complex.
 
     Source: Goodfellow, Bengio & Courville, *Deep Learning*, 2016, section 6.2.2.2.
 
@@ -140,29 +144,29 @@ def sigmoid_binary_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Ar
     Array([6.931472e-01, 0.000000e+00, 1.000000e+04], dtype=float32)
     """
     logits, labels = prepare_pair(logits, labels, ("logits", "labels"))
-    return _cross_entropy(logits, labels)
+    return _binary_cross_entropy(logits, labels)
 
 
 def sigmoid_focal_loss(
     logits: ArrayLike, labels: ArrayLike, *, alpha: Scalar | None = None, gamma: Scalar = 2.0
 ) -> jax.Array:
-    """Binary cross-entropy that counts examples the less the better they are classified.
+    """Focal loss: binary cross-entropy that down-weights well-classified examples.
 
     ``a (1 - p)**gamma H(x, y)``, where ``H`` is the binary cross-entropy, ``p = y s(x) + (1 - y)(1 - s(x))`` the
-    probability of the right answer, and ``a = alpha y + (1 - alpha)(1 - y)``.
+    probability of the correct class, and ``a = alpha y + (1 - alpha)(1 - y)``.
 
     Args:
-      logits: ``x``, log-odds, floating, of any shape ``[...]``.
+      logits: ``x``, log-odds, floating-point, of any shape ``[...]``.
       labels: ``y``, 0 or 1 or a probability, real, of the same shape or a scalar.
       alpha: the weight of label 1, in [0, 1], label 0 having ``1 - alpha``; None weighs both 1.
-      gamma: how fast easy examples lose weight, finite and >= 0; 0 is plain cross-entropy.
+      gamma: how strongly easy examples are down-weighted, finite and >= 0; 0 is plain cross-entropy.
 
     Returns:
       One loss per element in nats, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes differ, or ``alpha`` or ``gamma`` is out of range.
-      TypeError: the logits are not floating, or the labels complex.
+      ValueError: if the shapes differ, or ``alpha`` or ``gamma`` is out of range.
+      TypeError: if the logits are not floating-point, or the labels are complex.
 
     Source: Lin et al., *Focal loss for dense object detection*, 2017.
 

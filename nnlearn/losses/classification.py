@@ -1,15 +1,18 @@
-"""Losses for one class out of several, from logits: cross-entropy in its forms.
+"""Multi-class losses from logits: cross-entropy and its variants.
 
-Logits may be as large as their dtype holds; -inf marks a class that does not exist. It costs nothing while the labels
-give it no weight (label smoothing gives every class some, except those that ``where`` leaves out), and a label on it
-costs +inf. A logit of +inf or NaN makes the loss NaN.
+Logits may be as large as their dtype allows. A logit of -inf marks a class that does not exist: it adds nothing while
+its label weight is 0, and a label on it has loss +inf. Label smoothing gives weight to every class that ``where`` does
+not leave out. A logit of +inf or NaN makes the loss NaN.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from nnlearn.checks import check_nonnegative, check_number
 from nnlearn.losses.arguments import (
+    Axes,
     Axis,
     as_floating,
     as_real,
@@ -27,7 +30,7 @@ from nnlearn.losses.softmax import (
     exclude,
     label_loss,
     mass_loss,
-    normalize,
+    normalize_logits,
     normalizer_loss,
     split_labels,
     spread_over,
@@ -37,21 +40,31 @@ from nnlearn.tree import as_hyperparam, safe_divide
 from nnlearn.types import ArrayLike, Scalar
 
 
-def _soft_rows(logits, labels, axis, where):
-    """Checked logits, labels as a weight on each class, mask, axes and normalised rows; what is masked is gone."""
+class CrossEntropyOptions(NamedTuple):
+    """The options of a cross-entropy, not yet checked."""
+
+    label_smoothing: Scalar = 0.0
+    z_loss: Scalar = 0.0
+    class_weights: ArrayLike | None = None
+
+
+def _normalized_rows(logits: ArrayLike, labels: ArrayLike, axis: Axis, where: ArrayLike | None):
+    """Checked logits, label weights (0 where masked), mask, axes and normalised rows."""
     logits, labels = as_floating("logits", logits), as_real("labels", labels)
     check_same_shape(("logits", "labels"), logits, labels)
     logits, labels = widen(logits, labels)
     axes = normalize_axes(axis, logits.ndim)
     include = mask_over(where, logits.shape, axes)
     mass = labels if include is None else jnp.where(include, labels, 0)
-    return logits, mass, include, axes, normalize(exclude(logits, include), axes)
+    return logits, mass, include, axes, normalize_logits(exclude(logits, include), axes)
 
 
-def _soft_loss(logits, labels, axis, where, options=(0.0, 0.0, None)) -> tuple[jax.Array, jax.Array]:
-    """The loss of each example from a distribution over classes, and its weight in a mean."""
-    logits, mass, include, axes, rows = _soft_rows(logits, labels, axis, where)
-    label_smoothing, z_loss, class_weights = _check_options(*options, logits, axes)
+def _distribution_loss(
+    logits: ArrayLike, labels: ArrayLike, axis: Axis, where: ArrayLike | None, options: CrossEntropyOptions
+) -> tuple[jax.Array, jax.Array]:
+    """Loss of each example from a distribution over classes, and its weight in a mean."""
+    logits, mass, include, axes, rows = _normalized_rows(logits, labels, axis, where)
+    label_smoothing, z_loss, class_weights = _check_options(options, logits, axes)
     if class_weights is not None:
         weight = jnp.sum(mass * class_weights, axes)
     elif include is not None:
@@ -65,8 +78,10 @@ def _soft_loss(logits, labels, axis, where, options=(0.0, 0.0, None)) -> tuple[j
     return (loss if is_off(z_loss) else loss + weight * normalizer_loss(rows, z_loss, axes)), weight
 
 
-def _label_loss(logits, labels, axis, where, options) -> tuple[jax.Array, jax.Array]:
-    """As ``_soft_loss``, from integer labels; several axes of classes are laid flat behind the others."""
+def _integer_label_loss(
+    logits: ArrayLike, labels: ArrayLike, axis: Axis, where: ArrayLike | None, options: CrossEntropyOptions
+) -> tuple[jax.Array, jax.Array]:
+    """As ``_distribution_loss``, from integer labels; several class axes are moved last and flattened."""
     logits, labels = as_floating("logits", logits), as_labels(labels)
     if axis is None:
         raise ValueError("axis must be an integer or a tuple of integers, got None; name the axes of the classes")
@@ -76,19 +91,17 @@ def _label_loss(logits, labels, axis, where, options) -> tuple[jax.Array, jax.Ar
     check_label_shape(labels, batch_shape, logits.shape)
     include = mask_over(where, logits.shape, axes)
     if len(axes) != 1:
-        include = None if include is None else jnp.broadcast_to(include, logits.shape)
-        logits, include = (
-            None if array is None else array.transpose(batch_axes + axes).reshape(*batch_shape, -1)
-            for array in (logits, include)
-        )
+        if include is not None:
+            include = jnp.broadcast_to(include, logits.shape).transpose(batch_axes + axes).reshape(*batch_shape, -1)
+        logits = logits.transpose(batch_axes + axes).reshape(*batch_shape, -1)
         axes = (logits.ndim - 1,)
     (logits,) = widen(logits)
-    label_smoothing, z_loss, class_weights = _check_options(*options, logits, axes)
+    label_smoothing, z_loss, class_weights = _check_options(options, logits, axes)
     keep = None if include is None else jnp.broadcast_to(jnp.any(include, axes), labels.shape)
     labels, weight = split_labels(labels, logits.shape[axes[0]], logits.dtype, keep)
     if class_weights is not None:
         weight = weight * take_rows(class_weights.reshape(-1), labels)
-    rows = normalize(exclude(logits, include), axes)
+    rows = normalize_logits(exclude(logits, include), axes)
     if is_off(label_smoothing):
         loss = label_loss(rows, labels, weight, axes[0])
     else:
@@ -98,8 +111,11 @@ def _label_loss(logits, labels, axis, where, options) -> tuple[jax.Array, jax.Ar
     return (loss if is_off(z_loss) else loss + weight * normalizer_loss(rows, z_loss, axes)), weight
 
 
-def _check_options(label_smoothing, z_loss, class_weights, logits, axes):
-    """The options of a cross-entropy, checked and ready for arithmetic with the logits."""
+def _check_options(
+    options: CrossEntropyOptions, logits: jax.Array, axes: Axes
+) -> tuple[float | jax.Array, float | jax.Array, jax.Array | None]:
+    """Check the options and convert them for arithmetic with the logits."""
+    label_smoothing, z_loss, class_weights = options
     check_number("label_smoothing", label_smoothing, low=0.0, high=1.0)
     check_nonnegative("z_loss", z_loss)
     if class_weights is not None:
@@ -117,43 +133,46 @@ def _check_options(label_smoothing, z_loss, class_weights, logits, axes):
 def softmax_cross_entropy(
     logits: ArrayLike, labels: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> jax.Array:
-    """Cross-entropy of the softmax of logits, from labels as distributions: ``-sum_k y_k log softmax(x)_k``.
+    """Softmax cross-entropy with distributions as labels, ``-sum_k y_k log softmax(x)_k``.
 
     Args:
-      logits: ``x``, unnormalised log-probabilities, floating, shape ``[..., classes]``.
+      logits: ``x``, unnormalised log-probabilities, floating-point, shape ``[..., classes]``.
       labels: ``y``, the weight of each class, real, of the same shape; each row usually sums to 1.
       axis: the axis, or axes, of the classes; None for all.
       where: booleans of the logits' shape (which classes exist; labels on the others are dropped) or of the result's
-        (which examples count; the others cost 0 and get no gradient, whatever they hold).
+        (which examples count; the others have loss 0 and no gradient, even if they are NaN).
 
     Returns:
       One loss per example in nats, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes do not fit.
-      TypeError: the logits are not floating, the labels complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match.
+      TypeError: if the logits are not floating-point, the labels are complex, or ``where`` is not boolean.
 
     Source: Goodfellow, Bengio & Courville, *Deep Learning*, 2016, section 6.2.2.3.
 
     >>> softmax_cross_entropy(jnp.log(jnp.array([[0.8, 0.2]])), jnp.array([[1.0, 0.0]]))
     Array([0.2231], dtype=float32)
     """
-    return _soft_loss(logits, labels, axis, where)[0]
+    return _distribution_loss(logits, labels, axis, where, CrossEntropyOptions())[0]
 
 
 def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
-    """``softmax_cross_entropy`` over the last axis, which here needs no safer form; the name is optax's.
+    """An alias of ``softmax_cross_entropy`` over the last axis, for compatibility with optax.
+
+    ``softmax_cross_entropy`` already handles logits of -inf.
 
     Args:
-      logits: unnormalised log-probabilities, floating, shape ``[..., classes]``; -inf where a class does not exist.
+      logits: unnormalised log-probabilities, floating-point, shape ``[..., classes]``; -inf where a class does not
+        exist.
       labels: the weight of each class, real, of the same shape; each row usually sums to 1.
 
     Returns:
       One loss per example in nats, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes differ.
-      TypeError: the logits are not floating, or the labels complex.
+      ValueError: if the shapes differ.
+      TypeError: if the logits are not floating-point, or the labels are complex.
 
     Source: Goodfellow, Bengio & Courville, *Deep Learning*, 2016, section 6.2.2.3.
 
@@ -173,28 +192,28 @@ def softmax_cross_entropy_with_integer_labels(
     z_loss: Scalar = 0.0,
     class_weights: ArrayLike | None = None,
 ) -> jax.Array:
-    """Cross-entropy of the softmax of logits, from the number of the right class: ``-log softmax(x)_y``.
+    """Softmax cross-entropy with integer labels, ``-log softmax(x)_y``.
 
     With options: ``-sum_k w_k q_k log softmax(x)_k + w_y z_loss log(sum_k exp(x_k))**2``, where
     ``q = (1 - label_smoothing) onehot(y) + label_smoothing / classes`` and ``w`` are the class weights.
 
     Args:
-      logits: ``x``, unnormalised log-probabilities, floating, shape ``[..., classes]``.
-      labels: ``y``, integers in [0, classes), shape ``[...]``. One outside makes its loss and gradient NaN, unless
-        ``where`` leaves it out: ``where=labels != -100``.
-      axis: the axis of the classes; of several axes, a label counts through them all, the last the fastest.
+      logits: ``x``, unnormalised log-probabilities, floating-point, shape ``[..., classes]``.
+      labels: ``y``, integers in [0, classes), shape ``[...]``. A label outside this range makes its loss and gradient
+        NaN, unless ``where`` leaves it out: ``where=labels != -100``.
+      axis: the axis of the classes. With several axes a label indexes their product in row-major order.
       where: booleans of the logits' shape (which classes exist) or of the labels' (which examples count; the others
-        cost 0 and get no gradient, whatever they hold).
-      label_smoothing: the share of each label that is spread evenly over the classes that exist, in [0, 1].
-      z_loss: coefficient, >= 0, of a penalty that keeps the logits' normaliser near 1; 1e-4 is common.
-      class_weights: ``w``, real and >= 0, shape ``[classes]``, 1 by default; rare classes may count more.
+        have loss 0 and no gradient, even if they are NaN).
+      label_smoothing: share of each label that is spread evenly over the classes that exist, in [0, 1].
+      z_loss: coefficient, >= 0, of a penalty on the squared log-normaliser of the logits; 1e-4 is common.
+      class_weights: ``w``, real and >= 0, shape ``[classes]``, 1 by default; larger weights emphasise rare classes.
 
     Returns:
       One loss per example in nats, shape ``[...]``, float32 (float64 if the logits are).
 
     Raises:
-      ValueError: the shapes do not fit, or an option is out of range.
-      TypeError: the logits are not floating, the labels not integer, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or an option is out of range.
+      TypeError: if the logits are not floating-point, the labels are not integers, or ``where`` is not boolean.
 
     Source: Goodfellow, Bengio & Courville, *Deep Learning*, 2016, section 6.2.2.3; smoothing: Szegedy et al.,
     *Rethinking the Inception architecture*, 2016; ``z_loss``: Chowdhery et al., *PaLM*, 2022, section 5.
@@ -203,7 +222,9 @@ def softmax_cross_entropy_with_integer_labels(
     >>> softmax_cross_entropy_with_integer_labels(logits, jnp.array([0, 1])).round(2)
     Array([0.22, 0.69], dtype=float32)
     """
-    return _label_loss(logits, labels, axis, where, (label_smoothing, z_loss, class_weights))[0]
+    return _integer_label_loss(
+        logits, labels, axis, where, CrossEntropyOptions(label_smoothing, z_loss, class_weights)
+    )[0]
 
 
 def cross_entropy(
@@ -216,29 +237,29 @@ def cross_entropy(
     where: ArrayLike | None = None,
     reduction: str = "mean",
 ) -> jax.Array:
-    """The cross-entropy of a batch as one number, from integer labels or from distributions.
+    """The mean cross-entropy of a batch, from integer labels or distributions.
 
-    The loss of example ``i`` is that of ``softmax_cross_entropy_with_integer_labels``, and the mean is
-    ``sum_i loss_i / sum_i w_i`` over the examples kept, where ``w_i`` is the class weight of its label (for a
-    distribution, the mean weight ``sum_k w_k y_k``), or 1 without class weights.
+    Each example has the loss of ``softmax_cross_entropy_with_integer_labels``. The mean is ``sum_i loss_i / sum_i w_i``
+    over the examples kept, where ``w_i`` is the class weight of the label (for a distribution, ``sum_k w_k y_k``), or 1
+    without class weights.
 
     Args:
-      logits: unnormalised log-probabilities, floating, shape ``[..., classes]``.
+      logits: unnormalised log-probabilities, floating-point, shape ``[..., classes]``.
       labels: integers in [0, classes), shape ``[...]``, or distributions, real, of the logits' shape.
-      label_smoothing: the share of each label that is spread evenly over the classes that exist, in [0, 1].
-      z_loss: coefficient, >= 0, of a penalty that keeps the logits' normaliser near 1; 1e-4 is common.
-      class_weights: real and >= 0, shape ``[classes]``, 1 by default; rare classes may count more.
+      label_smoothing: share of each label that is spread evenly over the classes that exist, in [0, 1].
+      z_loss: coefficient, >= 0, of a penalty on the squared log-normaliser of the logits; 1e-4 is common.
+      class_weights: real and >= 0, shape ``[classes]``, 1 by default; larger weights emphasise rare classes.
       where: booleans of shape ``[...]`` (which examples count) or of the logits' shape (which classes exist; an example
-        without any does not count). Ignore a padding label by ``where=labels != -100``.
+        without any does not count). To ignore padding labels, pass ``where=labels != -100``.
       reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one loss per example.
 
     Returns:
       A scalar in nats, or shape ``[...]`` for ``"none"``, float32 (float64 if an argument is). The mean of no examples
-      is 0. A label outside [0, classes) that is not left out makes the result NaN.
+      is 0. A label outside [0, classes) makes the result NaN, unless ``where`` leaves it out.
 
     Raises:
-      ValueError: the shapes do not fit, an option is out of range, or ``reduction`` is unknown.
-      TypeError: the logits are not floating, class numbers not integer, or ``where`` not boolean.
+      ValueError: if the shapes do not match, an option is out of range, or ``reduction`` is unknown.
+      TypeError: if the logits are not floating-point, class indices are not integers, or ``where`` is not boolean.
 
     Source: Goodfellow, Bengio & Courville, *Deep Learning*, 2016, section 6.2.2.3.
 
@@ -250,10 +271,10 @@ def cross_entropy(
     """
     check_reduction(reduction)
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
-    # Integers of the logits' rank but not their shape are class numbers with an axis too many: say so.
+    # Integers of the logits' rank but another shape are class indices with an extra axis, which the check reports.
     soft = labels.ndim == logits.ndim and (labels.shape == logits.shape or jnp.issubdtype(labels.dtype, jnp.floating))
-    loss, weight = (_soft_loss if soft else _label_loss)(
-        logits, labels, -1, where, (label_smoothing, z_loss, class_weights)
+    loss, weight = (_distribution_loss if soft else _integer_label_loss)(
+        logits, labels, -1, where, CrossEntropyOptions(label_smoothing, z_loss, class_weights)
     )
     if reduction == "none":
         return loss
@@ -271,19 +292,20 @@ def poly_loss_cross_entropy(
     """Cross-entropy plus a linear term, ``sum_k y_k (-log p_k + epsilon (1 - p_k))`` with ``p = softmax(x)``.
 
     Args:
-      logits: ``x``, unnormalised log-probabilities, floating, shape ``[..., classes]``.
+      logits: ``x``, unnormalised log-probabilities, floating-point, shape ``[..., classes]``.
       labels: ``y``, the weight of each class, real, of the same shape; each row usually sums to 1.
-      epsilon: coefficient of the linear term, finite and >= -1 (below, a right answer costs more than a wrong one).
+      epsilon: coefficient of the linear term, finite and >= -1 (below -1 a correct prediction costs more than a wrong
+        one).
       axis: the axis, or axes, of the classes; None for all.
       where: booleans of the logits' shape (which classes exist; labels on the others are dropped) or of the result's
-        (which examples count; the others cost 0 and get no gradient, whatever they hold).
+        (which examples count; the others have loss 0 and no gradient, even if they are NaN).
 
     Returns:
       One loss per example in nats, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes do not fit, or ``epsilon`` is out of range.
-      TypeError: the logits are not floating, the labels complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or ``epsilon`` is out of range.
+      TypeError: if the logits are not floating-point, the labels are complex, or ``where`` is not boolean.
 
     Source: Leng et al., *PolyLoss: a polynomial expansion perspective of classification loss functions*, 2022.
 
@@ -291,6 +313,6 @@ def poly_loss_cross_entropy(
     Array([0.6231], dtype=float32)
     """
     check_number("epsilon", epsilon, low=-1.0, high=float("inf"), high_open=True)
-    logits, mass, _, axes, rows = _soft_rows(logits, labels, axis, where)
+    logits, mass, _, axes, rows = _normalized_rows(logits, labels, axis, where)
     wrong = jnp.sum(mass * -jnp.expm1(rows.shifted - rows.log_total), axes)
     return mass_loss(rows, mass, axes) + as_hyperparam(epsilon, logits.dtype) * wrong

@@ -1,7 +1,7 @@
-"""Losses that pull embeddings of one thing together and push those of others away, from a batch of embeddings.
+"""Contrastive losses on a batch of embeddings: pull matching examples together and push others apart.
 
-All compare every example with every other, so they need memory for ``batch**2`` numbers. An example that ``where``
-leaves out is nobody's partner and nobody's rival. Embeddings are scaled to length 1; one of zeros stays as it is.
+All compare every pair of examples, so they need memory for ``batch**2`` values. Examples that ``where`` leaves out are
+neither positives nor negatives of any other. Embeddings are scaled to length 1; zero vectors stay zero.
 """
 
 import math
@@ -13,7 +13,7 @@ from nnlearn.checks import check_number
 from nnlearn.losses.arguments import as_boolean, as_floating, as_real, check_same_shape, widen
 from nnlearn.losses.binary import sigmoid_binary_cross_entropy
 from nnlearn.losses.cosine import unit
-from nnlearn.losses.softmax import exclude, normalize
+from nnlearn.losses.softmax import exclude, normalize_logits
 from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import as_hyperparam, safe_divide
 from nnlearn.types import ArrayLike, Scalar
@@ -31,7 +31,7 @@ def _check_temperature(temperature: Scalar) -> None:
 
 
 def _keep(where: ArrayLike | None, batch: int) -> jax.Array:
-    """Which examples count, shape ``[batch]``."""
+    """The mask of the examples that count, shape ``[batch]``."""
     if where is None:
         return jnp.ones(batch, bool)
     mask = as_boolean(where)
@@ -41,7 +41,7 @@ def _keep(where: ArrayLike | None, batch: int) -> jax.Array:
 
 
 def _directions(vectors: jax.Array, keep: jax.Array | None = None, epsilon: float = 0.0) -> jax.Array:
-    """The vectors at length 1, and 0 for those of zeros or not kept."""
+    """Vectors scaled to length 1; zero vectors and those not kept become 0."""
     if keep is not None:
         vectors = jnp.where(keep[:, None], vectors, 0)
     return unit(vectors, epsilon, (vectors.ndim - 1,))
@@ -50,14 +50,14 @@ def _directions(vectors: jax.Array, keep: jax.Array | None = None, epsilon: floa
 def _products(first: jax.Array, second: jax.Array) -> jax.Array:
     """Inner products of all pairs, ``[a, dim]`` and ``[b, dim]`` to ``[a, b]``.
 
-    At full precision: accelerators multiply with 8 or 11 bits unless told otherwise, and a temperature of 0.01 makes an
-    error of 0.001 one of 0.1.
+    At full precision: by default accelerators multiply with 8 or 11 bits, and a temperature of 0.01 turns an error of
+    0.001 into 0.1.
     """
     return jnp.matmul(first, second.T, precision=jax.lax.Precision.HIGHEST)
 
 
 def _prepare_pairs(queries, keys, where) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Directions of queries and keys, both ``[batch, dim]``, and which examples count."""
+    """Unit vectors of queries and keys, both ``[batch, dim]``, and the mask of examples."""
     queries, keys = _check_embeddings("queries", queries), _check_embeddings("keys", keys)
     check_same_shape(("queries", "keys"), queries, keys)
     queries, keys = widen(queries, keys)
@@ -66,7 +66,7 @@ def _prepare_pairs(queries, keys, where) -> tuple[jax.Array, jax.Array, jax.Arra
 
 
 def _prepare_labelled(embeddings, labels, where, epsilon=False) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Cosine similarities of all pairs, which pairs have one label, and which have two; all ``[batch, batch]``."""
+    """Cosine similarities of all pairs, and masks of pairs with equal and with different labels, ``[batch, batch]``."""
     vectors, labels = _check_embeddings("embeddings", embeddings), as_real("labels", labels)
     batch = vectors.shape[0]
     if labels.shape != (batch,):
@@ -80,13 +80,13 @@ def _prepare_labelled(embeddings, labels, where, epsilon=False) -> tuple[jax.Arr
 
 
 def _mean(values: jax.Array, keep: jax.Array) -> jax.Array:
-    """The mean of what is kept, 0 of nothing."""
+    """The mean of the values kept, 0 if there are none."""
     return safe_divide(jnp.sum(jnp.where(keep, values, 0)), jnp.sum(keep).astype(values.dtype))
 
 
 def _choice_loss(logits: jax.Array, include: jax.Array, right: jax.Array) -> jax.Array:
-    """``logsumexp`` of a row over the columns to include, less its right logit, of shape ``[batch]``."""
-    rows = normalize(exclude(logits, include), (1,))
+    """Cross-entropy of each row over the included columns; ``right`` is the logit of its positive, ``[batch]``."""
+    rows = normalize_logits(exclude(logits, include), (1,))
     return jnp.squeeze(rows.log_total, 1) - (right - jnp.squeeze(rows.largest, 1))
 
 
@@ -100,26 +100,27 @@ def info_nce_loss(
     symmetric: bool = False,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Cross-entropy of finding each query's own key among those of the batch, by cosine similarity.
+    """InfoNCE: cross-entropy of identifying each query's own key in the batch by cosine similarity.
 
     The mean over ``i`` of ``-log(exp(q_i . k_i / T) / sum_j exp(q_i . k_j / T))``, all vectors at length 1.
 
     Args:
-      queries: ``q``, floating, shape ``[batch, dim]``.
-      keys: ``k``, floating, of the same shape; key ``i`` belongs to query ``i``.
+      queries: ``q``, floating-point, shape ``[batch, dim]``.
+      keys: ``k``, floating-point, of the same shape; key ``i`` belongs to query ``i``.
       temperature: ``T``, finite and > 0; may be trained.
-      negatives: keys that belong to no query, shape ``[negatives, dim]``. With them a query chooses between its own key
-        and these, as from a memory bank, and no more among the keys of the batch.
-      symmetric: whether to find the queries from the keys as well, and to average both losses, as CLIP does.
-      where: booleans, shape ``[batch]``; an example that is False is left out as query and as key, whatever it holds.
+      negatives: keys that belong to no query, such as a memory bank, shape ``[negatives, dim]``. If given, they replace
+        the other keys of the batch as negatives.
+      symmetric: whether to also identify queries from keys and average both losses, as in CLIP.
+      where: booleans, shape ``[batch]``; examples that are False are left out as queries and as keys, even if they are
+        NaN.
 
     Returns:
       A scalar in nats, float32 (float64 if an argument is); 0 when no example is kept.
 
     Raises:
-      ValueError: the shapes do not fit, ``temperature`` is out of range, or ``symmetric`` is asked for with
-        ``negatives``.
-      TypeError: an argument is not floating, or ``where`` not boolean.
+      ValueError: if the shapes do not match, ``temperature`` is out of range, or ``symmetric`` and ``negatives`` are
+        both given.
+      TypeError: if an argument is not floating-point, or ``where`` is not boolean.
 
     Source: van den Oord, Li & Vinyals, *Representation learning with contrastive predictive coding*, 2018; symmetric:
     Radford et al., *Learning transferable visual models from natural language supervision*, 2021; negatives: He et al.,
@@ -158,23 +159,23 @@ def info_nce_loss(
 def ntxent(
     embeddings: ArrayLike, labels: ArrayLike, temperature: Scalar = 0.07, *, where: ArrayLike | None = None
 ) -> jax.Array:
-    """Normalised temperature-scaled cross-entropy: each pair of one label against all examples of other labels.
+    """NT-Xent, normalised temperature-scaled cross-entropy: each positive pair against all examples of other labels.
 
-    The mean of ``-log(exp(s_ij / T) / (exp(s_ij / T) + sum_k exp(s_ik / T)))`` over all pairs ``i != j`` of one label,
-    with ``k`` over the examples of other labels and ``s`` the cosine similarity.
+    The mean of ``-log(exp(s_ij / T) / (exp(s_ij / T) + sum_k exp(s_ik / T)))`` over all pairs ``i != j`` of equal
+    label, with ``k`` over the examples of other labels and ``s`` the cosine similarity.
 
     Args:
-      embeddings: floating, shape ``[batch, dim]``.
-      labels: real, shape ``[batch]``; examples with one label are positive pairs.
+      embeddings: floating-point, shape ``[batch, dim]``.
+      labels: real, shape ``[batch]``; two examples with equal labels are a positive pair.
       temperature: ``T``, finite and > 0; may be trained.
-      where: booleans, shape ``[batch]``; an example that is False is left out of all pairs, whatever it holds.
+      where: booleans, shape ``[batch]``; examples that are False are left out of all pairs, even if they are NaN.
 
     Returns:
       A scalar in nats, float32 (float64 if the embeddings are); 0 when no two examples share a label.
 
     Raises:
-      ValueError: the shapes do not fit, or ``temperature`` is out of range.
-      TypeError: the embeddings are not floating, the labels complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or ``temperature`` is out of range.
+      TypeError: if the embeddings are not floating-point, the labels are complex, or ``where`` is not boolean.
 
     Source: Chen et al., *A simple framework for contrastive learning of visual representations*, 2020.
 
@@ -183,10 +184,10 @@ def ntxent(
     Array(0.2899, dtype=float32)
     """
     _check_temperature(temperature)
-    # Short vectors count less, by optax's measure.
+    # Short vectors count less, with optax's epsilon.
     similarity, positive, negative = _prepare_labelled(embeddings, labels, where, epsilon=True)
     logits = similarity / as_hyperparam(temperature, similarity.dtype)
-    rows = normalize(exclude(logits, negative), (1,))
+    rows = normalize_logits(exclude(logits, negative), (1,))
     gaps = rows.largest - logits + rows.log_total
     costs = jnp.where(positive & jnp.any(negative, 1, keepdims=True), jax.nn.softplus(gaps), 0)
     return safe_divide(jnp.sum(costs), jnp.sum(positive).astype(costs.dtype))
@@ -196,23 +197,23 @@ def ntxent(
 def supervised_contrastive_loss(
     embeddings: ArrayLike, labels: ArrayLike, *, temperature: Scalar = 0.07, where: ArrayLike | None = None
 ) -> jax.Array:
-    """Cross-entropy of finding an example's likes, those of its label, among all others.
+    """Supervised contrastive loss: cross-entropy of identifying the examples of the same label among all others.
 
-    The mean over examples ``i`` that have a like of ``-mean_j log(exp(s_ij / T) / sum_{a != i} exp(s_ia / T))``, with
-    ``j`` over the likes of ``i`` and ``s`` the cosine similarity.
+    The mean over examples ``i`` with a positive of ``-mean_j log(exp(s_ij / T) / sum_{a != i} exp(s_ia / T))``, with
+    ``j`` over the positives of ``i`` (others of its label) and ``s`` the cosine similarity.
 
     Args:
-      embeddings: floating, shape ``[batch, dim]``.
+      embeddings: floating-point, shape ``[batch, dim]``.
       labels: real, shape ``[batch]``.
       temperature: ``T``, finite and > 0; may be trained.
-      where: booleans, shape ``[batch]``; an example that is False is left out of all pairs, whatever it holds.
+      where: booleans, shape ``[batch]``; examples that are False are left out of all pairs, even if they are NaN.
 
     Returns:
       A scalar in nats, float32 (float64 if the embeddings are); 0 when no two examples share a label.
 
     Raises:
-      ValueError: the shapes do not fit, or ``temperature`` is out of range.
-      TypeError: the embeddings are not floating, the labels complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or ``temperature`` is out of range.
+      TypeError: if the embeddings are not floating-point, the labels are complex, or ``where`` is not boolean.
 
     Source: Khosla et al., *Supervised contrastive learning*, 2020, equation 2.
 
@@ -223,10 +224,10 @@ def supervised_contrastive_loss(
     _check_temperature(temperature)
     similarity, positive, negative = _prepare_labelled(embeddings, labels, where)
     logits = similarity / as_hyperparam(temperature, similarity.dtype)
-    rows = normalize(exclude(logits, positive | negative), (1,))
+    rows = normalize_logits(exclude(logits, positive | negative), (1,))
     costs = jnp.where(positive, rows.log_total + (rows.largest - logits), 0)
-    likes = jnp.sum(positive, 1)
-    return _mean(safe_divide(jnp.sum(costs, 1), likes.astype(costs.dtype)), likes > 0)
+    positives = jnp.sum(positive, 1)
+    return _mean(safe_divide(jnp.sum(costs, 1), positives.astype(costs.dtype)), positives > 0)
 
 
 @automatic_axes(like="queries")
@@ -238,25 +239,26 @@ def sigmoid_pair_loss(
     logit_bias: Scalar = -10.0,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Binary cross-entropy of telling, for every query and every key, whether they belong together.
+    """Sigmoid pair loss, as in SigLIP: binary cross-entropy of whether each query and key belong together.
 
     ``1 / batch sum_i sum_j log(1 + exp(-z_ij (t q_i . k_j + b)))`` with ``z_ij`` 1 where ``i = j`` and else -1, all
     vectors at length 1.
 
     Args:
-      queries: ``q``, floating, shape ``[batch, dim]``.
-      keys: ``k``, floating, of the same shape; key ``i`` belongs to query ``i``.
-      logit_scale: ``t``, finite and > 0, the inverse of a temperature; usually trained by its logarithm.
+      queries: ``q``, floating-point, shape ``[batch, dim]``.
+      keys: ``k``, floating-point, of the same shape; key ``i`` belongs to query ``i``.
+      logit_scale: ``t``, finite and > 0, the inverse temperature; usually its logarithm is trained.
       logit_bias: ``b``, finite; starts at -10 because nearly all pairs are negative, and is usually trained.
-      where: booleans, shape ``[batch]``; an example that is False is left out as query and as key, whatever it holds.
+      where: booleans, shape ``[batch]``; examples that are False are left out as queries and as keys, even if they are
+        NaN.
 
     Returns:
-      A scalar in nats, the sum over all pairs by the number of examples kept, float32 (float64 if an argument is); 0
-      when no example is kept.
+      A scalar in nats, the sum over all pairs divided by the number of examples kept, float32 (float64 if an argument
+      is); 0 when no example is kept.
 
     Raises:
-      ValueError: the shapes do not fit, or a number is out of range.
-      TypeError: an argument is not floating, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or an argument is out of range.
+      TypeError: if an argument is not floating-point, or ``where`` is not boolean.
 
     Source: Zhai et al., *Sigmoid loss for language image pre-training*, 2023.
 

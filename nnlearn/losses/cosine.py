@@ -1,4 +1,4 @@
-"""Losses of direction: the angle between two vectors, whatever their lengths."""
+"""Cosine similarity and cosine distance."""
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,12 @@ from nnlearn.types import ArrayLike, Scalar
 
 def unit(vectors: jax.Array, epsilon: Scalar, axes: tuple[int, ...]) -> jax.Array:
     """``v / max(|v|, sqrt(epsilon))``, and 0 for a vector of zeros."""
-    # The result does not depend on the scale, so it may be a constant to the derivative; without it the squares of
-    # numbers over 1e19 or under 1e-19 leave float32.
+    # Scaled first, as squares of values above 1e19 or below 1e-19 leave float32. The result does not depend on the
+    # scale, so derivatives may treat it as a constant.
     most = largest_scale(vectors.dtype)
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(vectors), axes, keepdims=True, initial=0))
     inverse = 1 / jnp.clip(largest, 1 / most, most)
-    scaled = jnp.clip(vectors * inverse, -64, 64)  # cuts nothing, and keeps XLA from squaring before it scales
+    scaled = jnp.clip(vectors * inverse, -64, 64)  # clips nothing, but keeps XLA from squaring before scaling
     length = safe_sqrt(jnp.sum(jnp.square(scaled), axes, keepdims=True))
     return safe_divide(scaled, jnp.maximum(length, safe_sqrt(jnp.asarray(epsilon, vectors.dtype)) * inverse))
 
@@ -37,22 +37,22 @@ def cosine_similarity(
     axis: Axis = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """The cosine of the angle between two vectors, ``a . b / (|a| |b|)``.
+    """Cosine similarity, ``a . b / (|a| |b|)``.
 
     Args:
-      predictions: floating, shape ``[..., dim]``.
-      targets: floating, of the same shape.
-      epsilon: squared lengths below this, >= 0, are raised to it, so that short vectors count less.
-      axis: the axis, or axes, along which the vectors lie; None for all.
+      predictions: floating-point, shape ``[..., dim]``.
+      targets: floating-point, of the same shape.
+      epsilon: lower bound, >= 0, of the squared lengths, which shrinks the similarity of short vectors.
+      axis: the axis, or axes, of the vectors' components; None for all.
       where: booleans of the predictions' shape (which components count) or of the result's (which pairs count).
 
     Returns:
-      One similarity in [-1, 1] per pair, shape ``[...]``, float32 (float64 if an argument is); 0 for a vector of
-      zeros, with derivative 0 where ``epsilon`` is 0, and for what ``where`` leaves out.
+      One similarity in [-1, 1] per pair, shape ``[...]``, float32 (float64 if an argument is); 0 for a zero vector,
+      with derivative 0 if ``epsilon`` is 0, and where ``where`` is False.
 
     Raises:
-      ValueError: the shapes do not fit, or ``epsilon`` is negative.
-      TypeError: an argument is not floating, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or ``epsilon`` is negative.
+      TypeError: if an argument is not floating-point, or ``where`` is not boolean.
 
     Source: Manning, Raghavan & Schütze, *Introduction to Information Retrieval*, 2008, section 6.3.1.
 
@@ -79,22 +79,22 @@ def cosine_distance(
     axis: Axis = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """One minus the cosine of the angle between two vectors, ``1 - a . b / (|a| |b|)``.
+    """Cosine distance, ``1 - a . b / (|a| |b|)``.
 
     Args:
-      predictions: floating, shape ``[..., dim]``.
-      targets: floating, of the same shape.
-      epsilon: squared lengths below this, >= 0, are raised to it, so that short vectors count less.
-      axis: the axis, or axes, along which the vectors lie; None for all.
+      predictions: floating-point, shape ``[..., dim]``.
+      targets: floating-point, of the same shape.
+      epsilon: lower bound, >= 0, of the squared lengths, which shrinks the similarity of short vectors.
+      axis: the axis, or axes, of the vectors' components; None for all.
       where: booleans of the predictions' shape (which components count) or of the result's (which pairs count).
 
     Returns:
       One distance in [0, 2] per pair, shape ``[...]``, float32 (float64 if an argument is); 1, with derivative 0, for a
-      vector of zeros and for what ``where`` leaves out.
+      zero vector and where ``where`` is False.
 
     Raises:
-      ValueError: the shapes do not fit, or ``epsilon`` is negative.
-      TypeError: an argument is not floating, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or ``epsilon`` is negative.
+      TypeError: if an argument is not floating-point, or ``where`` is not boolean.
 
     Source: Manning, Raghavan & Schütze, *Introduction to Information Retrieval*, 2008, section 6.3.1.
 

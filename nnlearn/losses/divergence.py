@@ -1,7 +1,7 @@
-"""Losses between two distributions: Kullback-Leibler divergence in three forms.
+"""Kullback-Leibler divergences between distributions.
 
-The predictions come as log-probabilities. ``0 log 0`` is 0: where the target is 0 the prediction may be 0 (-inf) too,
-and where the target is not, a prediction of 0 costs +inf.
+Predictions are log-probabilities. ``0 log 0`` is 0: a prediction of 0 (-inf) adds 0 where the target is 0, and +inf
+where it is not.
 """
 
 import jax
@@ -12,7 +12,7 @@ from nnlearn.types import ArrayLike
 
 
 def _arguments(log_predictions, targets, name, axis, where, nothing):
-    """Checked arguments, with a prediction of log 1 against the target ``nothing`` where the mask leaves one out."""
+    """Checked arguments; masked entries are replaced by a prediction of log 1 and the target ``nothing``."""
     predicted, target = as_floating("log_predictions", log_predictions), as_floating(name, targets)
     check_same_shape(("log_predictions", name), predicted, target)
     predicted, target = widen(predicted, target)
@@ -24,7 +24,7 @@ def _arguments(log_predictions, targets, name, axis, where, nothing):
 
 
 def _divergence_terms(predicted: jax.Array, target: jax.Array) -> jax.Array:
-    """``t log t - t x`` with its limits where ``t`` is 0; the derivative of ``t log t`` there is taken as 0."""
+    """``t log t - t x`` with its limits where ``t`` is 0; the derivative of ``t log t`` there is 0."""
     nothing = target == 0
     crossed = jnp.where(nothing & (predicted == -jnp.inf), 0, predicted)
     return target * (jnp.log(jnp.where(nothing, 1, target)) - crossed)
@@ -33,20 +33,20 @@ def _divergence_terms(predicted: jax.Array, target: jax.Array) -> jax.Array:
 def kl_divergence(
     log_predictions: ArrayLike, targets: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> jax.Array:
-    """Kullback-Leibler divergence of predictions from targets, ``sum_k t_k (log t_k - x_k)``.
+    """Kullback-Leibler divergence, ``sum_k t_k (log t_k - x_k)``.
 
     Args:
-      log_predictions: ``x``, log-probabilities, floating, shape ``[..., classes]``.
-      targets: ``t``, probabilities, floating and >= 0, of the same shape.
+      log_predictions: ``x``, log-probabilities, floating-point, shape ``[..., classes]``.
+      targets: ``t``, probabilities, floating-point and >= 0, of the same shape.
       axis: the axis, or axes, to sum over; None for all.
-      where: booleans of the predictions' shape or of the result's; what is False adds 0 and gets no gradient.
+      where: booleans of the predictions' shape or of the result's; entries that are False add 0 and get no gradient.
 
     Returns:
       One divergence per example in nats, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes do not fit.
-      TypeError: an argument is not floating, or ``where`` not boolean.
+      ValueError: if the shapes do not match.
+      TypeError: if an argument is not floating-point, or ``where`` is not boolean.
 
     Source: Kullback & Leibler, *On information and sufficiency*, 1951.
 
@@ -60,20 +60,20 @@ def kl_divergence(
 def kl_divergence_with_log_targets(
     log_predictions: ArrayLike, log_targets: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> jax.Array:
-    """Kullback-Leibler divergence from targets that are logarithms too, ``sum_k exp(u_k) (u_k - x_k)``.
+    """Kullback-Leibler divergence with log-probabilities as targets, ``sum_k exp(u_k) (u_k - x_k)``.
 
     Args:
-      log_predictions: ``x``, log-probabilities, floating, shape ``[..., classes]``.
-      log_targets: ``u``, log-probabilities, floating, of the same shape; -inf for a probability of 0.
+      log_predictions: ``x``, log-probabilities, floating-point, shape ``[..., classes]``.
+      log_targets: ``u``, log-probabilities, floating-point, of the same shape; -inf for a probability of 0.
       axis: the axis, or axes, to sum over; None for all.
-      where: booleans of the predictions' shape or of the result's; what is False adds 0 and gets no gradient.
+      where: booleans of the predictions' shape or of the result's; entries that are False add 0 and get no gradient.
 
     Returns:
       One divergence per example in nats, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes do not fit.
-      TypeError: an argument is not floating, or ``where`` not boolean.
+      ValueError: if the shapes do not match.
+      TypeError: if an argument is not floating-point, or ``where`` is not boolean.
 
     Source: Kullback & Leibler, *On information and sufficiency*, 1951.
 
@@ -82,7 +82,7 @@ def kl_divergence_with_log_targets(
     """
     predicted, target, _, axes = _arguments(log_predictions, log_targets, "log_targets", axis, where, -jnp.inf)
     probability = jnp.exp(target)
-    nothing = probability == 0  # also where it underflows, or -200 beside a prediction of -inf would make 0 * inf
+    nothing = probability == 0  # also where it underflows, as a prediction of -inf would give 0 * inf
     gap = jnp.where(nothing, 0, target) - jnp.where(nothing, 0, predicted)
     return jnp.sum(probability * gap, axes)
 
@@ -90,22 +90,22 @@ def kl_divergence_with_log_targets(
 def generalized_kl_divergence(
     log_predictions: ArrayLike, targets: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> jax.Array:
-    """Kullback-Leibler divergence for positive numbers of any sum, ``sum_k t_k (log t_k - x_k) - t_k + exp(x_k)``.
+    """Generalised Kullback-Leibler divergence, ``sum_k t_k (log t_k - x_k) - t_k + exp(x_k)``, of positive vectors.
 
-    Each term is >= 0, and 0 only where prediction and target agree; for distributions it is ``kl_divergence``.
+    Each term is >= 0, and 0 only where prediction and target agree. For distributions it equals ``kl_divergence``.
 
     Args:
-      log_predictions: ``x``, logarithms, floating, shape ``[..., classes]``.
-      targets: ``t``, floating and >= 0, of the same shape.
+      log_predictions: ``x``, logarithms, floating-point, shape ``[..., classes]``.
+      targets: ``t``, floating-point and >= 0, of the same shape.
       axis: the axis, or axes, to sum over; None for all.
-      where: booleans of the predictions' shape or of the result's; what is False adds 0 and gets no gradient.
+      where: booleans of the predictions' shape or of the result's; entries that are False add 0 and get no gradient.
 
     Returns:
       One divergence per example in nats, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes do not fit.
-      TypeError: an argument is not floating, or ``where`` not boolean.
+      ValueError: if the shapes do not match.
+      TypeError: if an argument is not floating-point, or ``where`` is not boolean.
 
     Source: Boyd & Vandenberghe, *Convex Optimization*, 2004, section 3.1.5.
 
@@ -122,20 +122,20 @@ def generalized_kl_divergence(
 def convex_kl_divergence(
     log_predictions: ArrayLike, targets: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> jax.Array:
-    """``generalized_kl_divergence`` under the name it had in optax before 0.2.4.
+    """An alias of ``generalized_kl_divergence``, its name in optax before 0.2.4.
 
     Args:
-      log_predictions: logarithms, floating, shape ``[..., classes]``.
-      targets: floating and >= 0, of the same shape.
+      log_predictions: logarithms, floating-point, shape ``[..., classes]``.
+      targets: floating-point and >= 0, of the same shape.
       axis: the axis, or axes, to sum over; None for all.
-      where: booleans of the predictions' shape or of the result's; what is False adds 0 and gets no gradient.
+      where: booleans of the predictions' shape or of the result's; entries that are False add 0 and get no gradient.
 
     Returns:
       One divergence per example in nats, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes do not fit.
-      TypeError: an argument is not floating, or ``where`` not boolean.
+      ValueError: if the shapes do not match.
+      TypeError: if an argument is not floating-point, or ``where`` is not boolean.
 
     Source: Boyd & Vandenberghe, *Convex Optimization*, 2004, section 3.1.5.
 

@@ -1,4 +1,4 @@
-"""How many edits turn what was recognised into what was said: of labels in a program, and of texts outside it."""
+"""Edit distances between label sequences (in compiled programs) and error rates of texts (in Python)."""
 
 from collections.abc import Hashable, Sequence
 
@@ -15,22 +15,22 @@ from nnlearn.types import ArrayLike
 def edit_distance(
     predictions: ArrayLike, prediction_paddings: ArrayLike, targets: ArrayLike, target_paddings: ArrayLike
 ) -> jax.Array:
-    """Levenshtein's distance of label sequences: the fewest insertions, deletions and substitutions.
+    """Levenshtein distance between label sequences: the minimum number of insertions, deletions and substitutions.
 
     ``d[m, n] = min(d[m-1, n] + 1, d[m, n-1] + 1, d[m-1, n-1] + (prediction_m != target_n))``.
 
     Args:
       predictions: integers, shape ``[batch, M]``.
-      prediction_paddings: shape ``[batch, M]``: 0 where the label exists. Padded ones are skipped wherever they stand.
+      prediction_paddings: shape ``[batch, M]``: 0 where the label exists. Padding is skipped at any position.
       targets: integers, shape ``[batch, N]``.
-      target_paddings: shape ``[batch, N]``, as those of the predictions.
+      target_paddings: shape ``[batch, N]``, like ``prediction_paddings``.
 
     Returns:
-      The number of edits, int32, shape ``[batch]``; of an empty sequence, the length of the other.
+      The number of edits, int32, shape ``[batch]``; if one sequence is empty, the length of the other.
 
     Raises:
-      ValueError: the shapes do not fit.
-      TypeError: predictions or targets are not integers.
+      ValueError: if the shapes do not match.
+      TypeError: if predictions or targets are not integers.
 
     Source: Levenshtein, *Binary codes capable of correcting deletions, insertions, and reversals*, 1966; Wagner and
     Fischer, *The string-to-string correction problem*, 1974.
@@ -38,8 +38,8 @@ def edit_distance(
     >>> edit_distance(jnp.array([[1, 2, 3]]), jnp.zeros((1, 3)), jnp.array([[1, 3, 3, 4]]), jnp.zeros((1, 4)))
     Array([2], dtype=int32)
     """
-    predictions_bm, prediction_lengths_b = _sequences("predictions", predictions, prediction_paddings)
-    targets_bn, target_lengths_b = _sequences("targets", targets, target_paddings)
+    predictions_bm, prediction_lengths_b = _compact_labels("predictions", predictions, prediction_paddings)
+    targets_bn, target_lengths_b = _compact_labels("targets", targets, target_paddings)
     if len(predictions_bm) != len(targets_bn):
         raise ValueError(f"predictions {predictions_bm.shape} and targets {targets_bn.shape} must have one batch size")
     places_1n = jnp.arange(targets_bn.shape[1] + 1, dtype=jnp.int32)[None]
@@ -48,7 +48,7 @@ def edit_distance(
         differs_bn = (targets_bn != prediction_b[:, None]).astype(jnp.int32)
         best_bn = jnp.minimum(row_bn[:, 1:] + 1, row_bn[:, :-1] + differs_bn)
         best_bn = jnp.concatenate([row_bn[:, :1] + 1, best_bn], 1)
-        # Insertions run along the row, each for 1: relative to n, what is least so far.
+        # Insertions move along the row at a cost of 1 each: relative to n, a cumulative minimum.
         after_bn = jax.lax.cummin(best_bn - places_1n, axis=1) + places_1n
         return after_bn, after_bn
 
@@ -58,8 +58,8 @@ def edit_distance(
     return rows_mbn[prediction_lengths_b, jnp.arange(len(targets_bn), dtype=jnp.int32), target_lengths_b]
 
 
-def _sequences(name: str, labels: ArrayLike, paddings: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """Labels at the front, and how many there are."""
+def _compact_labels(name: str, labels: ArrayLike, paddings: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """Labels moved to the front, and their number in each row."""
     labels_bn = jnp.asarray(labels)
     if not jnp.issubdtype(labels_bn.dtype, jnp.integer) or labels_bn.ndim != 2:
         kind = TypeError if labels_bn.ndim == 2 else ValueError
@@ -70,19 +70,19 @@ def _sequences(name: str, labels: ArrayLike, paddings: ArrayLike) -> tuple[jax.A
 
 
 def character_error_rate(predictions: Sequence[str], targets: Sequence[str]) -> float:
-    """Edits of characters over the characters of the targets, both summed over all texts.
+    """Character error rate: edits over the number of characters of the targets, both summed over all texts.
 
     Args:
-      predictions: what was recognised, one text each.
-      targets: what is right, in the same order.
+      predictions: the recognised texts.
+      targets: the correct texts, in the same order.
 
     Returns:
-      A float >= 0, above 1 where much was inserted. With no characters in all targets it is 0 if the predictions are
-      empty too, else infinite.
+      A float >= 0, which many insertions bring above 1. If the targets have no characters, it is 0 if the predictions
+      have none either, else infinite.
 
     Raises:
-      ValueError: there are not as many predictions as targets.
-      TypeError: an argument is one string, or holds something else.
+      ValueError: if the numbers of predictions and targets differ.
+      TypeError: if an argument is a single string, or contains anything but strings.
 
     Source: Levenshtein, *Binary codes capable of correcting deletions, insertions, and reversals*, 1966.
 
@@ -93,19 +93,21 @@ def character_error_rate(predictions: Sequence[str], targets: Sequence[str]) -> 
 
 
 def word_error_rate(predictions: Sequence[str], targets: Sequence[str]) -> float:
-    """Edits of words over the words of the targets, both summed over all texts; words are what white space separates.
+    """Word error rate: edits over the number of words of the targets, both summed over all texts.
+
+    Words are separated by white space.
 
     Args:
-      predictions: what was recognised, one text each.
-      targets: what is right, in the same order.
+      predictions: the recognised texts.
+      targets: the correct texts, in the same order.
 
     Returns:
-      A float >= 0, above 1 where much was inserted. With no words in all targets it is 0 if the predictions have none
-      either, else infinite.
+      A float >= 0, which many insertions bring above 1. If the targets have no words, it is 0 if the predictions have
+      none either, else infinite.
 
     Raises:
-      ValueError: there are not as many predictions as targets.
-      TypeError: an argument is one string, or holds something else.
+      ValueError: if the numbers of predictions and targets differ.
+      TypeError: if an argument is a single string, or contains anything but strings.
 
     Source: Levenshtein, *Binary codes capable of correcting deletions, insertions, and reversals*, 1966.
 
@@ -132,8 +134,8 @@ def _error_rate(predictions: Sequence[Sequence[Hashable]], targets: Sequence[Seq
 
 def _edits(prediction: Sequence[Hashable], target: Sequence[Hashable]) -> int:
     row = list(range(len(target) + 1))
-    for number, item in enumerate(prediction, 1):
-        diagonal, row[0] = row[0], number
+    for index, item in enumerate(prediction, 1):
+        diagonal, row[0] = row[0], index
         for place, wanted in enumerate(target, 1):
             diagonal, row[place] = row[place], min(row[place] + 1, row[place - 1] + 1, diagonal + (item != wanted))
     return row[-1]

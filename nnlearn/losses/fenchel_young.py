@@ -1,6 +1,7 @@
-"""Fenchel-Young losses: a loss from any function that takes a regularised maximum over predictions."""
+"""Fenchel-Young losses: a loss from any regularised maximum over predictions."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,23 +11,24 @@ from nnlearn.types import ArrayLike
 
 
 def make_fenchel_young_loss(max_fun: Callable[..., ArrayLike]) -> Callable[..., jax.Array]:
-    """The loss ``max_fun(s) - s . y`` of scores ``s`` and a target ``y``, where ``max_fun(s) = max_p (p . s - R(p))``.
+    """Make the loss ``max_fun(s) - s . y`` of scores ``s`` and targets ``y``; ``max_fun(s) = max_p (p . s - R(p))``.
 
-    Its gradient is the maximising ``p`` less ``y``. With ``logsumexp`` it is the cross-entropy; with a maximum over
+    Its gradient is the maximising ``p`` minus ``y``. With ``logsumexp`` it is the cross-entropy; with a maximum over
     permutations or paths it trains structured predictions.
 
     Args:
-      max_fun: from a vector of scores, shape ``[n]``, to a number, differentiable.
+      max_fun: a differentiable function from a vector of scores, shape ``[n]``, to a scalar.
 
     Returns:
-      ``loss(scores, targets, *args, where=None, **kwargs)``: scores ``[..., n]``, floating, and targets of the same
-      shape, real, to one loss per vector, shape ``[...]``, float32 (float64 if an argument is). ``where`` has
-      the result's shape; what is False costs 0 and gets no gradient, whatever it holds. ``args`` and ``kwargs`` are
-      handed to ``max_fun`` as they are, the same for every vector.
+      ``loss(scores, targets, *args, where=None, **kwargs)``: scores ``[..., n]``, floating-point, and targets of the
+      same shape, real, to one loss per vector, shape ``[...]``, float32 (float64 if an argument is). ``where`` has the
+      result's shape; entries that are False have loss 0 and no gradient, even if they are NaN. ``args`` and ``kwargs``
+      are passed to ``max_fun`` unchanged, the same for every vector.
 
     Raises:
-      ValueError: (the loss) the shapes do not fit.
-      TypeError: ``max_fun`` is no function; (the loss) the scores are not floating, or ``where`` not boolean.
+      ValueError: (the loss) the shapes do not match.
+      TypeError: if ``max_fun`` is not a function; (the loss) the scores are not floating-point, or ``where`` is not
+        boolean.
 
     Source: Blondel, Martins & Niculae, *Learning with Fenchel-Young losses*, 2020.
 
@@ -38,7 +40,7 @@ def make_fenchel_young_loss(max_fun: Callable[..., ArrayLike]) -> Callable[..., 
         raise TypeError(f"max_fun must be a function of a vector of scores, got {max_fun!r}")
 
     def fenchel_young_loss(
-        scores: ArrayLike, targets: ArrayLike, *args, where: ArrayLike | None = None, **kwargs
+        scores: ArrayLike, targets: ArrayLike, *args: Any, where: ArrayLike | None = None, **kwargs: Any
     ) -> jax.Array:
         scores, targets = as_floating("scores", scores), as_real("targets", targets)
         check_same_shape(("scores", "targets"), scores, targets)

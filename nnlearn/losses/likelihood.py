@@ -1,4 +1,4 @@
-"""Losses from distributions over numbers and counts: quantiles, negative log-likelihoods, and the evidence bound."""
+"""Losses of predicted distributions: quantiles, negative log-likelihoods, and the evidence lower bound."""
 
 import math
 
@@ -26,23 +26,24 @@ from nnlearn.types import ArrayLike, Scalar
 def quantile_loss(
     predictions: ArrayLike, targets: ArrayLike, quantile: ArrayLike, *, where: ArrayLike | None = None
 ) -> jax.Array:
-    """The pinball loss, whose best constant prediction is the quantile of the targets.
+    """Quantile (pinball) loss, which is minimised by the quantile of the targets.
 
-    ``max(q e, (q - 1) e)`` with ``e = target - prediction``: at ``q = 0.9`` a prediction that is too low costs nine
-    times one that is too high, at 0.5 the loss is half the absolute error.
+    ``max(q e, (q - 1) e)`` with ``e = target - prediction``. At ``q = 0.9`` a prediction that is too low costs nine
+    times as much as one that is too high; at 0.5 the loss is half the absolute error.
 
     Args:
-      predictions: floating, of any shape ``[...]``.
+      predictions: floating-point, of any shape ``[...]``.
       targets: real, of the same shape or a scalar.
       quantile: ``q``, in [0, 1], a scalar; or shape ``[n]``, one for each entry of the predictions' last axis.
-      where: booleans of the predictions' shape; what is False costs 0 and gets no gradient, whatever it holds.
+      where: booleans of the predictions' shape; entries that are False have loss 0 and no gradient, even if they are
+        NaN.
 
     Returns:
       One loss per element, shape ``[...]``, float32 (float64 if an argument is), in units of the targets.
 
     Raises:
-      ValueError: the shapes do not fit, or ``quantile`` is out of range.
-      TypeError: the predictions are not floating, the targets complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or ``quantile`` is out of range.
+      TypeError: if the predictions are not floating-point, the targets are complex, or ``where`` is not boolean.
 
     Source: Koenker & Bassett, *Regression quantiles*, 1978.
 
@@ -68,7 +69,7 @@ def quantile_loss(
 
 @jax.custom_jvp
 def _raise_to(value: jax.Array, low: jax.Array) -> jax.Array:
-    """``max(value, low)`` with the derivative of ``value`` throughout, so that what lies below can come back."""
+    """``max(value, low)`` with the derivative of ``value`` everywhere, so that values below ``low`` can recover."""
     return jnp.maximum(value, low)
 
 
@@ -88,24 +89,25 @@ def gaussian_negative_log_likelihood(
     epsilon: Scalar = 1e-6,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Negative log-likelihood of targets under independent normal distributions, ``(log v + (t - m)**2 / v) / 2``.
+    """Gaussian negative log-likelihood, ``(log v + (t - m)**2 / v) / 2``.
 
     Args:
-      means: ``m``, floating, of any shape ``[...]``.
+      means: ``m``, floating-point, of any shape ``[...]``.
       targets: ``t``, real, of the same shape or a scalar.
       variances: ``v``, real and >= 0, of the same shape or a scalar.
-      log_variances: ``log v`` in their place, floating; any number is one, so a network may give it as it is.
+      log_variances: ``log v`` instead of ``variances``, floating-point; unbounded, so it can be the output of a
+        network.
       full: whether to add the constant ``log(2 pi) / 2``.
-      epsilon: the least variance, finite and > 0. A smaller one is raised to it, but keeps its derivative.
-      where: booleans of the means' shape; what is False costs 0 and gets no gradient, whatever it holds.
+      epsilon: the smallest variance, finite and > 0. Smaller ones are raised to it but keep their derivative.
+      where: booleans of the means' shape; entries that are False have loss 0 and no gradient, even if they are NaN.
 
     Returns:
       One loss per element in nats, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes differ, a variance is negative, ``epsilon`` is out of range, or not exactly one of
+      ValueError: if the shapes differ, a variance is negative, ``epsilon`` is out of range, or not exactly one of
         ``variances`` and ``log_variances`` is given.
-      TypeError: the means are not floating, another argument complex, or ``where`` not boolean.
+      TypeError: if the means are not floating-point, another argument is complex, or ``where`` is not boolean.
 
     Source: Nix & Weigend, *Estimating the mean and variance of the target probability distribution*, 1994.
 
@@ -113,13 +115,13 @@ def gaussian_negative_log_likelihood(
     Array([0.5  , 1.193], dtype=float32)
     """
     check_number("epsilon", epsilon, low=0.0, high=math.inf, low_open=True, high_open=True)
-    if (variances is None) == (log_variances is None):
+    if variances is not None and log_variances is None:
+        name, spread, least = "variances", as_real("variances", variances), epsilon
+    elif log_variances is not None and variances is None:
+        name, spread, least = "log_variances", as_floating("log_variances", log_variances), jnp.log(epsilon)
+    else:
         raise ValueError("give exactly one of variances and log_variances")
     mean, target = prepare_pair(means, targets, ("means", "targets"))
-    if log_variances is None:
-        name, spread, least = "variances", as_real("variances", variances), epsilon
-    else:
-        name, spread, least = "log_variances", as_floating("log_variances", log_variances), jnp.log(epsilon)
     check_same_shape(("means", name), mean, spread, scalar=True)
     mean, target, spread = widen(mean, target, jnp.broadcast_to(spread, mean.shape))
     mask = mask_over(where, mean.shape, ())
@@ -138,20 +140,20 @@ def gaussian_negative_log_likelihood(
 def poisson_negative_log_likelihood(
     log_rates: ArrayLike, targets: ArrayLike, *, full: bool = False, where: ArrayLike | None = None
 ) -> jax.Array:
-    """Negative log-likelihood of counts under Poisson distributions, ``exp(x) - t x``.
+    """Poisson negative log-likelihood, ``exp(x) - t x``.
 
     Args:
-      log_rates: ``x``, the logarithm of the expected count, floating, of any shape ``[...]``.
+      log_rates: ``x``, the logarithm of the expected count, floating-point, of any shape ``[...]``.
       targets: ``t``, counts, real and >= 0, of the same shape or a scalar.
       full: whether to add ``log(t!)``, which does not depend on the prediction.
-      where: booleans of the rates' shape; what is False costs 0 and gets no gradient, whatever it holds.
+      where: booleans of the rates' shape; entries that are False have loss 0 and no gradient, even if they are NaN.
 
     Returns:
       One loss per element in nats, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes differ, or a target is negative.
-      TypeError: the rates are not floating, the targets complex, or ``where`` not boolean.
+      ValueError: if the shapes differ, or a target is negative.
+      TypeError: if the rates are not floating-point, the targets are complex, or ``where`` is not boolean.
 
     Source: McCullagh & Nelder, *Generalized linear models*, 1989, chapter 6.
 
@@ -163,7 +165,7 @@ def poisson_negative_log_likelihood(
     if mask is not None:
         log_rates, counts = jnp.where(mask, log_rates, 0), jnp.where(mask, counts, 0)
     as_weights("targets", counts)
-    # A count of 0 at a rate of 0 is certain, where 0 * -inf would be NaN.
+    # A count of 0 at a rate of 0 has loss 0, not the NaN of 0 * -inf.
     certain = (counts == 0) & (log_rates == -jnp.inf)
     loss = jnp.exp(log_rates) - counts * jnp.where(certain, 0, log_rates)
     loss = loss + jax.lax.lgamma(counts + 1) if full else loss
@@ -172,7 +174,7 @@ def poisson_negative_log_likelihood(
 
 @jax.custom_jvp
 def _excess(x: jax.Array) -> jax.Array:
-    """``exp(x) - 1 - x``, never below 0; near 0, where that is a difference of equals, by its series."""
+    """``exp(x) - 1 - x`` >= 0; near 0, where the terms cancel, by its series."""
     near = jnp.abs(x) < 0.25
     small = jnp.where(near, x, 0)
     series = jnp.full_like(x, 1 / math.factorial(12))
@@ -196,26 +198,25 @@ def gaussian_kl_divergence(
     axis: Axis = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Kullback-Leibler divergence of a normal distribution with independent components from another.
+    """Kullback-Leibler divergence between normal distributions with diagonal covariance.
 
-    ``sum_k (exp(d_k) - 1 - d_k + (m_k - n_k)**2 / exp(w_k)) / 2`` with ``d = v - w``: how many nats of what ``means``
-    and ``log_variances`` say the prior does not. Never below 0.
+    ``sum_k (exp(d_k) - 1 - d_k + (m_k - n_k)**2 / exp(w_k)) / 2`` with ``d = v - w``. It is never below 0.
 
     Args:
-      means: ``m``, floating, shape ``[..., dim]``.
-      log_variances: ``v``, floating, of the same shape.
+      means: ``m``, floating-point, shape ``[..., dim]``.
+      log_variances: ``v``, floating-point, of the same shape.
       prior_means: ``n``, of the same shape or a scalar; None for 0.
       prior_log_variances: ``w``, of the same shape or a scalar; None for 0, a variance of 1.
       axis: the axis, or axes, to sum over; None for all.
-      where: booleans of the means' shape or of the result's; what is False adds 0 and gets no gradient, whatever it
-        holds.
+      where: booleans of the means' shape or of the result's; entries that are False add 0 and get no gradient, even if
+        they are NaN.
 
     Returns:
       One divergence per example in nats, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes do not fit.
-      TypeError: an argument is not floating, or ``where`` not boolean.
+      ValueError: if the shapes do not match.
+      TypeError: if an argument is not floating-point, or ``where`` is not boolean.
 
     Source: Kingma & Welling, *Auto-encoding variational Bayes*, 2014, appendix B.
 
@@ -236,7 +237,7 @@ def gaussian_kl_divergence(
         array if mask is None else jnp.where(mask, array, 0) for array in arrays
     )
     difference = mean - prior_mean
-    agree = difference == 0  # also where the prior's variance underflows: 0 * inf would be NaN
+    agree = difference == 0  # also where the prior's variance underflows, as 0 * inf would be NaN
     deviation = jnp.where(agree, 0, difference) * jnp.exp(-0.5 * jnp.where(agree, 0, prior_log_variance))
     return 0.5 * jnp.sum(_excess(log_variance - prior_log_variance) + jnp.square(deviation), axes)
 
@@ -248,21 +249,23 @@ def negative_evidence_lower_bound(
     beta: Scalar = 1.0,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """The loss of a variational auto-encoder, the mean of ``reconstruction loss + beta * divergence``.
+    """Negative evidence lower bound of a variational auto-encoder, the mean of ``reconstruction + beta * divergence``.
 
     Args:
-      reconstruction_losses: negative log-likelihood of each example given its code, summed over its elements, floating,
-        of any shape ``[...]``; from ``sigmoid_binary_cross_entropy`` or ``gaussian_negative_log_likelihood``.
-      divergences: of each example's code from the prior, floating, of the same shape; from ``gaussian_kl_divergence``.
-      beta: the price of a nat of code, finite and >= 0; at 1 the loss bounds the negative log-likelihood from above.
-      where: booleans of the losses' shape; an example that is False is left out, whatever it holds.
+      reconstruction_losses: negative log-likelihood of each example given its code, summed over its elements,
+        floating-point, of any shape ``[...]``; from ``sigmoid_binary_cross_entropy`` or
+        ``gaussian_negative_log_likelihood``.
+      divergences: of each example's code from the prior, floating-point, of the same shape; from
+        ``gaussian_kl_divergence``.
+      beta: weight of the divergence, finite and >= 0; at 1 the loss bounds the negative log-likelihood from above.
+      where: booleans of the losses' shape; examples that are False are left out, even if they are NaN.
 
     Returns:
       A scalar in nats, float32 (float64 if an argument is); 0 when no example is kept.
 
     Raises:
-      ValueError: the shapes differ, or ``beta`` is out of range.
-      TypeError: an argument is not floating, or ``where`` not boolean.
+      ValueError: if the shapes differ, or ``beta`` is out of range.
+      TypeError: if an argument is not floating-point, or ``where`` is not boolean.
 
     Source: Kingma & Welling, *Auto-encoding variational Bayes*, 2014; ``beta``: Higgins et al., *beta-VAE*, 2017.
 

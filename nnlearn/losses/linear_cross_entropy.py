@@ -1,4 +1,4 @@
-"""The cross-entropy of a language model's last layer, without its logits."""
+"""Cross-entropy of a language model's last layer, without storing its logits."""
 
 import functools
 import math
@@ -8,16 +8,17 @@ import jax.numpy as jnp
 
 from nnlearn.checks import check_count, check_nonnegative, check_number
 from nnlearn.losses.arguments import as_boolean, as_floating, as_weights, check_reduction, is_off
-from nnlearn.losses.linear_softmax import AxisName, Head, Plan, Terms, evaluate
+from nnlearn.losses.linear_softmax import Arrays, AxisName, Gradients, Head, Plan, Terms, evaluate
 from nnlearn.losses.softmax import as_labels, check_label_shape, split_labels
 from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import as_hyperparam, compute_dtype, safe_divide, widest
 from nnlearn.types import ArrayLike, Scalar
 
-CHUNKS = 13  # the logits of one are then 8% of all, and leave room for what else is alive
-FEWEST_TOKENS = 128  # in a chunk: with fewer, adding up the weight's gradient costs as much as working it out
-ROWS, COLUMNS = 16, 2048  # on a CPU, so that what is read several times stays in the cache
-SHARE = 0.5  # of the memory of the weight's gradient, for a chunk's logits, on an accelerator
+CHUNKS = 13  # the logits of one chunk are then 8% of all, which leaves memory for other arrays
+FEWEST_TOKENS = 128  # in a chunk: with fewer, accumulating the weight's gradient costs as much as computing it
+ROWS, COLUMNS = 16, 2048  # on a CPU, so that arrays read several times stay in the cache
+LOGITS_SHARE = 0.5  # on an accelerator: a chunk's logits relative to the weight's gradient, in memory
+NOTHING_WANTED = Head(False, False, False, False, False)
 
 
 @automatic_axes(like="hidden")
@@ -37,31 +38,31 @@ def linear_cross_entropy(
     chunk: int | None = None,
     axis_name: AxisName = None,
 ) -> jax.Array:
-    """The cross-entropy of a linear layer's outputs, such as a language model's logits, without holding all of them.
+    """Fused linear layer and cross-entropy, for a language model's head, without storing all logits.
 
-    The same as ``cross_entropy(logits, labels, ...)`` with ``logits = hidden @ weight + bias``, or with ``logits =
-    softcap * tanh((hidden @ weight + bias) / softcap)``, and so are its gradients, with respect to the options too.
-    Tokens go through in chunks. The gradient of the mean or the sum is worked out along with the value, in three matrix
-    products; that of ``"none"`` takes a fourth, and forward mode (``jax.jvp``) is refused. Products of bfloat16 are
-    summed in float32, and so is the gradient over the chunks.
+    Value and gradients, also with respect to the options, equal those of ``cross_entropy(logits, labels, ...)`` with
+    ``logits = hidden @ weight + bias``, or with ``logits = softcap * tanh((hidden @ weight + bias) / softcap)``. Tokens
+    are processed in chunks. The gradient of the mean or the sum is computed along with the value, in three matrix
+    products; that of ``"none"`` takes a fourth. Forward mode (``jax.jvp``) raises. Products of bfloat16, and the
+    gradient over the chunks, are accumulated in float32.
 
     Args:
-      hidden: what the last layer is given, floating, shape ``[..., width]``.
-      weight: floating, shape ``[width, classes]``, or ``[classes, width]`` if ``transposed``.
-      labels: integers in [0, classes), shape ``[...]``. One outside makes the result NaN, unless ``where`` leaves it
-        out: ``where=labels != -100``.
-      bias: floating, shape ``[classes]``; None for none. -inf takes a class out.
+      hidden: inputs of the last layer, floating-point, shape ``[..., width]``.
+      weight: floating-point, shape ``[width, classes]``, or ``[classes, width]`` if ``transposed``.
+      labels: integers in [0, classes), shape ``[...]``. A label outside this range makes the result NaN, unless
+        ``where`` leaves it out: ``where=labels != -100``.
+      bias: floating-point, shape ``[classes]``; None for none. A bias of -inf removes a class.
       label_smoothing: the share of each label that is spread evenly over the classes, in [0, 1].
-      z_loss: coefficient, >= 0, of a penalty that keeps the logits' normaliser near 1; 1e-4 is common.
-      softcap: the bound, > 0, that logits approach and do not pass; None for none.
+      z_loss: coefficient, >= 0, of a penalty on the squared log-normaliser of the logits; 1e-4 is common.
+      softcap: the bound of the logits, > 0; None for none.
       class_weights: real and >= 0, shape ``[classes]``, 1 by default.
-      where: booleans of the labels' shape: which tokens count. The others cost 0 and get no gradient, whatever they
-        hold.
+      where: booleans of the labels' shape: which tokens count. The others have loss 0 and no gradient, even if they are
+        NaN.
       reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one loss per token.
-      transposed: the weight's axes are the other way round, as in a table of embeddings that the last layer shares.
-      chunk: how many tokens have their logits worked out at a time (a few more may be, to fill blocks). Fewer take
-        less memory and more time. None takes a 13th of all, at least 128, for arrays of a tenth of the logits' size; on
-        an accelerator at least half of ``width``.
+      transposed: whether ``weight`` is ``[classes, width]``, as an embedding table shared with the last layer is.
+      chunk: number of tokens whose logits are computed at a time (a few more to fill blocks). Fewer take less memory
+        and more time. None takes a 13th of all tokens, at least 128, so that temporaries have a tenth of the logits'
+        size; on an accelerator at least half of ``width``.
       axis_name: the mapped axis, or axes, over which devices divide the classes: ``weight``, ``bias`` and
         ``class_weights`` are then this device's part, of equal length on all, and labels count through all parts.
 
@@ -69,8 +70,9 @@ def linear_cross_entropy(
       A scalar in nats, or shape ``[...]`` for ``"none"``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes do not fit, an option is out of range, or ``reduction`` is unknown.
-      TypeError: hidden, weight or bias are not floating, the labels not integer, or ``where`` not boolean.
+      ValueError: if the shapes do not match, an option is out of range, or ``reduction`` is unknown.
+      TypeError: if hidden, weight or bias are not floating-point, the labels are not integers, or ``where`` is not
+        boolean.
 
     Source: Hsu et al., *Liger Kernel: efficient Triton kernels for LLM training*, 2024, section 3.2 (gradients along
     with the value, chunk by chunk); Wijmans et al., *Cut your losses in large-vocabulary language models*, 2024;
@@ -96,19 +98,19 @@ def linear_cross_entropy(
     classes = head.weight.shape[classes_axis]
     blocks = _plan_blocks(labels.size, classes, shape[-1], chunk)
     plan = Plan(*blocks, classes_axis, head.weight.dtype, axis_name)
-    flat, counts, coefficients = _weigh(
+    flat, counts, coefficients = _coefficients(
         labels.reshape(-1), keep, label_smoothing, z_loss, head, classes, dtype, axis_name
     )
     arrays = _vary_alike((head, coefficients, flat, keep), axis_name)
-    loss = _loss(plan, reduction == "none", *arrays)
+    loss = _compiled_loss(plan, reduction == "none", *arrays)
     loss = loss if axis_name is None else jax.lax.psum(loss, axis_name)
     if reduction == "none":
         return loss.reshape(labels.shape)
     return loss if reduction == "sum" else safe_divide(loss, jnp.sum(counts))
 
 
-def _as_head(hidden, weight, bias, softcap, class_weights, classes_axis) -> tuple[Head, jnp.dtype]:
-    """The checked arrays, in the dtype that they are multiplied or else summed in, and the latter."""
+def _as_head(hidden, weight, bias, softcap, class_weights, classes_axis) -> tuple[Arrays, jnp.dtype]:
+    """Check the arrays and cast them to the dtype of the products or of the sums; returns the latter too."""
     hidden, weight = as_floating("hidden", hidden), as_floating("weight", weight)
     bias = None if bias is None else as_floating("bias", bias)
     if hidden.ndim == 0 or weight.ndim != 2 or weight.shape[1 - classes_axis] != hidden.shape[-1]:
@@ -137,7 +139,7 @@ def _as_head(hidden, weight, bias, softcap, class_weights, classes_axis) -> tupl
     return Head(hidden.reshape(-1, hidden.shape[-1]).astype(operand), weight.astype(operand), *summed), dtype
 
 
-def _weigh(labels, keep, label_smoothing, z_loss, head, classes, dtype, axis_name) -> tuple:
+def _coefficients(labels, keep, label_smoothing, z_loss, head, classes, dtype, axis_name) -> tuple:
     """Valid labels, the weight of each token in a mean, and the coefficients of the terms of its loss."""
     check_number("label_smoothing", label_smoothing, low=0.0, high=1.0)
     check_nonnegative("z_loss", z_loss)
@@ -160,23 +162,23 @@ def _weigh(labels, keep, label_smoothing, z_loss, head, classes, dtype, axis_nam
 def _plan_blocks(tokens: int, classes: int, width: int, chunk: int | None) -> tuple[int, int, int]:
     """Tokens, rows and columns of a plan.
 
-    An accelerator has to read and write all of the weight's gradient for each chunk, [width, classes], so there a
-    chunk's logits, [chunk, classes], may take a share of what that takes anyway.
+    For each chunk an accelerator reads and writes the whole gradient of the weight, [width, classes]. So a chunk's
+    logits, [chunk, classes], may take memory in proportion to it.
     """
     on_cpu = jax.default_backend() == "cpu"
     rows, columns = (ROWS, COLUMNS) if on_cpu else (tokens, classes)
-    longest = max(FEWEST_TOKENS, tokens // CHUNKS, 0 if on_cpu else int(SHARE * width))
+    longest = max(FEWEST_TOKENS, tokens // CHUNKS, 0 if on_cpu else int(LOGITS_SHARE * width))
     if chunk is not None:
         longest = check_count("chunk", chunk)
-    length = _part(tokens, longest)
-    if chunk is None:  # chunks that fill the tokens exactly need no copy of hidden that is filled up
+    length = _equal_part(tokens, longest)
+    if chunk is None:  # chunks that divide the tokens need no padded copy of hidden
         length = next((fit for fit in range(longest, longest // 2, -1) if tokens % fit == 0 == fit % ROWS), length)
     rows = max(1, min(rows, length))
-    return _round_up(max(1, length), rows), rows, min(classes, _round_up(_part(classes, columns), 16))
+    return _round_up(max(1, length), rows), rows, min(classes, _round_up(_equal_part(classes, columns), 16))
 
 
-def _part(length: int, longest: int) -> int:
-    """The length of the fewest equal parts that are not longer than ``longest``, the last of which may be shorter."""
+def _equal_part(length: int, longest: int) -> int:
+    """The length of the fewest equal parts of at most ``longest``; the last part may be shorter."""
     return -(-length // max(1, -(-length // longest)))
 
 
@@ -184,17 +186,17 @@ def _round_up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))  # a derivative with symbolic zeros must not meet shard_map itself
-def _loss(plan: Plan, per_token: bool, *arrays) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(0, 1))  # shard_map does not support a rule with symbolic zeros directly
+def _compiled_loss(plan: Plan, per_token: bool, *arrays) -> jax.Array:
     return (_token_losses if per_token else _summed_loss)(plan, *arrays)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _summed_loss(plan: Plan, head: Head, coefficients: Terms, labels: jax.Array, keep: jax.Array | None) -> jax.Array:
-    """The losses of all tokens, summed; its derivative is worked out along with it, in one pass.
+def _summed_loss(plan: Plan, head: Arrays, coefficients: Terms, labels: jax.Array, keep: jax.Array | None) -> jax.Array:
+    """The sum of the losses of all tokens; its derivative is computed along with it, in one pass.
 
-    Under an ``axis_name`` this is the device's share, and the shares add up to the sum. What goes in must vary over
-    that axis, see ``_vary_alike``, so that the gradient of what all devices share is summed over them by JAX.
+    Under an ``axis_name`` this is the device's share of the sum. The inputs must vary over that axis, see
+    ``_vary_alike``, so that JAX sums the gradients of replicated arrays over the devices.
     """
     return jnp.sum(_token_losses(plan, head, coefficients, labels, keep))
 
@@ -202,53 +204,60 @@ def _summed_loss(plan: Plan, head: Head, coefficients: Terms, labels: jax.Array,
 def _summed_loss_forward(plan, head, coefficients, labels, keep):
     head, coefficients, labels, keep, wanted = _split_wanted(head, coefficients, labels, keep)
     terms, grads = evaluate(plan, wanted, head, coefficients, labels, keep)
-    terms = terms.map(lambda term: _share(plan, term))
+    terms = terms.map(lambda term: _device_share(plan, term))
     return jnp.sum(terms.dot(coefficients)), (terms, grads)
 
 
 def _summed_loss_backward(plan, saved, cotangent):
     terms, grads = saved
-    return _cast(plan, _scale(grads, cotangent)), terms.map(lambda term: cotangent * term), None, None
+    return (
+        _cast_gradients(plan, _scale_gradients(grads, cotangent)),
+        terms.map(lambda term: cotangent * term),
+        None,
+        None,
+    )
 
 
 _summed_loss.defvjp(_summed_loss_forward, _summed_loss_backward, symbolic_zeros=True)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _token_losses(plan: Plan, head: Head, coefficients: Terms, labels: jax.Array, keep: jax.Array | None) -> jax.Array:
+def _token_losses(
+    plan: Plan, head: Arrays, coefficients: Terms, labels: jax.Array, keep: jax.Array | None
+) -> jax.Array:
     """The loss of each token, as ``_summed_loss``.
 
-    The derivative is known only with the cotangent of each loss, so it works out the logits a second time.
+    The derivative depends on the cotangent of each loss, so it computes the logits a second time.
     """
-    terms, _ = evaluate(plan, Head(*[False] * 5), head, coefficients, labels, keep)
-    return _share(plan, terms.dot(coefficients))
+    terms, _ = evaluate(plan, NOTHING_WANTED, head, coefficients, labels, keep)
+    return _device_share(plan, terms.dot(coefficients))
 
 
 def _token_losses_forward(plan, head, coefficients, labels, keep):
     head, coefficients, labels, keep, wanted = _split_wanted(head, coefficients, labels, keep)
-    terms, _ = evaluate(plan, Head(*[False] * 5), head, coefficients, labels, keep)
-    shares = terms.map(lambda term: _share(plan, term))
-    # An empty tuple for True and None for False: what is saved must be arrays, or a structure.
-    flags = Head(*(() if flag else None for flag in wanted))
+    terms, _ = evaluate(plan, NOTHING_WANTED, head, coefficients, labels, keep)
+    shares = terms.map(lambda term: _device_share(plan, term))
+    # Residuals must be arrays or tree structure: an empty tuple for True, None for False.
+    flags = tuple(() if flag else None for flag in wanted)
     return shares.dot(coefficients), (head, coefficients, labels, keep, shares, flags)
 
 
 def _token_losses_backward(plan, saved, cotangent):
     head, coefficients, labels, keep, shares, flags = saved
-    wanted = Head(*(flag is not None for flag in flags))
+    wanted = Head[bool](*(flag is not None for flag in flags))
     cotangents = coefficients.map(lambda coefficient: cotangent * coefficient)
     _, grads = evaluate(plan, wanted, head, cotangents, labels, keep)
-    return _cast(plan, grads), shares.map(lambda share: cotangent * share), None, None
+    return _cast_gradients(plan, grads), shares.map(lambda share: cotangent * share), None, None
 
 
 _token_losses.defvjp(_token_losses_forward, _token_losses_backward, symbolic_zeros=True)
 
 
 def _vary_alike(tree, axis_name: AxisName):
-    """Arrays of which none is known to be the same on all devices where another, or the classes, are not.
+    """Mark all arrays as varying over every mapped axis over which one of them, or the classes, vary.
 
-    Inside ``jax.shard_map`` the gradient of what is the same on all devices must be summed over them. The derivative of
-    this function does that, so the derivatives in this file need not.
+    Inside ``jax.shard_map`` the gradient of a replicated array must be summed over the devices. The derivative of this
+    function does so, and the derivatives in this file need not.
     """
     leaves, structure = jax.tree.flatten(tree)
     known = [*leaves, *([] if axis_name is None else [jax.lax.axis_index(axis_name)])]
@@ -262,20 +271,20 @@ def _varying(array: jax.Array) -> frozenset[str]:
 
 
 def _split_wanted(head, coefficients, labels, keep):
-    """The arrays behind what a rule with symbolic zeros is handed, and which of the head's are differentiated by."""
-    wanted = Head(*(leaf is not None and leaf.perturbed for leaf in head))
+    """The values of the arguments of a rule with symbolic zeros, and which gradients of the head are wanted."""
+    wanted = Head[bool](*(leaf is not None and leaf.perturbed for leaf in head))
     return *jax.tree.map(lambda leaf: leaf.value, (head, coefficients, labels, keep)), wanted
 
 
-def _share(plan: Plan, total: jax.Array) -> jax.Array:
-    """A number that all devices know, as shares that add up to it: all of it on the first device."""
+def _device_share(plan: Plan, total: jax.Array) -> jax.Array:
+    """Split a replicated value into shares that add up to it: all of it on the first device."""
     return total if plan.axis_name is None else jnp.where(jax.lax.axis_index(plan.axis_name) == 0, total, 0)
 
 
-def _scale(grads: Head, factor: jax.Array) -> Head:
-    return Head(*(None if grad is None else factor * grad for grad in grads))
+def _scale_gradients(grads: Gradients, factor: jax.Array) -> Gradients:
+    return Gradients(*(None if grad is None else factor * grad for grad in grads))
 
 
-def _cast(plan: Plan, grads: Head) -> Head:
+def _cast_gradients(plan: Plan, grads: Gradients) -> Gradients:
     hidden, weight = (None if grad is None else grad.astype(plan.dtype) for grad in grads[:2])
     return grads._replace(hidden=hidden, weight=weight)

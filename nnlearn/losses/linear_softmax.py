@@ -1,19 +1,20 @@
-"""The softmax losses of a linear layer's outputs, and their gradients, without ever holding those outputs.
+"""Softmax losses of a linear layer's outputs, and their gradients, without storing all outputs.
 
-The logits ``hidden @ weight + bias`` are by far the largest array of a language model. Here the tokens go through in
-chunks: each has its logits, its losses and its share of the gradients worked out before the next. That is three matrix
-products, as many as a derivative of the whole takes, and the memory of one chunk's logits.
+The logits ``hidden @ weight + bias`` are by far the largest array of a language model. Here the tokens are processed in
+chunks: the logits, the losses and the gradient contributions of one chunk are computed before the next. That takes
+three matrix products, as many as differentiating the whole, and the memory of one chunk's logits.
 
-The loss of a token is a sum of terms, each with a coefficient. With ``x`` the token's logits, ``L`` the log of their
-summed exponentials, ``y`` its label and ``w`` the classes' weights:
+The loss of a token is a sum of terms, each with a coefficient. With ``x`` the token's logits, ``L`` the log of the sum
+of their exponentials, ``y`` its label and ``w`` the class weights:
 
     own * (L - x_y) + spread * sum_k w_k (L - x_k) + square * L**2
 
-Masks, smoothing and the like decide the coefficients, outside, in arithmetic that JAX differentiates by itself.
+Masks, smoothing and other options determine the coefficients, outside, in arithmetic that JAX differentiates.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +22,18 @@ import jax.numpy as jnp
 from nnlearn.types import DTypeLike
 
 AxisName = str | tuple[str, ...] | None
+Part = TypeVar("Part")
 
 
 class Plan(NamedTuple):
-    """How to go through the arrays; static.
+    """How the arrays are divided into chunks; static.
 
     Attributes:
-      tokens: how many are in a chunk.
-      rows: how many of them have their logits summed at once; divides ``tokens``.
-      columns: how many classes have the gradient of their logits worked out at once.
+      tokens: number of tokens in a chunk.
+      rows: number of tokens whose logits are summed at a time; divides ``tokens``.
+      columns: number of classes whose logit gradients are computed at a time.
       classes_axis: of the weight.
-      dtype: of hidden and weight, and of what is multiplied with them.
+      dtype: of the operands of the matrix products.
       axis_name: the mapped axis over which the classes are divided, or None.
     """
 
@@ -43,36 +45,44 @@ class Plan(NamedTuple):
     axis_name: AxisName
 
 
-class Head(NamedTuple):
-    """The arrays that a loss depends on, or their gradients, or whether those are wanted; None for what is not there.
+class Head(NamedTuple, Generic[Part]):
+    """One value for each array that a loss depends on: ``Head[jax.Array]`` for the arrays, ``Head[bool]`` for whether
+    its gradient is wanted, ``Head[jax.Array | None]`` for the gradients. None for an array that is absent.
 
-    All but the first two have the dtype of the sums.
+    The last three arrays have the dtype of the sums.
     """
 
-    hidden: jax.Array  # [tokens, width]
-    weight: jax.Array  # [width, classes], or [classes, width]
-    bias: jax.Array | None  # [classes]
-    softcap: jax.Array | None  # []
-    class_weights: jax.Array | None  # [classes]
+    hidden: Part  # [tokens, width]
+    weight: Part  # [width, classes], or [classes, width]
+    bias: Part | None  # [classes]
+    softcap: Part | None  # []
+    class_weights: Part | None  # [classes]
+
+
+Arrays = Head[jax.Array]
+Gradients = Head[jax.Array | None]
 
 
 class Terms(NamedTuple):
-    """The terms of each token's loss, or their coefficients, shape [tokens]; None where no loss has the term."""
+    """The terms of each token's loss, or their coefficients, shape [tokens]; None for a term that is absent."""
 
     own: jax.Array
     spread: jax.Array | None
     square: jax.Array | None
 
-    def map(self, function, *others: "Terms") -> "Terms":
-        return Terms(*(None if parts[0] is None else function(*parts) for parts in zip(self, *others, strict=True)))
+    def map(self, function: Callable[..., jax.Array], *others: "Terms") -> "Terms":
+        def apply(*parts: Any) -> Any:
+            return None if parts[0] is None else function(*parts)
+
+        return Terms(*map(apply, self, *others))
 
     def dot(self, other: "Terms") -> jax.Array:
         """Each token's loss, from its terms and their coefficients."""
-        return sum(part for part in self.map(jnp.multiply, other) if part is not None)
+        return jnp.asarray(sum(part for part in self.map(jnp.multiply, other) if part is not None))
 
 
 class Sums(NamedTuple):
-    """What a token's loss and its gradient need to know of all its logits, shape [tokens]."""
+    """Sums over each token's logits that its loss and gradient need, shape [tokens]."""
 
     largest: jax.Array
     total: jax.Array  # sum_k exp(x_k - largest)
@@ -86,12 +96,12 @@ class Sums(NamedTuple):
 
     @property
     def log_sum(self) -> jax.Array:
-        """``L``, cut before its square overflows, so that a coefficient of 0 gives 0."""
+        """``L``, clipped before its square overflows, so that a coefficient of 0 gives 0."""
         limit = 0.5 * math.sqrt(float(jnp.finfo(self.largest.dtype).max))
         return jnp.clip(self.largest + self.log_total, -limit, limit)
 
     def terms(self, coefficients: Terms) -> Terms:
-        """The terms of a loss; what has no weight may be infinite, and is left out."""
+        """The terms of a loss; an infinite term without weight is replaced by 0."""
         picked = self.label_logit - self.largest
         own = self.log_total - jnp.where((picked == -jnp.inf) & (coefficients.own == 0), 0, picked)
         spread = None if self.weighted is None else self.weight_total * self.log_total - self.weighted
@@ -99,14 +109,16 @@ class Sums(NamedTuple):
 
 
 def evaluate(
-    plan: Plan, wanted: Head, head: Head, coefficients: Terms, labels: jax.Array, keep: jax.Array | None
-) -> tuple[Terms, Head]:
-    """The terms of every token's loss, and the gradients of the summed losses that are ``wanted``, not yet rounded.
+    plan: Plan, wanted: Head[bool], head: Arrays, coefficients: Terms, labels: jax.Array, keep: jax.Array | None
+) -> tuple[Terms, Gradients]:
+    """The terms of every token's loss, and the ``wanted`` gradients of the summed losses, not yet rounded.
 
-    A chunk's logits serve its losses and its gradients, so these take three matrix products together.
+    Losses and gradients of a chunk share its logits, so together they take three matrix products.
     """
     dtype = coefficients.own.dtype
-    starts = (jnp.zeros_like(array, dtype) if want else None for array, want in zip(head[1:], wanted[1:], strict=True))
+
+    def start(array: jax.Array | None, want: bool | None) -> jax.Array | None:
+        return jnp.zeros_like(array, dtype) if want and array is not None else None
 
     def step(grads, chunk):
         hidden, coefficients, labels, keep = chunk
@@ -121,7 +133,7 @@ def evaluate(
         grads = _add_gradients(plan, wanted, chunk_head, outputs, sums, coefficients, labels, grads)
         return grads._replace(hidden=None), (terms, grads.hidden)
 
-    def in_chunks(array):  # filled up with zeros, which cost nothing as coefficients
+    def in_chunks(array):  # padded with zeros, which as coefficients add no loss
         chunks = -(-len(array) // plan.tokens)
         filled = jnp.pad(array, [(0, chunks * plan.tokens - len(array))] + [(0, 0)] * (array.ndim - 1))
         return filled.reshape(chunks, plan.tokens, *array.shape[1:])
@@ -130,19 +142,19 @@ def evaluate(
         return array.reshape(array.shape[0] * plan.tokens, *array.shape[2:])[: len(labels)]
 
     chunks = jax.tree.map(in_chunks, (head.hidden, coefficients, labels, keep))
-    grads, stacked = jax.lax.scan(step, Head(None, *starts), chunks)
+    grads, stacked = jax.lax.scan(step, Gradients(None, *map(start, head[1:], wanted[1:])), chunks)
     terms, hidden_grad = jax.tree.map(joined, stacked)
     return terms, grads._replace(hidden=hidden_grad)
 
 
 def _product(left, right, left_axis, right_axis, dtype):
-    """The matrix product over an axis of each, summed in ``dtype`` whatever the operands hold."""
+    """The matrix product over one axis of each operand, accumulated in ``dtype``."""
     contracted = (((left_axis,), (right_axis,)), ((), ()))
     return jax.lax.dot_general(left, right, contracted, preferred_element_type=dtype)
 
 
 def _logits(outputs, bias, softcap):
-    """The logits behind a linear layer's outputs, and their derivative by outputs and by ``softcap``; None for 1."""
+    """Logits from a linear layer's outputs, and their derivatives by outputs and ``softcap``; None without softcap."""
     logits = outputs if bias is None else outputs + (bias[None] if outputs.ndim > 1 else bias)
     if softcap is None:
         return logits, None, None
@@ -153,7 +165,7 @@ def _logits(outputs, bias, softcap):
 
 
 def _present(shifted, mass):
-    """Logits with 0 for those of -inf that have no mass, where ``0 * inf`` would be NaN."""
+    """Logits with 0 in place of -inf where there is no mass, as ``0 * inf`` would be NaN."""
     return jnp.where((shifted == -jnp.inf) & (mass == 0), 0, shifted)
 
 
@@ -162,8 +174,8 @@ def _mass(spread, class_weights):
     return spread[:, None] if class_weights is None else spread[:, None] * class_weights[None]
 
 
-def _sum_up(plan: Plan, head: Head, outputs: jax.Array, spread: jax.Array | None, labels: jax.Array) -> Sums:
-    """Read all logits of a chunk, a few rows at a time, from the outputs of the linear layer, [tokens, classes]."""
+def _sum_up(plan: Plan, head: Arrays, outputs: jax.Array, spread: jax.Array | None, labels: jax.Array) -> Sums:
+    """Sums over the logits of a chunk, a few rows at a time; ``outputs`` of the linear layer are [tokens, classes]."""
     weights = head.class_weights
 
     def sum_rows(rows):
@@ -190,7 +202,7 @@ def _sum_up(plan: Plan, head: Head, outputs: jax.Array, spread: jax.Array | None
 
 
 def _join(sums: Sums, axis_name: AxisName) -> Sums:
-    """The sums over the classes of all devices, from those of each."""
+    """Combine the sums over each device's classes."""
     largest = jax.lax.pmax(jax.lax.stop_gradient(sums.largest), axis_name)
     below = sums.largest - largest
     weighted = None if sums.weighted is None else sums.weighted + sums.weight_total * below
@@ -203,12 +215,12 @@ def _label_logit(head, outputs, labels):
     return _logits(jnp.take_along_axis(outputs, labels[:, None], axis=1)[:, 0], bias, head.softcap)[0]
 
 
-def _add_gradients(plan, wanted, head, outputs, sums, coefficients, labels, grads) -> Head:
-    """``grads`` with a chunk's gradients added, and the chunk's own for hidden; ``head.hidden`` is the chunk's."""
+def _add_gradients(plan, wanted, head, outputs, sums, coefficients, labels, grads: Gradients) -> Gradients:
+    """Add a chunk's gradients to ``grads``; ``head.hidden``, and the gradient for it, are the chunk's alone."""
     dtype, classes = outputs.dtype, outputs.shape[1]
     if plan.axis_name is not None:
         labels = labels - classes * jax.lax.axis_index(plan.axis_name)
-    gain = coefficients.own  # the coefficient of L's derivative, which is the softmax
+    gain = coefficients.own  # coefficient of the softmax, which is the derivative of L
     if coefficients.spread is not None:
         gain = gain + coefficients.spread * sums.weight_total
     if coefficients.square is not None:
@@ -217,8 +229,8 @@ def _add_gradients(plan, wanted, head, outputs, sums, coefficients, labels, grad
 
     def add_columns(grads, index):
         start = jnp.minimum(index * plan.columns, classes - plan.columns)
-        numbers = start + jnp.arange(plan.columns, dtype=labels.dtype)
-        new = (numbers >= index * plan.columns)[None]  # the last block starts early, and meets some classes again
+        class_indices = start + jnp.arange(plan.columns, dtype=labels.dtype)
+        new = (class_indices >= index * plan.columns)[None]  # the last block starts early and repeats some classes
 
         def cut(array, axis=0):
             return None if array is None else jax.lax.dynamic_slice_in_dim(array, start, plan.columns, axis)
@@ -230,7 +242,7 @@ def _add_gradients(plan, wanted, head, outputs, sums, coefficients, labels, grad
         logits, slope, by_softcap = _logits(cut(outputs, 1), cut(head.bias), head.softcap)
         shifted = logits - sums.largest[:, None]
         change = jnp.exp(shifted - log_total) * gain[:, None]
-        change = change - jnp.where(labels[:, None] == numbers[None], coefficients.own[:, None], 0)
+        change = change - jnp.where(labels[:, None] == class_indices[None], coefficients.own[:, None], 0)
         hidden_grad, weight_grad, bias_grad, softcap_grad, class_weights_grad = grads
         if coefficients.spread is not None:
             mass = _mass(coefficients.spread, weights)
@@ -239,7 +251,7 @@ def _add_gradients(plan, wanted, head, outputs, sums, coefficients, labels, grad
                 by_weight = coefficients.spread[:, None] * (log_total - _present(shifted, mass))
                 class_weights_grad = add(class_weights_grad, jnp.sum(jnp.where(new, by_weight, 0), axis=0))
         change = jnp.where(new, change, 0)
-        if wanted.softcap:
+        if by_softcap is not None and wanted.softcap:
             softcap_grad = softcap_grad + jnp.sum(change * by_softcap)
         change = change if slope is None else change * slope
         if wanted.bias:
@@ -251,7 +263,7 @@ def _add_gradients(plan, wanted, head, outputs, sums, coefficients, labels, grad
         if wanted.weight:
             pair = (change, head.hidden) if plan.classes_axis == 0 else (head.hidden, change)
             weight_grad = add(weight_grad, _product(*pair, 0, 0, dtype), plan.classes_axis)
-        return Head(hidden_grad, weight_grad, bias_grad, softcap_grad, class_weights_grad), None
+        return Gradients(hidden_grad, weight_grad, bias_grad, softcap_grad, class_weights_grad), None
 
     start = grads._replace(hidden=jnp.zeros_like(head.hidden, dtype) if wanted.hidden else None)
     blocks = jnp.arange(-(-classes // plan.columns), dtype=labels.dtype)

@@ -1,4 +1,4 @@
-"""Losses on scores that ask for a margin, or only for the right sign: hinge and perceptron, for two classes or more."""
+"""Margin losses on scores: hinge and perceptron, binary and multi-class."""
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +9,18 @@ from nnlearn.types import ArrayLike
 
 
 def hinge_loss(predictor_outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
-    """How far each score falls short of a margin of 1 on the right side, ``max(0, 1 - score * target)``.
+    """Hinge loss, ``max(0, 1 - score * target)``.
 
     Args:
-      predictor_outputs: scores, floating, of any shape ``[...]``.
+      predictor_outputs: scores, floating-point, of any shape ``[...]``.
       targets: -1 or 1, real, of the same shape or a scalar.
 
     Returns:
       One loss per element, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes differ.
-      TypeError: the scores are not floating, or the targets complex.
+      ValueError: if the shapes differ.
+      TypeError: if the scores are not floating-point, or the targets are complex.
 
     Source: Cortes & Vapnik, *Support-vector networks*, 1995.
 
@@ -32,18 +32,18 @@ def hinge_loss(predictor_outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
 
 
 def perceptron_loss(predictor_outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
-    """How far each score lies on the wrong side of 0, ``max(0, -score * target)``.
+    """Perceptron loss, ``max(0, -score * target)``.
 
     Args:
-      predictor_outputs: scores, floating, of any shape ``[...]``.
+      predictor_outputs: scores, floating-point, of any shape ``[...]``.
       targets: -1 or 1, real, of the same shape or a scalar.
 
     Returns:
       One loss per element, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes differ.
-      TypeError: the scores are not floating, or the targets complex.
+      ValueError: if the shapes differ.
+      TypeError: if the scores are not floating-point, or the targets are complex.
 
     Source: Rosenblatt, *The perceptron*, 1958; as a loss: Bishop, *Pattern Recognition and Machine Learning*, 2006,
     equation 4.54.
@@ -56,14 +56,14 @@ def perceptron_loss(predictor_outputs: ArrayLike, targets: ArrayLike) -> jax.Arr
 
 
 def _margin_loss(scores: ArrayLike, labels: ArrayLike, margin: float) -> jax.Array:
-    """``max_k (score_k + margin [k != label]) - score_label``, NaN for a label that is no class."""
+    """``max_k (score_k + margin [k != label]) - score_label``, NaN for a label out of range."""
     scores, labels = as_floating("scores", scores), as_labels(labels)
     check_label_shape(labels, scores.shape[:-1], scores.shape, "scores")
     (scores,) = widen(scores)
     labels, valid = split_labels(labels, scores.shape[-1], scores.dtype)
     right = pick(scores, labels, -1)
-    missing = right == -jnp.inf  # replaced, because the difference of two infinities is NaN
-    # Differences first: beside scores over 1e8 a margin of 1 would be rounded away.
+    missing = right == -jnp.inf  # replaced, as inf - inf is NaN
+    # Differences first, as adding a margin of 1 to scores above 1e8 would round it away.
     gaps = scores - jnp.expand_dims(jnp.where(missing, 0, right), -1)
     index = jax.lax.broadcasted_iota(labels.dtype, scores.shape, scores.ndim - 1)
     shortfall = jnp.max(jnp.where(index == jnp.expand_dims(labels, -1), gaps, gaps + margin), -1)
@@ -71,21 +71,20 @@ def _margin_loss(scores: ArrayLike, labels: ArrayLike, margin: float) -> jax.Arr
 
 
 def multiclass_hinge_loss(scores: ArrayLike, labels: ArrayLike) -> jax.Array:
-    """How far the right class's score falls short of a margin of 1 over all others.
-
-    ``max_k (score_k + [k != y]) - score_y``, which is ``max(0, 1 + max_{k != y} score_k - score_y)``.
+    """Multi-class hinge loss (Crammer-Singer), ``max(0, 1 + max_{k != y} score_k - score_y)``.
 
     Args:
-      scores: floating, shape ``[..., classes]``; -inf where a class does not exist (a label on it costs +inf, with
-        gradient 0).
-      labels: ``y``, integers in [0, classes), shape ``[...]``; one outside makes its loss and gradient NaN.
+      scores: floating-point, shape ``[..., classes]``; -inf where a class does not exist (a label on it has loss +inf,
+        with gradient 0).
+      labels: ``y``, integers in [0, classes), shape ``[...]``; a label outside this range makes its loss and gradient
+        NaN.
 
     Returns:
       One loss per example, shape ``[...]``, float32 (float64 if the scores are).
 
     Raises:
-      ValueError: the shapes do not fit.
-      TypeError: the scores are not floating, or the labels not integer.
+      ValueError: if the shapes do not match.
+      TypeError: if the scores are not floating-point, or the labels are not integers.
 
     Source: Crammer & Singer, *On the algorithmic implementation of multiclass kernel-based vector machines*, 2001.
 
@@ -96,19 +95,20 @@ def multiclass_hinge_loss(scores: ArrayLike, labels: ArrayLike) -> jax.Array:
 
 
 def multiclass_perceptron_loss(scores: ArrayLike, labels: ArrayLike) -> jax.Array:
-    """How far the right class's score lies below the largest, ``max_k score_k - score_y``.
+    """Multi-class perceptron loss, ``max_k score_k - score_y``.
 
     Args:
-      scores: floating, shape ``[..., classes]``; -inf where a class does not exist (a label on it costs +inf, with
-        gradient 0).
-      labels: ``y``, integers in [0, classes), shape ``[...]``; one outside makes its loss and gradient NaN.
+      scores: floating-point, shape ``[..., classes]``; -inf where a class does not exist (a label on it has loss +inf,
+        with gradient 0).
+      labels: ``y``, integers in [0, classes), shape ``[...]``; a label outside this range makes its loss and gradient
+        NaN.
 
     Returns:
       One loss per example, shape ``[...]``, float32 (float64 if the scores are).
 
     Raises:
-      ValueError: the shapes do not fit.
-      TypeError: the scores are not floating, or the labels not integer.
+      ValueError: if the shapes do not match.
+      TypeError: if the scores are not floating-point, or the labels are not integers.
 
     Source: Collins, *Discriminative training methods for hidden Markov models*, 2002.
 

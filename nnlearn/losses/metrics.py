@@ -1,4 +1,4 @@
-"""How good predictions are, in numbers to report and not to train on."""
+"""Evaluation metrics, which are reported and not trained on."""
 
 import jax
 import jax.numpy as jnp
@@ -10,20 +10,20 @@ from nnlearn.types import ArrayLike
 
 
 def accuracy(logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None = None) -> jax.Array:
-    """The share of examples whose largest logit is at the label, the first of equals counting as the largest.
+    """The fraction of examples whose largest logit is that of the label; among equal logits the first is the largest.
 
     Args:
-      logits: scores of any kind, floating, shape ``[..., classes]``; an example with a NaN counts as wrong.
-      labels: integers, shape ``[...]`` (one outside [0, classes) counts as wrong), or distributions of the logits'
-        shape, whose largest weight is the label.
+      logits: scores of any kind, floating-point, shape ``[..., classes]``; an example with a NaN counts as wrong.
+      labels: integers, shape ``[...]`` (a label outside [0, classes) counts as wrong), or distributions of the logits'
+        shape, whose largest entry is the label.
       where: booleans of shape ``[...]``, which examples count.
 
     Returns:
       A scalar in [0, 1], float32 (float64 if the logits are); 0 when no example counts. Its gradient is 0.
 
     Raises:
-      ValueError: the shapes do not fit.
-      TypeError: the logits are not floating, class numbers not integer, or ``where`` not boolean.
+      ValueError: if the shapes do not match.
+      TypeError: if the logits are not floating-point, class indices are not integers, or ``where`` is not boolean.
 
     Source: Hastie, Tibshirani & Friedman, *The Elements of Statistical Learning*, 2009, section 7.2 (one minus the
     misclassification error).

@@ -1,8 +1,8 @@
-"""Losses of overlap between predicted and true regions, for segmentation: Dice, Tversky, and intersection over union.
+"""Overlap losses for segmentation: Dice, Tversky and intersection over union.
 
-All are one form, ``(alpha FP + beta FN) / (TP + alpha FP + beta FN + smooth)``, from sums over pixels of what is
-rightly found (``TP = sum p t``), wrongly found (``FP = sum p (1 - t)``) and missed (``FN = sum (1 - p) t``). It is one
-minus the overlap as it is usually printed, without the subtraction.
+All have one form, ``(alpha FP + beta FN) / (TP + alpha FP + beta FN + smooth)``, with sums over pixels of true
+positives (``TP = sum p t``), false positives (``FP = sum p (1 - t)``) and false negatives (``FN = sum (1 - p) t``).
+This equals one minus the usual overlap, without the subtraction.
 """
 
 import math
@@ -28,10 +28,12 @@ from nnlearn.tree import as_hyperparam, safe_divide
 from nnlearn.types import ArrayLike, Scalar
 
 
-def _prepare(predictions, targets, activate: bool, where) -> tuple[jax.Array, ...]:
-    """Probabilities of presence and of absence, and targets, all ``[..., classes]``, and the mask.
+def _prepare_regions(
+    predictions, targets, activate: bool, where
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """Probabilities of presence and absence and targets, all ``[..., classes]``, and the mask.
 
-    Where the mask is False, probability and target are 0; that adds nothing to any of the three sums.
+    Masked probabilities and targets are 0, which adds nothing to the three sums.
     """
     predicted, target = as_floating("predictions", predictions), as_real("targets", targets)
     if predicted.ndim == target.ndim - 1:
@@ -46,14 +48,14 @@ def _prepare(predictions, targets, activate: bool, where) -> tuple[jax.Array, ..
         _check_probabilities(predicted, mask)
     predicted, target = widen(predicted, target)
     if mask is not None:
-        # A class left out at a pixel has no share in its softmax; a pixel left out has some softmax, without NaN.
+        # A class masked at a pixel gets -inf and no share of the softmax; a pixel masked altogether gets 0, not NaN.
         gone = jnp.any(mask, -1, keepdims=True) & activate & (predicted.shape[-1] > 1)
         predicted = jnp.where(mask, predicted, jnp.where(gone, -jnp.inf, 0))
         target = jnp.where(mask, target, 0)
     if not activate:
-        present, absent = predicted, jnp.maximum(1 - predicted, 0)  # a rounded 1 may be a little more
+        present, absent = predicted, jnp.maximum(1 - predicted, 0)  # a rounded 1 may exceed 1 slightly
     elif predicted.shape[-1] == 1:
-        present, absent = jax.nn.sigmoid(predicted), jax.nn.sigmoid(-predicted)  # 1 - p has no digits left near p = 1
+        present, absent = jax.nn.sigmoid(predicted), jax.nn.sigmoid(-predicted)  # 1 - p loses all digits near p = 1
     else:
         present = jax.nn.softmax(predicted, -1)
         absent = 1 - present
@@ -66,14 +68,14 @@ def _check_probabilities(predicted: jax.Array, mask: jax.Array | None) -> None:
     whole = known(predicted) and predicted.is_fully_addressable and (mask is None or known(mask))
     if not whole:
         return
-    numbers = np.asarray(predicted if mask is None else jnp.where(mask, predicted, 0), np.float64)
-    if np.any((numbers < 0) | (numbers > 1.001)):  # rounded in low precision, a probability may exceed 1
-        raise ValueError(f"predictions must be probabilities in [0, 1], got {numbers.min()} to {numbers.max()}; for "
+    values = np.asarray(predicted if mask is None else jnp.where(mask, predicted, 0), np.float64)
+    if np.any((values < 0) | (values > 1.001)):  # rounded in low precision, a probability may exceed 1
+        raise ValueError(f"predictions must be probabilities in [0, 1], got {values.min()} to {values.max()}; for "
                          "logits leave apply_softmax (or apply_sigmoid) at True")  # fmt: skip
 
 
-def _errors(present, absent, target, axes, smooth, alpha, beta) -> jax.Array:
-    """The loss of each class, with ``axes`` summed away."""
+def _class_losses(present, absent, target, axes, smooth, alpha, beta) -> jax.Array:
+    """The loss of each class, summed over ``axes``."""
     smooth, alpha, beta = (as_hyperparam(number, target.dtype) for number in (smooth, alpha, beta))
     found = jnp.sum(present * target, axes)
     wrong = alpha * jnp.sum(present * (1 - target), axes) + beta * jnp.sum(absent * target, axes)
@@ -81,7 +83,7 @@ def _errors(present, absent, target, axes, smooth, alpha, beta) -> jax.Array:
 
 
 def _pixel_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
-    """The axes to sum over, by default all but the first and the last."""
+    """The axes to sum over; by default all but the first and the last."""
     if axis is None:
         return tuple(range(1, ndim - 1))
     axes = normalize_axes(axis, ndim)
@@ -96,8 +98,8 @@ def _overlap_loss(
     for name, number in (("smooth", smooth), ("alpha", alpha), ("beta", beta)):
         check_nonnegative(name, number)
     check_reduction(reduction)
-    present, absent, target, _ = _prepare(predictions, targets, activate, where)
-    loss = _errors(present, absent, target, _pixel_axes(axis, target.ndim), smooth, alpha, beta)
+    present, absent, target, _ = _prepare_regions(predictions, targets, activate, where)
+    loss = _class_losses(present, absent, target, _pixel_axes(axis, target.ndim), smooth, alpha, beta)
     if class_weights is not None:
         weights = as_weights("class_weights", class_weights)
         if weights.shape != loss.shape[-1:]:
@@ -124,33 +126,35 @@ def dice_loss(
     axis: Axis = None,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """One minus the Dice overlap of predicted and true regions, ``1 - (TP + smooth) / (TP + a FP + b FN + smooth)``.
+    """Dice loss, ``1 - (TP + smooth) / (TP + a FP + b FN + smooth)``.
 
     With ``TP = sum p t``, ``FP = sum p (1 - t)`` and ``FN = sum (1 - p) t`` over the pixels. With ``a = b = 0.5`` and
     ``smooth = 0`` the fraction is ``2 sum p t / (sum p + sum t)``.
 
     Args:
-      predictions: logits, floating, shape ``[batch, ..., classes]``; with one class, or none and no axis for it, they
-        go through a sigmoid, else a softmax.
-      targets: ``t``, 0 or 1 (or a share of the pixel), real, of the same shape.
+      predictions: logits, floating-point, shape ``[batch, ..., classes]``; a sigmoid is applied if there is one class
+        or no class axis, else a softmax.
+      targets: ``t``, 0 or 1 (or a fraction of the pixel), real, of the same shape.
       class_weights: real and >= 0, shape ``[classes]``; each class's loss is multiplied by its weight.
-      smooth: added to both sides of the fraction, finite and >= 0; at 0 a class neither found nor there costs 0.
-      alpha: ``a``, the price of what is wrongly found, finite and >= 0.
-      beta: ``b``, the price of what is missed, finite and >= 0.
+      smooth: added to numerator and denominator, finite and >= 0; at 0 a class that is neither predicted nor present
+        has loss 0.
+      alpha: ``a``, the weight of false positives, finite and >= 0.
+      beta: ``b``, the weight of false negatives, finite and >= 0.
       apply_softmax: whether ``predictions`` are logits; if not, they are probabilities.
       reduction: over the classes, ``"mean"``, ``"sum"``, or ``"none"``.
       ignore_background: whether to leave out class 0, if there are several.
       axis: the axis, or axes, of the pixels, to sum over; None for all but the first and the last.
-      where: booleans, of the predictions' shape without the classes (which pixels count) or with them (which classes
-        there are at each pixel); what is False adds nothing and gets no gradient, whatever it holds.
+      where: booleans of the predictions' shape without the classes (which pixels count) or with them (which classes
+        exist at each pixel); entries that are False add nothing and get no gradient, even if they are NaN.
 
     Returns:
       The loss of each image, shape ``[batch]`` (``[batch, classes]`` for ``"none"``), in [0, 1] where no class weights
-      are given and ``reduction`` is not ``"sum"``; float32 (float64 if an argument is). 0 for an image left out.
+      are given and ``reduction`` is not ``"sum"``; float32 (float64 if an argument is). 0 for an image that is left
+      out.
 
     Raises:
-      ValueError: the shapes do not fit, a number is out of range, or ``reduction`` is unknown.
-      TypeError: the predictions are not floating, the targets complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, an argument is out of range, or ``reduction`` is unknown.
+      TypeError: if the predictions are not floating-point, the targets are complex, or ``where`` is not boolean.
 
     Source: Milletari, Navab & Ahmadi, *V-Net*, 2016.
 
@@ -173,25 +177,26 @@ def multiclass_generalized_dice_loss(
     ignore_background: bool = False,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Dice loss in which rare classes count more: each by ``1 / f**2``, with ``f`` its number of pixels in the batch.
+    """Generalised Dice loss: classes are weighted by ``1 / f**2``, with ``f`` their number of pixels in the batch.
 
-    The weights are scaled to a mean of 1. A class that has no pixel in the batch has the weight of the rarest that has.
+    The weights are scaled to a mean of 1. A class without pixels in the batch has the weight of the rarest class with
+    any.
 
     Args:
-      predictions: logits, floating, shape ``[batch, ..., classes]``.
-      targets: 0 or 1 (or a share of the pixel), real, of the same shape.
+      predictions: logits, floating-point, shape ``[batch, ..., classes]``.
+      targets: 0 or 1 (or a fraction of the pixel), real, of the same shape.
       smooth: as in ``dice_loss``.
       apply_softmax: whether ``predictions`` are logits; if not, they are probabilities.
       ignore_background: whether to leave out class 0.
-      where: booleans, of the predictions' shape without the classes (which pixels count) or with them (which classes
-        there are at each pixel); what is False adds nothing and gets no gradient, whatever it holds.
+      where: booleans of the predictions' shape without the classes (which pixels count) or with them (which classes
+        exist at each pixel); entries that are False add nothing and get no gradient, even if they are NaN.
 
     Returns:
-      A scalar, the mean over the classes and over the images that keep a pixel, float32 (float64 if an argument is).
+      A scalar, the mean over the classes and over the images with unmasked pixels, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes do not fit, or ``smooth`` is out of range.
-      TypeError: the predictions are not floating, the targets complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or ``smooth`` is out of range.
+      TypeError: if the predictions are not floating-point, the targets are complex, or ``where`` is not boolean.
 
     Source: Sudre et al., *Generalised Dice overlap as a deep learning loss function for highly unbalanced
     segmentations*, 2017.
@@ -201,15 +206,15 @@ def multiclass_generalized_dice_loss(
     Array(0.0003, dtype=float32)
     """
     check_nonnegative("smooth", smooth)
-    present, absent, target, mask = _prepare(predictions, targets, apply_softmax, where)
+    present, absent, target, mask = _prepare_regions(predictions, targets, apply_softmax, where)
     if target.ndim < 2:
         raise ValueError(f"predictions must have shape [batch, ..., classes], got {target.shape}")
     frequencies = jnp.sum(target, tuple(range(target.ndim - 1)))
     weights = safe_divide(1.0, jnp.square(frequencies))
     weights = jnp.where(frequencies == 0, jnp.max(weights), weights)
-    weights = jnp.where(jnp.any(weights > 0), weights, 1)  # an empty batch prefers no class
+    weights = jnp.where(jnp.any(weights > 0), weights, 1)  # in an empty batch all classes are equal
     weights = weights * (weights.size / jnp.sum(weights))
-    loss = _errors(present, absent, target, _pixel_axes(None, target.ndim), smooth, 0.5, 0.5)
+    loss = _class_losses(present, absent, target, _pixel_axes(None, target.ndim), smooth, 0.5, 0.5)
     loss = loss * weights.reshape((1,) * (loss.ndim - 1) + weights.shape)
     if mask is not None:
         mask = jnp.any(mask, tuple(range(1, target.ndim)), keepdims=True).reshape(loss.shape[:-1] + (1,))
@@ -226,21 +231,22 @@ def binary_dice_loss(
     apply_sigmoid: bool = True,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Dice loss of one region, ``1 - (2 sum p t + 2 smooth) / (sum p + sum t + 2 smooth)`` over the pixels.
+    """Binary Dice loss, ``1 - (2 sum p t + 2 smooth) / (sum p + sum t + 2 smooth)`` over the pixels.
 
     Args:
-      predictions: logits, floating, shape ``[batch, ...]`` or ``[batch, ..., 1]``.
-      targets: ``t``, 0 or 1 (or a share of the pixel), real, of the same shape.
+      predictions: logits, floating-point, shape ``[batch, ...]`` or ``[batch, ..., 1]``.
+      targets: ``t``, 0 or 1 (or a fraction of the pixel), real, of the same shape.
       smooth: as in ``dice_loss``.
       apply_sigmoid: whether ``predictions`` are logits; if not, they are probabilities.
-      where: booleans of the predictions' shape (which pixels count); the others add nothing, whatever they hold.
+      where: booleans of the predictions' shape (which pixels count); the others add nothing, even if they are NaN.
 
     Returns:
-      One loss in [0, 1] per image, shape ``[batch]``, float32 (float64 if an argument is). 0 for an image left out.
+      One loss in [0, 1] per image, shape ``[batch]``, float32 (float64 if an argument is). 0 for an image that is left
+      out.
 
     Raises:
-      ValueError: the shapes do not fit, or ``smooth`` is out of range.
-      TypeError: the predictions are not floating, the targets complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or ``smooth`` is out of range.
+      TypeError: if the predictions are not floating-point, the targets are complex, or ``where`` is not boolean.
 
     Source: Milletari, Navab & Ahmadi, *V-Net*, 2016.
 
@@ -266,30 +272,31 @@ def tversky_loss(
     axis: Axis = None,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Overlap loss in which a missed pixel costs more than one wrongly found, for small regions.
+    """Tversky loss: with the defaults false negatives cost more than false positives, which suits small regions.
 
     The mean over the classes of ``(1 - (TP + smooth) / (TP + alpha FP + beta FN + smooth))**(1 / gamma)``.
 
     Args:
-      predictions: logits, floating, shape ``[batch, ..., classes]``, as in ``dice_loss``.
-      targets: 0 or 1 (or a share of the pixel), real, of the same shape.
-      alpha: the price of what is wrongly found, finite and >= 0.
-      beta: the price of what is missed, finite and >= 0.
-      gamma: finite and > 0; above 1, regions that are nearly right count more (4/3 is common). The derivative at a loss
-        of exactly 0 is taken as 0.
+      predictions: logits, floating-point, shape ``[batch, ..., classes]``, as in ``dice_loss``.
+      targets: 0 or 1 (or a fraction of the pixel), real, of the same shape.
+      alpha: the weight of false positives, finite and >= 0.
+      beta: the weight of false negatives, finite and >= 0.
+      gamma: finite and > 0; above 1, nearly correct regions have larger gradients (4/3 is common). The derivative at a
+        loss of exactly 0 is 0.
       smooth: as in ``dice_loss``.
       apply_softmax: whether ``predictions`` are logits; if not, they are probabilities.
       ignore_background: whether to leave out class 0, if there are several.
       axis: the axis, or axes, of the pixels, to sum over; None for all but the first and the last.
-      where: booleans, of the predictions' shape without the classes (which pixels count) or with them (which classes
-        there are at each pixel); what is False adds nothing and gets no gradient, whatever it holds.
+      where: booleans of the predictions' shape without the classes (which pixels count) or with them (which classes
+        exist at each pixel); entries that are False add nothing and get no gradient, even if they are NaN.
 
     Returns:
-      One loss in [0, 1] per image, shape ``[batch]``, float32 (float64 if an argument is). 0 for an image left out.
+      One loss in [0, 1] per image, shape ``[batch]``, float32 (float64 if an argument is). 0 for an image that is left
+      out.
 
     Raises:
-      ValueError: the shapes do not fit, or a number is out of range.
-      TypeError: the predictions are not floating, the targets complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or an argument is out of range.
+      TypeError: if the predictions are not floating-point, the targets are complex, or ``where`` is not boolean.
 
     Source: Salehi, Erdogmus & Gholipour, *Tversky loss function for image segmentation using 3D fully convolutional
     deep networks*, 2017; ``gamma``: Abraham & Khan, *A novel focal Tversky loss function with improved attention U-Net
@@ -319,26 +326,27 @@ def iou_loss(
     axis: Axis = None,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """One minus the intersection over the union of predicted and true regions, the soft Jaccard loss.
+    """Intersection-over-union loss, also called soft Jaccard loss.
 
     The mean over the classes of ``1 - (sum p t + smooth) / (sum p + sum t - sum p t + smooth)``.
 
     Args:
-      predictions: logits, floating, shape ``[batch, ..., classes]``, as in ``dice_loss``.
-      targets: ``t``, 0 or 1 (or a share of the pixel), real, of the same shape.
+      predictions: logits, floating-point, shape ``[batch, ..., classes]``, as in ``dice_loss``.
+      targets: ``t``, 0 or 1 (or a fraction of the pixel), real, of the same shape.
       smooth: as in ``dice_loss``.
       apply_softmax: whether ``predictions`` are logits; if not, they are probabilities.
       ignore_background: whether to leave out class 0, if there are several.
       axis: the axis, or axes, of the pixels, to sum over; None for all but the first and the last.
-      where: booleans, of the predictions' shape without the classes (which pixels count) or with them (which classes
-        there are at each pixel); what is False adds nothing and gets no gradient, whatever it holds.
+      where: booleans of the predictions' shape without the classes (which pixels count) or with them (which classes
+        exist at each pixel); entries that are False add nothing and get no gradient, even if they are NaN.
 
     Returns:
-      One loss in [0, 1] per image, shape ``[batch]``, float32 (float64 if an argument is). 0 for an image left out.
+      One loss in [0, 1] per image, shape ``[batch]``, float32 (float64 if an argument is). 0 for an image that is left
+      out.
 
     Raises:
-      ValueError: the shapes do not fit, or ``smooth`` is out of range.
-      TypeError: the predictions are not floating, the targets complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or ``smooth`` is out of range.
+      TypeError: if the predictions are not floating-point, the targets are complex, or ``where`` is not boolean.
 
     Source: Rahman & Wang, *Optimizing intersection-over-union in deep neural networks for image segmentation*, 2016.
 

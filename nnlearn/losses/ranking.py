@@ -1,7 +1,7 @@
-"""Losses on the order of the items of a list, from a score of each item, along the last axis.
+"""Learning-to-rank losses, from scores of the items of a list along the last axis.
 
-The losses of lists are reduced to one number by ``reduce_fn``, as in optax; the mean is over the lists from which
-something can be learned, and 0 if there are none.
+``reduce_fn`` reduces the losses of all lists to a scalar, as in optax. The mean is over lists that contribute, and 0 if
+there are none.
 """
 
 import math
@@ -12,22 +12,24 @@ import jax.numpy as jnp
 
 from nnlearn.checks import check_number
 from nnlearn.losses.arguments import as_floating, as_real, as_weights, check_same_shape, mask_over, weighted_mean, widen
-from nnlearn.losses.softmax import exclude, mass_loss, normalize
+from nnlearn.losses.softmax import exclude, mass_loss, normalize_logits
 from nnlearn.tree import as_hyperparam, safe_divide
 from nnlearn.types import ArrayLike, Scalar
 
-ReduceFn = Callable[..., ArrayLike] | None
+ReduceFn = Callable[..., jax.Array] | None
 
 
-def _prepare(name, scores, labels, where, weights) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
-    """Scores, labels, mask and weights, all ``[..., items]``; what the mask leaves out is 0."""
+def _prepare_lists(
+    name, scores, labels, where, weights
+) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
+    """Scores, labels, mask and weights, all ``[..., items]``; masked entries are 0."""
     scores, labels = as_floating(name, scores), as_real("labels", labels)
     if scores.ndim == 0:
         raise ValueError(f"{name} must have an axis of items, shape [..., items], got a scalar")
     check_same_shape((name, "labels"), scores, labels)
     if jnp.issubdtype(labels.dtype, jnp.floating):
         scores, labels = widen(scores, labels)
-    else:  # large integers have an order that float32 does not see
+    else:  # float32 would not distinguish large integers
         (scores,) = widen(scores)
     mask = mask_over(where, scores.shape, (scores.ndim - 1,))
     mask = None if mask is None else jnp.broadcast_to(mask, scores.shape)
@@ -45,7 +47,7 @@ def _prepare(name, scores, labels, where, weights) -> tuple[jax.Array, jax.Array
 def _reduce(losses: jax.Array, counted: jax.Array | None, reduce_fn: ReduceFn) -> jax.Array:
     if reduce_fn is None:
         return losses
-    if reduce_fn is jnp.mean:  # the mean of nothing is 0
+    if reduce_fn is jnp.mean:  # 0 if no list counts
         return weighted_mean(losses, None, counted)
     return reduce_fn(losses, where=counted)
 
@@ -58,33 +60,35 @@ def ranking_softmax_loss(
     weights: ArrayLike | None = None,
     reduce_fn: ReduceFn = jnp.mean,
 ) -> jax.Array:
-    """Cross-entropy from the relevance of a list's items to the softmax of their scores, ``-sum_i y_i log p_i``.
+    """Softmax ranking loss (ListNet), ``-sum_i y_i log p_i`` with ``p`` the softmax of the scores.
 
     Args:
-      logits: scores, floating, shape ``[..., items]``.
+      logits: scores, floating-point, shape ``[..., items]``.
       labels: ``y``, relevance, real and >= 0, of the same shape.
-      where: booleans of the logits' shape (which items there are) or of that without the items (which lists count);
-        what is False has no part, whatever it holds.
+      where: booleans of the logits' shape (which items exist) or of that without the items (which lists count); entries
+        that are False are ignored, even if they are NaN.
       weights: each item's label is multiplied by its weight, real and >= 0, of the logits' shape.
-      reduce_fn: from the losses of all lists and, as ``where=``, which of them have an item, to the result:
-        ``jnp.mean`` or ``jnp.sum``; None for the losses themselves.
+      reduce_fn: called with the losses of all lists and, as ``where=``, the mask of lists with an item: ``jnp.mean`` or
+        ``jnp.sum``; None for the losses themselves.
 
     Returns:
       A scalar in nats, or shape ``[...]`` for None, float32 (float64 if an argument is). The mean of no lists is 0.
 
     Raises:
-      ValueError: the shapes do not fit, or a weight is negative.
-      TypeError: the logits are not floating, labels or weights complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or a weight is negative.
+      TypeError: if the logits are not floating-point, labels or weights are complex, or ``where`` is not boolean.
 
     Source: Cao et al., *Learning to rank: from pairwise approach to listwise approach*, 2007.
 
     >>> ranking_softmax_loss(jnp.array([2.0, 1.0, 3.0]), jnp.array([1.0, 0.0, 0.0])).round(3)
     Array(1.408, dtype=float32)
     """
-    logits, labels, mask, weights = _prepare("logits", logits, labels, where, weights)
+    logits, labels, mask, weights = _prepare_lists("logits", logits, labels, where, weights)
     axes = (logits.ndim - 1,)
     labels = labels.astype(logits.dtype)
-    losses = mass_loss(normalize(exclude(logits, mask), axes), labels if weights is None else labels * weights, axes)
+    losses = mass_loss(
+        normalize_logits(exclude(logits, mask), axes), labels if weights is None else labels * weights, axes
+    )
     return _reduce(losses, None if mask is None else jnp.any(mask, -1), reduce_fn)
 
 
@@ -96,34 +100,34 @@ def pairwise_logistic_loss(
     weights: ArrayLike | None = None,
     reduce_fn: ReduceFn = jnp.mean,
 ) -> jax.Array:
-    """For every two items of a list of which one is more relevant, the cross-entropy of saying which (RankNet).
+    """Pairwise logistic loss (RankNet): for each two items of different relevance, cross-entropy of their order.
 
-    A list's loss is the mean of ``log(1 + exp(s_j - s_i))`` over all its pairs with ``y_i > y_j``; it needs memory for
-    ``items**2`` numbers.
+    A list's loss is the mean of ``log(1 + exp(s_j - s_i))`` over its pairs with ``y_i > y_j``. It needs memory for
+    ``items**2`` values.
 
     Args:
-      scores: ``s``, floating, shape ``[..., items]``.
+      scores: ``s``, floating-point, shape ``[..., items]``.
       labels: ``y``, relevance, real, of the same shape; only their order counts.
-      where: booleans of the scores' shape (which items there are) or of that without the items (which lists count);
-        what is False has no part, whatever it holds.
-      weights: a pair has the weight of its more relevant item, real and >= 0, of the scores' shape.
-      reduce_fn: from the losses of all lists and, as ``where=``, which of them have a pair, to the result: ``jnp.mean``
-        or ``jnp.sum``; None for the losses themselves.
+      where: booleans of the scores' shape (which items exist) or of that without the items (which lists count); entries
+        that are False are ignored, even if they are NaN.
+      weights: real and >= 0, of the scores' shape; a pair has the weight of its more relevant item.
+      reduce_fn: called with the losses of all lists and, as ``where=``, the mask of lists with a pair: ``jnp.mean`` or
+        ``jnp.sum``; None for the losses themselves.
 
     Returns:
-      A scalar in nats, or shape ``[...]`` for None, float32 (float64 if an argument is); a list without pairs has 0,
-      and so has the mean of no lists.
+      A scalar in nats, or shape ``[...]`` for None, float32 (float64 if an argument is); 0 for a list without pairs and
+      for the mean of no lists.
 
     Raises:
-      ValueError: the shapes do not fit, or a weight is negative.
-      TypeError: the scores are not floating, labels or weights complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or a weight is negative.
+      TypeError: if the scores are not floating-point, labels or weights are complex, or ``where`` is not boolean.
 
     Source: Burges et al., *Learning to rank using gradient descent*, 2005.
 
     >>> pairwise_logistic_loss(jnp.array([2.0, 1.0, 3.0]), jnp.array([1, 0, 0])).round(3)
     Array(0.813, dtype=float32)
     """
-    scores, labels, mask, weights = _prepare("scores", scores, labels, where, weights)
+    scores, labels, mask, weights = _prepare_lists("scores", scores, labels, where, weights)
     pairs = labels[..., :, None] > labels[..., None, :]
     if mask is not None:
         pairs = pairs & mask[..., :, None] & mask[..., None, :]
@@ -135,9 +139,9 @@ def pairwise_logistic_loss(
 
 
 def _normalize_suffixes(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """For each item, the ``logsumexp`` of it and all behind it, split into the largest score and the rest.
+    """``logsumexp`` over each suffix of the items, split into the largest score and the logarithm of the rest.
 
-    As one number it would keep no digit of the small scores behind large ones.
+    Unsplit, it would lose the digits of small scores after large ones.
     """
 
     def join(first, second):
@@ -153,35 +157,35 @@ def _normalize_suffixes(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
 def list_mle_loss(
     scores: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None, reduce_fn: ReduceFn = jnp.mean
 ) -> jax.Array:
-    """Negative log-likelihood of the right order, drawing items one by one by a softmax over those that are left.
+    """ListMLE loss: negative log-likelihood of the correct order under the Plackett-Luce model.
 
-    ``sum_i (log sum_{j >= i} exp(s_j) - s_i)``, the items numbered by falling relevance. Items of one relevance keep
-    their order in the list.
+    ``sum_i (log sum_{j >= i} exp(s_j) - s_i)``, with items in order of decreasing relevance. Items of equal relevance
+    keep their order in the list.
 
     Args:
-      scores: ``s``, floating, shape ``[..., items]``.
+      scores: ``s``, floating-point, shape ``[..., items]``.
       labels: relevance, real, of the same shape; only their order counts.
-      where: booleans of the scores' shape (which items there are) or of that without the items (which lists count);
-        what is False has no part, whatever it holds.
-      reduce_fn: from the losses of all lists and, as ``where=``, which of them have an item, to the result:
-        ``jnp.mean`` or ``jnp.sum``; None for the losses themselves.
+      where: booleans of the scores' shape (which items exist) or of that without the items (which lists count); entries
+        that are False are ignored, even if they are NaN.
+      reduce_fn: called with the losses of all lists and, as ``where=``, the mask of lists with an item: ``jnp.mean`` or
+        ``jnp.sum``; None for the losses themselves.
 
     Returns:
       A scalar in nats, or shape ``[...]`` for None, float32 (float64 if an argument is). The mean of no lists is 0.
 
     Raises:
-      ValueError: the shapes do not fit.
-      TypeError: the scores are not floating, the labels complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match.
+      TypeError: if the scores are not floating-point, the labels are complex, or ``where`` is not boolean.
 
     Source: Xia et al., *Listwise approach to learning to rank: theory and algorithm*, 2008.
 
     >>> list_mle_loss(jnp.array([2.0, 1.0, 3.0]), jnp.array([2, 0, 1])).round(3)
     Array(1.535, dtype=float32)
     """
-    scores, labels, mask, _ = _prepare("scores", scores, labels, where, None)
+    scores, labels, mask, _ = _prepare_lists("scores", scores, labels, where, None)
     order = jnp.argsort(labels, -1, stable=True, descending=True)
     if mask is not None:
-        # Last in order, where they change no sum: far below the rest, but finite, as differences of infinities are NaN.
+        # Masked items go last, where they change no sum, with a large finite negative score, as inf - inf is NaN.
         last = jnp.argsort(~jnp.take_along_axis(mask, order, -1), -1, stable=True)
         order = jnp.take_along_axis(order, last, -1)
         scores = jnp.where(mask, scores, 0.1 * float(jnp.finfo(scores.dtype).min))
@@ -201,21 +205,21 @@ def margin_ranking_loss(
     margin: Scalar = 0.0,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """How far one score falls short of another plus a margin, ``max(0, margin - t (first - second))``.
+    """Margin ranking loss, ``max(0, margin - t (first - second))``.
 
     Args:
-      first: scores, floating, of any shape ``[...]``.
-      second: scores, floating, of the same shape.
+      first: scores, floating-point, of any shape ``[...]``.
+      second: scores, floating-point, of the same shape.
       targets: ``t``, 1 where ``first`` should be the larger, -1 where ``second``; real, of the same shape or a scalar.
       margin: finite, in units of the scores.
-      where: booleans of the scores' shape; what is False costs 0 and gets no gradient, whatever it holds.
+      where: booleans of the scores' shape; entries that are False have loss 0 and no gradient, even if they are NaN.
 
     Returns:
       One loss per element, shape ``[...]``, float32 (float64 if an argument is).
 
     Raises:
-      ValueError: the shapes do not fit, or ``margin`` is not finite.
-      TypeError: the scores are not floating, the targets complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or ``margin`` is not finite.
+      TypeError: if the scores are not floating-point, the targets are complex, or ``where`` is not boolean.
 
     Source: Herbrich, Graepel & Obermayer, *Large margin rank boundaries for ordinal regression*, 2000.
 

@@ -1,4 +1,4 @@
-"""Losses between real numbers: squared, absolute and in between."""
+"""Regression losses: squared, absolute, Huber and log-cosh."""
 
 import math
 
@@ -12,18 +12,18 @@ from nnlearn.types import ArrayLike, Scalar
 
 
 def squared_error(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Array:
-    """The square of each error, ``(prediction - target)**2``.
+    """Squared error, ``(prediction - target)**2``.
 
     Args:
-      predictions: floating, of any shape ``[...]``.
-      targets: real, of the same shape or a scalar; without them the predictions are the errors.
+      predictions: floating-point, of any shape ``[...]``.
+      targets: real, of the same shape or a scalar; 0 by default.
 
     Returns:
       One loss per element, shape ``[...]``, float32 (float64 if an argument is), in squared units of the targets.
 
     Raises:
-      ValueError: the shapes differ.
-      TypeError: the predictions are not floating, or the targets complex.
+      ValueError: if the shapes differ.
+      TypeError: if the predictions are not floating-point, or the targets are complex.
 
     Source: Hastie, Tibshirani & Friedman, *The Elements of Statistical Learning*, 2009, section 2.4.
 
@@ -35,18 +35,18 @@ def squared_error(predictions: ArrayLike, targets: ArrayLike | None = None) -> j
 
 
 def l2_loss(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Array:
-    """Half the square of each error, ``(prediction - target)**2 / 2``, whose derivative is the error itself.
+    """Half the squared error, ``(prediction - target)**2 / 2``; its derivative is the error.
 
     Args:
-      predictions: floating, of any shape ``[...]``.
-      targets: real, of the same shape or a scalar; without them the predictions are the errors.
+      predictions: floating-point, of any shape ``[...]``.
+      targets: real, of the same shape or a scalar; 0 by default.
 
     Returns:
       One loss per element, shape ``[...]``, float32 (float64 if an argument is), in squared units of the targets.
 
     Raises:
-      ValueError: the shapes differ.
-      TypeError: the predictions are not floating, or the targets complex.
+      ValueError: if the shapes differ.
+      TypeError: if the predictions are not floating-point, or the targets are complex.
 
     Source: Bishop, *Pattern Recognition and Machine Learning*, 2006, equation 1.2.
 
@@ -57,18 +57,18 @@ def l2_loss(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Arr
 
 
 def absolute_error(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Array:
-    """The size of each error, ``|prediction - target|``; its derivative at 0 is taken as 0.
+    """Absolute error, ``|prediction - target|``; its derivative at 0 is 0.
 
     Args:
-      predictions: floating, of any shape ``[...]``.
-      targets: real, of the same shape or a scalar; without them the predictions are the errors.
+      predictions: floating-point, of any shape ``[...]``.
+      targets: real, of the same shape or a scalar; 0 by default.
 
     Returns:
       One loss per element, shape ``[...]``, float32 (float64 if an argument is), in units of the targets.
 
     Raises:
-      ValueError: the shapes differ.
-      TypeError: the predictions are not floating, or the targets complex.
+      ValueError: if the shapes differ.
+      TypeError: if the predictions are not floating-point, or the targets are complex.
 
     Source: Hastie, Tibshirani & Friedman, *The Elements of Statistical Learning*, 2009, section 10.6.
 
@@ -84,7 +84,7 @@ def _mean_error(error, predictions, targets, where, weights):
     mask = None if where is None else lead_over("where", as_boolean(where), predicted.shape)
     if weights is not None:
         weights = lead_over("weights", as_weights("weights", weights), predicted.shape)
-    if mask is not None:  # before the error is taken: what a mask leaves out may be NaN, and so may its derivative
+    if mask is not None:  # before the error is computed, as the derivative of a masked NaN would be NaN
         predicted, target = jnp.where(mask, predicted, 0), jnp.where(mask, target, 0)
     return weighted_mean(error(predicted, target), weights, mask)
 
@@ -96,21 +96,22 @@ def mean_squared_error(
     where: ArrayLike | None = None,
     weights: ArrayLike | None = None,
 ) -> jax.Array:
-    """The mean of the squared errors, ``sum(w * (prediction - target)**2) / sum(w)`` over the entries kept.
+    """Mean squared error, ``sum(w * (prediction - target)**2) / sum(w)`` over the entries kept.
 
     Args:
-      predictions: floating, of any shape ``[...]``.
-      targets: real, of the same shape or a scalar; without them the predictions are the errors.
-      where: booleans; an entry that is False is left out, whatever it holds, and gets no gradient.
-      weights: ``w``, real and >= 0, 1 by default. Both ``where`` and ``weights`` have the predictions' shape or the
-        first axes of it: ``[batch]`` for one per example.
+      predictions: floating-point, of any shape ``[...]``.
+      targets: real, of the same shape or a scalar; 0 by default.
+      where: booleans; entries that are False are left out, even if they are NaN, and get no gradient.
+      weights: ``w``, real and >= 0, 1 by default. Both ``where`` and ``weights`` have the predictions' shape or its
+        leading axes, such as ``[batch]`` for one value per example.
 
     Returns:
       A scalar, float32 (float64 if an argument is); 0 when nothing is kept or all weights are 0.
 
     Raises:
-      ValueError: the shapes do not fit, or a weight is negative.
-      TypeError: the predictions are not floating, the targets or weights complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or a weight is negative.
+      TypeError: if the predictions are not floating-point, the targets or weights are complex, or ``where`` is not
+        boolean.
 
     Source: Hastie, Tibshirani & Friedman, *The Elements of Statistical Learning*, 2009, section 2.4.
 
@@ -127,21 +128,22 @@ def mean_absolute_error(
     where: ArrayLike | None = None,
     weights: ArrayLike | None = None,
 ) -> jax.Array:
-    """The mean of the absolute errors, ``sum(w * |prediction - target|) / sum(w)`` over the entries kept.
+    """Mean absolute error, ``sum(w * |prediction - target|) / sum(w)`` over the entries kept.
 
     Args:
-      predictions: floating, of any shape ``[...]``.
-      targets: real, of the same shape or a scalar; without them the predictions are the errors.
-      where: booleans; an entry that is False is left out, whatever it holds, and gets no gradient.
-      weights: ``w``, real and >= 0, 1 by default. Both ``where`` and ``weights`` have the predictions' shape or the
-        first axes of it: ``[batch]`` for one per example.
+      predictions: floating-point, of any shape ``[...]``.
+      targets: real, of the same shape or a scalar; 0 by default.
+      where: booleans; entries that are False are left out, even if they are NaN, and get no gradient.
+      weights: ``w``, real and >= 0, 1 by default. Both ``where`` and ``weights`` have the predictions' shape or its
+        leading axes, such as ``[batch]`` for one value per example.
 
     Returns:
       A scalar, float32 (float64 if an argument is); 0 when nothing is kept or all weights are 0.
 
     Raises:
-      ValueError: the shapes do not fit, or a weight is negative.
-      TypeError: the predictions are not floating, the targets or weights complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or a weight is negative.
+      TypeError: if the predictions are not floating-point, the targets or weights are complex, or ``where`` is not
+        boolean.
 
     Source: Hastie, Tibshirani & Friedman, *The Elements of Statistical Learning*, 2009, section 10.6.
 
@@ -152,22 +154,22 @@ def mean_absolute_error(
 
 
 def huber_loss(predictions: ArrayLike, targets: ArrayLike | None = None, *, delta: Scalar = 1.0) -> jax.Array:
-    """Squared where the error is small and absolute where it is large, so that outliers pull with a bounded force.
+    """Huber loss: quadratic for small errors and linear for large ones, so that outliers have a bounded gradient.
 
-    ``error**2 / 2`` where ``|error| <= delta``, else ``delta * (|error| - delta / 2)``: the derivative is the error cut
-    to [-delta, delta].
+    ``error**2 / 2`` where ``|error| <= delta``, else ``delta * (|error| - delta / 2)``. The derivative is the error
+    clipped to [-delta, delta].
 
     Args:
-      predictions: floating, of any shape ``[...]``.
-      targets: real, of the same shape or a scalar; without them the predictions are the errors.
-      delta: where the two parts meet, in units of the targets; finite and > 0.
+      predictions: floating-point, of any shape ``[...]``.
+      targets: real, of the same shape or a scalar; 0 by default.
+      delta: the error at which the two parts meet, in units of the targets; finite and > 0.
 
     Returns:
       One loss per element, shape ``[...]``, float32 (float64 if an argument is), in squared units of the targets.
 
     Raises:
-      ValueError: the shapes differ, or ``delta`` is out of range.
-      TypeError: the predictions are not floating, or the targets complex.
+      ValueError: if the shapes differ, or ``delta`` is out of range.
+      TypeError: if the predictions are not floating-point, or the targets are complex.
 
     Source: Huber, *Robust estimation of a location parameter*, 1964.
 
@@ -178,27 +180,26 @@ def huber_loss(predictions: ArrayLike, targets: ArrayLike | None = None, *, delt
     predicted, target = prepare_pair(predictions, targets)
     delta = as_hyperparam(delta, predicted.dtype)
     size = jnp.abs(predicted - target)
-    # A sum of both parts is shorter, but in its derivative delta - delta cancels digits of small errors.
+    # In the derivative of a sum of both parts, delta - delta would cancel the digits of small errors.
     small = size <= delta
     return jnp.where(small, 0.5 * jnp.square(jnp.where(small, size, 0)), delta * (size - 0.5 * delta))
 
 
 def log_cosh(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Array:
-    """The logarithm of the hyperbolic cosine of each error: smooth everywhere, and nearly absolute far from 0.
+    """Log-cosh loss, ``log(cosh(error))``: smooth, quadratic near 0 and nearly absolute for large errors.
 
-    ``log(cosh(error))`` is about ``error**2 / 2`` near 0 and ``|error| - log(2)`` far away; its derivative is
-    ``tanh(error)``.
+    It is about ``error**2 / 2`` near 0 and ``|error| - log(2)`` for large errors. Its derivative is ``tanh(error)``.
 
     Args:
-      predictions: floating, of any shape ``[...]``.
-      targets: real, of the same shape or a scalar; without them the predictions are the errors.
+      predictions: floating-point, of any shape ``[...]``.
+      targets: real, of the same shape or a scalar; 0 by default.
 
     Returns:
       One loss per element, shape ``[...]``, float32 (float64 if an argument is), never below 0.
 
     Raises:
-      ValueError: the shapes differ.
-      TypeError: the predictions are not floating, or the targets complex.
+      ValueError: if the shapes differ.
+      TypeError: if the predictions are not floating-point, or the targets are complex.
 
     Source: Chen et al., *Log hyperbolic cosine loss improves variational auto-encoder*, 2019.
 
@@ -209,6 +210,6 @@ def log_cosh(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Ar
     error = predicted - target
     size = jnp.abs(error)
     small = size < 1
-    # Near 0, |error| and log 2 would cancel all digits of the result; there cosh**2 = 1 + sinh**2 keeps them.
+    # Near 0, |error| and log 2 would cancel, so use cosh**2 = 1 + sinh**2 there.
     near = 0.5 * jnp.log1p(jnp.square(jnp.sinh(jnp.where(small, error, 0))))
     return jnp.where(small, near, size + jnp.log1p(jnp.exp(-2 * size)) - math.log(2))

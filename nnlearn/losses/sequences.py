@@ -1,9 +1,10 @@
-"""The arguments of losses and decoders of sequences that no one has aligned: which frames and labels there are."""
+"""Checks of the arguments of losses and decoders of unaligned sequences."""
 
 import operator
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from nnlearn.losses.arguments import as_boolean, as_floating, as_real, check_same_shape
 from nnlearn.losses.softmax import as_labels
@@ -13,7 +14,7 @@ from nnlearn.types import ArrayLike
 
 def check_blank_id(blank_id: int, classes: int) -> int:
     """``blank_id`` as a Python int in [0, classes)."""
-    if isinstance(blank_id, jax.core.Tracer):
+    if isinstance(blank_id, Tracer):
         raise TypeError("blank_id decides which program is compiled, so it must be a Python int, not a traced value")
     try:
         number = operator.index(blank_id)
@@ -25,7 +26,7 @@ def check_blank_id(blank_id: int, classes: int) -> int:
 
 
 def check_frames(logits: ArrayLike, logit_paddings: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """Logits [B, T, K], and which frames exist [B, T]."""
+    """Logits [B, T, K], and the mask of frames [B, T]."""
     logits_btk = as_floating("logits", logits)
     if logits_btk.ndim != 3:
         raise ValueError(
@@ -38,7 +39,7 @@ def check_frames(logits: ArrayLike, logit_paddings: ArrayLike) -> tuple[jax.Arra
 
 
 def running_count(is_one_bn: jax.Array, width: int = 16) -> jax.Array:
-    """How many are True up to each place of a row. XLA takes longer for ``cumsum`` than for products with it inside."""
+    """Cumulative count of True along each row, by matrix products, which XLA runs faster than ``cumsum``."""
     batch, size = is_one_bn.shape
     chunks = -(-size // width)
     padded_bm = jnp.pad(is_one_bn.astype(jnp.float32), ((0, 0), (0, chunks * width - size)))
@@ -49,8 +50,8 @@ def running_count(is_one_bn: jax.Array, width: int = 16) -> jax.Array:
 
 
 def compact(labels_bn: jax.Array, is_label_bn: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Labels moved to the front, in their order, 0 behind them; and how many there are."""
-    # By scattering: XLA would put a sort's gather into every later look-up of a label, and repeat it for every frame.
+    """Labels moved to the front in order and padded with 0, and their number in each row."""
+    # A scatter: XLA would fuse the gather of a sort into every later look-up and repeat it for every frame.
     place_bn = jnp.where(is_label_bn, running_count(is_label_bn) - 1, labels_bn.shape[1])
     rows_b1 = jnp.arange(len(labels_bn), dtype=jnp.int32)[:, None]
     moved_bn = jnp.zeros_like(labels_bn).at[rows_b1, place_bn].set(labels_bn, mode="drop")
@@ -58,14 +59,14 @@ def compact(labels_bn: jax.Array, is_label_bn: jax.Array) -> tuple[jax.Array, ja
 
 
 def check_labels(labels: ArrayLike, label_paddings: ArrayLike, shape) -> tuple[jax.Array, jax.Array]:
-    """Labels [B, N], and which of them exist."""
+    """Labels [B, N], and the mask of labels."""
     labels_bn, paddings_bn = as_labels(labels), as_real("label_paddings", label_paddings)
     if labels_bn.ndim != 2 or len(labels_bn) != shape[0]:
         raise ValueError(
             f"labels must have shape [batch, labels] = ({shape[0]}, ...) for logits {shape}, got {labels_bn.shape}"
         )
     check_same_shape(("labels", "label_paddings"), labels_bn, paddings_bn)
-    # Wider first: -1 or 300 must not turn into a class in a comparison with a uint8.
+    # Widened first, so that comparisons with -1 or 300 are not done in uint8.
     return labels_bn.astype(widest(labels_bn.dtype, jnp.int32)), ~paddings_bn.astype(bool)
 
 

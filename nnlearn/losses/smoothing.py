@@ -1,4 +1,4 @@
-"""Label smoothing on its own; the cross-entropies from integer labels have it built in."""
+"""Label smoothing as a separate function; the cross-entropies with integer labels have it built in."""
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,10 @@ from nnlearn.types import ArrayLike, Scalar
 
 
 def smooth_labels(labels: ArrayLike, alpha: Scalar, *, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
-    """Labels mixed with the uniform distribution, ``(1 - alpha) y + alpha / classes``.
+    """Mix labels with the uniform distribution, ``(1 - alpha) y + alpha / classes``.
 
     Args:
-      labels: ``y``, distributions over classes, floating, shape ``[..., classes]``.
+      labels: ``y``, distributions over classes, floating-point, shape ``[..., classes]``.
       alpha: the share of the uniform distribution, in [0, 1].
       axis: the axis, or axes, of the classes; None for all.
       where: booleans of the labels' shape (which classes exist; only they are counted, the others get 0) or without
@@ -24,8 +24,8 @@ def smooth_labels(labels: ArrayLike, alpha: Scalar, *, axis: Axis = -1, where: A
       Distributions of the labels' shape, float32 (float64 if the labels are).
 
     Raises:
-      ValueError: the shapes do not fit, or ``alpha`` is out of range.
-      TypeError: the labels are not floating, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or ``alpha`` is out of range.
+      TypeError: if the labels are not floating-point, or ``where`` is not boolean.
 
     Source: Szegedy et al., *Rethinking the Inception architecture for computer vision*, 2016, section 7.
 

@@ -1,7 +1,7 @@
-"""The arithmetic that all softmax losses share, on arrays that have been checked.
+"""Arithmetic shared by the softmax losses, on checked arrays.
 
-A class that does not exist has a logit of -inf. It costs nothing while no label names it, and one that is named costs
-+inf; neither makes a NaN, in the loss or in its gradient.
+A class that does not exist has a logit of -inf. It adds nothing unless a label names it; then the loss is +inf. Neither
+case gives NaN in the loss or its gradient.
 """
 
 import functools
@@ -11,17 +11,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nnlearn.losses.arguments import Axes
 from nnlearn.sharding.axes import automatic, explicit_spec
 from nnlearn.tree import safe_divide, widest
-from nnlearn.types import ArrayLike, Scalar
-
-Axes = tuple[int, ...]
+from nnlearn.types import ArrayLike
 
 
 class Normalized(NamedTuple):
-    """Logits, the largest of their row, and the log of their summed exponentials over that of the largest.
+    """Logits, the largest of each row, and the log of the sum of exponentials of ``logits - largest``.
 
-    The last two keep the classes' axes, at length 1.
+    The last two keep the class axes with length 1.
     """
 
     logits: jax.Array
@@ -34,13 +33,13 @@ class Normalized(NamedTuple):
         return self.logits - self.largest
 
 
-def normalize(logits: jax.Array, axes: Axes) -> Normalized:
+def normalize_logits(logits: jax.Array, axes: Axes) -> Normalized:
     """Split a row's ``logsumexp`` into ``largest + log_total``, so that ``log softmax = shifted - log_total``.
 
-    The parts keep digits that the one number ``logsumexp`` rounds away beside a large logit. In a row of -inf alone
-    the logarithm is 0, so that nothing divides by its sum.
+    The two parts keep digits that ``logsumexp`` would round away next to a large logit. In a row of only -inf the
+    logarithm is 0, so that nothing divides by its sum.
     """
-    # No loss depends on what is subtracted, so it may be a constant to their derivatives.
+    # No loss depends on the value subtracted, so derivatives may treat it as a constant.
     largest = jax.lax.stop_gradient(jnp.max(logits, axes, keepdims=True, initial=-jnp.inf))
     largest = jnp.where(largest == -jnp.inf, 0, largest)
     total = jnp.sum(jnp.exp(logits - largest), axes, keepdims=True)
@@ -48,9 +47,9 @@ def normalize(logits: jax.Array, axes: Axes) -> Normalized:
 
 
 def mass_loss(rows: Normalized, mass: jax.Array, axes: Axes) -> jax.Array:
-    """``sum_k mass_k * -log p_k``, the cross-entropy from a weight on each class, without ``axes``.
+    """``sum_k mass_k * -log p_k`` over ``axes``, the cross-entropy from a weight on each class.
 
-    A class without mass and with a logit of -inf adds 0, where ``0 * inf`` would be NaN.
+    A class without mass and with a logit of -inf adds 0 instead of the NaN of ``0 * inf``.
     """
     shifted = rows.shifted
     absent = (shifted == -jnp.inf) & (mass == 0)
@@ -59,21 +58,21 @@ def mass_loss(rows: Normalized, mass: jax.Array, axes: Axes) -> jax.Array:
 
 
 def label_loss(rows: Normalized, labels: jax.Array, weight: jax.Array, axis: int) -> jax.Array:
-    """``weight * -log p_label``, from the number of the class: nothing of the logits' size is built."""
+    """``weight * -log p_label``, from integer labels, without another array of the logits' size."""
     picked = pick(rows.logits, labels, axis) - jnp.squeeze(rows.largest, axis)
     absent = (picked == -jnp.inf) & (weight == 0)
     return weight * (jnp.squeeze(rows.log_total, axis) - jnp.where(absent, 0, picked))
 
 
-def normalizer_loss(rows: Normalized, z_loss: Scalar, axes: Axes) -> jax.Array:
-    """``z_loss * logsumexp**2``, cut before the square overflows, so that a coefficient of 0 gives 0."""
+def normalizer_loss(rows: Normalized, z_loss: float | jax.Array, axes: Axes) -> jax.Array:
+    """``z_loss * logsumexp**2``, clipped before the square overflows, so that a coefficient of 0 gives 0."""
     log_sum = jnp.squeeze(rows.largest + rows.log_total, axes)
     limit = 0.5 * math.sqrt(float(jnp.finfo(log_sum.dtype).max))
     return z_loss * jnp.square(jnp.clip(log_sum, -limit, limit))
 
 
 def spread_over(shape: tuple[int, ...], include: jax.Array | None, axes: Axes, dtype) -> jax.Array:
-    """The uniform distribution over the classes that ``include`` keeps, 0 on the others and where it keeps none."""
+    """The uniform distribution over the classes that ``include`` keeps; 0 on the others and in rows without any."""
     if include is None:
         return jnp.full(shape, 1 / max(1, math.prod(shape[axis] for axis in axes)), dtype)
     kept = jnp.broadcast_to(include, shape).astype(dtype)
@@ -81,13 +80,13 @@ def spread_over(shape: tuple[int, ...], include: jax.Array | None, axes: Axes, d
 
 
 def exclude(logits: jax.Array, include: jax.Array | None) -> jax.Array:
-    """Logits with -inf where ``include`` is False, which also cuts their gradient."""
+    """Logits with -inf where ``include`` is False, which also removes their gradient."""
     return logits if include is None else jnp.where(include, logits, -jnp.inf)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def pick(values: jax.Array, labels: jax.Array, axis: int) -> jax.Array:
-    """The value at each label along ``axis``, which goes; labels must be valid."""
+    """The value at each label along ``axis``, which is removed; labels must be valid."""
 
     def take(values, labels):
         return jnp.squeeze(jnp.take_along_axis(values, jnp.expand_dims(labels, axis), axis), axis)
@@ -97,7 +96,7 @@ def pick(values: jax.Array, labels: jax.Array, axis: int) -> jax.Array:
 
 @pick.defjvp
 def _pick_jvp(axis, primals, tangents):
-    # By comparison: its transpose is elementwise and goes into what follows, where that of a gather is a scatter.
+    # By comparison, whose transpose is elementwise and fuses with its successors; that of a gather is a scatter.
     (values, labels), (change, _) = primals, tangents
     classes = jax.lax.broadcasted_iota(labels.dtype, values.shape, axis % values.ndim)
     picked = jnp.where(classes == jnp.expand_dims(labels, axis), change, 0)
@@ -105,19 +104,19 @@ def _pick_jvp(axis, primals, tangents):
 
 
 def split_labels(labels: jax.Array, classes: int, dtype, keep: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """Labels with 0 for what is no class, and the weight of each: 1, or NaN for what is no class.
+    """Labels with 0 for invalid ones, and the weight of each: 1, or NaN if invalid.
 
-    An index out of range does not fail in a compiled program: -1 would quietly mean the last class. Labels that
-    ``keep`` leaves out, booleans of the labels' shape, have weight 0 whatever they are.
+    An index out of range does not fail in a compiled program: -1 would silently mean the last class. Labels that
+    ``keep``, booleans of the labels' shape, leaves out have weight 0, valid or not.
     """
-    labels = labels.astype(widest(labels.dtype, jnp.int32))  # a uint8 cannot be compared with 1,000
+    labels = labels.astype(widest(labels.dtype, jnp.int32))  # a uint8 cannot be compared with 1,000 classes
     valid = (labels >= 0) & (labels < classes)
     weight = one_or_nan(valid if keep is None else valid | ~keep, dtype)
     return jnp.where(valid, labels, 0), weight if keep is None else jnp.where(keep, weight, 0)
 
 
 def one_or_nan(valid: jax.Array, dtype) -> jax.Array:
-    """1 where ``valid``, else NaN; without a constant NaN, which ``jax_debug_nans`` would report where all is valid.
+    """1 where ``valid``, else NaN, without a NaN constant, which ``jax_debug_nans`` would always report.
 
     >>> one_or_nan(jnp.array([True, False]), jnp.float32)
     Array([ 1., nan], dtype=float32)
@@ -126,7 +125,7 @@ def one_or_nan(valid: jax.Array, dtype) -> jax.Array:
 
 
 def as_labels(labels: ArrayLike) -> jax.Array:
-    """``labels`` as an array, which must be of integer dtype."""
+    """``labels`` as an array; raises ``TypeError`` if its dtype is not integer."""
     array = jnp.asarray(labels)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(
@@ -139,7 +138,7 @@ def as_labels(labels: ArrayLike) -> jax.Array:
 def check_label_shape(
     labels: jax.Array, expected: tuple[int, ...], shape: tuple[int, ...], scores: str = "logits"
 ) -> None:
-    """Raise unless integer labels have shape ``expected``, one per example of ``scores`` of ``shape``."""
+    """Raise ``ValueError`` if integer labels do not have shape ``expected``, one per example of the scores."""
     if labels.shape == expected:
         return
     cure = "pass one integer per example"

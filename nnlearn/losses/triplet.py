@@ -1,4 +1,4 @@
-"""Losses on triplets of embeddings: an anchor shall be nearer to its like than to another, by a margin."""
+"""Triplet losses on embeddings: an anchor should be closer to its positive than to its negative by a margin."""
 
 import math
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from nnlearn.checks import check_nonnegative, check_number
 from nnlearn.losses.arguments import (
+    Axes,
     as_boolean,
     as_floating,
     as_real,
@@ -21,19 +22,17 @@ from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import as_hyperparam
 from nnlearn.types import ArrayLike, Scalar
 
-Axes = tuple[int, ...]
-
 
 def _power(size: jax.Array, degree: Scalar) -> jax.Array:
-    """``size**degree``, by a multiplication for the usual 2."""
+    """``size**degree``, as a multiplication if the degree is 2."""
     return jnp.square(size) if isinstance(degree, int | float) and degree == 2 else jnp.power(size, degree)
 
 
 def _distance(first: jax.Array, second: jax.Array, degree: Scalar, eps: Scalar, axes: Axes) -> jax.Array:
-    """``(sum |a - b|**degree + eps)**(1 / degree)``; its derivative where that is 0 is taken as 0."""
+    """``(sum |a - b|**degree + eps)**(1 / degree)``; its derivative where that is 0 is 0."""
     difference = first - second
-    # Divided by its largest component, or a power of it leaves float32. The whole is as good with any divisor, so
-    # derivatives may take it for a constant.
+    # Divided by its largest component, as its powers may leave float32. The result does not depend on the divisor, so
+    # derivatives may treat it as a constant.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(difference), axes, keepdims=True, initial=0))
     largest = jnp.maximum(largest, jax.lax.stop_gradient(jnp.power(jnp.asarray(eps, first.dtype), 1 / degree)))
     most = largest_scale(first.dtype)
@@ -57,27 +56,27 @@ def triplet_margin_loss(
     swap: bool = False,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """How far the distance to the positive falls short of a margin below that to the negative.
+    """Triplet margin loss, of the distances from an anchor to a positive and to a negative.
 
     ``max(0, d(a, p) - d(a, n) + margin)`` with ``d(x, y) = (sum |x - y|**norm_degree + eps)**(1 / norm_degree)``.
 
     Args:
-      anchors: ``a``, floating, shape ``[..., dim]``.
-      positives: ``p``, likes of the anchors, floating, of the same shape.
-      negatives: ``n``, examples unlike the anchors, floating, of the same shape.
-      axis: the axis along which the vectors lie.
-      norm_degree: of the distance, finite and >= 1; 2 is Euclidean.
+      anchors: ``a``, floating-point, shape ``[..., dim]``.
+      positives: ``p``, examples similar to the anchors, floating-point, of the same shape.
+      negatives: ``n``, examples different from the anchors, floating-point, of the same shape.
+      axis: the axis of the vectors' components.
+      norm_degree: degree of the norm, finite and >= 1; 2 is Euclidean.
       margin: finite and >= 0, in units of the distance.
       eps: finite and >= 0; keeps the derivative small where two vectors nearly agree.
-      swap: whether to take the distance from positive to negative instead, where that is the smaller one.
+      swap: whether to replace ``d(a, n)`` by ``d(p, n)`` where that is smaller.
       where: booleans of the result's shape (which triplets count) or of the anchors' (which components count).
 
     Returns:
-      One loss per triplet, shape ``[...]``, float32 (float64 if an argument is); 0 for what ``where`` leaves out.
+      One loss per triplet, shape ``[...]``, float32 (float64 if an argument is); 0 where ``where`` is False.
 
     Raises:
-      ValueError: the shapes do not fit, or a number is out of range.
-      TypeError: an argument is not floating, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or an argument is out of range.
+      TypeError: if an argument is not floating-point, or ``where`` is not boolean.
 
     Source: Balntas et al., *Learning local feature descriptors with triplets and shallow convolutional neural
     networks*, 2016.
@@ -93,12 +92,12 @@ def triplet_margin_loss(
     negatives = as_floating("negatives", negatives)
     check_same_shape(("anchors", "positives"), anchors, positives)
     check_same_shape(("anchors", "negatives"), anchors, negatives)
-    arrays = widen(anchors, positives, negatives)
+    anchors, positives, negatives = widen(anchors, positives, negatives)
     axes = normalize_axes(axis, anchors.ndim)
     mask = mask_over(where, anchors.shape, axes)
     if mask is not None:
-        arrays = tuple(jnp.where(mask, array, 0) for array in arrays)
-    loss = _triplet_loss(*arrays, axes, norm_degree, margin, eps, swap)
+        anchors, positives, negatives = (jnp.where(mask, array, 0) for array in (anchors, positives, negatives))
+    loss = _triplet_loss(anchors, positives, negatives, axes, norm_degree, margin, eps, swap)
     return loss if mask is None else jnp.where(jnp.any(mask, axes), loss, 0)
 
 
@@ -119,26 +118,26 @@ def batch_hard_triplet_loss(
     eps: Scalar = 1e-6,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Triplet loss of every example with its farthest like and its nearest unlike of the batch.
+    """Batch-hard triplet loss: each example with its farthest positive and its nearest negative of the batch.
 
     The mean over anchors ``a`` of ``max(0, max_p d(a, p) - min_n d(a, n) + margin)``, with ``p`` over the others of the
     anchor's label, ``n`` over those of other labels, and ``d(x, y) = sqrt(|x - y|**2 + eps)``.
 
     Args:
-      embeddings: floating, shape ``[batch, dim]``.
+      embeddings: floating-point, shape ``[batch, dim]``.
       labels: real, shape ``[batch]``.
       margin: finite and >= 0, in units of the distance; None for the soft margin, ``log(1 + exp(d(a, p) - d(a, n)))``,
-        which goes on to pull when the margin is reached.
+        whose gradient does not vanish beyond the margin.
       eps: finite and >= 0; keeps the derivative small where two vectors nearly agree.
-      where: booleans, shape ``[batch]``; an example that is False is left out of all triplets, whatever it holds.
+      where: booleans, shape ``[batch]``; examples that are False are left out of all triplets, even if they are NaN.
 
     Returns:
-      A scalar, the mean over the anchors that have a like and an unlike, float32 (float64 if the embeddings are); 0
-      when none has.
+      A scalar, the mean over the anchors that have a positive and a negative, float32 (float64 if the embeddings are);
+      0 when none has.
 
     Raises:
-      ValueError: the shapes do not fit, or a number is out of range.
-      TypeError: the embeddings are not floating, the labels complex, or ``where`` not boolean.
+      ValueError: if the shapes do not match, or an argument is out of range.
+      TypeError: if the embeddings are not floating-point, the labels are complex, or ``where`` is not boolean.
 
     Source: Hermans, Beyer & Leibe, *In defense of the triplet loss for person re-identification*, 2017.
 
@@ -159,19 +158,19 @@ def batch_hard_triplet_loss(
     if keep.shape != labels.shape:
         raise ValueError(f"where must have shape {labels.shape}, one entry per example, got {keep.shape}")
     embeddings = jnp.where(keep[:, None], embeddings, 0)
-    like, unlike, counts = _hardest(jax.lax.stop_gradient(embeddings), labels, keep)
+    positive, negative, counts = _hardest(jax.lax.stop_gradient(embeddings), labels, keep)
     eps = as_hyperparam(eps, embeddings.dtype)
-    far, near = (_distance(embeddings, embeddings[chosen], 2, eps, (1,)) for chosen in (like, unlike))
+    far, near = (_distance(embeddings, embeddings[chosen], 2, eps, (1,)) for chosen in (positive, negative))
     gap = far - near
     loss = jax.nn.softplus(gap) if margin is None else jnp.maximum(gap + as_hyperparam(margin, gap.dtype), 0)
     return weighted_mean(loss, None, counts)
 
 
 def _hardest(embeddings: jax.Array, labels: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Indices of each example's farthest like and nearest unlike, and whether it has both.
+    """Indices of each example's farthest positive and nearest negative, and whether it has both.
 
-    The distances serve only to choose, so they come from a product of matrices, which needs no array of
-    ``batch**2 * dim`` numbers but loses digits; those of the chosen are worked out anew.
+    The distances only serve to choose, so they are computed with a matrix product, which loses digits but needs no
+    array of ``batch**2 * dim`` values. The caller recomputes those of the chosen pairs.
     """
     count = jnp.maximum(jnp.sum(keep), 1).astype(embeddings.dtype)
     centred = embeddings - jnp.sum(embeddings, 0, keepdims=True) / count
@@ -182,7 +181,7 @@ def _hardest(embeddings: jax.Array, labels: jax.Array, keep: jax.Array) -> tuple
     distances = squares[:, None] + squares[None, :] - 2 * products
     both = keep[:, None] & keep[None, :]
     same = labels[:, None] == labels[None, :]
-    likes, unlikes = both & same & ~jnp.eye(labels.shape[0], dtype=bool), both & ~same
-    farthest = jnp.argmax(jnp.where(likes, distances, -jnp.inf), 1)
-    nearest = jnp.argmin(jnp.where(unlikes, distances, jnp.inf), 1)
-    return farthest, nearest, jnp.any(likes, 1) & jnp.any(unlikes, 1)
+    positives, negatives = both & same & ~jnp.eye(labels.shape[0], dtype=bool), both & ~same
+    farthest = jnp.argmax(jnp.where(positives, distances, -jnp.inf), 1)
+    nearest = jnp.argmin(jnp.where(negatives, distances, jnp.inf), 1)
+    return farthest, nearest, jnp.any(positives, 1) & jnp.any(negatives, 1)

@@ -1,8 +1,8 @@
 """Networks as pairs of pure functions, ``init(key) -> params`` and ``apply(params, inputs, key=None) -> outputs``.
 
-A key means training, and dropout is active; no key means inference. Parameters are nested dicts and tuples under the
-field's names (``kernel`` of shape (inputs, outputs), ``bias``, ``scale``). Equal settings make equal models, so a model
-may be a static argument of ``jax.jit``.
+With a key the network trains, and dropout is active; without one it is in inference mode. Parameters are nested dicts
+and tuples with the usual names (``kernel`` of shape (inputs, outputs), ``bias``, ``scale``). Models with equal settings
+compare equal, so a model can be a static argument of ``jax.jit``.
 """
 
 from nnlearn.models.adapters import from_equinox as from_equinox
@@ -19,7 +19,6 @@ from nnlearn.models.convolution import max_pool as max_pool
 from nnlearn.models.embedding import embedding as embedding
 from nnlearn.models.embedding import factorization_machine as factorization_machine
 from nnlearn.models.factory import model_factory as model_factory
-from nnlearn.models.factory import parameter_count as parameter_count
 from nnlearn.models.generation import generate as generate
 from nnlearn.models.graph import Graphs as Graphs
 from nnlearn.models.graph import Sets as Sets
@@ -36,6 +35,7 @@ from nnlearn.models.named import activation_function as activation_function
 from nnlearn.models.named import initializer as initializer
 from nnlearn.models.normalization import batch_norm as batch_norm
 from nnlearn.models.normalization import group_norm as group_norm
+from nnlearn.models.parameters import parameter_count as parameter_count
 from nnlearn.models.recurrent import gru as gru
 from nnlearn.models.recurrent import rnn as rnn
 from nnlearn.models.spectrogram import log_mel_spectrogram as log_mel_spectrogram

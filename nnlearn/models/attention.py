@@ -1,4 +1,4 @@
-"""Attention with rotary positions, over whole sequences or a few tokens at a time with what came before in a cache."""
+"""Multi-head self-attention with rotary positions, on whole sequences or incrementally with a cache."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from nnlearn.checks import check_count, check_number
 from nnlearn.models.layers import dense
 from nnlearn.models.named import Initializer, initializer
+from nnlearn.models.parameters import scaled_initializer
 from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import as_hyperparam, compute_dtype
 from nnlearn.types import DTypeLike, Key, Params, Scalar
@@ -25,8 +26,8 @@ class Attention(NamedTuple):
     """Attention as two pure functions.
 
     ``init(key) -> params``; ``apply(params, inputs_btd, positions_t, mask, cache=None) -> (outputs_btd, cache)``.
-    ``mask`` is a boolean (batch or 1, 1, queries, keys), or None for every key; a cache is written at the positions
-    before it is read.
+    ``mask`` is boolean, of shape (batch or 1, 1, queries, keys), or None for all keys. A cache is updated at
+    ``positions_t`` before it is read.
     """
 
     init: Callable[[Key], Params]
@@ -34,25 +35,26 @@ class Attention(NamedTuple):
 
 
 def rotary(x: jax.Array, positions: jax.Array, base: Scalar = 10000.0) -> jax.Array:
-    """Turn pairs of features by angles that grow with the position, so that products tell how far apart two are.
+    """Rotary position embedding: rotate pairs of features by angles proportional to the position.
 
-    Feature ``i`` of the first half and feature ``i`` of the second are a point of the plane, turned about the origin by
-    ``position * base ** (-2 i / width)``::
+    Feature ``i`` of the first half and feature ``i`` of the second half are rotated as a point of the plane by the
+    angle ``position * base ** (-2 i / width)``::
 
         a, b -> a cos - b sin, b cos + a sin
 
-    The product of a query turned to position ``m`` and a key turned to ``n`` depends on ``m - n`` alone.
+    The inner product of a query at position ``m`` and a key at position ``n`` then depends on positions only through
+    ``m - n``.
 
     Args:
       x: queries or keys, shape (batch, length, heads, width) with an even width.
-      positions: of the tokens, shape (length,).
-      base: the slowest pair turns once in about ``2 pi base`` tokens; > 0.
+      positions: positions of the tokens, shape (length,).
+      base: > 0; the slowest pair completes one rotation in about ``2 pi base`` tokens.
 
     Returns:
-      An array like ``x``; the angles are worked out in float32 at least.
+      An array like ``x``. Angles are computed in float32 at least.
 
     Raises:
-      ValueError: the width is odd, the shapes do not fit, or ``base`` is not positive.
+      ValueError: if the width is odd, the shapes do not match, or ``base`` is not positive.
 
     Source: Su et al. 2021, "RoFormer", arXiv:2104.09864; halves instead of neighbours as in GPT-NeoX.
 
@@ -82,18 +84,19 @@ def scaled_dot_product(
     causal: bool = False,
     implementation: Literal["xla", "cudnn"] | None = None,
 ) -> jax.Array:
-    """Each query's mean of the values, weighed by how well it fits their keys: ``softmax(q k' / sqrt(h)) v``.
+    """Scaled dot-product attention, ``softmax(q k' / sqrt(h)) v``.
 
-    This is ``jax.nn.dot_product_attention``, but for float64, whose softmax that one takes in float32.
+    This calls ``jax.nn.dot_product_attention``, except for float64, for which that function computes the softmax in
+    float32.
 
     Args:
       query_btnh: shape (batch, queries, heads, width).
-      key_bskh, value_bskh: shape (batch, keys, key heads, width); ``heads`` must be a multiple of ``key heads``, whose
-        each is shared by as many neighbouring heads.
-      mask: booleans that broadcast to (batch, heads, queries, keys), True where a key may be read. A query that may
-        read none gets the mean of all values.
-      causal: query ``t`` reads the keys up to ``t`` alone.
-      implementation: of ``jax.nn.dot_product_attention``.
+      key_bskh, value_bskh: shape (batch, keys, key heads, width); ``heads`` must be a multiple of ``key heads``. Each
+        key head serves a group of consecutive query heads.
+      mask: booleans that broadcast to (batch, heads, queries, keys), True where a query attends to a key. A query that
+        attends to no key gets the mean of all values.
+      causal: whether query ``t`` attends only to keys up to ``t``.
+      implementation: passed to ``jax.nn.dot_product_attention``.
 
     Returns:
       An array like ``query_btnh``.
@@ -131,21 +134,21 @@ def attention(
     implementation: Literal["xla", "cudnn"] | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> Attention:
-    """Self-attention with several heads: queries, keys and values of every token, and a mix of what the heads read.
+    """Multi-head self-attention, with projections to queries, keys and values and of the output.
 
     Args:
       width: features of a token, a multiple of ``heads``.
-      heads: each reads ``width / heads`` features.
-      kv_heads: how many different keys and values there are; must divide ``heads``, as many by default.
-      causal: each token reads itself and those before it.
-      rotary_base: turn queries and keys by their positions, see ``rotary``; None leaves them.
+      heads: number of query heads, of ``width / heads`` features each.
+      kv_heads: number of key and value heads, which must divide ``heads``; by default equal to it.
+      causal: whether each token attends only to itself and earlier tokens.
+      rotary_base: the base of rotary positions, see ``rotary``; None for no positions.
       kernel_init: an initialiser or its name.
-      output_scale: a factor on the output's kernel at the beginning.
-      implementation: of ``jax.nn.dot_product_attention``.
+      output_scale: factor on the initial kernel of the output.
+      implementation: passed to ``jax.nn.dot_product_attention``.
       dtype: of the parameters.
 
     Raises:
-      ValueError: the sizes do not divide each other.
+      ValueError: if the sizes do not divide each other.
 
     >>> layer = attention(8, heads=2, causal=True)
     >>> outputs, _ = layer.apply(layer.init(jax.random.key(0)), jnp.ones((1, 3, 8)), jnp.arange(3), None)
@@ -160,13 +163,13 @@ def attention(
     if rotary_base is not None:
         check_number("rotary_base", rotary_base, low=0.0, low_open=True)
         if head_width % 2:
-            raise ValueError(f"rotary positions turn pairs of features: width / heads must be even, got {head_width}")
+            raise ValueError(f"rotary positions rotate pairs of features: width / heads must be even, got {head_width}")
     make = initializer(kernel_init)
     parts = {
         "query": dense(width, width, bias=False, kernel_init=make, dtype=dtype),
         "key": dense(width, kv_heads * head_width, bias=False, kernel_init=make, dtype=dtype),
         "value": dense(width, kv_heads * head_width, bias=False, kernel_init=make, dtype=dtype),
-        "output": dense(width, width, bias=False, kernel_init=scaled(make, output_scale), dtype=dtype),
+        "output": dense(width, width, bias=False, kernel_init=scaled_initializer(make, output_scale), dtype=dtype),
     }
 
     def init(key):
@@ -188,7 +191,7 @@ def attention(
             )
             key, value = cache.key.astype(query.dtype), cache.value.astype(query.dtype)
             slots = jnp.arange(key.shape[1])
-            so_far = slots[None] <= positions_t[:, None]  # what lies further on has not been written
+            so_far = slots[None] <= positions_t[:, None]  # later slots are not written yet
             mask = so_far.reshape(1, 1, *so_far.shape)
         mixed = scaled_dot_product(
             query, key, value, mask, causal=causal and cache is None, implementation=implementation
@@ -196,13 +199,3 @@ def attention(
         return parts["output"].apply(params["output"], mixed.reshape(inputs_btd.shape)), cache
 
     return Attention(init, apply)
-
-
-def scaled(make: Initializer, factor: Scalar) -> Initializer:
-    """An initialiser whose numbers are ``factor`` times those of another.
-
-    >>> from nnlearn.models import initializer
-    >>> scaled(initializer("ones"), 0.5)(jax.random.key(0), (2,), jnp.float32)
-    Array([0.5, 0.5], dtype=float32)
-    """
-    return lambda key, shape, dtype: as_hyperparam(factor, dtype) * make(key, shape, dtype)

@@ -1,7 +1,7 @@
 """A residual convolutional network for images."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,40 @@ from nnlearn.models.normalization import batch_norm, group_norm
 from nnlearn.types import ArrayLike, DTypeLike, Model, Scalar, StatefulModel
 
 
+@overload
+def convnet(
+    inputs: int,
+    outputs: int,
+    *,
+    widths: Sequence[int] = (16, 32, 64),
+    blocks: int | Sequence[int] = 1,
+    stride: int = 1,
+    norm: Literal["batch"] = "batch",
+    groups: int = 8,
+    activation: str | Callable[[jax.Array], jax.Array] = "relu",
+    dropout: Scalar = 0.0,
+    momentum: Scalar = 0.9,
+    axis_name: str | tuple[str, ...] | None = None,
+    method: Literal["auto", "convolution", "patches"] = "auto",
+    dtype: DTypeLike = jnp.float32,
+) -> StatefulModel: ...
+@overload
+def convnet(
+    inputs: int,
+    outputs: int,
+    *,
+    widths: Sequence[int] = (16, 32, 64),
+    blocks: int | Sequence[int] = 1,
+    stride: int = 1,
+    norm: Literal["group"] | None,
+    groups: int = 8,
+    activation: str | Callable[[jax.Array], jax.Array] = "relu",
+    dropout: Scalar = 0.0,
+    momentum: Scalar = 0.9,
+    axis_name: str | tuple[str, ...] | None = None,
+    method: Literal["auto", "convolution", "patches"] = "auto",
+    dtype: DTypeLike = jnp.float32,
+) -> Model: ...
 @model_factory
 def convnet(
     inputs: int,
@@ -34,37 +68,36 @@ def convnet(
     method: Literal["auto", "convolution", "patches"] = "auto",
     dtype: DTypeLike = jnp.float32,
 ) -> Model | StatefulModel:
-    """A convolution, stages of residual blocks, and a linear map of the mean over all positions.
+    """A residual network: a convolution, stages of residual blocks, global average pooling and a linear layer.
 
-    Each block adds to what it is given, two 3 x 3 convolutions behind their normalisation and activation::
+    Each block is two 3 x 3 convolutions, each after normalisation and activation, and a skip connection::
 
         h = skip(h) + conv(activation(norm(conv(activation(norm(h))))))
 
-    The first block of every stage but the first halves rows and columns, and its ``skip`` is a 1 x 1 convolution; so it
-    is wherever the width changes. Elsewhere ``skip`` is the identity.
+    The first block of every stage but the first halves rows and columns. Where a block does so or changes the width,
+    ``skip`` is a 1 x 1 convolution; elsewhere it is the identity.
 
     Args:
       inputs: channels of the images, shape (..., rows, columns, inputs).
-      outputs: numbers to give out, shape (..., outputs), such as one for each class.
+      outputs: length of the last axis of the result, shape (..., outputs), such as the number of classes.
       widths: channels of each stage.
-      blocks: residual blocks in each stage, one number for all or one for each.
-      stride: of the first convolution: 2 or more for larger images, or less work.
-      norm: ``"batch"``, ``"group"`` or None; with None keep the network shallow, for the variance doubles with every
-        block.
-      groups: of ``"group"``; must divide each width.
+      blocks: number of residual blocks in each stage, one for all or one per stage.
+      stride: of the first convolution; 2 or more for larger images or less computation.
+      norm: ``"batch"``, ``"group"`` or None. With None keep the network shallow, as each block doubles the variance.
+      groups: number of groups with ``"group"``; must divide each width.
       activation: a function of one array or its name; see ``activation_function``.
-      dropout: the fraction of the last mean dropped in training, in [0, 1); may be traced.
-      momentum, axis_name: of ``batch_norm``.
-      method: of ``conv``.
+      dropout: fraction of the pooled features dropped in training, in [0, 1); may be traced.
+      momentum, axis_name: see ``batch_norm``.
+      method: see ``conv``.
       dtype: the dtype of the parameters.
 
     Returns:
-      A ``StatefulModel`` with batch normalisation, whose ``apply`` takes ``where``, booleans of shape (...): images
-      that do not count in the statistics, whatever they hold. Otherwise a ``Model``.
+      With batch normalisation a ``StatefulModel`` whose ``apply`` takes ``where``, booleans of shape (...): images that
+      are False are left out of the statistics. Otherwise a ``Model``.
 
     Raises:
-      ValueError: a size is below 1, ``blocks`` is not one number for each stage, a name is unknown; in ``apply``, the
-        images have another number of channels.
+      ValueError: if a size is below 1, ``blocks`` has another length than ``widths``, or a name is unknown; in
+        ``apply``, if the images have another number of channels.
 
     Source: He et al. 2016, "Identity Mappings in Deep Residual Networks", arXiv:1603.05027.
 
@@ -77,28 +110,31 @@ def convnet(
     widths = [check_count(f"widths[{index}]", width) for index, width in enumerate(widths)]
     blocks = [blocks] * len(widths) if isinstance(blocks, int) else list(blocks)
     if not widths or len(blocks) != len(widths):
-        raise ValueError(f"blocks={blocks} must be one number for each of widths={widths}")
+        raise ValueError(f"blocks={blocks} must be one int, or one for each of widths={widths}")
     if norm not in ("batch", "group", None):
         raise ValueError(f"norm must be batch, group, or None; got {norm!r}")
-    shared = {"bias": norm is None, "kernel_init": "he", "method": method, "dtype": dtype}
 
-    def normalized(width):
-        layers = [activation_layer(activation)]
+    def convolution(before: int, width: int, size: int, step: int = 1) -> Model:
+        bias = norm is None  # a norm has a bias of its own
+        return conv(before, width, size, stride=step, bias=bias, kernel_init="he", method=method, dtype=dtype)
+
+    def normalized(width: int) -> list[Model | StatefulModel]:
+        layers: list[Model | StatefulModel] = [activation_layer(activation)]
         if norm == "batch":
             layers.insert(0, batch_norm(width, momentum=momentum, axis_name=axis_name, dtype=dtype))
         if norm == "group":
             layers.insert(0, group_norm(width, groups, dtype=dtype))
         return layers
 
-    def block(before, width, step):
+    def block(before: int, width: int, step: int) -> Model | StatefulModel:
         inner = sequential(
-            *normalized(before), conv(before, width, 3, stride=step, **shared),
-            *normalized(width), conv(width, width, 3, **shared),
-        )  # fmt: skip
+            *normalized(before), convolution(before, width, 3, step), *normalized(width), convolution(width, width, 3)
+        )
         same = before == width and step == 1
-        return residual(inner, None if same else conv(before, width, 1, stride=step, **shared))
+        return residual(inner, None if same else convolution(before, width, 1, step))
 
-    layers, before = [conv(inputs, widths[0], 3, stride=stride, **shared)], widths[0]
+    layers: list[Model | StatefulModel] = [convolution(inputs, widths[0], 3, stride)]
+    before = widths[0]
     for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
         for index in range(check_count(f"blocks[{stage}]", count)):
             layers.append(block(before, width, step=2 if stage and not index else 1))
@@ -108,17 +144,23 @@ def convnet(
     return network if isinstance(network, Model) else _masked(network)
 
 
+@overload
+def residual(inner: Model, skip: Model | None = None) -> Model: ...
+@overload
+def residual(inner: StatefulModel, skip: Model | None = None) -> StatefulModel: ...
+@overload
+def residual(inner: Model | StatefulModel, skip: Model | None = None) -> Model | StatefulModel: ...
 @model_factory
 def residual(inner: Model | StatefulModel, skip: Model | None = None) -> Model | StatefulModel:
-    """``inner(x) + skip(x)``.
+    """Add a skip connection, ``inner(x) + skip(x)``.
 
     Args:
       inner: a model.
-      skip: a model that makes of ``x`` what has the shape of ``inner(x)``; None for ``x`` itself.
+      skip: a model from ``x`` to an array of the shape of ``inner(x)``; None for the identity.
 
     Returns:
-      A ``StatefulModel`` if ``inner`` is one, whose state is ``inner``'s, else a ``Model``. Its params are ``{"inner":
-      ..., "skip": ...}``, the latter only if there is one.
+      A ``StatefulModel`` with the state of ``inner`` if ``inner`` is one, else a ``Model``. Its params are ``{"inner":
+      ..., "skip": ...}``, without ``skip`` if that is None.
 
     Source: He et al. 2015, arXiv:1512.03385.
 
@@ -126,31 +168,40 @@ def residual(inner: Model | StatefulModel, skip: Model | None = None) -> Model |
     >>> model.apply(model.init(jax.random.key(0)), jnp.array([1.0, 2.0]))
     Array([4., 5.], dtype=float32)
     """
-    has_state = isinstance(inner, StatefulModel)
 
-    def init(key):
-        inner_key, skip_key = jax.random.split(key)
-        made = inner.init(inner_key)
-        params = {"inner": made[0] if has_state else made} | ({} if skip is None else {"skip": skip.init(skip_key)})
-        return (params, made[1]) if has_state else params
+    def with_skip(inner_params, key):
+        return {"inner": inner_params} | ({} if skip is None else {"skip": skip.init(key)})
 
     def skipped(params, x, key):
         return x if skip is None else skip.apply(params["skip"], x, key)
 
-    def apply_stateful(params, model_state, x, key=None, **options):
-        inner_key, skip_key = (None, None) if key is None else jax.random.split(key)
-        y, model_state = inner.apply(params["inner"], model_state, x, inner_key, **options)
-        return y + skipped(params, x, skip_key), model_state
+    if isinstance(inner, StatefulModel):
+
+        def init_stateful(key):
+            inner_key, skip_key = jax.random.split(key)
+            params, model_state = inner.init(inner_key)
+            return with_skip(params, skip_key), model_state
+
+        def apply_stateful(params, model_state, x, key=None, **options):
+            inner_key, skip_key = (None, None) if key is None else jax.random.split(key)
+            y, model_state = inner.apply(params["inner"], model_state, x, inner_key, **options)
+            return y + skipped(params, x, skip_key), model_state
+
+        return StatefulModel(init_stateful, apply_stateful)
+
+    def init(key):
+        inner_key, skip_key = jax.random.split(key)
+        return with_skip(inner.init(inner_key), skip_key)
 
     def apply(params, x, key=None):
         inner_key, skip_key = (None, None) if key is None else jax.random.split(key)
         return inner.apply(params["inner"], x, inner_key) + skipped(params, x, skip_key)
 
-    return StatefulModel(init, apply_stateful) if has_state else Model(init, apply)
+    return Model(init, apply)
 
 
 def _masked(network: StatefulModel) -> StatefulModel:
-    """The network with blank images for those that do not count, so that nothing they hold reaches a gradient."""
+    """Replace the images that ``where`` leaves out by zeros, so that their values reach no gradient."""
 
     def apply(params, model_state, images, key=None, where: ArrayLike | None = None):
         if where is None:

@@ -1,5 +1,6 @@
-"""Convolutions and pooling over one, two or more axes, channels last: ``(..., time, channels)``, ``(..., rows, columns,
-channels)``. Any axes before those are examples.
+"""Convolutions and pooling over one, two or more axes of positions, with channels last.
+
+Inputs have shape (..., time, channels), (..., rows, columns, channels) and so on; the leading axes are examples.
 """
 
 import itertools
@@ -11,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.checks import check_count, check_dtype
-from nnlearn.models.factory import check_features, model_factory, parameter
-from nnlearn.models.layers import _along_last, _drawn, _floating
+from nnlearn.models.factory import model_factory
+from nnlearn.models.inputs import along_last_axis, check_features, to_floating
 from nnlearn.models.named import Initializer, initializer
+from nnlearn.models.parameters import draw_parameter, parameter
 from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import compute_dtype, widest
 from nnlearn.types import DTypeLike, Model
@@ -39,27 +41,27 @@ def conv(
     bias_init: str | Initializer = "zeros",
     dtype: DTypeLike = jnp.float32,
 ) -> Model:
-    """A convolution of the last axes but one.
+    """A convolution over the axes of positions.
 
-    In one dimension, with ``p`` zeros put before ``x``::
+    In one dimension, with ``p`` zeros before ``x``::
 
         y[t, o] = bias[o] + sum_{k, i} kernel[k, i, o] x[stride t + dilation k - p, i]
 
     Args:
       inputs: channels of ``x``, shape (..., *positions, inputs) with ``dimensions`` axes of positions.
       outputs: channels of ``y``, shape (..., *positions', outputs).
-      kernel_size: positions that a kernel covers, one number for all dimensions or one for each.
-      stride: positions between two outputs, likewise; ``"SAME"`` gives ``ceil(positions / stride)`` outputs.
-      dilation: positions between two that a kernel looks at, likewise.
-      padding: ``"SAME"`` (zeros on both sides, the odd one behind), ``"VALID"`` (none), or a pair (before, behind) for
-        each dimension; ``[(kernel_size - 1, 0)]`` is causal.
-      groups: the channels fall into so many groups, each convolved apart; must divide ``inputs`` and ``outputs``.
+      kernel_size: size of the kernel, one int for all dimensions or one per dimension.
+      stride: positions between outputs, likewise; ``"SAME"`` gives ``ceil(positions / stride)`` outputs.
+      dilation: positions between kernel elements, likewise.
+      padding: ``"SAME"`` (zeros on both sides, an odd one at the end), ``"VALID"`` (none), or a pair (before, after)
+        for each dimension; ``[(kernel_size - 1, 0)]`` is causal.
+      groups: number of channel groups that are convolved separately; must divide ``inputs`` and ``outputs``.
       bias: whether to add a bias.
-      dimensions: how many axes of positions there are.
-      method: how it is worked out. ``"convolution"`` is XLA's own operation, ``"patches"`` one matrix product of all
-        that the kernel sees; their results differ by rounding. On a CPU the product takes about 1.3 times as long for
-        one network, and a fifth of the time or less for networks that are vmapped, each with its own kernel.
-        ``"auto"`` is the product on a CPU and XLA's operation elsewhere.
+      dimensions: number of axes of positions.
+      method: the implementation. ``"convolution"`` is XLA's own operation, ``"patches"`` one matrix product with the
+        extracted patches; their results differ by rounding. On a CPU ``"patches"`` takes about 1.3 times as long for
+        one network, but a fifth of the time or less for vmapped networks with separate kernels. ``"auto"`` is
+        ``"patches"`` on a CPU and ``"convolution"`` elsewhere.
       kernel_init, bias_init: an initialiser or its name; see ``initializer``.
       dtype: the dtype of the parameters.
 
@@ -68,8 +70,9 @@ def conv(
       that JAX promotes ``x`` and ``kernel`` to.
 
     Raises:
-      ValueError: a size is below 1, ``groups`` does not divide the channels, a name is unknown; in ``apply``, ``x`` has
-        too few axes, fewer positions than the kernel covers, or other channels, or the params have another shape.
+      ValueError: if a size is below 1, ``groups`` does not divide the channels, a name is unknown; in ``apply``, if
+        ``x`` has too few axes, fewer positions than the kernel covers, or other channels, or the params have the wrong
+        shape.
 
     Source: LeCun et al. 1989, "Backpropagation Applied to Handwritten Zip Code Recognition".
 
@@ -95,21 +98,25 @@ def conv(
     kernel_shape = (*window.size, inputs // groups, outputs)
 
     def init(key):
-        kernel_key, bias_key = jax.random.split(key) if bias else (key, None)  # a split takes a while to compile
-        params = {"kernel": _drawn(make_kernel, kernel_key, kernel_shape, dtype)}
-        return params | ({"bias": _drawn(make_bias, bias_key, (outputs,), dtype)} if bias else {})
+        if not bias:  # a split takes a while to compile
+            return {"kernel": draw_parameter(make_kernel, key, kernel_shape, dtype)}
+        kernel_key, bias_key = jax.random.split(key)
+        return {
+            "kernel": draw_parameter(make_kernel, kernel_key, kernel_shape, dtype),
+            "bias": draw_parameter(make_bias, bias_key, (outputs,), dtype),
+        }
 
     @automatic_axes(like="x")
     def apply(params, x, key=None):
-        x = _floating(x)
+        x = to_floating(x)
         check_features(layer, inputs, x)
         kernel = parameter(layer, params, "kernel", kernel_shape)
         x, kernel = x.astype(widest(x, kernel)), kernel.astype(widest(x, kernel))
-        examples, pads = window.lay_out(layer, x)
+        examples, pads = window.flatten(layer, x)
         patches = method == "patches" or (method == "auto" and jax.default_backend() == "cpu")
         y = (_convolve_patches if patches else _convolve)(examples, kernel, window, pads, groups)
         y = y.reshape(x.shape[: -1 - window.dimensions] + y.shape[1:])
-        return y + _along_last(parameter(layer, params, "bias", (outputs,)), y) if bias else y
+        return y + along_last_axis(parameter(layer, params, "bias", (outputs,)), y) if bias else y
 
     return Model(init, apply)
 
@@ -152,33 +159,35 @@ def max_pool(
     padding: Padding = "VALID",
     dimensions: int = 2,
 ) -> Model:
-    """The largest number in each window, channel by channel.
+    """Max pooling: the maximum of each window, per channel.
 
     Args:
-      window: positions that a window covers, one number for all dimensions or one for each.
-      stride: positions between two windows, likewise; None for windows side by side.
-      padding: as in ``conv``; what is padded is never the largest, and a window of nothing else gives -inf.
-      dimensions: how many axes of positions there are.
+      window: size of the window, one int for all dimensions or one per dimension.
+      stride: positions between windows, likewise; None for adjacent windows.
+      padding: as in ``conv``, but with -inf; a window of padding alone gives -inf.
+      dimensions: number of axes of positions.
 
     Returns:
-      A model without parameters, from inputs (..., *positions, channels). Of equal numbers the first gets the gradient.
+      A model without parameters, from inputs (..., *positions, channels). Among equal maxima the first gets the
+      gradient.
 
     Raises:
-      ValueError: a size is below 1; in ``apply``, the inputs have too few axes or fewer positions than the window.
+      ValueError: if a size is below 1; in ``apply``, if the inputs have too few axes or fewer positions than the
+        window.
 
     Source: Weng, Ahuja and Huang 1992, "Cresceptron".
 
     >>> max_pool(2, dimensions=1).apply({}, jnp.array([[1.0], [3.0], [2.0], [0.0]])).ravel()
     Array([3., 2.], dtype=float32)
     """
-    window = _Window("window", window, window if stride is None else stride, 1, padding, dimensions)
+    windows = _Window("window", window, window if stride is None else stride, 1, padding, dimensions)
 
     def pool(x, pads):
         every = ((0, 0), *pads, (0, 0))
-        # A Python number: JAX knows that of a maximum only so, and has no derivative for any other reduction.
-        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, *window.size, 1), (1, *window.stride, 1), every)
+        # A Python number: JAX recognises a maximum, whose derivative it knows, only with that.
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, *windows.size, 1), (1, *windows.stride, 1), every)
 
-    return _pooling("max_pool", window, pool)
+    return _pooling("max_pool", windows, pool)
 
 
 @model_factory
@@ -189,45 +198,46 @@ def average_pool(
     padding: Padding = "VALID",
     dimensions: int = 2,
 ) -> Model:
-    """The mean of each window, channel by channel; padding does not count.
+    """Average pooling: the mean of each window, per channel, without the padding.
 
     Args:
       window, stride, padding, dimensions: as in ``max_pool``.
 
     Returns:
-      A model without parameters, from inputs (..., *positions, channels). It calculates in float32 at least. A window
-      that lies wholly in the padding gives 0.
+      A model without parameters, from inputs (..., *positions, channels). It computes in float32 at least. A window of
+      padding alone gives 0.
 
     Raises:
-      ValueError: a size is below 1; in ``apply``, the inputs have too few axes or fewer positions than the window.
+      ValueError: if a size is below 1; in ``apply``, if the inputs have too few axes or fewer positions than the
+        window.
 
     Source: LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition".
 
     >>> average_pool(2, dimensions=1).apply({}, jnp.array([[1.0], [3.0], [2.0], [0.0]])).ravel()
     Array([2., 1.], dtype=float32)
     """
-    window = _Window("window", window, window if stride is None else stride, 1, padding, dimensions)
+    windows = _Window("window", window, window if stride is None else stride, 1, padding, dimensions)
 
     def pool(x, pads):
-        total = sum(window.views(x.astype(compute_dtype(x.dtype)), pads))
-        count = sum(window.views(jnp.ones((1, *x.shape[1:-1], 1), total.dtype), pads))
+        total = jnp.asarray(sum(windows.views(x.astype(compute_dtype(x.dtype)), pads)))
+        count = sum(windows.views(jnp.ones((1, *x.shape[1:-1], 1), total.dtype), pads))
         return (total / jnp.maximum(count, 1)).astype(x.dtype)
 
-    return _pooling("average_pool", window, pool)
+    return _pooling("average_pool", windows, pool)
 
 
 @model_factory
 def global_average_pool(dimensions: int = 2) -> Model:
-    """The mean over all positions, channel by channel: (..., *positions, channels) to (..., channels).
+    """Global average pooling: the mean over all positions, (..., *positions, channels) to (..., channels).
 
     Args:
-      dimensions: how many axes of positions there are.
+      dimensions: number of axes of positions.
 
     Returns:
-      A model without parameters. It calculates in float32 at least.
+      A model without parameters. It computes in float32 at least.
 
     Raises:
-      ValueError: ``dimensions`` is below 1; in ``apply``, the inputs have too few axes.
+      ValueError: if ``dimensions`` is below 1; in ``apply``, if the inputs have too few axes.
 
     Source: Lin, Chen and Yan 2013, arXiv:1312.4400.
 
@@ -238,7 +248,7 @@ def global_average_pool(dimensions: int = 2) -> Model:
 
     @automatic_axes(like="x")
     def apply(params, x, key=None):
-        x = _floating(x)
+        x = to_floating(x)
         _check_axes("global_average_pool", dimensions, x)
         axes = tuple(range(x.ndim - 1 - dimensions, x.ndim - 1))
         return jnp.mean(x, axis=axes, dtype=compute_dtype(x.dtype)).astype(x.dtype)
@@ -249,8 +259,8 @@ def global_average_pool(dimensions: int = 2) -> Model:
 def _pooling(layer: str, window: "_Window", pool) -> Model:
     @automatic_axes(like="x")
     def apply(params, x, key=None):
-        x = _floating(x)
-        examples, pads = window.lay_out(layer, x)
+        x = to_floating(x)
+        examples, pads = window.flatten(layer, x)
         y = pool(examples, pads)
         return y.reshape(x.shape[: -1 - window.dimensions] + y.shape[1:])
 
@@ -258,7 +268,7 @@ def _pooling(layer: str, window: "_Window", pool) -> Model:
 
 
 class _Window:
-    """What slides over the positions: its size, stride, dilation and padding, one number for each dimension."""
+    """A sliding window: its size, stride, dilation and padding, one value per dimension."""
 
     def __init__(self, name, size, stride, dilation, padding, dimensions):
         self.dimensions = check_count("dimensions", dimensions)
@@ -268,7 +278,7 @@ class _Window:
         if not isinstance(padding, str):
             padding = tuple((int(before), int(behind)) for before, behind in padding)
             if len(padding) != self.dimensions or min(itertools.chain(*padding)) < 0:
-                raise ValueError(f"padding must be {self.dimensions} pairs of numbers >= 0, got {padding}")
+                raise ValueError(f"padding must be {self.dimensions} pairs of ints >= 0, got {padding}")
         elif padding not in ("SAME", "VALID"):
             raise ValueError(f'padding must be "SAME", "VALID" or a pair for each dimension, got {padding!r}')
         self.padding = padding
@@ -276,11 +286,11 @@ class _Window:
     def _each(self, name, value):
         values = tuple(value) if isinstance(value, Sequence) else (value,) * self.dimensions
         if len(values) != self.dimensions:
-            raise ValueError(f"{name}={value} must be one number, or one for each of dimensions={self.dimensions}")
+            raise ValueError(f"{name}={value} must be one int, or one for each of dimensions={self.dimensions}")
         return tuple(check_count(name, one) for one in values)
 
-    def lay_out(self, layer, x):
-        """``x`` with one axis of examples, and what to pad each dimension by."""
+    def flatten(self, layer, x):
+        """Flatten the leading axes of ``x`` to one, and compute the padding of each dimension."""
         _check_axes(layer, self.dimensions, x)
         positions = x.shape[-1 - self.dimensions : -1]
         pads = self.padding
@@ -295,7 +305,7 @@ class _Window:
         return x.reshape(math.prod(x.shape[: -1 - self.dimensions]), *x.shape[-1 - self.dimensions :]), list(pads)
 
     def views(self, x, pads):
-        """What each place of the window sees: one array of shape (examples, *outputs, channels) for each."""
+        """The inputs at each element of the window: a list of arrays of shape (examples, *outputs, channels)."""
         padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
         counts = [
             (length - reach) // step + 1

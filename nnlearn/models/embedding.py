@@ -1,4 +1,4 @@
-"""Rows looked up by number, and a factorisation machine over several of them."""
+"""Embedding tables, and a factorisation machine over several of them."""
 
 import itertools
 from collections.abc import Sequence
@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.checks import check_count, check_dtype
-from nnlearn.models.factory import check_features, model_factory, parameter
-from nnlearn.models.layers import _drawn
+from nnlearn.models.factory import model_factory
+from nnlearn.models.inputs import check_features
 from nnlearn.models.named import Initializer, initializer
+from nnlearn.models.parameters import EMBEDDING_INIT, draw_parameter, parameter
 from nnlearn.sharding.axes import take_rows
 from nnlearn.tree import widest
 from nnlearn.types import DTypeLike, Model
-
-SMALL: Initializer = jax.nn.initializers.normal(0.02)
 
 
 @model_factory
@@ -23,25 +22,25 @@ def embedding(
     count: int,
     features: int,
     *,
-    embedding_init: str | Initializer = SMALL,
+    embedding_init: str | Initializer = EMBEDDING_INIT,
     dtype: DTypeLike = jnp.float32,
 ) -> Model:
-    """A vector for each of ``count`` things, looked up by number: ``y = embedding[x]``.
+    """An embedding table, ``y = embedding[x]``.
 
-    The gradient is zero but for the rows that were looked up.
+    The gradient is zero except in the rows looked up.
 
     Args:
-      count: how many things; their numbers are integers in [0, count). The vector of any other number is NaN.
+      count: number of rows; indices are in [0, count). Any other index gives NaN.
       features: length of a vector.
-      embedding_init: an initialiser or its name, see ``initializer``; a normal distribution of sd 0.02 by default.
+      embedding_init: an initialiser or its name, see ``initializer``; by default normal with standard deviation 0.02.
       dtype: the dtype of the parameters.
 
     Returns:
-      A model of integers (...) to (..., features) with params ``{"embedding": (count, features)}``.
+      A model from integers (...) to (..., features) with params ``{"embedding": (count, features)}``.
 
     Raises:
-      ValueError: a size is below 1; in ``apply``, the params have another shape.
-      TypeError: in ``apply``, the numbers are not integers.
+      ValueError: if a size is below 1; in ``apply``, if the params have the wrong shape.
+      TypeError: in ``apply``, if the indices are not integers.
 
     >>> model = embedding(3, 2, embedding_init="ones")
     >>> print(model.apply(model.init(jax.random.key(0)), jnp.array([2])))
@@ -51,18 +50,18 @@ def embedding(
     make, dtype = initializer(embedding_init), check_dtype("dtype", dtype)
     layer = f"embedding{shape}"
 
-    def apply(params, numbers, key=None):
-        numbers = _integers(layer, numbers)
+    def apply(params, indices, key=None):
+        indices = _integers(layer, indices)
         table = parameter(layer, params, "embedding", shape)
         # -1 would be the last row, as in NumPy.
-        return take_rows(table, jnp.where(numbers < 0, count, numbers), mode="fill", fill_value=jnp.nan)
+        return take_rows(table, jnp.where(indices < 0, count, indices), mode="fill", fill_value=jnp.nan)
 
-    return Model(lambda key: {"embedding": _drawn(make, key, shape, dtype)}, apply)
+    return Model(lambda key: {"embedding": draw_parameter(make, key, shape, dtype)}, apply)
 
 
 @model_factory
 def factorization_machine(counts: Sequence[int], features: int, *, dtype: DTypeLike = jnp.float32) -> Model:
-    """A logit from several categories: one number for each, and one for every pair, of low rank.
+    """A factorisation machine: a logit from categorical fields, with a weight per value and low-rank pair interactions.
 
     With ``w_f`` the weight and ``v_f`` the vector of the value in field ``f``::
 
@@ -70,18 +69,18 @@ def factorization_machine(counts: Sequence[int], features: int, *, dtype: DTypeL
         sum_{f<g} v_f . v_g = (|sum_f v_f|^2 - sum_f |v_f|^2) / 2
 
     Args:
-      counts: how many values each field has.
-      features: length of the vectors, the rank.
+      counts: number of values of each field.
+      features: length of the vectors, the rank of the interactions.
       dtype: the dtype of the parameters.
 
     Returns:
-      A model of integers (..., fields), each in [0, counts[field]), to logits (...). Params ``{"bias": (), "weights":
-      {"embedding": (sum(counts), 1)}, "vectors": {"embedding": (sum(counts), features)}}``: the fields' tables one
-      under another. A value out of range makes its logit NaN.
+      A model from integers (..., fields), each in [0, counts[field]), to logits (...). Params ``{"bias": (), "weights":
+      {"embedding": (sum(counts), 1)}, "vectors": {"embedding": (sum(counts), features)}}``: the tables of all fields,
+      concatenated. A value out of range makes its logit NaN.
 
     Raises:
-      ValueError: there are no fields, a size is below 1; in ``apply``, a shape does not fit.
-      TypeError: in ``apply``, the values are not integers.
+      ValueError: if there are no fields, a size is below 1; in ``apply``, if a shape does not match.
+      TypeError: in ``apply``, if the values are not integers.
 
     Source: Rendle 2010, "Factorization Machines", ICDM.
 
@@ -118,8 +117,8 @@ def factorization_machine(counts: Sequence[int], features: int, *, dtype: DTypeL
     return Model(init, apply)
 
 
-def _integers(layer: str, numbers) -> jax.Array:
-    numbers = jnp.asarray(numbers)
-    if not jnp.issubdtype(numbers.dtype, jnp.integer):
-        raise TypeError(f"{layer} looks up integers, got {numbers.dtype.name} of shape {numbers.shape}")
-    return numbers.astype(widest(numbers.dtype, jnp.int32))  # small ones have no room for a count
+def _integers(layer: str, indices) -> jax.Array:
+    indices = jnp.asarray(indices)
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise TypeError(f"{layer} looks up integers, got {indices.dtype.name} of shape {indices.shape}")
+    return indices.astype(widest(indices.dtype, jnp.int32))  # small integers may not hold a count

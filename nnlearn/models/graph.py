@@ -1,4 +1,4 @@
-"""Networks on graphs and on sets: sums over neighbours and over members, so that no order matters."""
+"""Networks on graphs and sets, invariant to the order of nodes, edges and members."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.checks import check_count
-from nnlearn.models.factory import check_features, model_factory, where_or_all
-from nnlearn.models.layers import _floating, dense, layer_norm
+from nnlearn.models.factory import model_factory
+from nnlearn.models.inputs import check_features, to_floating, where_or_all
+from nnlearn.models.layers import dense, layer_norm
 from nnlearn.models.mlp import mlp
 from nnlearn.models.named import activation_function
 from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import safe_divide, widest
-from nnlearn.types import DTypeLike, Model, Scalar
+from nnlearn.types import DTypeLike, Key, Model, Params, Scalar
 
-REDUCTIONS = ("sum", "mean")
+POOLINGS = ("sum", "mean")
 
 
 class Graphs(NamedTuple):
@@ -24,10 +25,10 @@ class Graphs(NamedTuple):
     Attributes:
       nodes: features of the nodes, shape (..., nodes, node_features).
       senders, receivers: integers of shape (..., edges): edge ``e`` leads from node ``senders[e]`` to node
-        ``receivers[e]``. An undirected edge is two, one each way.
-      node_where: booleans of shape (..., nodes), which nodes are there; None for all.
-      edge_where: booleans of shape (..., edges), which edges are there; None for all. An edge with an end that is not
-        there counts for nothing.
+        ``receivers[e]``. An undirected edge is two directed ones.
+      node_where: booleans of shape (..., nodes), False for padding; None for no padding.
+      edge_where: booleans of shape (..., edges), False for padding; None for no padding. An edge with a padding node at
+        an end is ignored.
       edges: features of the edges, shape (..., edges, edge_features), or None.
     """
 
@@ -44,7 +45,7 @@ class Sets(NamedTuple):
 
     Attributes:
       members: features of the members, shape (..., members, features).
-      where: booleans of shape (..., members), which members are there; None for all.
+      where: booleans of shape (..., members), False for padding; None for no padding.
     """
 
     members: jax.Array
@@ -65,7 +66,7 @@ def graph_network(
     dropout: Scalar = 0.0,
     dtype: DTypeLike = jnp.float32,
 ) -> Model:
-    """Message passing: each node changes by what its neighbours send, and the nodes together give the answer.
+    """A message-passing network: nodes are updated by messages from their neighbours and pooled for the output.
 
     With ``n = norm(h)``, for every edge ``e`` from ``s`` to ``r`` and every node ``v``, each layer is::
 
@@ -73,29 +74,29 @@ def graph_network(
         a_v  = sum or mean of m_e over the edges e that lead to v
         h_v <- h_v + mlp([n_v, a_v])
 
-    from ``h_v = dense(node_v)`` on, and the answer is ``mlp(sum or mean of norm(h_v) over the nodes)``. Nodes are
-    multiplied by ``sender`` and ``receiver`` before they are spread over the edges, of which there are more.
+    starting from ``h_v = dense(node_v)``. The output is ``mlp(sum or mean of norm(h_v) over the nodes)``. Nodes are
+    multiplied by ``sender`` and ``receiver`` before they are gathered to the edges, which are more numerous.
 
     Args:
       node_features: length of the last axis of ``Graphs.nodes``.
       hidden: features of the nodes between layers, and of the messages.
       outputs: length of the last axis of the result.
-      layers: rounds of messages; a node hears of others up to so many edges away.
+      layers: number of rounds of messages, and so the distance in edges over which nodes affect each other.
       edge_features: length of the last axis of ``Graphs.edges``; 0 for edges without features.
-      aggregate: how the messages to a node are put together; the mean of none is 0.
-      readout: how the nodes are; ``"nodes"`` answers for every node instead of for the graph.
+      aggregate: how the messages to a node are combined; the mean of none is 0.
+      readout: how the nodes are combined; ``"nodes"`` gives an output for every node instead of one for the graph.
       activation: a function of one array or its name; see ``activation_function``.
-      dropout: the fraction of the activations in the node's mlp dropped in training, in [0, 1); may be traced.
+      dropout: the fraction of the activations in the nodes' mlp dropped in training, in [0, 1); may be traced.
       dtype: the dtype of the parameters.
 
     Returns:
-      A model of ``Graphs`` to (..., outputs), or to (..., nodes, outputs) with ``readout="nodes"`` (zeros for nodes
-      that are not there). What nodes and edges that are not there hold makes no difference. Its params are
-      ``{"input": layer, "layers": (layer, ...), "norm": layer, "output": mlp}``.
+      A model from ``Graphs`` to (..., outputs), or to (..., nodes, outputs) with ``readout="nodes"`` (zeros for padding
+      nodes). The values of padding nodes and edges have no effect. Its params are ``{"input": layer, "layers": (layer,
+      ...), "norm": layer, "output": mlp}``.
 
     Raises:
-      ValueError: a size is below 1, or a name is unknown; in ``apply``, an array has another shape.
-      TypeError: in ``apply``, the inputs are no ``Graphs``, or a mask is not boolean.
+      ValueError: if a size is below 1, or a name is unknown; in ``apply``, if an array has the wrong shape.
+      TypeError: in ``apply``, if the inputs are not ``Graphs``, or a mask is not boolean.
 
     Source: Gilmer et al. 2017, arXiv:1704.01212; Battaglia et al. 2018, arXiv:1806.01261.
 
@@ -111,8 +112,8 @@ def graph_network(
     layers, hidden = check_count("layers", layers), check_count("hidden", hidden)
     if edge_features != 0:
         edge_features = check_count("edge_features", edge_features)
-    _check_name("aggregate", aggregate, REDUCTIONS)
-    _check_name("readout", readout, (*REDUCTIONS, "nodes"))
+    _check_name("aggregate", aggregate, POOLINGS)
+    _check_name("readout", readout, (*POOLINGS, "nodes"))
     function = activation_function(activation)
     first = dense(node_features, hidden, dtype=dtype)
     norm = layer_norm(hidden, dtype=dtype)
@@ -154,7 +155,7 @@ def graph_network(
         return safe_divide(heard_nh, count_n[:, None])
 
     def on_one(params, graph, key):
-        graph = _cleaned(graph)
+        graph = _cleared(graph)
         if len(params["layers"]) != layers:
             raise ValueError(f"{name} has {layers} layers, got the params of {len(params['layers'])}")
         keys = [None] * layers if key is None else jax.random.split(key, layers)
@@ -172,13 +173,13 @@ def graph_network(
     def apply(params, graphs, key=None):
         if not isinstance(graphs, Graphs):
             raise TypeError(f"{name} takes Graphs(nodes, senders, receivers, ...), got {type(graphs).__name__}")
-        graphs = _filled(graphs)
-        check_features(name, node_features, graphs.nodes)
+        checked = _checked(graphs)
+        check_features(name, node_features, checked.nodes)
         if edge_features:
-            if graphs.edges is None:
+            if checked.edges is None:
                 raise ValueError(f"{name} needs Graphs.edges of shape (..., edges, {edge_features}), got None")
-            check_features(f"{name}, edges,", edge_features, graphs.edges)
-        return _over_leading_axes(on_one, params, graphs, key, graphs.nodes.ndim - 2)
+            check_features(f"{name}, edges,", edge_features, checked.edges)
+        return _over_leading_axes(on_one, params, checked, key, checked.nodes.ndim - 2)
 
     return Model(init, apply)
 
@@ -196,7 +197,7 @@ def set_model(
     dropout: Scalar = 0.0,
     dtype: DTypeLike = jnp.float32,
 ) -> Model:
-    """Deep sets: one network for every member, a sum, and one network for the sum.
+    """Deep sets: a network applied to every member, a sum or mean, and a network applied to that.
 
     ::
 
@@ -204,10 +205,10 @@ def set_model(
 
     Args:
       features: length of the last axis of ``Sets.members``.
-      hidden: features of the layers within.
+      hidden: features of the hidden layers.
       outputs: length of the last axis of the result.
-      member_layers, output_layers: dense layers of ``phi`` and of ``rho``.
-      readout: how the members are put together; the mean of none is 0.
+      member_layers, output_layers: number of dense layers of ``phi`` and of ``rho``.
+      readout: how the members are combined; the mean of none is 0.
       activation: a function of one array or its name; see ``activation_function``.
       dropout: the fraction of the activations dropped in training, in [0, 1); may be traced.
       dtype: the dtype of the parameters.
@@ -217,8 +218,8 @@ def set_model(
       there hold makes no difference.
 
     Raises:
-      ValueError: a size is below 1, or a name is unknown; in ``apply``, an array has another shape.
-      TypeError: in ``apply``, the inputs are no ``Sets``, or the mask is not boolean.
+      ValueError: if a size is below 1, or a name is unknown; in ``apply``, if an array has the wrong shape.
+      TypeError: in ``apply``, if the inputs are not ``Sets``, or the mask is not boolean.
 
     Source: Zaheer et al. 2017, arXiv:1703.06114.
 
@@ -229,7 +230,7 @@ def set_model(
     >>> forth.shape, bool(jnp.allclose(forth, back, atol=1e-5))
     ((4, 3), True)
     """
-    _check_name("readout", readout, REDUCTIONS)
+    _check_name("readout", readout, POOLINGS)
     depth = check_count("member_layers", member_layers), check_count("output_layers", output_layers)
     options = {"activation": activation, "dropout": dropout, "dtype": dtype}
     member = mlp((features, *(depth[0] * [hidden])), **options)
@@ -243,7 +244,7 @@ def set_model(
     def apply(params, sets, key=None):
         if not isinstance(sets, Sets):
             raise TypeError(f"{name} takes Sets(members, where), got {type(sets).__name__}")
-        x = _floating(sets.members)
+        x = to_floating(sets.members)
         check_features(name, features, x)
         where = where_or_all(sets.where, x.shape[:-1])
         member_key, output_key = (None, None) if key is None else jax.random.split(key)
@@ -258,9 +259,19 @@ def _check_name(argument: str, name: str, names: Sequence[str]) -> None:
         raise ValueError(f"{argument} must be one of {', '.join(names)}; got {name!r}")
 
 
-def _filled(graphs: Graphs) -> Graphs:
-    """The graphs with both masks, and with shapes that fit one another."""
-    nodes = _floating(graphs.nodes)
+class _CheckedGraphs(NamedTuple):
+    """``Graphs`` of checked shapes, with both masks."""
+
+    nodes: jax.Array
+    senders: jax.Array
+    receivers: jax.Array
+    node_where: jax.Array
+    edge_where: jax.Array
+    edges: jax.Array | None
+
+
+def _checked(graphs: Graphs) -> _CheckedGraphs:
+    nodes = to_floating(graphs.nodes)
     senders, receivers = jnp.asarray(graphs.senders), jnp.asarray(graphs.receivers)
     if nodes.ndim < 2:
         raise ValueError(f"nodes must have shape (..., nodes, node_features), got {nodes.shape}")
@@ -272,25 +283,25 @@ def _filled(graphs: Graphs) -> Graphs:
                 f"senders and receivers must have one shape (..., edges), with the leading axes of the nodes' "
                 f"{nodes.shape}, got {senders.shape} and {receivers.shape}"
             )
-    # before they are compared with the number of nodes, for which small integers have no room
+    # Widened first, as a small integer type may not hold the number of nodes.
     senders, receivers = (ends.astype(widest(ends.dtype, jnp.int32)) for ends in (senders, receivers))
-    edges = None if graphs.edges is None else _floating(graphs.edges)
+    edges = None if graphs.edges is None else to_floating(graphs.edges)
     if edges is not None and edges.shape[:-1] != senders.shape:
         raise ValueError(f"edges must have one row for each of the senders {senders.shape}, got {edges.shape}")
     node_where = where_or_all(graphs.node_where, nodes.shape[:-1], "node_where")
     edge_where = where_or_all(graphs.edge_where, senders.shape, "edge_where")
-    return Graphs(nodes, senders, receivers, node_where, edge_where, edges)
+    return _CheckedGraphs(nodes, senders, receivers, node_where, edge_where, edges)
 
 
-def _cleaned(graph: Graphs) -> Graphs:
-    """One graph without what is not there: zeros for its features, and the first node for its ends."""
+def _cleared(graph: _CheckedGraphs) -> _CheckedGraphs:
+    """One graph whose masked nodes and edges have features of zeros, and masked edges both ends at the first node."""
     count = len(graph.nodes)
 
     def is_node(ends):
         return (ends >= 0) & (ends < count) & jnp.take(graph.node_where, ends, mode="clip")
 
     edge_where = graph.edge_where & is_node(graph.senders) & is_node(graph.receivers)
-    return Graphs(
+    return _CheckedGraphs(
         jnp.where(graph.node_where[:, None], graph.nodes, 0),
         jnp.where(edge_where, graph.senders, 0),
         jnp.where(edge_where, graph.receivers, 0),
@@ -301,15 +312,17 @@ def _cleaned(graph: Graphs) -> Graphs:
 
 
 def _pooled(features: jax.Array, where: jax.Array, readout: str) -> jax.Array:
-    """The sum or the mean over the second axis from the end."""
+    """Sum or mean of the entries that ``where`` keeps, over the second axis from the end."""
     total = jnp.sum(jnp.where(where[..., None], features, 0), axis=-2)
     if readout == "sum":
         return total
     return safe_divide(total, jnp.sum(where, axis=-1, keepdims=True).astype(total.dtype))
 
 
-def _over_leading_axes(function: Callable, params, inputs: Graphs, key, axes: int) -> jax.Array:
-    """``function(params, inputs, key)`` over the leading axes of the inputs, each with its own key."""
+def _over_leading_axes(
+    function: Callable[..., jax.Array], params: Params, inputs: _CheckedGraphs, key: Key | None, axes: int
+) -> jax.Array:
+    """Map ``function(params, inputs, key)`` over the leading axes of the inputs, with a key for each graph."""
     if axes == 0:
         return function(params, inputs, key)
     size = len(inputs.nodes)

@@ -1,41 +1,25 @@
-"""The layers: each factory returns a ``Model``, and ``sequential`` joins them, with or without state."""
+"""Basic layers: each factory returns a ``Model``, and ``sequential`` composes them, with or without state."""
 
 from collections.abc import Callable
+from typing import overload
 
 import jax
 import jax.numpy as jnp
 
 from nnlearn.checks import check_count, check_dtype, check_nonnegative, check_number
-from nnlearn.models.factory import check_features, model_factory, parameter
+from nnlearn.models.factory import model_factory
+from nnlearn.models.inputs import along_last_axis, check_features, to_floating
 from nnlearn.models.named import Initializer, activation_function, initializer
+from nnlearn.models.parameters import draw_parameter, parameter
+from nnlearn.models.scaling import unit_variance
 from nnlearn.sharding.axes import automatic, automatic_axes, explicit_spec, linear
 from nnlearn.tree import (
-    abs_sq,
     as_hyperparam,
-    clip_parts,
     compute_dtype,
-    power_of_two,
     real_dtype,
     safe_divide,
-    safe_rsqrt,
 )
 from nnlearn.types import DTypeLike, Model, Scalar, StatefulModel
-
-
-def _floating(inputs) -> jax.Array:
-    """``inputs`` as an array of floats; pixels and counts become float32."""
-    x = jnp.asarray(inputs)
-    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
-
-
-def _along_last(vector: jax.Array, like: jax.Array) -> jax.Array:
-    """``vector`` with leading axes of length 1, so that it broadcasts against ``like`` without rank promotion."""
-    return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
-
-
-def _drawn(make: Initializer, key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    # Drawn in float32: bfloat16 has too few random bits for a smooth distribution, and no QR decomposition.
-    return make(key, shape, compute_dtype(dtype)).astype(dtype)
 
 
 @model_factory
@@ -48,7 +32,7 @@ def dense(
     bias_init: str | Initializer = "zeros",
     dtype: DTypeLike = jnp.float32,
 ) -> Model:
-    """A linear map of the last axis, ``y = x @ kernel + bias``.
+    """A dense layer, ``y = x @ kernel + bias`` over the last axis.
 
     Args:
       inputs: length of the last axis of ``x``, shape (..., inputs).
@@ -58,11 +42,12 @@ def dense(
       dtype: the dtype of the parameters.
 
     Returns:
-      A model with params ``{"kernel": (inputs, outputs), "bias": (outputs,)}``. The result has the dtype that JAX
-      promotes ``x`` and ``kernel`` to: to work in bfloat16, cast both.
+      A model with params ``{"kernel": (inputs, outputs), "bias": (outputs,)}``. The result has the promoted dtype of
+      ``x`` and ``kernel``: to compute in bfloat16, cast both.
 
     Raises:
-      ValueError: a size is below 1, an initialiser is unknown; in ``apply``, ``x`` or the params have another shape.
+      ValueError: if a size is below 1, or an initialiser is unknown; in ``apply``, if ``x`` or the params have the
+        wrong shape.
 
     >>> model = dense(3, 2, kernel_init="ones")
     >>> print(model.apply(model.init(jax.random.key(0)), jnp.array([1.0, 2.0, 3.0])))
@@ -74,11 +59,11 @@ def dense(
 
     def init(key):
         kernel_key, bias_key = jax.random.split(key)
-        params = {"kernel": _drawn(make_kernel, kernel_key, (inputs, outputs), dtype)}
-        return params | ({"bias": _drawn(make_bias, bias_key, (outputs,), dtype)} if bias else {})
+        params = {"kernel": draw_parameter(make_kernel, kernel_key, (inputs, outputs), dtype)}
+        return params | ({"bias": draw_parameter(make_bias, bias_key, (outputs,), dtype)} if bias else {})
 
     def apply(params, x, key=None):
-        x = _floating(x)
+        x = to_floating(x)
         check_features(layer, inputs, x)
         kernel = parameter(layer, params, "kernel", (inputs, outputs))
         return linear(x, kernel, parameter(layer, params, "bias", (outputs,)) if bias else None)
@@ -88,19 +73,19 @@ def dense(
 
 @model_factory
 def dropout(rate: Scalar) -> Model:
-    """In training sets each number to 0 with probability ``rate``, and scales the others so that the mean stays.
+    """Dropout: in training, zero each element with probability ``rate`` and scale the others to preserve the mean.
 
     With ``m`` drawn from Bernoulli(1 - rate), ``y = m * x / (1 - rate)``; without a key ``y = x``.
 
     Args:
-      rate: the fraction that is dropped, in [0, 1). It may be traced; the derivative with respect to it is that of the
-        factor ``1 / (1 - rate)``, for the mask does not change smoothly.
+      rate: the fraction dropped, in [0, 1). It may be traced; the derivative with respect to it is that of the factor
+        ``1 / (1 - rate)`` for a fixed mask.
 
     Returns:
       A model without parameters.
 
     Raises:
-      ValueError: ``rate`` is outside [0, 1).
+      ValueError: if ``rate`` is outside [0, 1).
 
     Source: Srivastava et al. 2014, JMLR 15.
 
@@ -109,10 +94,10 @@ def dropout(rate: Scalar) -> Model:
     [0.0, 2.0] [1. 1.]
     """
     check_number("rate", rate, low=0.0, high=1.0, high_open=True)
-    never = isinstance(rate, int | float) and rate == 0  # then random bits would be drawn for nothing
+    never = isinstance(rate, int | float) and rate == 0  # no random bits are needed then
 
     def apply(params, x, key=None):
-        x = _floating(x)
+        x = to_floating(x)
         if key is None or never:
             return x
         wide = compute_dtype(x.dtype)
@@ -122,26 +107,27 @@ def dropout(rate: Scalar) -> Model:
         def drop(x, key, keep, factor):
             return jnp.where(jax.random.bernoulli(key, keep, x.shape), x.astype(wide) * factor, 0).astype(x.dtype)
 
-        return automatic(drop, x, key, keep, factor, spec=lambda _: explicit_spec(x))  # each device draws its part
+        return automatic(drop, x, key, keep, factor, spec=lambda _: explicit_spec(x))  # each device draws its own part
 
     return Model(lambda key: {}, apply)
 
 
 @model_factory
 def rms_norm(features: int, eps: Scalar = 1e-6, *, dtype: DTypeLike = jnp.float32) -> Model:
-    """Divides the last axis by its root mean square, ``y = scale * x / sqrt(mean(x ** 2) + eps)``.
+    """RMS normalisation of the last axis, ``y = scale * x / sqrt(mean(x ** 2) + eps)``.
 
     Args:
       features: length of the last axis of ``x``, shape (..., features).
-      eps: added to the mean square, >= 0; at 0 a row of zeros gives zeros.
+      eps: added to the mean square, >= 0. With 0 a row of zeros gives zeros.
       dtype: the dtype of ``scale``.
 
     Returns:
-      A model with params ``{"scale": (features,)}``, ones at first. It calculates in float32 at least and returns the
+      A model with params ``{"scale": (features,)}``, initially ones. It computes in float32 at least and returns the
       dtype of ``x``.
 
     Raises:
-      ValueError: ``features`` is below 1 or ``eps`` is negative; in ``apply``, ``x`` or the params have another shape.
+      ValueError: if ``features`` is below 1 or ``eps`` is negative; in ``apply``, if ``x`` or the params have the wrong
+        shape.
 
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
 
@@ -155,18 +141,18 @@ def rms_norm(features: int, eps: Scalar = 1e-6, *, dtype: DTypeLike = jnp.float3
 
     @automatic_axes(like="inputs", when="params")
     def apply(params, inputs, key=None):
-        inputs = _floating(inputs)
+        inputs = to_floating(inputs)
         check_features(layer, features, inputs)
         x = inputs.astype(compute_dtype(inputs.dtype))
         scale = parameter(layer, params, "scale", (features,)).astype(x.dtype)
-        return (_unit_variance(x, eps, centre=False) * _along_last(scale, x)).astype(inputs.dtype)
+        return (unit_variance(x, eps, centre=False) * along_last_axis(scale, x)).astype(inputs.dtype)
 
     return Model(lambda key: {"scale": jnp.ones((features,), dtype)}, apply)
 
 
 @model_factory
 def layer_norm(features: int, eps: Scalar = 1e-6, *, bias: bool = True, dtype: DTypeLike = jnp.float32) -> Model:
-    """Shifts the last axis to mean 0 and scales it to variance 1.
+    """Layer normalisation: shift the last axis to mean 0 and scale it to variance 1.
 
     With ``c = x - mean(x)``::
 
@@ -174,16 +160,17 @@ def layer_norm(features: int, eps: Scalar = 1e-6, *, bias: bool = True, dtype: D
 
     Args:
       features: length of the last axis of ``x``, shape (..., features).
-      eps: added to the variance, >= 0; at 0 a row of equal numbers gives zeros.
+      eps: added to the variance, >= 0. With 0 a constant row gives zeros.
       bias: whether to add a bias.
       dtype: the dtype of the parameters.
 
     Returns:
-      A model with params ``{"scale": (features,), "bias": (features,)}``, ones and zeros at first. It calculates in
+      A model with params ``{"scale": (features,), "bias": (features,)}``, initially ones and zeros. It computes in
       float32 at least and returns the dtype of ``x``.
 
     Raises:
-      ValueError: ``features`` is below 1 or ``eps`` is negative; in ``apply``, ``x`` or the params have another shape.
+      ValueError: if ``features`` is below 1 or ``eps`` is negative; in ``apply``, if ``x`` or the params have the wrong
+        shape.
 
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
 
@@ -201,41 +188,16 @@ def layer_norm(features: int, eps: Scalar = 1e-6, *, bias: bool = True, dtype: D
 
     @automatic_axes(like="inputs", when="params")
     def apply(params, inputs, key=None):
-        inputs = _floating(inputs)
+        inputs = to_floating(inputs)
         check_features(layer, features, inputs)
         x = inputs.astype(compute_dtype(inputs.dtype))
         scale = parameter(layer, params, "scale", (features,)).astype(x.dtype)
-        y = _unit_variance(x, eps, centre=True) * _along_last(scale, x)
+        y = unit_variance(x, eps, centre=True) * along_last_axis(scale, x)
         if bias:
-            y = y + _along_last(parameter(layer, params, "bias", (features,)).astype(x.dtype), x)
+            y = y + along_last_axis(parameter(layer, params, "bias", (features,)).astype(x.dtype), x)
         return y.astype(inputs.dtype)
 
     return Model(init, apply)
-
-
-def _unit_variance(x: jax.Array, eps: Scalar, *, centre: bool) -> jax.Array:
-    """``x``, less its mean if ``centre``, over the root of its mean square plus ``eps``, along the last axis.
-
-    Squares of numbers over 1e19 or under 1e-19 leave float32, so ``x`` is divided by about its largest number first. An
-    infinite entry counts as a very large one.
-    """
-    x, inverse = scaled_to_one(x, eps, (-1,))
-    if centre:
-        x = x - jnp.mean(x, axis=-1, keepdims=True)
-    mean_square = jnp.mean(abs_sq(x), axis=-1, keepdims=True)
-    return x * safe_rsqrt(mean_square + as_hyperparam(eps, mean_square.dtype) * inverse * inverse)
-
-
-def scaled_to_one(x: jax.Array, eps: Scalar, axes: tuple[int, ...], axis_name=None) -> tuple[jax.Array, jax.Array]:
-    """``x`` times a power of two that brings its largest number, or the root of ``eps``, near 1; and that power.
-
-    The power is one for all of ``axes``, which keep length 1, and of a mapped axis; derivatives take it for a constant.
-    """
-    size = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=axes, keepdims=True, initial=0)
-    size = size if axis_name is None else jax.lax.pmax(size, axis_name)
-    size = jnp.maximum(size, jnp.sqrt(jax.lax.stop_gradient(jnp.asarray(eps, size.dtype))))
-    inverse = 1 / power_of_two(size)
-    return clip_parts(x, 4, inverse), inverse  # cuts infinities alone
 
 
 @model_factory
@@ -249,29 +211,33 @@ def activation(name_or_fn: str | Callable[[jax.Array], jax.Array]) -> Model:
       A model without parameters.
 
     Raises:
-      ValueError: the name is unknown.
+      ValueError: if the name is unknown.
 
     >>> print(activation("tanh").apply({}, jnp.zeros(2)))
     [0. 0.]
     """
     function = activation_function(name_or_fn)
-    return Model(lambda key: {}, lambda params, x, key=None: function(_floating(x)))
+    return Model(lambda key: {}, lambda params, x, key=None: function(to_floating(x)))
 
 
+@overload
+def sequential(*models: Model | Callable[[jax.Array], jax.Array]) -> Model: ...
+@overload
+def sequential(*models: Model | StatefulModel | Callable[[jax.Array], jax.Array]) -> Model | StatefulModel: ...
 @model_factory
 def sequential(*models: Model | StatefulModel | Callable[[jax.Array], jax.Array]) -> Model | StatefulModel:
-    """Models one after another; each gets its own random key.
+    """Apply models one after another, each with its own random key.
 
     Args:
       *models: models, or functions of one array such as ``jax.nn.relu`` or ``lambda x: x.reshape(len(x), -1)``.
 
     Returns:
-      A model whose params are a tuple, one entry per layer: paths read ``0/kernel``, ``2/kernel``. A function's entry
-      is empty. With a ``StatefulModel`` among them, one too, whose state is a tuple likewise; what else its ``apply``
-      is given by name, such as ``where``, is handed on to those that have a state.
+      A model whose params are a tuple with one entry per layer, so that paths read ``0/kernel``, ``2/kernel``. The
+      entry of a function is empty. If one of the models is a ``StatefulModel``, so is the result, and its state is a
+      tuple too. Its ``apply`` passes further keyword arguments, such as ``where``, to the layers with state.
 
     Raises:
-      ValueError: there are no models; in ``apply``, the params are those of another number of layers.
+      ValueError: if there are no models; in ``apply``, if the number of layers in the params differs.
 
     >>> model = sequential(dense(4, 8), jax.nn.relu, dense(8, 2))
     >>> model.apply(model.init(jax.random.key(0)), jnp.ones((5, 4))).shape
@@ -280,13 +246,18 @@ def sequential(*models: Model | StatefulModel | Callable[[jax.Array], jax.Array]
     if not models:
         raise ValueError("sequential needs at least one model")
     layers = [model if isinstance(model, Model | StatefulModel) else activation(model) for model in models]
-    stateful = [isinstance(layer, StatefulModel) for layer in layers]
+
+    def init_stateful(key):
+        keys = jax.random.split(key, len(layers))
+        made = [
+            layer.init(part) if isinstance(layer, StatefulModel) else (layer.init(part), {})
+            for layer, part in zip(layers, keys, strict=True)
+        ]
+        params, states = zip(*made, strict=True)
+        return params, states
 
     def init(key):
-        made = [layer.init(part) for layer, part in zip(layers, jax.random.split(key, len(layers)), strict=True)]
-        params = tuple(one[0] if has_state else one for one, has_state in zip(made, stateful, strict=True))
-        states = tuple(one[1] if has_state else {} for one, has_state in zip(made, stateful, strict=True))
-        return (params, states) if any(stateful) else params
+        return init_stateful(key)[0]
 
     def apply_stateful(params, model_state, x, key=None, **options):
         if len(params) != len(layers):
@@ -296,7 +267,7 @@ def sequential(*models: Model | StatefulModel | Callable[[jax.Array], jax.Array]
         keys = [None] * len(layers) if key is None else jax.random.split(key, len(layers))
         states = list(model_state)
         for index, layer in enumerate(layers):
-            if stateful[index]:
+            if isinstance(layer, StatefulModel):
                 x, states[index] = layer.apply(params[index], states[index], x, keys[index], **options)
             else:
                 x = layer.apply(params[index], x, keys[index])
@@ -305,4 +276,6 @@ def sequential(*models: Model | StatefulModel | Callable[[jax.Array], jax.Array]
     def apply(params, x, key=None):
         return apply_stateful(params, ({},) * len(layers), x, key)[0]
 
-    return StatefulModel(init, apply_stateful) if any(stateful) else Model(init, apply)
+    if any(isinstance(layer, StatefulModel) for layer in layers):
+        return StatefulModel(init_stateful, apply_stateful)
+    return Model(init, apply)

@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.checks import check_count
-from nnlearn.models.factory import check_features, model_factory
+from nnlearn.models.factory import model_factory
+from nnlearn.models.inputs import check_features
 from nnlearn.models.layers import dense, layer_norm, rms_norm
 from nnlearn.models.layers import dropout as dropout_layer
 from nnlearn.models.named import Initializer, activation_function
 from nnlearn.types import DTypeLike, Model, Scalar
 
-# Functions that are odd or linear at 0 keep the variance of what they are given; the others lose about half of it, and
-# He's factor of 2 makes up for that.
+# Functions that are odd or nearly linear at 0 preserve the variance of their inputs. The others lose about half of it,
+# for which He's factor of 2 compensates.
 KERNEL_INIT_FOR = {"tanh": "glorot", "sigmoid": "glorot", "identity": "lecun", "selu": "lecun"}
 
 NORMS = {"layer": layer_norm, "rms": rms_norm}
@@ -31,16 +32,15 @@ def mlp(
     kernel_init: str | Initializer | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> Model:
-    """Dense layers with a nonlinearity between each two.
+    """A multi-layer perceptron: dense layers with an activation between each two.
 
-    With ``h = dense(x)`` to begin with, every later layer is::
+    The first layer is ``h = dense(x)``; every later layer is::
 
         z = dense(dropout(activation(norm(h))))
         h = h + z    if residual and the layer is hidden, else z
 
-    Without ``residual`` this is the usual order dense, norm, activation, dropout. With it the blocks are
-    pre-activation blocks, whose skip connections lead from the first layer to the last undisturbed; use ``norm`` too,
-    or the variance doubles with every block.
+    Without ``residual`` this is the usual order dense, norm, activation, dropout. With it the blocks are pre-activation
+    blocks with identity skip connections. Combine it with ``norm``; otherwise each block doubles the variance.
 
     Args:
       sizes: features of the inputs, of each hidden layer and of the outputs: ``(64, 128, 128, 10)``.
@@ -53,14 +53,14 @@ def mlp(
       dtype: the dtype of the parameters.
 
     Returns:
-      A model of inputs (..., sizes[0]) to outputs (..., sizes[-1]), without a nonlinearity at the end. Its params are
-      ``{"hidden": (layer, ...), "output": layer}``, each layer a dict with ``kernel``, ``bias`` and, after the first
-      and with ``norm``, ``norm``.
+      A model of inputs (..., sizes[0]) to outputs (..., sizes[-1]), without an activation at the end. Its params are
+      ``{"hidden": (layer, ...), "output": layer}``. Each layer is a dict with ``kernel``, ``bias`` and, except for the
+      first, ``norm`` if there is one.
 
     Raises:
-      ValueError: ``sizes`` has fewer than two entries or one below 1, ``norm`` or a name is unknown, ``dropout`` is
-        outside [0, 1), or ``residual`` has no two hidden layers or hidden layers of different width; in ``apply``,
-        inputs or params have another shape.
+      ValueError: if ``sizes`` has fewer than two entries or one below 1, ``norm`` or a name is unknown, ``dropout`` is
+        outside [0, 1), or with ``residual`` there are fewer than two hidden layers or their widths differ; in
+        ``apply``, if inputs or params have the wrong shape.
 
     Source: He et al. 2016, "Identity Mappings in Deep Residual Networks", arXiv:1603.05027.
 
@@ -118,7 +118,7 @@ def _check_sizes(sizes: Sequence[int], residual: bool) -> tuple[int, ...]:
     hidden = widths[1:-1]
     if residual and (len(hidden) < 2 or len(set(hidden)) > 1):
         raise ValueError(
-            f"residual=True joins hidden layers of one width, at least two of them, but sizes={widths} has hidden "
-            f"widths {hidden}; use such as {(widths[0], 128, 128, widths[-1])}, or residual=False"
+            f"residual=True needs at least two hidden layers of equal width, but sizes={widths} has hidden "
+            f"widths {hidden}; use for example {(widths[0], 128, 128, widths[-1])}, or residual=False"
         )
     return widths

@@ -57,18 +57,18 @@ def _look_up(kind: str, table: Mapping[str, Callable], name_or_fn: Any) -> Calla
 
 
 def initializer(name_or_fn: str | Initializer) -> Initializer:
-    """The initialiser of that name, from ``jax.nn.initializers``; a function is returned as it is.
+    """Look up an initialiser of ``jax.nn.initializers`` by name; a function is returned unchanged.
 
     For a kernel of shape (inputs, outputs) the standard deviation is ``sqrt(2 / inputs)`` for ``he`` (``kaiming``),
-    ``sqrt(2 / (inputs + outputs))`` for ``glorot`` (``xavier``) and ``sqrt(1 / inputs)`` for ``lecun``; each draws from
-    a normal distribution cut at two standard deviations, or a flat one as ``he_uniform``. ``orthogonal`` has
-    orthonormal rows or columns, whichever are fewer.
+    ``sqrt(2 / (inputs + outputs))`` for ``glorot`` (``xavier``) and ``sqrt(1 / inputs)`` for ``lecun``; each is a
+    normal distribution truncated at two standard deviations, or uniform with the suffix ``_uniform``. ``orthogonal``
+    has orthonormal rows or columns, whichever are fewer.
 
     Args:
       name_or_fn: a name, or a function of (key, shape, dtype).
 
     Raises:
-      ValueError: the name is unknown.
+      ValueError: if the name is unknown.
 
     Source: He et al. 2015, arXiv:1502.01852; Glorot and Bengio 2010, AISTATS; LeCun et al. 1998, "Efficient BackProp";
     Saxe et al. 2013, arXiv:1312.6120.
@@ -80,16 +80,16 @@ def initializer(name_or_fn: str | Initializer) -> Initializer:
 
 
 def activation_function(name_or_fn: str | Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    """The elementwise function of that name, from ``jax.nn``; a function is returned as it is.
+    """Look up an activation function of ``jax.nn`` by name; a function is returned unchanged.
 
-    ``gelu`` is the tanh approximation, JAX's default; for the exact one give
-    ``functools.partial(jax.nn.gelu, approximate=False)``.
+    ``gelu`` is the tanh approximation, JAX's default. For the exact form pass ``functools.partial(jax.nn.gelu,
+    approximate=False)``.
 
     Args:
       name_or_fn: a name, or a function of one array.
 
     Raises:
-      ValueError: the name is unknown.
+      ValueError: if the name is unknown.
 
     >>> print(activation_function("relu")(jax.numpy.array([-1.0, 2.0])))
     [0. 2.]

@@ -1,4 +1,4 @@
-"""Normalisation over the batch, with running statistics as explicit state, and over groups of channels."""
+"""Batch normalisation, with running statistics as explicit state, and group normalisation."""
 
 import math
 
@@ -7,8 +7,10 @@ import jax.numpy as jnp
 
 from nnlearn.checks import check_count, check_dtype, check_nonnegative, check_number
 from nnlearn.losses.arguments import as_boolean, lead_over
-from nnlearn.models.factory import check_features, model_factory, parameter
-from nnlearn.models.layers import _along_last, _floating, _unit_variance, scaled_to_one
+from nnlearn.models.factory import model_factory
+from nnlearn.models.inputs import along_last_axis, check_features, to_floating
+from nnlearn.models.parameters import parameter
+from nnlearn.models.scaling import scale_to_one, unit_variance
 from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import as_hyperparam, compute_dtype, finite_part, safe_divide, safe_rsqrt
 from nnlearn.types import ArrayLike, DTypeLike, Model, Scalar, StatefulModel
@@ -24,7 +26,7 @@ def batch_norm(
     bias: bool = True,
     dtype: DTypeLike = jnp.float32,
 ) -> StatefulModel:
-    """Shifts every feature to mean 0 and scales it to variance 1, over all axes but the last.
+    """Batch normalisation: shift every feature to mean 0 and scale it to variance 1, over all axes but the last.
 
     In training, with ``mean`` and ``var`` of the batch (``var`` the mean squared deviation)::
 
@@ -32,32 +34,32 @@ def batch_norm(
         running_mean = momentum * running_mean + (1 - momentum) * mean
         running_var  = momentum * running_var  + (1 - momentum) * var
 
-    and without a key ``y`` is worked out from the running ones. As in flax ``momentum`` weighs the old average, where
-    PyTorch's weighs the new value (0.9 here is 0.1 there), and the running variance is that of the batch, where
-    PyTorch's is multiplied by ``n / (n - 1)``.
+    Without a key ``y`` is computed from the running statistics. As in flax, ``momentum`` is the weight of the old
+    average, and the running variance is the biased one of the batch. In PyTorch ``momentum`` is the weight of the new
+    value (0.1 there is 0.9 here), and the running variance is multiplied by ``n / (n - 1)``.
 
     Args:
       features: length of the last axis of ``x``, shape (..., features).
       momentum: the weight of the old running statistics, in [0, 1].
-      eps: added to the variance, >= 0; at 0 what is left of a feature that does not vary is rounding, or ``bias``.
-      axis_name: a mapped axis or axes over which the examples are spread: their statistics are taken together.
+      eps: added to the variance, >= 0. With 0 the output of a constant feature is rounding error plus ``bias``.
+      axis_name: the mapped axis or axes over which the examples are distributed; statistics are shared over them.
       bias: whether to add a bias.
       dtype: the dtype of the parameters.
 
     Returns:
-      A model with params ``{"scale": (features,), "bias": (features,)}``, ones and zeros at first, and state
-      ``{"mean": (features,), "var": (features,)}``, zeros and ones at first, float32 at least. It calculates in float32
-      at least and returns the dtype of ``x``. Its ``apply(params, model_state, x, key=None, where=None)`` takes
-      ``where``, booleans of the shape of ``x`` without its last axis, or of the first axes of it: what is False
-      counts in no statistic and gets no gradient, whatever it holds. Where fewer than two numbers of each feature
-      count, there is no variance, and the state stays.
+      A model with params ``{"scale": (features,), "bias": (features,)}``, initially ones and zeros, and state
+      ``{"mean": (features,), "var": (features,)}``, initially zeros and ones, in float32 at least. It computes in
+      float32 at least and returns the dtype of ``x``. Its ``apply(params, model_state, x, key=None, where=None)`` takes
+      ``where``, booleans of the shape of ``x`` without its last axis, or of its leading axes: entries that are False
+      are left out of the statistics and get no gradient, even if they are NaN. With fewer than two values per feature
+      there is no variance, and the state is unchanged.
 
     Raises:
-      ValueError: ``features`` is below 1, ``eps`` negative or ``momentum`` outside [0, 1]; in ``apply``, shapes do not
-        fit, or there is no batch to train on, or one with a single number of each feature.
+      ValueError: if ``features`` is below 1, ``eps`` is negative or ``momentum`` is outside [0, 1]; in ``apply``, if
+        shapes do not match, or training without a batch axis or with a single value per feature.
 
-    An infinite entry counts as a very large one, and a variance that is no number of the state's dtype is kept as the
-    largest one.
+    An infinite entry counts as a very large finite one. A variance that overflows the dtype of the state is stored as
+    its largest finite value.
 
     Source: Ioffe and Szegedy 2015, arXiv:1502.03167.
 
@@ -78,7 +80,7 @@ def batch_norm(
         return params, {"mean": jnp.zeros((features,), wide), "var": jnp.ones((features,), wide)}
 
     def apply(params, model_state, inputs, key=None, where: ArrayLike | None = None):
-        inputs = _floating(inputs)
+        inputs = to_floating(inputs)
         check_features(layer, features, inputs)
         running = {
             name: parameter(f"{layer}, for its state,", model_state, name, (features,)) for name in ("mean", "var")
@@ -96,15 +98,15 @@ def batch_norm(
                     f"{layer} trains on a batch, got one example of shape {inputs.shape}; give axis_name if the "
                     "examples lie along a mapped axis"
                 )
-            if _numbers(x, axis_name) == 1:
+            if _values_per_feature(x, axis_name) == 1:
                 raise ValueError(
-                    f"{layer} trains on more than one number per feature, got a batch of one example, of shape "
+                    f"{layer} trains on more than one value per feature, got a batch of one example, of shape "
                     f"{inputs.shape}: it has no variance, and every output would be the bias. Use larger batches, "
                     "remainder='drop', or group_norm"
                 )
-            x, inverse = scaled_to_one(x, eps, tuple(range(x.ndim - 1)), axis_name)
+            x, inverse = scale_to_one(x, eps, tuple(range(x.ndim - 1)), axis_name)
             inverse = inverse.reshape(-1)
-            mean, var, count = _statistics(x, mask, axis_name)
+            mean, var, count = _batch_moments(x, mask, axis_name)
             weight = jnp.where(count > 1, 1 - as_hyperparam(momentum, x.dtype), 0)
             batch = mean / inverse, finite_part(var / inverse / inverse)
             model_state = {
@@ -112,22 +114,22 @@ def batch_norm(
                 for (name, old), new in zip(running.items(), batch, strict=True)
             }
         eps_here = as_hyperparam(eps, var.dtype) * inverse * inverse
-        y = (x - _along_last(mean, x)) * _along_last(safe_rsqrt(var + eps_here), x)
-        y = y * _along_last(parameter(layer, params, "scale", (features,)).astype(x.dtype), x)
+        y = (x - along_last_axis(mean, x)) * along_last_axis(safe_rsqrt(var + eps_here), x)
+        y = y * along_last_axis(parameter(layer, params, "scale", (features,)).astype(x.dtype), x)
         if bias:
-            y = y + _along_last(parameter(layer, params, "bias", (features,)).astype(x.dtype), x)
+            y = y + along_last_axis(parameter(layer, params, "bias", (features,)).astype(x.dtype), x)
         return y.astype(inputs.dtype), model_state
 
     return StatefulModel(init, apply)
 
 
-def _numbers(x: jax.Array, axis_name) -> int:
-    """How many numbers of each feature a batch holds, on all devices."""
+def _values_per_feature(x: jax.Array, axis_name) -> int:
+    """The number of values per feature in the batch, on all devices."""
     return math.prod(x.shape[:-1]) * (1 if axis_name is None else jax.lax.psum(1, axis_name))
 
 
-def _statistics(x: jax.Array, mask: jax.Array | None, axis_name) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mean and variance of each feature, and how many numbers they were taken of; zeros where there are none."""
+def _batch_moments(x: jax.Array, mask: jax.Array | None, axis_name) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Mean and variance of each feature, 0 where there are no values, and the number of values."""
     axes = tuple(range(x.ndim - 1))
 
     def total(array):
@@ -136,8 +138,8 @@ def _statistics(x: jax.Array, mask: jax.Array | None, axis_name) -> tuple[jax.Ar
 
     count = total(jnp.broadcast_to(True if mask is None else mask, x.shape[:-1] + (1,)).astype(x.dtype))
     mean = safe_divide(total(x), count)
-    # The squares of the deviations, not of the numbers: a difference of two large means has no digits left.
-    deviation = x - _along_last(mean, x)
+    # From squared deviations, as mean(x**2) - mean(x)**2 cancels for large means.
+    deviation = x - along_last_axis(mean, x)
     if mask is not None:
         deviation = jnp.where(mask, deviation, 0)
     return mean, safe_divide(total(jnp.square(deviation)), count), count[0]
@@ -153,28 +155,28 @@ def group_norm(
     bias: bool = True,
     dtype: DTypeLike = jnp.float32,
 ) -> Model:
-    """Shifts each group of channels of each example to mean 0 and scales it to variance 1, over channels and positions.
+    """Group normalisation: shift each group of channels of each example to mean 0 and scale it to variance 1.
 
-    With ``c = x - mean(x)``, where the means are over one example's positions and the channels of one group::
+    With ``c = x - mean(x)``, where means are over the positions of one example and the channels of one group::
 
         y = scale * c / sqrt(mean(c ** 2) + eps) + bias
 
     Args:
       features: channels of ``x``, shape (..., *positions, features).
-      groups: so many groups of neighbouring channels; must divide ``features``. As many as ``features`` is instance
-        normalisation.
-      eps: added to the variance, >= 0; at 0 what is left of equal numbers is rounding, or ``bias``.
-      dimensions: how many axes of positions there are; 0 for none.
+      groups: number of groups of consecutive channels; must divide ``features``. With ``groups=features`` this is
+        instance normalisation.
+      eps: added to the variance, >= 0. With 0 the output of a constant group is rounding error plus ``bias``.
+      dimensions: number of axes of positions; 0 for none.
       bias: whether to add a bias.
       dtype: the dtype of the parameters.
 
     Returns:
-      A model with params ``{"scale": (features,), "bias": (features,)}``, ones and zeros at first. It calculates in
+      A model with params ``{"scale": (features,), "bias": (features,)}``, initially ones and zeros. It computes in
       float32 at least and returns the dtype of ``x``.
 
     Raises:
-      ValueError: ``groups`` does not divide ``features``, a size is below 1 or ``eps`` is negative; in ``apply``, ``x``
-        or the params have another shape.
+      ValueError: if ``groups`` does not divide ``features``, a size is below 1 or ``eps`` is negative; in ``apply``, if
+        ``x`` or the params have the wrong shape.
 
     Source: Wu and He 2018, arXiv:1803.08494.
 
@@ -196,7 +198,7 @@ def group_norm(
 
     @automatic_axes(like="inputs")
     def normalized(params, inputs, eps):
-        inputs = _floating(inputs)
+        inputs = to_floating(inputs)
         check_features(layer, features, inputs)
         if inputs.ndim < dimensions + 1:
             raise ValueError(f"{layer} expects {dimensions} axes of positions before the channels, got {inputs.shape}")
@@ -205,11 +207,11 @@ def group_norm(
         grouped = x.reshape(*lead, math.prod(positions), groups, features // groups)
         grouped = jnp.swapaxes(grouped, -3, -2)  # (..., groups, positions, channels)
         flat = grouped.reshape(*lead, groups, math.prod(positions) * (features // groups))
-        flat = _unit_variance(flat, eps, centre=True)
+        flat = unit_variance(flat, eps, centre=True)
         y = jnp.swapaxes(flat.reshape(grouped.shape), -3, -2).reshape(*lead, *positions, features)
-        y = y * _along_last(parameter(layer, params, "scale", (features,)).astype(x.dtype), x)
+        y = y * along_last_axis(parameter(layer, params, "scale", (features,)).astype(x.dtype), x)
         if bias:
-            y = y + _along_last(parameter(layer, params, "bias", (features,)).astype(x.dtype), x)
+            y = y + along_last_axis(parameter(layer, params, "bias", (features,)).astype(x.dtype), x)
         return y.astype(inputs.dtype)
 
     def apply(params, inputs, key=None):

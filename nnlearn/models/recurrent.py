@@ -1,4 +1,4 @@
-"""Recurrent layers: a state that is carried along a sequence."""
+"""Recurrent layers: the simple recurrent layer and the gated recurrent unit."""
 
 import math
 from collections.abc import Callable
@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.checks import check_count, check_dtype
-from nnlearn.models.factory import check_features, model_factory, parameter, where_or_all
-from nnlearn.models.layers import _along_last, _drawn, _floating
+from nnlearn.models.factory import model_factory
+from nnlearn.models.inputs import along_last_axis, check_features, to_floating, where_or_all
 from nnlearn.models.named import Initializer, activation_function, initializer
+from nnlearn.models.parameters import draw_parameter, parameter
 from nnlearn.sharding.axes import automatic_axes
 from nnlearn.types import DTypeLike, Model
 
@@ -25,30 +26,30 @@ def rnn(
     recurrent_init: str | Initializer = "orthogonal",
     dtype: DTypeLike = jnp.float32,
 ) -> Model:
-    """The simple recurrent layer.
+    """The simple (Elman) recurrent layer.
 
-    From ``h_0 = 0`` on::
+    Starting from ``h_0 = 0``::
 
         h_t = activation(x_t @ kernel + h_{t-1} @ recurrent + bias)
 
     Args:
       inputs: length of the last axis of the inputs.
       hidden: length of the state.
-      bidirectional: run a second layer from the end to the beginning, and put its states beside the first one's.
+      bidirectional: whether to run a second layer from end to start and concatenate its states to the first one's.
       activation: a function of one array or its name; see ``activation_function``.
       kernel_init, recurrent_init: an initialiser or its name; see ``initializer``.
       dtype: the dtype of the parameters.
 
     Returns:
-      A model of ``x`` or ``(x, where)`` to all states. ``x`` has shape (..., time, inputs) and the states (..., time,
-      hidden), twice as many when bidirectional. ``where``, booleans of shape (..., time), says which steps are there:
-      the others hold the state, so that the last one is that of the last step that is there, and padding may come at
-      either end. The params are ``{"kernel": (inputs, hidden), "recurrent": (hidden, hidden), "bias": (hidden,)}``,
-      when bidirectional with a leading axis of 2: forward, backward.
+      A model from ``x`` or ``(x, where)`` to all states. ``x`` has shape (..., time, inputs) and the states (..., time,
+      hidden), or (..., time, 2 * hidden) if bidirectional. ``where``, booleans of shape (..., time), marks padding with
+      False. Padding steps keep the state unchanged, so the last state is that of the last valid step, and padding may
+      be at either end. The params are ``{"kernel": (inputs, hidden), "recurrent": (hidden, hidden), "bias":
+      (hidden,)}``, with a leading axis of 2 (forward, backward) if bidirectional.
 
     Raises:
-      ValueError: a size is below 1, or a name is unknown; in ``apply``, an array has another shape.
-      TypeError: in ``apply``, ``where`` is not boolean.
+      ValueError: if a size is below 1, or a name is unknown; in ``apply``, if an array has the wrong shape.
+      TypeError: in ``apply``, if ``where`` is not boolean.
 
     Source: Elman 1990, "Finding Structure in Time", Cognitive Science 14.
 
@@ -74,33 +75,33 @@ def gru(
     recurrent_init: str | Initializer = "orthogonal",
     dtype: DTypeLike = jnp.float32,
 ) -> Model:
-    """The gated recurrent unit: gates ``r`` and ``z`` say what the state forgets and what it keeps.
+    """The gated recurrent unit, with a reset gate ``r`` and an update gate ``z``.
 
-    With kernels and biases in three parts, for ``r``, ``z`` and ``n``, from ``h_0 = 0`` on::
+    With kernels and biases in three parts, for ``r``, ``z`` and ``n``, starting from ``h_0 = 0``::
 
         r_t = sigmoid(x_t @ kernel_r + bias_r + h_{t-1} @ recurrent_r)
         z_t = sigmoid(x_t @ kernel_z + bias_z + h_{t-1} @ recurrent_z)
         n_t = tanh(x_t @ kernel_n + bias_n + r_t * (h_{t-1} @ recurrent_n + recurrent_bias))
         h_t = (1 - z_t) * n_t + z_t * h_{t-1}
 
-    This is PyTorch's form: ``r`` acts on the product, where the paper has it act on the state before the product; so
-    all three products are one.
+    This is PyTorch's form: ``r`` multiplies the product, while in the paper it multiplies the state before the product.
+    So the three products can be computed as one.
 
     Args:
       inputs: length of the last axis of the inputs.
       hidden: length of the state.
-      bidirectional: run a second layer from the end to the beginning, and put its states beside the first one's.
+      bidirectional: whether to run a second layer from end to start and concatenate its states to the first one's.
       kernel_init, recurrent_init: an initialiser or its name, drawn for each part; see ``initializer``.
       dtype: the dtype of the parameters.
 
     Returns:
       A model of ``x`` or ``(x, where)`` to all states; see ``rnn``. The params are ``{"kernel": (inputs, 3 * hidden),
-      "recurrent": (hidden, 3 * hidden), "bias": (3 * hidden,), "recurrent_bias": (hidden,)}``, when bidirectional with
-      a leading axis of 2: forward, backward.
+      "recurrent": (hidden, 3 * hidden), "bias": (3 * hidden,), "recurrent_bias": (hidden,)}``, with a leading axis of 2
+      (forward, backward) if bidirectional.
 
     Raises:
-      ValueError: a size is below 1, or a name is unknown; in ``apply``, an array has another shape.
-      TypeError: in ``apply``, ``where`` is not boolean.
+      ValueError: if a size is below 1, or a name is unknown; in ``apply``, if an array has the wrong shape.
+      TypeError: in ``apply``, if ``where`` is not boolean.
 
     Source: Cho et al. 2014, arXiv:1406.1078.
 
@@ -116,7 +117,7 @@ def gru(
         projected_r, projected_z, projected_n = jnp.split(projected, 3, axis=-1)
         r = jax.nn.sigmoid(projected_r + recurrent_r)
         z = jax.nn.sigmoid(projected_z + recurrent_z)
-        n = jnp.tanh(projected_n + r * (recurrent_n + _along_last(params["recurrent_bias"], recurrent_n)))
+        n = jnp.tanh(projected_n + r * (recurrent_n + along_last_axis(params["recurrent_bias"], recurrent_n)))
         return n + z * (h - n)
 
     biases = {"recurrent_bias": (hidden,)}
@@ -137,7 +138,9 @@ def _recurrent(kind, inputs, hidden, gates, cell, biases, bidirectional, kernel_
         kernel_key, recurrent_key = jax.random.split(key)
 
         def parts(make, part_key, rows):
-            drawn = [_drawn(make, gate_key, (rows, hidden), dtype) for gate_key in jax.random.split(part_key, gates)]
+            drawn = [
+                draw_parameter(make, gate_key, (rows, hidden), dtype) for gate_key in jax.random.split(part_key, gates)
+            ]
             return jnp.concatenate(drawn, axis=1)
 
         kernels = {
@@ -155,7 +158,7 @@ def _recurrent(kind, inputs, hidden, gates, cell, biases, bidirectional, kernel_
     @automatic_axes(like="x")
     def apply(params, x, key=None):
         x, where = x if isinstance(x, tuple) else (x, None)
-        x = _floating(x)
+        x = to_floating(x)
         check_features(layer, inputs, x)
         if x.ndim < 2:
             raise ValueError(f"{layer} expects inputs of shape (..., time, {inputs}), got {x.shape}")
@@ -164,7 +167,7 @@ def _recurrent(kind, inputs, hidden, gates, cell, biases, bidirectional, kernel_
         lead, time = x.shape[:-2], x.shape[-2]
         x_tbi = jnp.moveaxis(jnp.where(where[..., None], x, 0).reshape(math.prod(lead), time, inputs), 1, 0)
         where_tb = where.reshape(math.prod(lead), time).T
-        if bidirectional:  # both directions are one loop, over states with one axis more
+        if bidirectional:  # both directions in one loop, along an extra axis
             both = jnp.stack([x_tbi, x_tbi[::-1]]), jnp.stack([where_tb, where_tb[::-1]])
             forward, backward = jax.vmap(run, in_axes=(0, 0, 0), out_axes=0)(params, *both)
             states_tbh = jnp.concatenate([forward, backward[::-1]], axis=-1)
@@ -173,8 +176,8 @@ def _recurrent(kind, inputs, hidden, gates, cell, biases, bidirectional, kernel_
         return jnp.moveaxis(states_tbh, 0, 1).reshape(*lead, time, states_tbh.shape[-1])
 
     def run(params, x_tbi, where_tb):
-        projected = x_tbi @ params["kernel"]  # for all steps at once: a far better shape for a matrix product
-        projected = projected + _along_last(params["bias"], projected)
+        projected = x_tbi @ params["kernel"]  # for all steps at once, as one large matrix product
+        projected = projected + along_last_axis(params["bias"], projected)
 
         def step(h, inputs_t):
             projected_t, where_t = inputs_t

@@ -1,15 +1,15 @@
-"""Sound as a model sees it: log-mel spectrograms, and the masking of them that keeps a model from learning by heart."""
+"""Log-mel spectrograms of audio, their normalisation, and SpecAugment."""
 
 import math
-from typing import Literal
+from typing import Literal, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.checks import check_count, check_nonnegative, check_number
-from nnlearn.models.factory import where_or_all
-from nnlearn.models.layers import _along_last, _floating, scaled_to_one
+from nnlearn.models.inputs import along_last_axis, to_floating, where_or_all
+from nnlearn.models.scaling import scale_to_one
 from nnlearn.sharding.axes import automatic_axes
 from nnlearn.tree import as_hyperparam, compute_dtype, safe_divide, safe_rsqrt
 from nnlearn.types import Key, Scalar
@@ -24,24 +24,24 @@ def mel_filters(
     high: float | None = None,
     scale: Literal["htk", "slaney"] = "htk",
 ) -> np.ndarray:
-    """Triangles that gather the bins of a spectrum into bands as wide as the ear hears them.
+    """Triangular filters from the bins of a spectrum to mel bands.
 
     The corners are equally spaced in mel: ``2595 log10(1 + f / 700)`` (``"htk"``), or ``3 f / 200`` below 1 kHz and
     ``15 + 27 log(f / 1000) / log(6.4)`` above (``"slaney"``). Each triangle has height 1 (``"htk"``), or area 1 over
     hertz (``"slaney"``).
 
     Args:
-      mels: bands.
-      bins: of the spectrum, from 0 to half the sample rate.
+      mels: number of bands.
+      bins: number of bins of the spectrum, from 0 to half the sample rate.
       sample_rate: in hertz.
       low, high: the lowest and highest frequency, in hertz; by default up to half the sample rate.
-      scale: of frequency.
+      scale: the mel scale.
 
     Returns:
       A NumPy float64 array of shape (bins, mels).
 
     Raises:
-      ValueError: the frequencies are not 0 <= low < high <= sample_rate / 2, the scale is unknown, or a band lies
+      ValueError: if the frequencies are not 0 <= low < high <= sample_rate / 2, the scale is unknown, or a band lies
         between two bins and would always be empty.
 
     Source: Davis and Mermelstein 1980, IEEE Trans. ASSP 28; Young et al., *The HTK Book*; Slaney 1998, *Auditory
@@ -71,8 +71,12 @@ def mel_filters(
     return filters if scale == "htk" else filters * (2 / (right - left))
 
 
+@overload
+def frame_count(samples: int, *, window: int, hop: int) -> int: ...
+@overload
+def frame_count(samples: jax.Array, *, window: int, hop: int) -> jax.Array: ...
 def frame_count(samples: int | jax.Array, *, window: int, hop: int) -> int | jax.Array:
-    """How many whole windows fit into so many samples, at least 0; for the lengths of padded clips.
+    """The number of whole windows in a number of samples; for the lengths of padded clips.
 
     >>> frame_count(1000, window=200, hop=80), frame_count(jnp.array([199, 200, 280]), window=200, hop=80)
     (11, Array([0, 1, 2], dtype=int32))
@@ -103,19 +107,19 @@ def log_mel_spectrogram(
         y[t, m] = log(floor + sum_k F[k, m] |sum_n w_n audio[t * hop + n] exp(-2 pi i k n / fft_size)|^2)
 
     Args:
-      audio: samples, shape (..., samples). There is no padding: only whole windows count, see ``frame_count``.
+      audio: samples, shape (..., samples). There is no padding: only whole windows are used, see ``frame_count``.
       sample_rate: in hertz.
-      window, hop: samples of a window, and from one to the next: 25 and 10 ms at 8 kHz.
-      mels: bands.
+      window, hop: samples per window and between windows; by default 25 and 10 ms at 8 kHz.
+      mels: number of bands.
       fft_size: length of the Fourier transform, even and >= window; by default the next power of two.
       low, high, scale: see ``mel_filters``.
-      floor: power that stands for silence, > 0.
+      floor: added to the power before the logarithm, > 0.
 
     Returns:
       Shape (..., frames, mels), float32 at least.
 
     Raises:
-      ValueError: the audio is shorter than a window, or a number is out of its range.
+      ValueError: if the audio is shorter than a window, or an argument is out of range.
 
     Source: Davis and Mermelstein 1980, IEEE Trans. ASSP 28.
 
@@ -127,9 +131,9 @@ def log_mel_spectrogram(
     window, hop = check_count("window", window), check_count("hop", hop)
     check_number("floor", floor, low=0.0, low_open=True)
     fft_size = 1 << (window - 1).bit_length() if fft_size is None else check_count("fft_size", fft_size)
-    if fft_size < window or fft_size % 2:  # an odd one has no bin at half the sample rate, where the filters end
+    if fft_size < window or fft_size % 2:  # an odd size has no bin at half the sample rate, where the filters end
         raise ValueError(f"fft_size must be even and >= window={window}, got {fft_size}")
-    audio = _floating(audio)
+    audio = to_floating(audio)
     audio = audio.astype(compute_dtype(audio.dtype))
     frames = frame_count(audio.shape[-1], window=window, hop=hop) if audio.ndim else 0
     if not frames:
@@ -137,38 +141,38 @@ def log_mel_spectrogram(
     filters = mel_filters(mels, fft_size // 2 + 1, sample_rate=sample_rate, low=low, high=high, scale=scale)
     hann = jnp.asarray(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window), audio.dtype)
     framed = audio[..., np.arange(frames)[:, None] * hop + np.arange(window)]
-    spectrum = jnp.fft.rfft(framed * _along_last(hann, framed), fft_size)
+    spectrum = jnp.fft.rfft(framed * along_last_axis(hann, framed), fft_size)
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
-    # Full precision: a few bits lost in a quiet band beside a loud one are heard in the logarithm.
+    # Full precision, as the logarithm amplifies errors in a quiet band next to a loud one.
     energy = jnp.matmul(power, jnp.asarray(filters, audio.dtype), precision=jax.lax.Precision.HIGHEST)
     return jnp.log(energy + as_hyperparam(floor, energy.dtype))
 
 
 def normalize_utterance(features: jax.Array, where: jax.Array | None = None, eps: Scalar = 1e-5) -> jax.Array:
-    """Each band of each utterance shifted to mean 0 and scaled to variance 1 over time.
+    """Shift each band of each utterance to mean 0 and scale it to variance 1 over time.
 
     Args:
       features: shape (..., frames, mels).
-      where: booleans of shape (..., frames), which frames are there; the others become 0 whatever they hold.
+      where: booleans of shape (..., frames), False for padding, which becomes 0, even if it is NaN.
       eps: added to the variance, >= 0.
 
     Returns:
       An array like ``features``.
 
     Raises:
-      ValueError: ``where`` has another shape, or ``eps`` is negative.
-      TypeError: ``where`` is not boolean.
+      ValueError: if ``where`` has the wrong shape, or ``eps`` is negative.
+      TypeError: if ``where`` is not boolean.
 
     >>> normalize_utterance(jnp.array([[1.0], [3.0], [jnp.nan]]), jnp.array([True, True, False]), eps=0.0).tolist()
     [[-1.0], [1.0], [0.0]]
     """
     check_nonnegative("eps", eps)
-    x = _floating(features)
+    x = to_floating(features)
     wide = x.astype(compute_dtype(x.dtype))
-    there = where_or_all(where, x.shape[:-1])[..., None]
-    wide, inverse = scaled_to_one(jnp.where(there, wide, 0), eps, (-2,))
-    count = jnp.sum(there, axis=-2, keepdims=True).astype(wide.dtype)
-    centred = jnp.where(there, wide - safe_divide(jnp.sum(wide, -2, keepdims=True), count), 0)
+    mask = where_or_all(where, x.shape[:-1])[..., None]
+    wide, inverse = scale_to_one(jnp.where(mask, wide, 0), eps, (-2,))
+    count = jnp.sum(mask, axis=-2, keepdims=True).astype(wide.dtype)
+    centred = jnp.where(mask, wide - safe_divide(jnp.sum(wide, -2, keepdims=True), count), 0)
     variance = safe_divide(jnp.sum(jnp.square(centred), -2, keepdims=True), count)
     return (centred * safe_rsqrt(variance + as_hyperparam(eps, wide.dtype) * inverse * inverse)).astype(x.dtype)
 
@@ -184,25 +188,25 @@ def spec_augment(
     mel_masks: int = 2,
     mel_width: Scalar = 8,
 ) -> jax.Array:
-    """Sets random stretches of time and random runs of bands to 0, other ones for each utterance.
+    """SpecAugment: set random intervals of time and of bands to 0, independently for each utterance.
 
     A mask over time is ``t0 <= t < t0 + w`` with the width ``w`` uniform in ``{0, ..., time_width}`` but at most
-    ``time_fraction`` of the frames that are there, and ``t0`` uniform where it fits; over bands likewise. 0 is the mean
-    where features are normalised.
+    ``time_fraction`` of the valid frames, and ``t0`` uniform where the mask fits; likewise over bands. 0 is the mean of
+    normalised features.
 
     Args:
       key: the random key.
       features: shape (..., frames, mels).
-      where: booleans of shape (..., frames), which frames are there; they must come first.
-      time_masks, mel_masks: how many of each; 0 for none.
-      time_width, mel_width: the largest width of one, in frames and in bands, >= 0; may be traced.
-      time_fraction: the largest share of an utterance that one mask over time covers, in [0, 1]; may be traced.
+      where: booleans of shape (..., frames), False for padding, which must come last.
+      time_masks, mel_masks: number of masks; 0 for none.
+      time_width, mel_width: the largest width of a mask, in frames and in bands, >= 0; may be traced.
+      time_fraction: the largest fraction of an utterance that one mask over time covers, in [0, 1]; may be traced.
 
     Returns:
       An array like ``features``.
 
     Raises:
-      ValueError: a number is out of its range, or ``where`` has another shape.
+      ValueError: if an argument is out of range, or ``where`` has the wrong shape.
 
     Source: Park et al. 2019, SpecAugment, arXiv:1904.08779, without the time warp.
 
@@ -213,11 +217,11 @@ def spec_augment(
     check_nonnegative("time_width", time_width)
     check_nonnegative("mel_width", mel_width)
     check_number("time_fraction", time_fraction, low=0.0, high=1.0)
-    x = _floating(features)
+    x = to_floating(features)
     frames = jnp.sum(where_or_all(where, x.shape[:-1]), axis=-1)
     widest = jnp.minimum(as_hyperparam(time_width, jnp.float32), as_hyperparam(time_fraction, jnp.float32) * frames)
     bands = jnp.full(frames.shape, x.shape[-1])
-    # One draw for all: several small ones take longer, to compile and to run. Fractions, so that bounds may be traced.
+    # One draw, as several small ones are slower to compile and run; of fractions, so that bounds may be traced.
     fractions = jax.random.uniform(key, (2, time_masks + mel_masks, *frames.shape))
     time_fractions, mel_fractions = fractions[:, :time_masks], fractions[:, time_masks:]
     kept_time = _kept(time_fractions, x.shape[-2], frames, widest)
@@ -226,13 +230,13 @@ def spec_augment(
 
 
 def _kept(fractions: jax.Array, length: int, count: jax.Array, widest: jax.Array) -> jax.Array:
-    """Which of ``length`` places no mask covers, shape (*count.shape, length)."""
+    """The positions that no mask covers, booleans of shape (*count.shape, length)."""
     for_width, for_start = fractions
     count, widest = jnp.broadcast_to(count, for_width.shape), jnp.broadcast_to(widest, for_width.shape)
     largest = jnp.floor(widest * (1 + 1e-6))  # 0.1 * 30 is a little less than 3
     width = jnp.minimum(jnp.floor(for_width * (largest + 1)).astype(jnp.int32), count)
     start = jnp.floor(for_start * (count - width + 1)).astype(jnp.int32)
-    place = _along_last(jnp.arange(length), jnp.zeros((*for_width.shape, 1)))
+    place = along_last_axis(jnp.arange(length), jnp.zeros((*for_width.shape, 1)))
     covered = (place >= start[..., None]) & (place < (start + width)[..., None])
     return ~jnp.any(covered, axis=0)
 

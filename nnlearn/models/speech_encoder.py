@@ -1,15 +1,16 @@
-"""From sound to characters: strided convolutions make few frames of many, and recurrent layers read those."""
+"""An acoustic model for CTC: strided convolutions that reduce the frame rate, then recurrent layers."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from nnlearn.checks import check_count
 from nnlearn.models.convolution import conv
-from nnlearn.models.factory import check_features, model_factory
-from nnlearn.models.layers import _floating, dense, layer_norm
+from nnlearn.models.factory import model_factory
+from nnlearn.models.inputs import check_features, to_floating
+from nnlearn.models.layers import dense, layer_norm
 from nnlearn.models.layers import dropout as dropout_layer
 from nnlearn.models.named import activation_function
 from nnlearn.models.recurrent import gru
@@ -18,11 +19,11 @@ from nnlearn.types import DTypeLike, Model, Scalar
 
 
 class Utterances(NamedTuple):
-    """Sounds padded to one length.
+    """Utterances padded to a common length.
 
     Attributes:
       features: shape (batch, frames, features); or samples, shape (batch, samples), for a model with a front end.
-      lengths: integers of shape (batch,), how many of the frames or samples are there; they come first.
+      lengths: integers of shape (batch,), the number of valid frames or samples; padding comes after them.
     """
 
     features: jax.Array
@@ -42,8 +43,8 @@ def speech_encoder(
     dropout: Scalar = 0.1,
     front_end: Callable[[Utterances], Utterances] | None = None,
     dtype: DTypeLike = jnp.float32,
-) -> Model:
-    """A recogniser for connectionist temporal classification: convolutions over time, then recurrent layers.
+) -> Model[tuple[jax.Array, jax.Array]]:
+    """A speech recogniser for ``ctc_loss``: convolutions over time, then bidirectional recurrent layers.
 
     ::
 
@@ -52,28 +53,28 @@ def speech_encoder(
         logits = dense(x)
 
     Args:
-      features: of a frame, such as mel bands.
-      classes: characters and the blank.
-      hidden: channels of the convolutions, and of the recurrent layers' state in each direction.
-      layers: recurrent layers.
-      kernel_sizes, strides: of each convolution. The frames become fewer by all strides; each character needs one that
-        is left, and one more between two that are equal.
+      features: number of features per frame, such as mel bands.
+      classes: number of characters plus the blank.
+      hidden: channels of the convolutions, and size of the recurrent state in each direction.
+      layers: number of recurrent layers.
+      kernel_sizes, strides: of each convolution. The number of frames is divided by all strides; CTC needs one frame
+        per character, and one more between equal neighbours.
       activation: a function of one array or its name; see ``activation_function``.
       dropout: the fraction of the activations dropped in training, in [0, 1); may be traced.
-      front_end: makes features of samples inside of the model, such as ``log_mel_front_end``; None where the inputs are
-        features.
+      front_end: a function from samples to features inside the model, such as ``log_mel_front_end``; None if the inputs
+        are features.
       dtype: the dtype of the parameters.
 
     Returns:
-      A model of ``Utterances`` to ``(logits, paddings)`` as ``ctc_loss`` takes them: shapes (batch, frames', classes)
-      and (batch, frames'), where 1 marks a frame that is not there and ``frames'`` is ``frames`` divided by each stride
-      in turn, rounded up. What frames that are not there hold makes no difference, nor how many there are. The params
-      are ``{"convolutions": (layer, ...), "recurrent": (layer, ...), "output": layer}``.
+      A model from ``Utterances`` to ``(logits, paddings)`` as ``ctc_loss`` takes them: shapes (batch, frames', classes)
+      and (batch, frames'), where 1 marks padding and ``frames'`` is ``frames`` divided by each stride in turn, rounded
+      up. Neither the values nor the amount of padding have an effect. The params are ``{"convolutions": (layer, ...),
+      "recurrent": (layer, ...), "output": layer}``.
 
     Raises:
-      ValueError: a size is below 1, there are not as many strides as kernel sizes, or a name is unknown; in ``apply``,
-        an array has another shape.
-      TypeError: in ``apply``, the inputs are no ``Utterances``, or the lengths no integers.
+      ValueError: if a size is below 1, the numbers of strides and kernel sizes differ, or a name is unknown; in
+        ``apply``, if an array has the wrong shape.
+      TypeError: in ``apply``, if the inputs are not ``Utterances``, or the lengths are not integers.
 
     Source: Graves, Fernandez, Gomez and Schmidhuber 2006, ICML; Amodei et al. 2016, Deep Speech 2, arXiv:1512.02595.
 
@@ -86,7 +87,7 @@ def speech_encoder(
     layers, hidden = check_count("layers", layers), check_count("hidden", hidden)
     kernel_sizes, strides = tuple(kernel_sizes), tuple(strides)
     if not kernel_sizes or len(kernel_sizes) != len(strides):
-        raise ValueError(f"kernel_sizes {kernel_sizes} and strides {strides} must be as many, and at least one")
+        raise ValueError(f"kernel_sizes {kernel_sizes} and strides {strides} must have one length of at least 1")
     function, drop = activation_function(activation), dropout_layer(dropout)
     convolutions = [
         _convolution(hidden if index else features, hidden, size, stride, dtype)
@@ -114,7 +115,7 @@ def speech_encoder(
         if not isinstance(inputs, Utterances):
             raise TypeError(f"{name} takes Utterances(features, lengths), got {type(inputs).__name__}")
         x, lengths = inputs if front_end is None else front_end(inputs)
-        x, where = _floating(x), _where(name, x, lengths)
+        x, where = to_floating(x), _where(name, x, lengths)
         check_features(name, features, x)
         count = len(convolutions) + layers
         keys = iter([None] * count if key is None else jax.random.split(key, count))
@@ -131,12 +132,12 @@ def speech_encoder(
     return Model(init, apply)
 
 
-def log_mel_front_end(*, normalize: bool = True, **options) -> Callable[[Utterances], Utterances]:
-    """A front end that makes log-mel features of samples, ``front_end(utterances) -> utterances``.
+def log_mel_front_end(*, normalize: bool = True, **options: Any) -> Callable[[Utterances], Utterances]:
+    """A front end from samples to log-mel features, ``front_end(utterances) -> utterances``.
 
     Args:
-      normalize: each band of each utterance to mean 0 and variance 1, see ``normalize_utterance``.
-      **options: of ``log_mel_spectrogram``.
+      normalize: whether to standardise each band of each utterance, see ``normalize_utterance``.
+      **options: keyword arguments of ``log_mel_spectrogram``.
 
     >>> front_end = log_mel_front_end(window=200, hop=80)
     >>> features, lengths = front_end(Utterances(jnp.ones((2, 8000)), jnp.array([8000, 4000])))
@@ -157,13 +158,13 @@ def log_mel_front_end(*, normalize: bool = True, **options) -> Callable[[Utteran
 
 
 def _convolution(inputs: int, outputs: int, size: int, stride: int, dtype: DTypeLike) -> Model:
-    # Padded alike on the left whatever the length, so that padding behind a short utterance shifts nothing.
+    # Explicit padding, as that of "SAME" would depend on the padded length and shift the frames.
     padding = [((size - 1) // 2, size // 2)]
     return conv(inputs, outputs, size, stride=stride, padding=padding, dimensions=1, kernel_init="he", dtype=dtype)
 
 
 def _where(name: str, x: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Which frames are there, shape (batch, frames)."""
+    """The mask of valid frames, shape (batch, frames)."""
     lengths = jnp.asarray(lengths)
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise TypeError(f"{name} takes integer lengths, got {lengths.dtype.name} of shape {lengths.shape}")

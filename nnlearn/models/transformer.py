@@ -1,25 +1,23 @@
-"""The transformer that predicts the next token, and the one that classifies a sequence."""
+"""Transformers: a language model that predicts the next token, and an encoder that classifies a sequence."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from nnlearn.checks import check_count, check_dtype, known
 from nnlearn.models.attention import Cache
-from nnlearn.models.blocks import transformer_blocks
-from nnlearn.models.factory import model_factory, parameter
-from nnlearn.models.layers import _drawn, dense, rms_norm
+from nnlearn.models.blocks import BlockSettings, transformer_blocks
+from nnlearn.models.factory import model_factory
+from nnlearn.models.layers import dense, rms_norm
 from nnlearn.models.layers import dropout as dropout_layer
 from nnlearn.models.named import Initializer
+from nnlearn.models.parameters import EMBEDDING_INIT, draw_parameter, parameter
 from nnlearn.sharding.axes import automatic, explicit_spec, matmul, take_rows
 from nnlearn.tree import compute_dtype as wide_dtype
 from nnlearn.tree import safe_divide
 from nnlearn.types import DTypeLike, Key, Model, Params, Scalar
-
-EMBEDDING_STD = 0.02
-normal_embedding = jax.nn.initializers.normal(EMBEDDING_STD)
 
 
 class LanguageModel(NamedTuple):
@@ -28,11 +26,12 @@ class LanguageModel(NamedTuple):
     Attributes:
       init: ``init(key) -> params``.
       apply: ``apply(params, tokens_bt, key=None, *, where=None) -> logits_btv``; a key means training.
-      hidden: the same without the head: ``hidden(...) -> hidden_btd``, after the last norm.
-      head: ``head(params) -> kernel_dv``, so that ``logits = hidden @ head`` and a loss can do without the logits.
-      empty_cache: ``empty_cache(batch, length) -> cache`` for that many sequences of up to that many tokens.
-      decode: ``decode(params, tokens_bt, cache, position) -> (logits_btv, cache)``: the next tokens, the first of which
-        is at ``position``, after those in the cache. Where that is traced, nobody sees a cache that is too short.
+      hidden: the network without its head: ``hidden(...) -> hidden_btd``, after the last norm.
+      head: ``head(params) -> kernel_dv``, with ``logits = hidden @ head``; a loss that takes both need not store the
+        logits.
+      empty_cache: ``empty_cache(batch, length) -> cache`` for ``batch`` sequences of up to ``length`` tokens.
+      decode: ``decode(params, tokens_bt, cache, position) -> (logits_btv, cache)``: processes the tokens that follow
+        those in the cache; the first is at ``position``. A traced ``position`` beyond the cache is not detected.
     """
 
     init: Callable[[Key], Params]
@@ -65,40 +64,42 @@ def transformer(
     dtype: DTypeLike = jnp.float32,
     compute_dtype: DTypeLike | None = None,
 ) -> LanguageModel:
-    """The GPT kind of transformer: each token reads those before it, and predicts the next.
+    """A decoder-only transformer, as in GPT: each token attends to those up to itself and predicts the next.
 
     With ``h`` the embedded tokens, each layer adds ``attention(norm(h))`` and then ``mlp(norm(h))`` to ``h``; the
-    logits are ``norm(h) @ head``. Norms are RMSNorm, and nothing has a bias.
+    logits are ``norm(h) @ head``. The norms are RMSNorm. There are no biases.
 
     Args:
-      vocabulary: how many different tokens there are.
-      layers, width, heads: blocks, features of a token, and attention heads, which must divide the width.
-      max_length: the longest sequence.
-      kv_heads: how many different keys and values the heads share; as many as heads by default.
-      hidden: features inside the perceptron; 4 times the width by default, about 8/3 with ``"swiglu"``.
+      vocabulary: number of distinct tokens.
+      layers, width, heads: number of blocks, features per token, and attention heads, which must divide ``width``.
+      max_length: length of the longest sequence.
+      kv_heads: number of key and value heads, which the query heads share; ``heads`` by default.
+      hidden: features inside the perceptron; by default 4 times the width, or about 8/3 with ``"swiglu"``.
       activation: ``"swiglu"`` for ``silu(gate) * up``; or a function of one array or its name, such as ``"gelu"``.
-      positions: ``"rotary"`` turns queries and keys by ``rotary_base``; ``"learned"`` adds a parameter per position.
+      positions: ``"rotary"`` rotates queries and keys, see ``rotary``; ``"learned"`` adds one vector per position.
       rotary_base: see ``rotary``.
-      dropout: the fraction dropped of the embedded tokens and of what each half of a block adds; may be traced.
-      tied: the embedding is the head as well.
-      scan: the layers are one loop over parameters stacked on a first axis: compiles in the time of one layer.
-      remat: a derivative works the insides of the blocks out again instead of keeping them.
-      kernel_init: an initialiser or its name. Those of each block's two outputs are made ``1 / sqrt(2 layers)`` as
-        large; the embedding is normal with a standard deviation of 0.02, and so is a head of its own.
-      implementation: of ``jax.nn.dot_product_attention``; ``"cudnn"`` on NVIDIA's devices, at 16 bits.
+      dropout: the fraction dropped of the embedded tokens and of the output of each half of a block; may be traced.
+      tied: whether the head shares the embedding's kernel.
+      scan: whether to run the layers as one loop over parameters stacked on a first axis, which takes the time of one
+        layer to compile.
+      remat: whether the backward pass recomputes the activations inside each block instead of storing them.
+      kernel_init: an initialiser or its name. The two outputs of each block are scaled by ``1 / sqrt(2 layers)``. The
+        embedding, and an untied head, are normal with a standard deviation of 0.02.
+      implementation: passed to ``jax.nn.dot_product_attention``; ``"cudnn"`` needs an NVIDIA device and 16-bit dtypes.
       dtype: of the parameters.
-      compute_dtype: what parameters and activations are cast to; norms, softmax and logits are float32 at least. By
-        default the parameters' dtype.
+      compute_dtype: dtype of the activations, to which the parameters are cast; norms, softmax and logits are computed
+        in float32 at least. By default the parameters' dtype.
 
     Returns:
-      A ``LanguageModel`` of integer tokens (batch, length) to logits (batch, length, vocabulary). ``where``, booleans
-      (batch, length), leaves padding out: no token reads it, whatever it holds, and its own logits mean nothing. A
-      token outside of the vocabulary makes NaN. Params are ``{"embedding", "blocks", "norm"}``, with ``positions`` and
-      ``head`` where they are learned or apart.
+      A ``LanguageModel`` from integer tokens (batch, length) to logits (batch, length, vocabulary). ``where``, booleans
+      (batch, length), marks padding with False: no token attends to it, and its own logits are meaningless. A token
+      outside the vocabulary gives NaN. Params are ``{"embedding", "blocks", "norm"}``, plus ``positions`` if learned
+      and ``head`` if untied.
 
     Raises:
-      ValueError: a size does not fit; in ``apply``, the tokens are too many, or no array (batch, length).
-      TypeError: in ``apply``, the tokens are not integers.
+      ValueError: if the sizes do not fit together; in ``apply``, if the sequence is longer than ``max_length``, or
+        tokens are not of shape (batch, length).
+      TypeError: in ``apply``, if the tokens are not integers.
 
     Source: Vaswani et al. 2017, arXiv:1706.03762; Radford et al. 2019, "Language Models are Unsupervised Multitask
     Learners"; tying, Press and Wolf 2017, arXiv:1608.05859; SwiGLU, Shazeer 2020, arXiv:2002.05202.
@@ -109,41 +110,40 @@ def transformer(
     >>> jax.jit(model.apply)(params, tokens).shape, jax.eval_shape(model.hidden, params, tokens).shape
     ((2, 3, 10), (2, 3, 8))
     """
-    embed = _embedding(vocabulary, width, max_length, positions, dropout, dtype, compute_dtype)
-    blocks = transformer_blocks(
-        layers,
-        width,
-        heads,
-        kv_heads,
-        hidden,
-        causal=True,
-        activation=activation,
-        rotary_base=rotary_base if positions == "rotary" else None,
-        dropout=dropout,
-        kernel_init=kernel_init,
-        scan=scan,
-        remat=remat,
-        implementation=implementation,
-        dtype=dtype,
+    trunk = _trunk(
+        vocabulary,
+        max_length,
+        positions,
+        compute_dtype,
+        BlockSettings(
+            layers,
+            width,
+            heads,
+            kv_heads,
+            hidden,
+            causal=True,
+            activation=activation,
+            rotary_base=rotary_base,
+            dropout=dropout,
+            kernel_init=kernel_init,
+            scan=scan,
+            remat=remat,
+            implementation=implementation,
+            dtype=dtype,
+        ),
     )
-    norm, name = rms_norm(width, dtype=dtype), "transformer"
+    name = "transformer"
     kv_shape = (heads if kv_heads is None else kv_heads, width // heads)
 
     def init(key):
         keys = jax.random.split(key, 3)
-        params = embed.init(keys[0]) | {"blocks": blocks.init(keys[1]), "norm": norm.init(key)}
-        head = {} if tied else {"head": {"kernel": _drawn(normal_embedding, keys[2], (width, vocabulary), dtype)}}
-        return params | head
-
-    def run(params, tokens_bt, key=None, where=None, cache=None, position=0):
-        embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
-        h, positions_t = embed.apply(params, tokens_bt, embed_key, where, position)
-        mask = None if where is None else where[:, None, None, :]
-        h, cache = blocks.apply(embed.cast(params["blocks"]), h, positions_t, mask, blocks_key, cache)
-        return norm.apply(params["norm"], h), cache
+        params = trunk.init(keys[0], keys[1])
+        if not tied:
+            params["head"] = {"kernel": draw_parameter(EMBEDDING_INIT, keys[2], (width, vocabulary), dtype)}
+        return params
 
     def hidden_of(params, tokens_bt, key=None, *, where=None):
-        return run(params, tokens_bt, key, where)[0]
+        return trunk.apply(params, tokens_bt, key, where)[0]
 
     def head(params):
         if tied:
@@ -160,7 +160,7 @@ def transformer(
     def empty_cache(batch, length):
         if length > max_length:
             raise ValueError(f"length must be at most max_length={max_length}, got {length}")
-        empty = jnp.zeros((layers, batch, length, *kv_shape), embed.dtype)
+        empty = jnp.zeros((layers, batch, length, *kv_shape), trunk.dtype)
         return Cache(empty, empty)
 
     def decode(params, tokens_bt, cache, position):
@@ -168,13 +168,13 @@ def transformer(
         if known(position) and not 0 <= position <= slots - tokens:
             raise ValueError(f"position={position} and {tokens} tokens go beyond the cache of {slots}")
 
-        def work_out(params, tokens_bt, cache, position):
-            h, cache = run(params, tokens_bt, cache=cache, position=position)
+        def run(params, tokens_bt, cache, position):
+            h, cache = trunk.apply(params, tokens_bt, cache=cache, position=position)
             return logits_of(params, h), cache
 
         batch = explicit_spec(tokens_bt)[0]
         spec = lambda array: (batch,) if array.ndim == 3 else (None, batch)  # noqa: E731
-        return automatic(work_out, params, tokens_bt, cache, position, spec=spec)
+        return automatic(run, params, tokens_bt, cache, position, spec=spec)
 
     return LanguageModel(init, apply, hidden_of, head, empty_cache, decode)
 
@@ -202,20 +202,20 @@ def encoder(
     dtype: DTypeLike = jnp.float32,
     compute_dtype: DTypeLike | None = None,
 ) -> Model:
-    """The BERT kind of transformer: each token reads all others, and the sequence is put in classes.
+    """A bidirectional transformer, as in BERT: each token attends to all others, and the sequence is classified.
 
     Args:
-      vocabulary: how many different tokens there are.
-      outputs: how many numbers describe a sequence: classes, or 1 for a regression.
-      pool: what stands for a sequence: the ``"mean"`` of its tokens, or its ``"first"`` token.
-      layers, width, heads, max_length: and all others as for ``transformer``.
+      vocabulary: number of distinct tokens.
+      outputs: number of outputs per sequence: the classes, or 1 for a regression.
+      pool: the features of a sequence: the ``"mean"`` over its tokens, or its ``"first"`` token.
+      layers, width, heads, max_length: these and all other arguments as for ``transformer``.
 
     Returns:
-      A model of integer tokens (batch, length) to logits (batch, outputs): ``apply(params, tokens, key=None, *,
-      where=None)``, where ``where``, booleans (batch, length), leaves padding out.
+      A model from integer tokens (batch, length) to logits (batch, outputs): ``apply(params, tokens, key=None, *,
+      where=None)``, where ``where``, booleans (batch, length), marks padding with False.
 
     Raises:
-      ValueError: a size does not fit, or ``pool`` is unknown.
+      ValueError: if the sizes do not fit together, or ``pool`` is unknown.
 
     Source: Devlin et al. 2019, "BERT", arXiv:1810.04805, with RMSNorm before each half of a block.
 
@@ -226,36 +226,37 @@ def encoder(
     """
     if pool not in ("mean", "first"):
         raise ValueError(f"pool must be 'mean' or 'first', got {pool!r}")
-    embed = _embedding(vocabulary, width, max_length, positions, dropout, dtype, compute_dtype)
-    blocks = transformer_blocks(
-        layers,
-        width,
-        heads,
-        kv_heads,
-        hidden,
-        causal=False,
-        activation=activation,
-        rotary_base=rotary_base if positions == "rotary" else None,
-        dropout=dropout,
-        kernel_init=kernel_init,
-        scan=scan,
-        remat=remat,
-        implementation=implementation,
-        dtype=dtype,
+    trunk = _trunk(
+        vocabulary,
+        max_length,
+        positions,
+        compute_dtype,
+        BlockSettings(
+            layers,
+            width,
+            heads,
+            kv_heads,
+            hidden,
+            causal=False,
+            activation=activation,
+            rotary_base=rotary_base,
+            dropout=dropout,
+            kernel_init=kernel_init,
+            scan=scan,
+            remat=remat,
+            implementation=implementation,
+            dtype=dtype,
+        ),
     )
-    norm, output = rms_norm(width, dtype=dtype), dense(width, outputs, dtype=dtype)
+    output = dense(width, outputs, dtype=dtype)
 
     def init(key):
         keys = jax.random.split(key, 3)
-        parts = {"blocks": blocks.init(keys[1]), "norm": norm.init(key), "output": output.init(keys[2])}
-        return embed.init(keys[0]) | parts
+        return trunk.init(keys[0], keys[1]) | {"output": output.init(keys[2])}
 
     def apply(params, tokens_bt, key=None, *, where=None):
-        embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
-        h, positions_t = embed.apply(params, tokens_bt, embed_key, where, 0)
-        mask = None if where is None else where[:, None, None, :]
-        h, _ = blocks.apply(embed.cast(params["blocks"]), h, positions_t, mask, blocks_key)
-        h = norm.apply(params["norm"], h).astype(wide_dtype(h.dtype))
+        h, _ = trunk.apply(params, tokens_bt, key, where)
+        h = h.astype(wide_dtype(h.dtype))
         if pool == "first":
             pooled_bd = h[:, 0]
         else:
@@ -266,44 +267,68 @@ def encoder(
     return Model(init, apply)
 
 
-class _Embedding(NamedTuple):
-    init: Callable[[Key], Params]
-    apply: Callable[..., tuple[jax.Array, jax.Array]]
-    cast: Callable[[Params], Params]
-    dtype: Any
+class _Trunk(NamedTuple):
+    """The part that both transformers share: embedded tokens, blocks and a last norm.
+
+    Attributes:
+      init: ``init(embedding_key, blocks_key) -> params``.
+      apply: ``apply(params, tokens_bt, key=None, where=None, cache=None, position=0) -> (hidden_btd, cache)``.
+      dtype: of the activations, and of the parameters where they are used.
+    """
+
+    init: Callable[[Key, Key], dict[str, Params]]
+    apply: Callable[..., tuple[jax.Array, Cache | None]]
+    dtype: DTypeLike
 
 
-def _embedding(vocabulary, width, max_length, positions, dropout, dtype, compute_dtype) -> _Embedding:
-    """Tokens to features, and what both transformers check and cast alike."""
+def _trunk(
+    vocabulary: int,
+    max_length: int,
+    positions: str,
+    compute_dtype: DTypeLike | None,
+    settings: BlockSettings,
+) -> _Trunk:
     vocabulary, max_length = check_count("vocabulary", vocabulary), check_count("max_length", max_length)
     if positions not in ("rotary", "learned"):
         raise ValueError(f"positions must be 'rotary' or 'learned', got {positions!r}")
-    dtype = check_dtype("dtype", dtype)
+    learned, width, name = positions == "learned", settings.width, "transformer"
+    dtype = check_dtype("dtype", settings.dtype)
     compute = check_dtype("compute_dtype", compute_dtype) or dtype
-    drop, learned = dropout_layer(dropout), positions == "learned"
+    drop = dropout_layer(settings.dropout)
+    blocks = transformer_blocks(settings._replace(rotary_base=None) if learned else settings)
+    norm = rms_norm(width, dtype=dtype)
 
-    def init(key):
-        keys = jax.random.split(key)
-        params = {"embedding": {"kernel": _drawn(normal_embedding, keys[0], (vocabulary, width), dtype)}}
+    def init(embedding_key, blocks_key):
+        keys = jax.random.split(embedding_key)
+        params = {"embedding": {"kernel": draw_parameter(EMBEDDING_INIT, keys[0], (vocabulary, width), dtype)}}
         if learned:
-            params["positions"] = {"kernel": _drawn(normal_embedding, keys[1], (max_length, width), dtype)}
-        return params
+            params["positions"] = {"kernel": draw_parameter(EMBEDDING_INIT, keys[1], (max_length, width), dtype)}
+        return params | {"blocks": blocks.init(blocks_key), "norm": norm.init(blocks_key)}
 
-    def apply(params, tokens_bt, key, where, position):
-        tokens_bt = jnp.asarray(tokens_bt)
-        _check_tokens(tokens_bt, where, max_length)
+    def embed(params, tokens_bt, positions_t, key, where):
         tokens_bt = tokens_bt.astype(jnp.int32)
         if where is not None:
             tokens_bt = jnp.where(where, tokens_bt, 0)
-        kernel = parameter("transformer", params["embedding"], "kernel", (vocabulary, width))
+        kernel = parameter(name, params["embedding"], "kernel", (vocabulary, width))
+        # A negative index would wrap around; this one is out of range and gives NaN.
         h = take_rows(kernel, jnp.where(tokens_bt < 0, vocabulary, tokens_bt)).astype(compute)
-        positions_t = position + jnp.arange(tokens_bt.shape[1])
         if learned:
-            table = parameter("transformer", params["positions"], "kernel", (max_length, width))
+            table = parameter(name, params["positions"], "kernel", (max_length, width))
             h = h + take_rows(table, positions_t)[None].astype(compute)
-        return drop.apply({}, h, key), positions_t
+        return drop.apply({}, h, key)
 
-    return _Embedding(init, apply, lambda tree: jax.tree.map(lambda leaf: leaf.astype(compute), tree), compute)
+    def apply(params, tokens_bt, key=None, where=None, cache=None, position=0):
+        embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
+        tokens_bt = jnp.asarray(tokens_bt)
+        _check_tokens(tokens_bt, where, max_length)
+        positions_t = position + jnp.arange(tokens_bt.shape[1])
+        h = embed(params, tokens_bt, positions_t, embed_key, where)
+        mask = None if where is None else where[:, None, None, :]
+        cast_blocks = jax.tree.map(lambda leaf: leaf.astype(compute), params["blocks"])
+        h, cache = blocks.apply(cast_blocks, h, positions_t, mask, blocks_key, cache)
+        return norm.apply(params["norm"], h), cache
+
+    return _Trunk(init, apply, compute)
 
 
 def _check_tokens(tokens_bt: jax.Array, where: jax.Array | None, max_length: int) -> None:

@@ -1,4 +1,4 @@
-"""Kernels in C where XLA's compiler for CPUs is slow and there is a C compiler; XLA's own programs otherwise."""
+"""C kernels for programs that XLA compiles slowly or to slow code on CPUs; XLA's programs without a C compiler."""
 
 from nnlearn.native.library import is_native as is_native
 from nnlearn.native.library import native_kernels as native_kernels

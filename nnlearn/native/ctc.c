@@ -1,14 +1,14 @@
-/* The CTC loss and its gradient, an example at a time, with the names and the recursion of losses/ctc.py.
+/* The CTC loss and its gradient, one example per unit of work, with the names and the recursion of losses/ctc.py.
 
-   A probability is a mantissa and, beside it, a whole exponent, as floats; 0 is a mantissa of 0 and the exponent -inf.
-   State n is ``blank`` n, the blank before the n-th label, and ``label`` n, in that label; column N, behind the last
-   label, has a blank alone. Loops over columns and classes are written so that compilers make vectors of them. */
+   A probability is a mantissa and an integer exponent, both floats; 0 has mantissa 0 and exponent -inf. Column n has
+   two states: ``blank`` n, the blank before the n-th label, and ``label`` n, the label itself. Column N, after the last
+   label, has only a blank. Loops over columns and classes are written so that compilers vectorize them. */
 
 #include <math.h>
 #include <string.h>
 
 #define LANES 16
-#define NORMALIZE_EVERY 16 /* a frame multiplies a mantissa by 6 at most, and 6^16 < 2^42 */
+#define NORMALIZE_EVERY 16 /* a frame multiplies a mantissa by at most 6, and 6^16 < 2^42 */
 #define LOG2_E 1.44269504f
 #ifdef __clang__
 #define NO_DEPENDENCE _Pragma("clang loop vectorize(assume_safety)")
@@ -21,7 +21,7 @@ typedef struct {
   int32_t blank_id;
   const float* logits;      /* [examples, frames, classes] */
   const uint8_t* is_frame;  /* [examples, frames] */
-  const int32_t* label_ids; /* [examples, labels], those that exist first */
+  const int32_t* label_ids; /* [examples, labels], padded at the end */
   const int32_t* lengths;   /* [examples] */
   float* losses;            /* [examples] */
   float* gradients;         /* like the logits, or NULL */
@@ -46,13 +46,13 @@ static inline int32_t to_bits(float value) {
 
 static inline float larger(float a, float b) { return a > b ? a : b; }
 
-/* 2**exponent, and 0 below the least normal number; of NaN too, as that of -inf - -inf. A whole number plus 2**23 has
-   that number in its last bits. */
+/* 2**exponent, or 0 below the least normal number and for NaN, which -inf - -inf gives. The last bits of an integer
+   plus 2**23 are the integer. */
 static inline float power_of_two(float exponent) {
   return from_bits(to_bits(larger(exponent, -127.0f) + (8388608.0f + 127.0f)) << 23);
 }
 
-/* exp2 of -0.5 to 0.5: its series, up to what is below a float's last digit there */
+/* exp2 for -0.5 to 0.5: its series, up to terms below a float's last digit */
 static inline float exp2_near_zero(float x) {
   float y = 1.5252734e-5f;
   y = y * x + 1.5403530e-4f;
@@ -64,11 +64,11 @@ static inline float exp2_near_zero(float x) {
   return y * x + 1.0f;
 }
 
-/* exp(x) of x <= 0 as a mantissa of 0.7 to 1.4 and an exponent; ln 2 in two parts, to keep the digits of the rest */
+/* exp(x) for x <= 0 as a mantissa from 0.7 to 1.4 and an exponent; ln 2 is split in two to keep the rest accurate */
 static inline float exp_scaled(float x, float* exponent) {
   float whole = rintf(x * LOG2_E);
   float rest = ((x - whole * 0.693359375f) - whole * -2.12194440e-4f) * LOG2_E;
-  rest = rest > -0.5f ? rest : -0.5f; /* of numbers so large that they have no digits left for it */
+  rest = rest > -0.5f ? rest : -0.5f; /* for x so large that no digits are left for it */
   rest = rest < 0.5f ? rest : 0.5f;
   *exponent = whole;
   return x == -INFINITY ? 0.0f : x != x ? x : exp2_near_zero(rest);
@@ -81,7 +81,7 @@ static inline float exp_of(float x) {
 }
 
 static float largest_of(const float* row, int64_t count) {
-  float lanes[LANES], largest = -__FLT_MAX__; /* not -inf, so that a row of -inf has weights of 0 */
+  float lanes[LANES], largest = -__FLT_MAX__; /* not -inf, so that a row of -inf has weights 0 */
   int64_t k = 0;
   for (int j = 0; j < LANES; j++) lanes[j] = largest;
   for (; k + LANES <= count; k += LANES)
@@ -91,7 +91,7 @@ static float largest_of(const float* row, int64_t count) {
   return largest;
 }
 
-/* The sum of exp(row - largest); the terms too, if there is a place for them. */
+/* The sum of exp(row - largest); writes the terms to weights unless it is NULL. */
 static float sum_weights(const float* row, int64_t count, float largest, float* weights) {
   float lanes[LANES] = {0}, total = 0;
   int64_t k = 0;
@@ -116,7 +116,7 @@ static inline float add(float a, float a_exponent, float b, float b_exponent, fl
   return a * power_of_two(a_exponent - *exponent) + b * power_of_two(b_exponent - *exponent);
 }
 
-/* The same numbers with mantissas from 1 to 2 */
+/* Scales mantissas to 1..2 without changing the values. */
 static void normalize(Scaled states, int64_t count) {
   float *restrict mantissa = states.mantissa, *restrict exponent = states.exponent;
   for (int64_t n = 0; n < count; n++) {
@@ -126,7 +126,7 @@ static void normalize(Scaled states, int64_t count) {
   }
 }
 
-/* One frame forward, columns 0 to N, from one pair of states to another; label -1 is there, and nothing. */
+/* One frame forward, columns 0 to N, from one pair of states to another; label -1 exists and has probability 0. */
 static void step_forward(int64_t columns, Scaled blank, Scaled label, Scaled new_blank, Scaled new_label,
                          float blank_mantissa, float blank_exponent, Scaled emitted, const int32_t* may_skip) {
   const float *bm = blank.mantissa, *lm = label.mantissa, *em = emitted.mantissa;
@@ -146,7 +146,7 @@ static void step_forward(int64_t columns, Scaled blank, Scaled label, Scaled new
   }
 }
 
-/* One frame backward: what follows a state, from what follows the next; in place, with two arrays to work in. */
+/* One frame backward: the probability of all that follows each state, in place, with two arrays as workspace. */
 static void step_backward(int64_t columns, Scaled blank, Scaled label, Scaled through_blank, Scaled entered,
                           float blank_mantissa, float blank_exponent, Scaled emitted, const int32_t* may_skip) {
   float *bm = blank.mantissa, *lm = label.mantissa, *tm = through_blank.mantissa, *nm = entered.mantissa;
@@ -183,7 +183,7 @@ static Scaled take(void** memory, int64_t count) {
 
 static Scaled at(Scaled states, int64_t place) { return (Scaled){states.mantissa + place, states.exponent + place}; }
 
-static void fill_nothing(Scaled states, int64_t count) {
+static void fill_zero(Scaled states, int64_t count) {
   for (int64_t n = 0; n < count; n++) {
     states.mantissa[n] = 0;
     states.exponent[n] = -INFINITY;
@@ -202,7 +202,7 @@ static void run_example(void* data, int64_t example) {
   const uint8_t* is_frame = work->is_frame + example * work->frames;
   const int32_t* label_ids = work->label_ids + example * work->labels;
   float* gradient = work->gradients ? work->gradients + example * work->frames * classes : NULL;
-  /* For each frame its blank and its labels; and for the gradient the labels' states after it. */
+  /* For each frame the blank and the labels; for the gradient also the labels' states after the frame. */
   const int64_t kept = work->frames * columns, history = gradient ? kept : 0;
   const int64_t scaled = work->frames + kept + history + 6 * (columns + 1);
   void* memory = malloc(8 * scaled + 4 * columns);
@@ -213,9 +213,9 @@ static void run_example(void* data, int64_t example) {
   void* left = memory;
   Scaled blank_emitted = take(&left, work->frames), emitted = take(&left, kept), labels_after = take(&left, history);
   Scaled states[4], room[2];
-  for (int i = 0; i < 4; i++) { /* with nothing before the first */
+  for (int i = 0; i < 4; i++) { /* with probability 0 before the first column */
     states[i] = take(&left, columns + 1);
-    fill_nothing(states[i], columns + 1);
+    fill_zero(states[i], columns + 1);
     states[i] = at(states[i], 1);
   }
   for (int i = 0; i < 2; i++) room[i] = take(&left, columns + 1);
@@ -243,7 +243,7 @@ static void run_example(void* data, int64_t example) {
     Scaled here = at(emitted, count * columns);
     for (int64_t n = 0; n < last; n++)
       here.mantissa[n] = exp_scaled(row[label_ids[n]] - largest, &here.exponent[n]);
-    fill_nothing(at(here, last), 1);
+    fill_zero(at(here, last), 1);
     blank_emitted.mantissa[count] = exp_scaled(row[work->blank_id] - largest, &blank_emitted.exponent[count]);
     step_forward(columns, blank, label, new_blank, new_label, blank_emitted.mantissa[count],
                  blank_emitted.exponent[count], here, may_skip);
@@ -264,11 +264,11 @@ static void run_example(void* data, int64_t example) {
   float likelihood = add(blank.mantissa[last], blank.exponent[last], label.mantissa[last - 1], label.exponent[last - 1],
                          &exponent);
   double loss = likelihood == 0 ? cost + INFINITY : cost - (log(likelihood) + exponent * log(2.0));
-  loss = loss < 0 ? 0 : loss; /* rounding may leave less than 0 */
+  loss = loss < 0 ? 0 : loss; /* rounding may make it negative */
   work->losses[example] = loss;
   if (gradient && loss == INFINITY) memset(gradient, 0, 4 * work->frames * classes);
   if (gradient && loss != INFINITY) {
-    for (int i = 0; i < 2; i++) fill_nothing(at(states[i], -1), columns + 1);
+    for (int i = 0; i < 2; i++) fill_zero(at(states[i], -1), columns + 1);
     blank = states[0], label = states[1];
     start_at(blank, last);
     if (last) start_at(label, last - 1);
@@ -281,7 +281,7 @@ static void run_example(void* data, int64_t example) {
       const float* after = labels_after.mantissa + count * columns;
       const float* after_exponent = labels_after.exponent + count * columns;
       for (int64_t n = 0; n < last; n++) {
-        /* Exponents beyond a float's digits are off by more than 1: no share is above 1 for that. */
+        /* Exponents beyond a float's digits are off by more than 1, so the share is limited to 1. */
         float shift = after_exponent[n] + label.exponent[n] - exponent;
         float one = label.mantissa[n] * over * after[n] * power_of_two(shift > 127.0f ? 127.0f : shift);
         share[n] = one > 1 ? 1 : one;
@@ -291,7 +291,7 @@ static void run_example(void* data, int64_t example) {
         rest -= share[n];
         row[label_ids[n]] -= share[n];
       }
-      row[work->blank_id] -= rest; /* what labels leave of a frame */
+      row[work->blank_id] -= rest; /* the blank gets the rest of the frame */
       step_backward(columns, blank, label, room[0], room[1], blank_emitted.mantissa[count],
                     blank_emitted.exponent[count], at(emitted, count * columns), may_skip);
       if (count % NORMALIZE_EVERY == 0) {

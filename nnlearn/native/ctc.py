@@ -1,4 +1,4 @@
-"""The CTC loss and its gradient as a kernel in C, see ``ctc.c``."""
+"""The CTC loss and its gradient as a C kernel, see ``ctc.c``."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 
 from nnlearn.native.kernel import call_kernel
 
@@ -14,18 +15,18 @@ SOURCE = Path(__file__).with_name("ctc.c")
 
 @dataclasses.dataclass(frozen=True)
 class CtcKernel:
-    """The losses of examples, and with ``gradient`` their derivative with respect to the logits. A ``Kernel``.
+    """A ``Kernel`` of the losses of examples, and with ``gradient`` of their derivative with respect to the logits.
 
     Attributes:
-      reference: the same by JAX's own operations.
-      gradient: whether there is a second result.
+      reference: the same by JAX's operations.
+      gradient: whether to return the derivative too.
     """
 
     reference: Callable[..., list[jax.Array]]
     gradient: bool
 
     in_place = ()
-    flags = ("-ffp-contract=fast",)  # a polynomial in half as many instructions
+    flags = ("-ffp-contract=fast",)  # halves the instructions of a polynomial
 
     @property
     def source(self) -> str:
@@ -46,11 +47,11 @@ class CtcKernel:
         return call_kernel(self, logits_btk, is_frame_bt, labels_bn, lengths_b, blank_id)
 
     def results(self, logits_btk, *others):
-        losses_b = jax.core.ShapedArray(logits_btk.shape[:1], logits_btk.dtype)
-        return [losses_b, jax.core.ShapedArray(logits_btk.shape, logits_btk.dtype)] if self.gradient else [losses_b]
+        losses_b = ShapedArray(logits_btk.shape[:1], logits_btk.dtype)
+        return [losses_b, ShapedArray(logits_btk.shape, logits_btk.dtype)] if self.gradient else [losses_b]
 
     def vmapped(self, axes, *values):
-        """Examples of all members one after the other; they have one blank."""
+        """Concatenate the examples of all members, which share one blank."""
         if axes[-1] is not None:
             results = jax.vmap(self.reference, in_axes=axes)(*values)
             return results, [0] * len(results)
@@ -63,7 +64,7 @@ class CtcKernel:
             return moved.reshape(size * moved.shape[1], *moved.shape[2:])
 
         flat = [flatten(*pair) for pair in zip(values[:-1], axes[:-1], strict=True)]
-        results = self(*flat, values[-1])
+        results = call_kernel(self, *flat, values[-1])
         return [one.reshape(size, len(one) // size, *one.shape[1:]) for one in results], [0] * len(results)
 
 

@@ -1,20 +1,22 @@
-"""Elementwise arithmetic on large arrays in one pass over memory, whatever the number of results.
+"""Elementwise arithmetic on large arrays in one pass over memory, for any number of results.
 
-Of an optimizer's update, XLA's compiler for CPUs makes one loop for each of the new parameters and moments, and each
-reads the gradient and the moments again. Here the same expressions become one loop in C that reads every array once and
-writes every result in the place of what it replaces.
+XLA's compiler for CPUs compiles an optimizer's update to one loop for each of the new parameters and moments, and each
+loop reads the gradient and the moments again. Here the same expressions become one loop in C that reads every array
+once and writes every result over the array that it replaces.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import Literal, Var
+from jax.core import ShapedArray
+from jax.extend.core import JaxprEqn, Literal, Var
 
 from nnlearn.native.kernel import call_kernel
 
-BLOCK = 1 << 15  # numbers that a thread takes at a time: worth taking, and enough of them to share evenly
+BLOCK = 1 << 15  # elements per unit of work: large enough to amortize its start, small enough to share evenly
 TYPES = {"float32": "float", "float64": "double", "bfloat16": "uint16_t", "bool": "uint8_t"}
 COMPUTED = {"float32": "float", "float64": "double", "bfloat16": "float", "bool": "int"}
 
@@ -29,7 +31,7 @@ static inline float from_bfloat16(uint16_t bits) {
   return value;
 }
 
-static inline uint16_t to_bfloat16(float value) { /* to the nearest, to even in the middle; a NaN stays one */
+static inline uint16_t to_bfloat16(float value) { /* round to nearest even; a NaN stays a NaN */
   uint32_t wide;
   memcpy(&wide, &value, 4);
   uint32_t rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
@@ -37,8 +39,8 @@ static inline uint16_t to_bfloat16(float value) { /* to the nearest, to even in 
 }
 
 #define rounded_bfloat16(value) from_bfloat16(to_bfloat16(value))
-/* A comparison alone keeps a subnormal operand, where XLA gives 0. A product with 1 flushes it; the compiler does not
-   know that it is 1, and so cannot drop it. */
+/* A comparison alone returns a subnormal operand, where XLA returns 0. A product with 1 flushes it; the compiler does
+   not know that the factor is 1, so it cannot remove the product. */
 static volatile float unknown_one = 1;
 #define larger(a, b) (one * ((a) > (b) || (a) != (a) ? (a) : (b)))
 #define smaller(a, b) (one * ((a) < (b) || (a) != (a) ? (a) : (b)))
@@ -50,7 +52,7 @@ static volatile float unknown_one = 1;
 #endif
 """
 
-# In C, of operands a and b; ``f`` ends the name of a function of float.
+# C expressions of the operands; ``f`` is the suffix of a float function.
 OPERATIONS = {
     "add": "{0} + {1}",
     "add_any": "{0} + {1}",
@@ -80,19 +82,17 @@ POWERS = {1: "{0}", 2: "{0} * {0}", 3: "{0} * {0} * {0}", 4: "({0} * {0}) * ({0}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Pass:
-    """One loop: equations of a program on arrays of one shape, and scalars.
+class ElementwiseKernel:
+    """A ``Kernel`` of one loop: equations of a program on arrays of one shape, and scalars.
 
-    Two that do the same are equal, so that a program which updates many arrays alike compiles one kernel.
-
-    A ``Kernel``.
+    Kernels that compute the same are equal, so a program that updates many arrays in the same way compiles one.
 
     Attributes:
       source: the loop in C.
-      equations: the same in JAX, in an order that can be computed.
-      inputs: the variables that they read and do not make: arrays first.
-      outputs: those of the results.
-      in_place: by the number of an input, that of the result that may take its place.
+      equations: the same in JAX, in the order of evaluation.
+      inputs: the variables that the equations read and do not compute, arrays first.
+      outputs: the variables of the results.
+      in_place: pairs of the index of an input and the index of the result that may take its memory.
     """
 
     source: str
@@ -108,7 +108,7 @@ class Pass:
         return self.source, self.in_place, tuple(map(form, self.inputs)), tuple(map(form, self.outputs))
 
     def __eq__(self, other):
-        return isinstance(other, Pass) and self._key() == other._key()
+        return isinstance(other, ElementwiseKernel) and self._key() == other._key()
 
     def __hash__(self):
         return hash(self._key())
@@ -116,15 +116,15 @@ class Pass:
     def __call__(self, *values: jax.Array) -> list[jax.Array]:
         return call_kernel(self, *values)
 
-    def results(self, *inputs) -> list[jax.core.ShapedArray]:
-        return [jax.core.ShapedArray(*form(var)) for var in self.outputs]
+    def results(self, *inputs) -> list[ShapedArray]:
+        return [ShapedArray(*form(var)) for var in self.outputs]
 
     def vmapped(self, axes, *values):
         results = jax.vmap(self.reference, in_axes=axes)(*values)
         return results, [0] * len(results)
 
     def reference(self, *values: jax.Array) -> list[jax.Array]:
-        """The results by JAX's own operations."""
+        """Compute the results by JAX's operations."""
         known = dict(zip(self.inputs, values, strict=True))
         for equation in self.equations:
             operands = [each.val if isinstance(each, Literal) else known[each] for each in equation.invars]
@@ -133,24 +133,21 @@ class Pass:
 
 
 def can_compute(equation) -> bool:
-    """Whether an equation on arrays of one shape, or scalars, can stand in a pass."""
+    """Whether a kernel can compute an equation on arrays of one shape, or scalars."""
     return _in_c(equation, ["a"] * len(equation.invars)) is not None
 
 
-def make_pass(equations: Sequence, inputs: Sequence[Var], outputs: Sequence[Var], in_place: dict[int, int]) -> Pass:
-    """The pass of so many equations, which ``can_compute`` each; see ``Pass``."""
+def make_kernel(
+    equations: Sequence[JaxprEqn], inputs: Sequence[Var], outputs: Sequence[Var], in_place: dict[int, int]
+) -> ElementwiseKernel:
+    """Make a kernel of equations that ``can_compute`` accepts; see ``ElementwiseKernel``."""
     source = _source(equations, inputs, outputs)
-    return Pass(source, tuple(equations), tuple(inputs), tuple(outputs), tuple(sorted(in_place.items())))
+    return ElementwiseKernel(source, tuple(equations), tuple(inputs), tuple(outputs), tuple(sorted(in_place.items())))
 
 
-def form(var: Var) -> tuple:
-    """Shape and dtype."""
-    return var.aval.shape, var.aval.dtype
-
-
-def variables(atoms: Iterable) -> list[Var]:
-    """Without the constants that stand in an equation as such."""
-    return [atom for atom in atoms if isinstance(atom, Var)]
+def form(atom: Any) -> tuple[tuple[int, ...], np.dtype]:
+    """Return the shape and dtype of a variable or literal."""
+    return atom.aval.shape, atom.aval.dtype
 
 
 def _dtype(atom) -> str:
@@ -160,7 +157,7 @@ def _dtype(atom) -> str:
 def _number(value, dtype: str) -> str:
     if dtype == "bool":
         return str(int(value))
-    value = float(np.asarray(value, dtype))  # a constant has the precision of what it stands beside
+    value = float(np.asarray(value, dtype))  # a constant has the precision of the other operand
     if value != value:
         return "NAN"
     if value in (float("inf"), float("-inf")):
@@ -169,7 +166,7 @@ def _number(value, dtype: str) -> str:
 
 
 def _in_c(equation, operands: Sequence[str]) -> str | None:
-    """What an equation computes, in C; None if it is not known here."""
+    """Return the C expression of an equation; None if it is not supported."""
     name, params = equation.primitive.name, equation.params
     made, *read = [_dtype(each) for each in (equation.outvars[0], *equation.invars)]
     if not {made, *read} <= TYPES.keys() or len(equation.outvars) != 1:
@@ -197,17 +194,18 @@ def _converted(operand: str, read: str, made: str) -> str:
     return f"({COMPUTED[made]}){operand}"
 
 
-def _is_scalar(atom) -> bool:
+def is_scalar(atom: Any) -> bool:
+    """Whether a variable or literal has no axes."""
     return atom.aval.ndim == 0
 
 
 def _source(equations: Sequence, inputs: Sequence[Var], outputs: Sequence[Var]) -> str:
-    """The loop and its handler."""
-    names = {var: f"{'s' if _is_scalar(var) else 'x'}{at}" for at, var in enumerate(inputs)}
+    """Return the C source of the loop and its handler."""
+    names = {var: f"{'s' if is_scalar(var) else 'x'}{at}" for at, var in enumerate(inputs)}
     fields, loads, heads, body = [], [], [], []
     for at, var in enumerate(inputs):
         kind, dtype = TYPES[_dtype(var)], _dtype(var)
-        if _is_scalar(var):
+        if is_scalar(var):
             read = f"*({kind}*)argument(frame, {at})"
             fields.append(f"{COMPUTED[dtype]} s{at};")
             loads.append(f".s{at} = {f'from_bfloat16({read})' if dtype == 'bfloat16' else read}")
@@ -223,7 +221,7 @@ def _source(equations: Sequence, inputs: Sequence[Var], outputs: Sequence[Var]) 
     def text(atom):
         return _number(atom.val, _dtype(atom)) if isinstance(atom, Literal) else names[atom]
 
-    for number, equation in enumerate(equations):
+    for index, equation in enumerate(equations):
         made = equation.outvars[0]
         if equation.primitive.name == "broadcast_in_dim":
             names[made] = text(equation.invars[0])
@@ -231,10 +229,10 @@ def _source(equations: Sequence, inputs: Sequence[Var], outputs: Sequence[Var]) 
         operands = [text(each) for each in equation.invars]
         value = _in_c(equation, operands)
         if equation.primitive.name == "div" and operands[1][0] in "s(" and _dtype(made) != "bfloat16":
-            # As XLA does it: the division once, and not at each number.
+            # As in XLA: one division for the whole loop, and a product for each element.
             value = f"{operands[0]} * {reciprocals.setdefault(operands[1], f'r{len(reciprocals)}')}"
-        names[made] = f"v{number}"
-        body.append(f"const {COMPUTED[_dtype(made)]} v{number} = {value};")
+        names[made] = f"v{index}"
+        body.append(f"const {COMPUTED[_dtype(made)]} v{index} = {value};")
     heads += [f"const typeof({one}) {inverse} = 1 / {one};" for one, inverse in reciprocals.items()]
     for at, var in enumerate(outputs):
         kind, dtype = TYPES[_dtype(var)], _dtype(var)
@@ -244,15 +242,15 @@ def _source(equations: Sequence, inputs: Sequence[Var], outputs: Sequence[Var]) 
         body.append(f"o{at}[i] = {f'to_bfloat16({names[var]})' if dtype == 'bfloat16' else names[var]};")
     return f"""{PRELUDE}
 typedef struct {{
-  int64_t numbers;
+  int64_t elements;
   {" ".join(fields)}
 }} Work;
 
 static void run(void* data, int64_t block) {{
   const Work* work = data;
-  /* From the end: what was read or written last, the end of the gradient, is still in the cache. */
-  const int64_t first = ((work->numbers - 1) / {BLOCK} - block) * {BLOCK};
-  const int64_t last = first + {BLOCK} < work->numbers ? first + {BLOCK} : work->numbers;
+  /* Start at the end: the end of the gradient was accessed last and is still in the cache. */
+  const int64_t first = ((work->elements - 1) / {BLOCK} - block) * {BLOCK};
+  const int64_t last = first + {BLOCK} < work->elements ? first + {BLOCK} : work->elements;
   const float one = unknown_one;
   {" ".join(heads)}
   SAME_PLACES
@@ -263,11 +261,11 @@ static void run(void* data, int64_t block) {{
 
 XLA_FFI_Error* one_pass(XLA_FFI_CallFrame* frame) {{
   if (answered(frame)) return NULL;
-  Work work = {{.numbers = length(frame->rets.rets[0]), {", ".join(loads)}}};
-  run_blocks(frame, (work.numbers + {BLOCK} - 1) / {BLOCK}, run, &work);
+  Work work = {{.elements = length(frame->rets.rets[0]), {", ".join(loads)}}};
+  run_blocks(frame, (work.elements + {BLOCK} - 1) / {BLOCK}, run, &work);
   return NULL;
 }}
 """
 
 
-__all__ = ["Pass", "can_compute", "form", "make_pass", "variables"]
+__all__ = ["ElementwiseKernel", "can_compute", "form", "is_scalar", "make_kernel"]

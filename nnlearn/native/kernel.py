@@ -1,50 +1,62 @@
-"""A kernel in C as an operation of JAX: with shapes, ``vmap``, derivatives, and JAX's own operations behind it."""
+"""C kernels as operations of JAX, with shapes, ``vmap``, derivatives and a fallback by JAX's own operations."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType
 
 from nnlearn.native.library import CannotCompile, is_native, target_name
 
-KERNEL = "native_kernel"  # as programs name the operation
+KERNEL = "native_kernel"  # name of the primitive in programs
 
 
 class Kernel(Protocol):
-    """What ``call_kernel`` calls. Hashable; two that are equal do the same.
+    """A kernel for ``call_kernel``. It is hashable, and equal kernels compute the same.
+
+    A kernel that is linear in all arguments may have an attribute ``transposed``, the kernel of its transpose.
 
     Attributes:
-      source: in C, see ``library.target_name``.
+      source: C source, see ``library.target_name``.
       handler: the name of the C function that XLA calls.
-      flags: what the compiler is told beside what it always is.
-      in_place: pairs of the number of an argument and that of the result that may take its place.
-      transposed: only of a kernel that is linear in all arguments: the kernel of its transpose.
+      flags: compiler flags beside ``library.FLAGS``.
+      in_place: pairs of the index of an argument and the index of the result that may take its memory.
     """
 
-    source: str
-    handler: str
-    flags: tuple[str, ...]
-    in_place: tuple[tuple[int, int], ...]
+    @property
+    def source(self) -> str: ...
+    @property
+    def handler(self) -> str: ...
+    @property
+    def flags(self) -> tuple[str, ...]: ...
+    @property
+    def in_place(self) -> tuple[tuple[int, int], ...]: ...
 
-    def results(self, *arguments: Any) -> Sequence[Any]:
-        """Shape and dtype of each result, from those of the arguments."""
+    @property
+    def results(self) -> Callable[..., Sequence[ShapedArray]]:
+        """Function from the types of the arguments to the types of the results."""
+        ...
 
-    def reference(self, *values: jax.Array) -> Sequence[jax.Array]:
-        """The results by JAX's own operations: on other devices, without a compiler, and for derivatives."""
+    @property
+    def reference(self) -> Callable[..., Sequence[jax.Array]]:
+        """Compute the results by JAX's operations: on other devices, without a compiler, and for derivatives."""
+        ...
 
-    def vmapped(self, axes: Sequence[int | None], *values: jax.Array) -> tuple[Sequence[jax.Array], Sequence[int]]:
-        """The results for arguments with a mapped axis, and where theirs are."""
+    @property
+    def vmapped(self) -> Callable[..., tuple[Sequence[jax.Array], Sequence[int]]]:
+        """Function from ``(axes, *values)``, with mapped axes, to the results and their mapped axes."""
+        ...
 
 
 def is_for_one_cpu(*values: jax.Array) -> bool:
-    """Whether a program on these values, traced now, is for one CPU, and nothing is known of where they lie.
+    """Whether the program traced now on these values is for one CPU, without manual or explicit mesh axes.
 
-    Of a program for several devices XLA can divide only its own operations. On a mesh whose axes are manual or explicit
-    results would need types that say which axes they vary over, even on one device.
+    In a program for several devices XLA can partition only its own operations. On a mesh with manual or explicit axes,
+    results would need types that name the axes they vary over, even on one device.
     """
     meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(value).sharding.mesh for value in values)]
     automatic = all(axis_type == AxisType.Auto for mesh in meshes for axis_type in mesh.axis_types)
@@ -52,17 +64,17 @@ def is_for_one_cpu(*values: jax.Array) -> bool:
 
 
 def runs_here(*values: jax.Array) -> bool:
-    """Whether kernels run in a program on these values that is traced now."""
+    """Whether kernels run in the program traced now on these values."""
     return is_for_one_cpu(*values) and is_native()
 
 
 def call_kernel(kernel: Kernel, *values: jax.Array) -> list[jax.Array]:
-    """The results of a kernel; of its ``reference``, wherever it cannot run."""
+    """Call a kernel, or its ``reference`` where the kernel cannot run."""
     return _kernel_p.bind(*values, kernel=kernel)
 
 
-def _run(*values, kernel: Kernel):
-    with jax.disable_jit(False):  # which would come back here
+def _evaluate(*values, kernel: Kernel):
+    with jax.disable_jit(False):  # it would call this function again
         return _jitted(kernel)(*values)
 
 
@@ -76,12 +88,12 @@ def _batch(values, axes, *, kernel: Kernel):
 
 
 def _differentiate(primals, tangents, *, kernel: Kernel):
-    if hasattr(kernel, "transposed"):
+    if getattr(kernel, "transposed", None) is not None:
         return call_kernel(kernel, *primals), call_kernel(kernel, *map(ad.instantiate_zeros, tangents))
     return jax.jvp(kernel.reference, primals, tuple(map(ad.instantiate_zeros, tangents)))
 
 
-def _transpose(cotangents, *arguments, kernel: Kernel):
+def _transpose(cotangents, *arguments, kernel: Any):
     found = call_kernel(kernel.transposed, *map(ad.instantiate_zeros, cotangents))
     return [one if ad.is_undefined_primal(argument) else None for one, argument in zip(found, arguments, strict=True)]
 
@@ -91,7 +103,7 @@ def _lower(context, *operands, kernel: Kernel):
 
 
 def _lower_for_cpu(context, *operands, kernel: Kernel):
-    if not is_native():  # lowered inside native_kernels(False)
+    if not is_native():  # the program is lowered inside native_kernels(False)
         return _lower(context, *operands, kernel=kernel)
     try:
         target = target_name(kernel.handler, kernel.source, kernel.flags)
@@ -102,7 +114,7 @@ def _lower_for_cpu(context, *operands, kernel: Kernel):
 
 _kernel_p = Primitive(KERNEL)
 _kernel_p.multiple_results = True
-_kernel_p.def_impl(_run)
+_kernel_p.def_impl(_evaluate)
 _kernel_p.def_abstract_eval(lambda *arguments, kernel: kernel.results(*arguments))
 batching.primitive_batchers[_kernel_p] = _batch
 ad.primitive_jvps[_kernel_p] = _differentiate

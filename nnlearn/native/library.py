@@ -1,8 +1,8 @@
-"""C that is compiled on the machine where it runs, once, and kept in the cache.
+"""Compiles C kernels once on the machine where they run, and stores them in the cache.
 
-XLA's compiler for CPUs makes one loop for each result, and every iteration of a scan costs it microseconds. A few
-kernels in C are faster. Without a C compiler ``native_status`` gives the reason, and XLA's own programs run instead.
-Kernels run on XLA's threads.
+XLA's compiler for CPUs makes one loop for each result, and its scans cost microseconds per iteration. A few C kernels
+are faster. Kernels run on XLA's threads. Without a C compiler XLA's own programs run instead, and ``native_status``
+gives the reason.
 """
 
 import contextlib
@@ -17,36 +17,36 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
-import jaxlib
 
 from nnlearn.files import cache_folder
 from nnlearn.native.folder import private_folder
 
 HEADER = Path(__file__).with_name("parallel.h")
-# No flag here lets a compiler change a number: reorder a sum, or skip the rounding of a product.
+# No flag allows a compiler to change a result, by reordering a sum or skipping the rounding of a product.
 FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-shared", "-fPIC", "-w")
-FOR_THIS_PROCESSOR = ("-march=native", "-mcpu=native")  # whichever the compiler knows
+FOR_THIS_PROCESSOR = ("-march=native", "-mcpu=native")  # the first one that the compiler accepts
 PROBE = "XLA_FFI_Error* probe(XLA_FFI_CallFrame* frame) { answered(frame); return NULL; }\n"
-LOCK = threading.Lock()  # XLA refuses a name that it has already
+LOCK = threading.Lock()  # XLA refuses to register a name twice
 OFF = ("0", "off", "false", "no")
-SECONDS = 60  # a compiler that takes longer is broken
-# What the name of a kernel ends with: JAX prints it where it refuses to export a program or cannot load one.
+SECONDS = 60  # time limit of the compiler
+# Suffix of a kernel's name, which JAX prints when it refuses to export a program or cannot load one.
 CURE = "trace inside nnlearn.native_kernels(False) to export or serialize"
 
-_enabled = jax.make_user_context(True)  # a part of the keys of jax.jit's caches
+_enabled = jax.make_user_context(True)  # part of the keys of jax.jit's caches
 
 
 class CannotCompile(Exception):
-    """There is no working C compiler here, or it refused."""
+    """No C compiler works on this machine, or it rejected the source."""
 
 
 def native_status() -> str:
-    """Whether kernels in C are used: ``"on: gcc ..."``, or ``"off: ..."`` with the reason.
+    """Report whether C kernels are used: ``"on: gcc ..."``, or ``"off: ..."`` with the reason.
 
-    ``NNLEARN_NATIVE=0`` in the environment switches them off for a process, ``native_kernels(False)`` for a block.
+    ``NNLEARN_NATIVE=0`` in the environment disables them for a process, ``native_kernels(False)`` for a block.
 
     >>> native_status().split(":")[0] in ("on", "off")
     True
@@ -60,20 +60,20 @@ def native_status() -> str:
 
 
 def is_native() -> bool:
-    """Whether kernels in C can be used for programs of the CPU."""
+    """Whether C kernels can be used in programs for the CPU."""
     return native_status().startswith("on")
 
 
 @contextlib.contextmanager
 def native_kernels(enabled: bool) -> Iterator[None]:
-    """Trace programs with or without kernels in C inside this block.
+    """Trace programs with or without C kernels inside this block.
 
-    A compiled kernel exists on one machine alone. A program that leaves the process, by ``jax.export`` or
-    ``jax.experimental.serialize_executable``, has to be traced without kernels. It then computes the same with JAX's
-    own operations. Functions that were compiled outside of the block are traced again inside it.
+    A compiled kernel exists on one machine only. A program that leaves the process, by ``jax.export`` or
+    ``jax.experimental.serialize_executable``, must be traced without kernels. It then computes the same with JAX's
+    operations. Functions that were compiled outside the block are traced again inside it.
 
     Args:
-      enabled: False traces without kernels. True goes back to kernels inside of such a block.
+      enabled: False traces without kernels. True enables kernels again inside such a block.
 
     >>> import jax.export, jax.numpy as jnp
     >>> with native_kernels(False):
@@ -86,22 +86,22 @@ def native_kernels(enabled: bool) -> Iterator[None]:
 
 
 def target_name(name: str, source: str, flags: tuple[str, ...] = ()) -> str:
-    """What XLA calls the kernel of that name in a source; registered here on first use.
+    """Compile and register a kernel on first use, and return the name by which XLA calls it.
 
     Args:
-      name: of the handler, a C function ``XLA_FFI_Error* name(XLA_FFI_CallFrame*)``.
-      source: C, which may use what ``parallel.h`` declares.
-      flags: for the compiler, beside ``FLAGS``.
+      name: the name of the handler, a C function ``XLA_FFI_Error* name(XLA_FFI_CallFrame*)``.
+      source: C source, which may use the declarations in ``parallel.h``.
+      flags: compiler flags beside ``FLAGS``.
 
     Raises:
-      CannotCompile: see ``native_status``.
+      CannotCompile: if there is no working compiler or it rejects the source; see ``native_status``.
     """
     with LOCK:
         try:
             return _register(name, source, flags)
         except CannotCompile:
             raise
-        except Exception as error:  # no kernel may end a program that runs without it
+        except Exception as error:  # a program that runs without the kernel must not fail
             raise CannotCompile(f"{type(error).__name__}: {error}") from error
 
 
@@ -115,13 +115,13 @@ def _register(name: str, source: str, flags: tuple[str, ...]) -> str:
 
 @functools.cache
 def _load(source: str, flags: tuple[str, ...] = ()) -> tuple[ctypes.CDLL, str]:
-    command, version = _compiler()
+    command, compiler = _compiler()
     flags, header = (*FLAGS, *flags), HEADER.read_text(encoding="utf-8")
-    facts = (source, header, version, " ".join(flags), jaxlib.__version__, _processor())
+    facts = (source, header, compiler, " ".join(flags), version("jaxlib"), _processor())
     digest = _hash("\0".join(facts).encode())
     try:
         folder = private_folder(cache_folder() / "native")
-        # Loading a truncated library would end the process, so the name holds a hash of the content.
+        # Loading a truncated library would kill the process, so the name contains a hash of the content.
         for path in folder.glob(f"{digest}-*.so"):
             if path.stem.endswith(_hash(path.read_bytes())):
                 return ctypes.CDLL(str(path)), digest
@@ -134,8 +134,8 @@ def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:20]
 
 
-def _compile(command: str, flags: tuple[str, ...], text: str, start: Path) -> Path:
-    """The library's path, which begins with ``start``."""
+def _compile(command: Sequence[str], flags: Sequence[str], text: str, start: Path) -> Path:
+    """Compile a source and return the library's path, which begins with ``start``."""
     with tempfile.TemporaryDirectory(dir=start.parent, prefix="build-") as folder:
         source, built = Path(folder) / "kernel.c", Path(folder) / "kernel.so"
         source.write_text(text, encoding="utf-8")
@@ -146,12 +146,12 @@ def _compile(command: str, flags: tuple[str, ...], text: str, start: Path) -> Pa
             name = shlex.join(command)
             raise CannotCompile(f"{name} says: {said[0]}" if said else f"{name} made no library")
         path = start.with_name(f"{start.name}-{_hash(built.read_bytes())}.so")
-        os.replace(built, path)  # whole or not at all, whoever else compiles the same
+        os.replace(built, path)  # atomic, as another process may compile the same kernel
         return path
 
 
 def _run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run a compiler, with its messages in English, and in whatever encoding they are."""
+    """Run a compiler with English messages, which may be in any encoding."""
     try:
         return subprocess.run(
             words,
@@ -167,7 +167,7 @@ def _run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 @functools.cache
 def _compiler() -> tuple[tuple[str, ...], str]:
-    """The command, which may have arguments of its own (``CC="ccache gcc"``), and the first line of its version."""
+    """Return the compiler's command with its options (``CC="ccache gcc"``) and the first line of its version."""
     for words in map(shlex.split, (os.environ.get("CC", ""), "cc", "gcc", "clang")):
         command = shutil.which(words[0]) if words else None
         if not command:
@@ -183,7 +183,7 @@ def _compiler() -> tuple[tuple[str, ...], str]:
 
 @functools.cache
 def _processor() -> str:
-    """The machine that code is compiled for: a cache may be shared by machines of several kinds."""
+    """Describe the machine that code is compiled for: machines of several kinds may share a cache."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -195,7 +195,7 @@ def _processor() -> str:
 
 @functools.cache
 def _tuning() -> tuple[str, ...]:
-    """The flag that lets the compiler use all of this processor, if it has one."""
+    """Return the flag that enables all instructions of this processor, if the compiler has one."""
     for flag in FOR_THIS_PROCESSOR:
         try:
             _load(PROBE, (flag,))
@@ -208,12 +208,12 @@ def _tuning() -> tuple[str, ...]:
 
 @functools.cache
 def _fault() -> str:
-    """Why the smallest kernel cannot be compiled and loaded; empty if it can."""
+    """Return why the smallest kernel cannot be compiled and loaded; empty if it can."""
     try:
         _tuning()
     except CannotCompile as error:
         return str(error)
-    except Exception as error:  # no kernel may end a program that runs without it
+    except Exception as error:  # a program that runs without the kernel must not fail
         return f"{type(error).__name__}: {error}"
     return ""
 

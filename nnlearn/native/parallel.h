@@ -1,4 +1,4 @@
-/* What every kernel here shares: the threads of XLA's own pool, and the greeting that XLA expects of a handler. */
+/* Shared by every kernel: work on the threads of XLA's pool, and the answer to XLA's version query. */
 
 #include <sched.h>
 #include <stdatomic.h>
@@ -14,7 +14,7 @@
 
 typedef void Block(void* work, int64_t block);
 
-/* As XLA has it: what is below the least normal number is 0, where it would take a hundred times as long. */
+/* As in XLA, subnormal numbers are 0. Computing with them would take a hundred times as long. */
 static unsigned flush_to_zero(void) {
 #ifdef __SSE__
   unsigned before = _mm_getcsr();
@@ -65,8 +65,8 @@ static bool failed(XLA_FFI_CallFrame* frame, XLA_FFI_Error* error) {
   return true;
 }
 
-/* Runs all blocks. The caller takes blocks like everyone else and waits only for those that are being run, so the work
-   ends even where no thread of the pool is ever free; one that comes late finds nothing to do. */
+/* Runs all blocks. The caller takes blocks too and waits only for those that are running, so the work ends even if no
+   thread of the pool is ever free; a thread that starts late finds nothing to do. */
 static void run_blocks(XLA_FFI_CallFrame* frame, int64_t blocks, Block* run, void* work) {
   int64_t threads = 1;
   XLA_FFI_ThreadPool_NumThreads_Args count = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL, frame->ctx, &threads};
@@ -82,7 +82,7 @@ static void run_blocks(XLA_FFI_CallFrame* frame, int64_t blocks, Block* run, voi
   *job = (Job){.blocks = blocks, .run = run, .work = work};
   atomic_init(&job->next, 0);
   atomic_init(&job->finished, 0);
-  atomic_init(&job->holders, 2); /* once for taking blocks here, once for waiting */
+  atomic_init(&job->holders, 2); /* one for taking blocks here, one for waiting */
   for (int64_t helper = 0; helper < helpers; helper++) {
     atomic_fetch_add(&job->holders, 1);
     XLA_FFI_ThreadPool_Schedule_Args schedule = {
@@ -97,9 +97,9 @@ static void run_blocks(XLA_FFI_CallFrame* frame, int64_t blocks, Block* run, voi
   release(job);
 }
 
-/* XLA calls a handler once with nothing but the question for which version of the interface it was written. */
+/* XLA calls a handler once only to ask which version of the interface it was written for. */
 static bool answered(XLA_FFI_CallFrame* frame) {
-  __auto_type extension = frame->extension_start; /* whose type has had several names */
+  __auto_type extension = frame->extension_start; /* the name of its type differs between versions */
   if (!extension || extension->type != XLA_FFI_Extension_Metadata) return false;
   XLA_FFI_Metadata* metadata = ((XLA_FFI_Metadata_Extension*)extension)->metadata;
   metadata->api_version.major_version = XLA_FFI_API_MAJOR;
@@ -113,9 +113,9 @@ static void* argument(XLA_FFI_CallFrame* frame, int64_t at) { return ((XLA_FFI_B
 static void* result(XLA_FFI_CallFrame* frame, int64_t at) { return ((XLA_FFI_Buffer*)frame->rets.rets[at])->data; }
 
 static int64_t length(const XLA_FFI_Buffer* buffer) {
-  int64_t numbers = 1;
-  for (int64_t axis = 0; axis < buffer->rank; axis++) numbers *= buffer->dims[axis];
-  return numbers;
+  int64_t elements = 1;
+  for (int64_t axis = 0; axis < buffer->rank; axis++) elements *= buffer->dims[axis];
+  return elements;
 }
 
 static XLA_FFI_Error* no_memory(XLA_FFI_CallFrame* frame) {

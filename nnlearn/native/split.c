@@ -1,15 +1,15 @@
-/* One buffer into many arrays, or many arrays into one buffer, end to end. ITEM is the size of a number in bytes. */
+/* Splits one buffer into many arrays, or joins many arrays end to end. ITEM is the size of an element in bytes. */
 
 #include <string.h>
 
-#define CHUNK (1 << 18) /* bytes that a thread copies at a time */
+#define CHUNK (1 << 18) /* bytes per unit of work */
 
 typedef struct {
   int64_t parts;
-  int64_t* ends; /* of each part in the buffer, in bytes */
-  char** data;   /* of each part */
+  int64_t* ends; /* end of each part in the buffer, in bytes */
+  char** data;   /* memory of each part */
   char* buffer;
-  bool apart;
+  bool splits;
 } Work;
 
 static void run(void* data, int64_t block) {
@@ -18,7 +18,7 @@ static void run(void* data, int64_t block) {
   int64_t at = block * CHUNK;
   const int64_t last = at + CHUNK < total ? at + CHUNK : total;
   int64_t part = 0;
-  for (int64_t step = work->parts; step > 0;) { /* the first part that ends behind this place */
+  for (int64_t step = work->parts; step > 0;) { /* find the first part that ends after this position */
     int64_t half = step / 2;
     if (work->ends[part + half] <= at) {
       part += half + 1;
@@ -31,19 +31,19 @@ static void run(void* data, int64_t block) {
     const int64_t start = part ? work->ends[part - 1] : 0;
     const int64_t stop = work->ends[part] < last ? work->ends[part] : last;
     char *here = work->data[part] + (at - start), *there = work->buffer + at;
-    memcpy(work->apart ? here : there, work->apart ? there : here, stop - at);
+    memcpy(work->splits ? here : there, work->splits ? there : here, stop - at);
     at = stop;
     part++;
   }
 }
 
-static XLA_FFI_Error* copy(XLA_FFI_CallFrame* frame, bool apart) {
+static XLA_FFI_Error* copy(XLA_FFI_CallFrame* frame, bool splits) {
   if (answered(frame)) return NULL;
-  const int64_t parts = apart ? frame->rets.size : frame->args.size;
-  void** buffers = apart ? frame->rets.rets : frame->args.args;
+  const int64_t parts = splits ? frame->rets.size : frame->args.size;
+  void** buffers = splits ? frame->rets.rets : frame->args.args;
   int64_t* ends = malloc(parts * (sizeof(int64_t) + sizeof(char*)));
   if (!ends) return no_memory(frame);
-  Work work = {parts, ends, (char**)(ends + parts), apart ? argument(frame, 0) : result(frame, 0), apart};
+  Work work = {parts, ends, (char**)(ends + parts), splits ? argument(frame, 0) : result(frame, 0), splits};
   int64_t end = 0;
   for (int64_t part = 0; part < parts; part++) {
     const XLA_FFI_Buffer* one = buffers[part];

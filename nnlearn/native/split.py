@@ -1,7 +1,7 @@
-"""One buffer into many arrays and back as kernels in C, see ``split.c``.
+"""C kernels that split one buffer into many arrays and join them again, see ``split.c``.
 
-For XLA each of hundreds of small arrays is a program of its own to compile and to start. These are one, whatever the
-number, and each is the other's transpose.
+XLA compiles and starts a separate loop for each of hundreds of small arrays. Each of these kernels is a single call for
+any number of arrays, and each is the other's transpose.
 """
 
 import dataclasses
@@ -10,17 +10,18 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray, Tracer
 
 from nnlearn.native.kernel import call_kernel, runs_here
 
 SOURCE = Path(__file__).with_name("split.c")
-MANY = 16  # arrays from which this is faster than XLA's slices
+MANY = 16  # number of arrays above which this is faster than XLA's slices
 ITEM_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 
 
 @dataclasses.dataclass(frozen=True)
-class _Copy:
-    """A linear ``Kernel`` between a vector and its parts, of these sizes and this dtype."""
+class _CopyKernel:
+    """A linear ``Kernel`` between a vector and its parts, of the given sizes and dtype."""
 
     sizes: tuple[int, ...]
     dtype: str
@@ -36,15 +37,15 @@ class _Copy:
         return (f"-DITEM={ITEM_BYTES[self.dtype]}",)
 
 
-class Split(_Copy):
+class SplitKernel(_CopyKernel):
     handler = "split"
 
     @property
-    def transposed(self) -> "Join":
-        return Join(self.sizes, self.dtype)
+    def transposed(self) -> "JoinKernel":
+        return JoinKernel(self.sizes, self.dtype)
 
     def results(self, vector):
-        return [jax.core.ShapedArray((size,), vector.dtype) for size in self.sizes]
+        return [ShapedArray((size,), vector.dtype) for size in self.sizes]
 
     def reference(self, vector: jax.Array) -> list[jax.Array]:
         return list(jax.lax.split(vector, self.sizes))
@@ -53,15 +54,15 @@ class Split(_Copy):
         return list(jax.lax.split(jnp.moveaxis(vectors, axes[0], 0), self.sizes, axis=1)), [0] * len(self.sizes)
 
 
-class Join(_Copy):
+class JoinKernel(_CopyKernel):
     handler = "join"
 
     @property
-    def transposed(self) -> Split:
-        return Split(self.sizes, self.dtype)
+    def transposed(self) -> SplitKernel:
+        return SplitKernel(self.sizes, self.dtype)
 
     def results(self, *parts):
-        return [jax.core.ShapedArray((sum(self.sizes),), parts[0].dtype)]
+        return [ShapedArray((sum(self.sizes),), parts[0].dtype)]
 
     def reference(self, *parts: jax.Array) -> list[jax.Array]:
         return [jnp.concatenate(parts)]
@@ -71,7 +72,7 @@ class Join(_Copy):
 
 
 def split(array: jax.Array, sizes: Sequence[int]) -> Sequence[jax.Array]:
-    """An array cut along its last axis into parts of these sizes, which add up to it.
+    """Cut an array along its last axis into parts of these sizes, which add up to the length of the axis.
 
     Its derivative is one concatenation.
 
@@ -79,9 +80,9 @@ def split(array: jax.Array, sizes: Sequence[int]) -> Sequence[jax.Array]:
     [Array([0., 1.], dtype=float32), Array([2.], dtype=float32)]
     """
     name = jnp.dtype(array.dtype).name
-    traced = isinstance(array, jax.core.Tracer)
+    traced = isinstance(array, Tracer)
     if len(sizes) >= MANY and array.ndim == 1 and name in ITEM_BYTES and traced and runs_here(array):
-        return call_kernel(Split(tuple(sizes), name), array)
+        return call_kernel(SplitKernel(tuple(sizes), name), array)
     return jax.lax.split(array, sizes, axis=array.ndim - 1)
 
 

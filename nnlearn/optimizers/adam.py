@@ -36,17 +36,17 @@ def adam(
 
     Args:
       learning_rate: :math:`\alpha`, a number >= 0 or a schedule.
-      b1: :math:`\beta_1` in [0, 1).
-      b2: :math:`\beta_2` in [0, 1).
+      b1: decay rate of the first moment, :math:`\beta_1` in [0, 1).
+      b2: decay rate of the second moment, :math:`\beta_2` in [0, 1).
       eps: added outside of the square root, >= 0.
       eps_root: added inside of the square root, >= 0.
-      mu_dtype: what the first moment is stored in; None for the parameter's dtype, float32 at least.
+      mu_dtype: dtype of the first moment; None for the parameter's dtype, float32 at least.
       nesterov: look one step ahead (Dozat 2016).
-      nu_dtype: what the second moment is stored in; None for the parameter's dtype, float32 at least.
+      nu_dtype: dtype of the second moment; None for the parameter's dtype, float32 at least.
       master_dtype: keep a copy of low-precision parameters in this dtype, see ``assemble``.
 
     Raises:
-      ValueError: a number is out of its range.
+      ValueError: if a hyper-parameter is out of range.
 
     >>> import jax, jax.numpy as jnp
     >>> from nnlearn import apply_updates
@@ -286,7 +286,7 @@ def radam(
     """Rectified Adam, a warm-up built in (Liu et al. 2020, arXiv:1908.03265); arguments as in ``adam``.
 
     Args:
-      threshold: the length of the simple moving average from which on the variance is trusted, in steps.
+      threshold: length of the simple moving average, in steps, from which the variance is trusted.
 
     >>> import jax.numpy as jnp
     >>> tx = radam(0.1)

@@ -26,11 +26,11 @@ def adagrad(
       learning_rate: :math:`\alpha`, a number >= 0 or a schedule.
       initial_accumulator_value: :math:`s_0 \ge 0`.
       eps: added inside of the square root, >= 0.
-      accumulator_dtype: what the sum is stored in; None for the parameter's dtype, float32 at least.
+      accumulator_dtype: dtype of the sum; None for the parameter's dtype, float32 at least.
       master_dtype: keep a copy of low-precision parameters in this dtype, see ``assemble``.
 
     Raises:
-      ValueError: a number is out of its range.
+      ValueError: if a hyper-parameter is out of range.
 
     >>> import jax.numpy as jnp
     >>> tx = adagrad(0.1, initial_accumulator_value=0.0)
@@ -66,7 +66,7 @@ def adadelta(
       eps: added inside of both square roots, >= 0.
       weight_decay: added to the gradient, times the weights: L2 regularisation.
       weight_decay_mask: True where weights decay, see ``add_decayed_weights``.
-      accumulator_dtype: what the means are stored in; None for the parameter's dtype, float32 at least.
+      accumulator_dtype: dtype of both means; None for the parameter's dtype, float32 at least.
       master_dtype: keep a copy of low-precision parameters in this dtype, see ``assemble``.
 
     >>> import jax.numpy as jnp
@@ -103,15 +103,15 @@ def rmsprop(
 
     Args:
       learning_rate: :math:`\alpha`, a number >= 0 or a schedule.
-      decay: :math:`\beta` in [0, 1).
+      decay: decay rate of the mean of squares, :math:`\beta` in [0, 1).
       eps: added to the denominator, >= 0.
-      initial_scale: :math:`v_0 \ge 0`.
+      initial_scale: initial mean of squares, :math:`v_0 \ge 0` (PyTorch starts from 0, TensorFlow from 1).
       eps_in_sqrt: add eps inside of the square root; PyTorch adds it outside.
       centered: divide by the standard deviation, not the root mean square.
       momentum: decay of a trace of the steps, in [0, 1]; None keeps none.
       nesterov: look one step ahead; without ``momentum`` it has no effect, and warns.
       bias_correction: divide :math:`v_t` by :math:`1-\beta^t`.
-      nu_dtype: what the mean of squares is stored in; None for the parameter's dtype, float32 at least.
+      nu_dtype: dtype of the mean of squares; None for the parameter's dtype, float32 at least.
       master_dtype: keep a copy of low-precision parameters in this dtype, see ``assemble``.
 
     >>> import jax.numpy as jnp

@@ -28,9 +28,9 @@ def lion(
 
     Args:
       learning_rate: :math:`\alpha`, a number >= 0 or a schedule.
-      b1: :math:`\beta_1` in [0, 1).
-      b2: :math:`\beta_2` in [0, 1).
-      mu_dtype: what the momentum is stored in; None for the parameter's dtype, float32 at least.
+      b1: weight of the momentum in the step, :math:`\beta_1` in [0, 1).
+      b2: decay rate of the momentum, :math:`\beta_2` in [0, 1).
+      mu_dtype: dtype of the momentum; None for the parameter's dtype, float32 at least.
       weight_decay: :math:`\lambda`, a number >= 0 or a schedule.
       mask: a tree of booleans like the parameters, or a function from parameters to one: True where weights decay.
       master_dtype: keep a copy of low-precision parameters in this dtype, see ``assemble``.

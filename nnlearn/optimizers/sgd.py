@@ -23,13 +23,13 @@ def sgd(
 
     Args:
       learning_rate: :math:`\alpha`, a number >= 0 or a schedule.
-      momentum: :math:`\beta` in [0, 1]; None keeps no trace at all.
+      momentum: :math:`\beta` in [0, 1]; None keeps no trace.
       nesterov: look one step ahead; without ``momentum`` it has no effect, and warns.
-      accumulator_dtype: what the trace is stored in; None for the parameter's dtype, float32 at least.
+      accumulator_dtype: dtype of the trace; None for the parameter's dtype, float32 at least.
       master_dtype: keep a copy of low-precision parameters in this dtype, see ``assemble``.
 
     Raises:
-      ValueError: a number is out of its range.
+      ValueError: if a hyper-parameter is out of range.
 
     >>> import jax.numpy as jnp
     >>> tx = sgd(0.1)

@@ -1,4 +1,4 @@
-"""Parameters as a few large buffers: the layout, packing, work on whole leaves, and rules about leaves."""
+"""Parameters as a few large buffers: layout, packing, operations on whole leaves, rules about leaves."""
 
 from nnlearn.packing.layout import Layout as Layout
 from nnlearn.packing.layout import make_layout as make_layout

@@ -1,4 +1,4 @@
-"""Where each leaf of a packed tree lies: static data, worked out once."""
+"""The layout of a packed tree: the place of each leaf, static data that is computed once."""
 
 import dataclasses
 import functools
@@ -7,21 +7,24 @@ import math
 import weakref
 from collections import Counter
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from nnlearn.packing.serialization import describe_sharding, find_sharding
 from nnlearn.tree import is_function, path_name
-from nnlearn.types import Params, PyTree
+from nnlearn.types import PyTree
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One leaf's place: its path in words, its shape, and the sharding it had, if it was spread over devices."""
+    """A leaf: its path, its shape, and its sharding if it was divided among devices."""
 
     path: str
     shape: tuple[int, ...]
@@ -29,11 +32,12 @@ class Leaf:
 
     @property
     def size(self) -> int:
+        """Number of elements."""
         return math.prod(self.shape)
 
     @functools.cached_property
     def splits(self) -> tuple[tuple[int, Any, int], ...]:
-        """For each sharded axis: (axis, mesh axes, number of parts), in the order that the buffer holds them."""
+        """For each sharded axis: (axis, mesh axes, number of parts), in the order of the buffer's leading axes."""
         if self.sharding is None:
             return ()
         mesh, spec = self.sharding.mesh, self.sharding.spec
@@ -47,7 +51,13 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class Buffer:
-    """What one buffer holds: the leaves of one dtype, label and placement, those of equal shape side by side."""
+    """A buffer: the leaves of one dtype, label and sharding, with leaves of equal shape side by side.
+
+    Attributes:
+      name: the dtype, label and mesh axes in words.
+      leaves: positions of the leaves in the tree.
+      shape: the shape of the array: a leading axis for each sharded axis, and the elements.
+    """
 
     name: str
     dtype: np.dtype
@@ -58,13 +68,13 @@ class Buffer:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Layout:
-    """Where each leaf lies: static, hashable, the same for a tree's parameters, gradients and moments.
+class Layout(Generic[T]):
+    """The place of each leaf: static, hashable, the same for a tree's parameters, gradients and moments.
 
     Attributes:
       treedef: the structure of the tree.
-      leaves: what is known of each leaf, in the tree's order.
-      buffers: which leaves each buffer holds, in which order.
+      leaves: the leaves, in the tree's order.
+      buffers: the buffers, each with its leaves.
     """
 
     treedef: Any
@@ -72,7 +82,7 @@ class Layout:
     buffers: tuple[Buffer, ...]
 
     @functools.cached_property
-    def _identity(self):
+    def _identity(self) -> tuple:
         return (self.treedef, self.leaves, self.buffers)
 
     @functools.cached_property
@@ -83,34 +93,34 @@ class Layout:
         return self._hash
 
     def __eq__(self, other) -> bool:
-        if self is other:  # compared at every call of a compiled step, nearly always with itself
+        if self is other:  # every call of a compiled step compares it, nearly always with itself
             return True
         return isinstance(other, Layout) and hash(self) == hash(other) and self._identity == other._identity
 
     @functools.cached_property
     def index(self) -> dict[str, int | None]:
-        """From a leaf's path to its position in the tree; None where several leaves have the path."""
+        """From a leaf's path to its position in the tree; None if several leaves have the path."""
         counts = Counter(self.paths)
         return {path: position if counts[path] == 1 else None for position, path in enumerate(self.paths)}
 
     @functools.cached_property
     def places(self) -> tuple[tuple[int, int], ...]:
-        """For each leaf: which buffer it is in, and at which offset of the buffer's last axis."""
+        """For each leaf: the index of its buffer, and its offset along the buffer's last axis."""
         places = {}
-        for number, buffer in enumerate(self.buffers):
+        for index, buffer in enumerate(self.buffers):
             offset = 0
             for position, size in zip(buffer.leaves, self.sizes(buffer), strict=True):
-                places[position] = (number, offset)
+                places[position] = (index, offset)
                 offset += size
         return tuple(places[position] for position in range(len(self.leaves)))
 
     def sizes(self, buffer: Buffer) -> list[int]:
-        """How much of the buffer's last axis each of its leaves takes."""
+        """The length of each leaf of a buffer along the buffer's last axis."""
         parts = math.prod(buffer.shape[:-1])
         return [self.leaves[position].size // parts for position in buffer.leaves]
 
     def runs(self, buffer: Buffer) -> list[tuple[int, ...]]:
-        """The buffer's leaves, those of equal shape and sharding together."""
+        """The leaves of a buffer, grouped by shape and sharding."""
         key = lambda position: (self.leaves[position].shape, self.leaves[position].splits)  # noqa: E731
         return [tuple(run) for _, run in itertools.groupby(buffer.leaves, key)]
 
@@ -121,19 +131,19 @@ class Layout:
 
     def tree(self) -> PyTree:
         """The tree of shapes and dtypes that was packed."""
-        dtypes = [self.buffers[number].dtype for number, _ in self.places]
+        dtypes = [self.buffers[index].dtype for index, _ in self.places]
         return self.treedef.unflatten(
             [jax.ShapeDtypeStruct(leaf.shape, dtype) for leaf, dtype in zip(self.leaves, dtypes, strict=True)]
         )
 
     @property
     def labels(self) -> PyTree | None:
-        """The label of each leaf, as ``pack`` takes them; None if none has one."""
-        labels = [self.buffers[number].label for number, _ in self.places]
+        """The label of each leaf, as for ``pack``; None without labels."""
+        labels = [self.buffers[index].label for index, _ in self.places]
         return None if all(label is None for label in labels) else self.treedef.unflatten(labels)
 
     def describe(self) -> dict[str, Any]:
-        """All but the structure as values that JSON can hold; the reverse is ``layout_of``."""
+        """Everything but the structure as JSON values; ``layout_of`` is the reverse."""
         leaves = [(leaf.path, leaf.shape, describe_sharding(leaf.sharding)) for leaf in self.leaves]
         buffers = [
             (b.name, b.dtype.name, b.label, b.leaves, b.shape, describe_sharding(b.sharding)) for b in self.buffers
@@ -141,13 +151,13 @@ class Layout:
         return {"leaves": leaves, "buffers": buffers}
 
     def __reduce__(self):
-        # as an empty tree, because a treedef pickles nodes of one's own classes so that they are not equal again
+        # as a tree of positions, because a pickled treedef with custom nodes is not equal to itself after loading
         return _from_tree, (self.treedef.unflatten(range(len(self.leaves))), self.describe())
 
-    def __copy__(self) -> "Layout":
+    def __copy__(self) -> "Layout[T]":
         return self
 
-    def __deepcopy__(self, memo) -> "Layout":
+    def __deepcopy__(self, memo) -> "Layout[T]":
         return self
 
     def __repr__(self) -> str:
@@ -158,15 +168,20 @@ class Layout:
 _KNOWN: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 
-def layout_of(treedef: Any, facts: dict[str, Any]) -> Layout:
-    """The layout of a structure and what ``Layout.describe`` said."""
+def layout_of(treedef: Any, facts: dict[str, Any]) -> Layout[Any]:
+    """The layout with this structure and description (see ``Layout.describe``)."""
     leaves = tuple(Leaf(path, tuple(shape), find_sharding(sharding)) for path, shape, sharding in facts["leaves"])
     buffers = tuple(
         Buffer(name, jnp.dtype(dtype), label, tuple(members), tuple(shape), find_sharding(sharding))
         for name, dtype, label, members, shape, sharding in facts["buffers"]
     )
+    return layout_of_parts(treedef, leaves, buffers)
+
+
+def layout_of_parts(treedef: Any, leaves: tuple[Leaf, ...], buffers: tuple[Buffer, ...]) -> Layout:
+    """The layout of these leaves and buffers."""
     layout = Layout(treedef, leaves, buffers)
-    return _KNOWN.setdefault(layout, layout)  # one object for equal layouts: comparing them is then comparing addresses
+    return _KNOWN.setdefault(layout, layout)  # equal layouts are one object, so comparisons are fast
 
 
 def _from_tree(tree: PyTree, facts: dict[str, Any]) -> Layout:
@@ -174,11 +189,11 @@ def _from_tree(tree: PyTree, facts: dict[str, Any]) -> Layout:
 
 
 def _spread(leaf: Any) -> NamedSharding | None:
-    """The sharding of an array that lies in parts on several devices; None for one that is whole on each.
+    """The sharding of an array that is divided among devices; None for one that is replicated.
 
-    Inside of a program only explicit meshes say where a value lies.
+    Inside a program only explicit meshes show the sharding of a value.
     """
-    sharding = getattr(jax.typeof(leaf) if isinstance(leaf, jax.core.Tracer) else leaf, "sharding", None)
+    sharding = getattr(jax.typeof(leaf) if isinstance(leaf, Tracer) else leaf, "sharding", None)
     if not isinstance(sharding, NamedSharding | None) or sharding is None or sharding.is_fully_replicated:
         return None
     if not any(names is not None for names in sharding.spec):
@@ -191,13 +206,13 @@ def _check_array(path: str, leaf: Any) -> None:
         return
     dtype = getattr(leaf, "dtype", None)
     if dtype is None or not hasattr(leaf, "shape"):
-        raise TypeError(f"parameter {path!r} is a {type(leaf).__name__}, not an array; keep it out of params")
+        raise TypeError(f"parameter {path!r} is a {type(leaf).__name__}, not an array; remove it from params")
     if not (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)):
-        raise TypeError(f"parameter {path!r} has dtype {dtype}, which holds no numbers; keep it out of params")
+        raise TypeError(f"parameter {path!r} has dtype {dtype}, which is not numeric; remove it from params")
 
 
-def _labels_by_leaf(params: Params, labels: Any) -> list[Hashable]:
-    """A label for each leaf, from a tree, a prefix of one or a function from parameters to one."""
+def _labels_by_leaf(params: PyTree, labels: Any) -> list[Hashable]:
+    """A label for each leaf, from a tree, a prefix of it, or a function from parameters to either."""
     if is_function(labels):
         labels = labels(params)
     try:
@@ -211,8 +226,8 @@ def _labels_by_leaf(params: Params, labels: Any) -> list[Hashable]:
     return [bool(label) if isinstance(label, np.bool_) else label for label in found]
 
 
-def make_layout(params: Params, labels: Any = None) -> Layout:
-    """The layout that ``pack`` gives a tree; arguments as there. Works on ``jax.ShapeDtypeStruct`` leaves too."""
+def make_layout(params: T, labels: Any = None) -> Layout[T]:
+    """Return the layout that ``pack`` uses for a tree; leaves may be ``jax.ShapeDtypeStruct``."""
     with_paths, treedef = jax.tree.flatten_with_path(params)
     leaves, groups = [], {}
     given = [None] * len(with_paths) if labels is None else _labels_by_leaf(params, labels)
@@ -220,14 +235,16 @@ def make_layout(params: Params, labels: Any = None) -> Layout:
         _check_array(path_name(path), array)
         leaf = Leaf(path_name(path), tuple(np.shape(array)), _spread(array))
         leaves.append(leaf)
-        mesh = leaf.sharding.mesh if leaf.splits else None
+        mesh = leaf.sharding.mesh if leaf.sharding is not None and leaf.splits else None
         front = tuple((names, parts) for _, names, parts in leaf.splits)
         key = (jax.dtypes.canonicalize_dtype(jnp.result_type(array)), type(label), label, mesh, front)
         groups.setdefault(key, []).append(position)
     buffers, names = [], set()
     others = {str(label) for label in given if not isinstance(label, str)}
     for (dtype, _, label, mesh, front), members in groups.items():
-        members.sort(key=lambda position: leaves[position].shape)  # stable: equal shapes side by side, in tree order
+        members.sort(
+            key=lambda position: leaves[position].shape
+        )  # stable, so equal shapes are side by side in tree order
         members.sort(key=lambda position: [axis for axis, _, _ in leaves[position].splits])
         parts = tuple(parts for _, parts in front)
         length = sum(leaves[position].size for position in members) // math.prod(parts)
@@ -238,8 +255,7 @@ def make_layout(params: Params, labels: Any = None) -> Layout:
         names.add(name)
         sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec(*(axes for axes, _ in front), None))
         buffers.append(Buffer(name, dtype, label, tuple(members), (*parts, length), sharding))
-    layout = Layout(treedef, tuple(leaves), tuple(buffers))
-    return _KNOWN.setdefault(layout, layout)
+    return layout_of_parts(treedef, tuple(leaves), tuple(buffers))
 
 
-__all__ = ["Buffer", "Layout", "Leaf", "layout_of", "make_layout"]
+__all__ = ["Buffer", "Layout", "Leaf", "layout_of", "layout_of_parts", "make_layout"]

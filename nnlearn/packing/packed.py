@@ -1,14 +1,14 @@
 """A tree of many leaves as a few large buffers, and back.
 
-An optimizer pays for every leaf: a kernel to trace, compile and launch. ``pack`` lays all leaves of one dtype end to
-end in one buffer, once; training then keeps the parameters, gradients and moments in that form, and only the model sees
-the leaves. The backward pass of ``unpack`` is one concatenation a buffer, so the gradient arrives packed.
+An optimizer has a cost for every leaf: it traces, compiles and launches a kernel. ``pack`` concatenates all leaves of
+one dtype into one buffer, once. Training then stores the parameters, gradients and moments in that form, and only the
+model sees the leaves. The backward pass of ``unpack`` is one concatenation per buffer, so the gradient is packed too.
 """
 
 import difflib
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Generic, TypeGuard, TypeVar, overload
 
 import jax
 import jax.export
@@ -18,20 +18,22 @@ from jax.sharding import NamedSharding, PartitionSpec
 from nnlearn.native.split import split
 from nnlearn.packing.layout import Buffer, Layout, Leaf, layout_of, make_layout
 from nnlearn.packing.serialization import export_structure, import_structure, register_with_flax
-from nnlearn.types import MaskedNode, Params, PyTree
+from nnlearn.types import MaskedNode, PyTree
+
+T = TypeVar("T")
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class Packed:
-    """A tree of arrays laid out in a few large buffers; made by ``pack``.
+class Packed(Generic[T]):
+    """A tree of arrays in a few large buffers, as ``pack`` returns it; ``T`` is the type of the tree.
 
-    A pytree whose leaves are the buffers, so that anything elementwise works on it as it is: ``jax.tree.map``, optax's
-    and nnlearn's transformations, ``jit``, ``grad``, ``vmap``, ``scan``, donation. ``packed["encoder/0/kernel"]`` is
-    one leaf, for people; ``unpack`` gives the tree.
+    It is a pytree whose leaves are the buffers, so elementwise functions work on it: ``jax.tree.map``, transformations
+    of optax and nnlearn, ``jit``, ``grad``, ``vmap``, ``scan``, donation. ``packed["encoder/0/kernel"]`` is one leaf,
+    for inspection; ``unpack`` returns the tree.
 
     Attributes:
-      buffers: the arrays.
-      layout: what lies where; static.
+      buffers: the arrays; in a mask or a masked state, one value for each buffer.
+      layout: the place of each leaf; static.
 
     >>> packed = pack({"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)})
     >>> packed
@@ -45,9 +47,12 @@ class Packed:
 
     _is_known_to_flax = False
 
-    def __init__(self, buffers: Sequence[Any], layout: Layout):
+    buffers: tuple[Any, ...]
+    layout: Layout[T]
+
+    def __init__(self, buffers: Sequence[Any], layout: Layout[T]):
         self.buffers, self.layout = tuple(buffers), layout
-        if not Packed._is_known_to_flax:  # which may be imported at any time
+        if not Packed._is_known_to_flax:  # flax may be imported at any time
             Packed._is_known_to_flax = register_with_flax(Packed, unpack, pack_like)
 
     def tree_flatten_with_keys(self):
@@ -58,11 +63,11 @@ class Packed:
         return self.buffers, self.layout
 
     @classmethod
-    def tree_unflatten(cls, layout, buffers):
+    def tree_unflatten(cls, layout: Layout[T], buffers: Sequence[Any]) -> "Packed[T]":
         return cls(buffers, layout)
 
     def keys(self) -> tuple[str, ...]:
-        """The paths of all leaves, in the tree's order; so ``dict(packed)`` is the leaves by path."""
+        """The paths of all leaves, in the tree's order; ``dict(packed)`` maps each path to its leaf."""
         return self.layout.paths
 
     def __iter__(self) -> Iterator[str]:
@@ -75,15 +80,15 @@ class Packed:
         return path in self.layout.index
 
     def __getitem__(self, path: str) -> jax.Array:
-        """The leaf at ``path``, as in ``encoder/0/kernel``."""
+        """The leaf at ``path``, such as ``encoder/0/kernel``."""
         if path not in self.layout.index:
             near = difflib.get_close_matches(str(path), self.layout.paths, n=3) or self.layout.paths[:3]
             raise KeyError(f"no leaf at {path!r}; there are {len(self)}, such as {', '.join(map(repr, near))}")
         position = self.layout.index[path]
         if position is None:
-            raise KeyError(f"several leaves have the path {path!r}, as a key holds a slash: take it from unpack(...)")
-        number, offset = self.layout.places[position]
-        buffer, array = self.layout.buffers[number], self.buffers[number]
+            raise KeyError(f"several leaves have the path {path!r}, because a key contains a slash: use unpack(...)")
+        index, offset = self.layout.places[position]
+        buffer, array = self.layout.buffers[index], self.buffers[index]
         _check_buffer(buffer, array)
         size = self.layout.leaves[position].size // math.prod(buffer.shape[:-1])
         return to_leaf(jax.lax.slice_in_dim(array, offset, offset + size, axis=-1), self.layout.leaves[position])
@@ -100,7 +105,7 @@ class Packed:
 
 
 def to_flat(array: jax.Array, leaf: Leaf) -> jax.Array:
-    """A leaf as part of a buffer: (..., *shape) to (..., *parts, size), where parts are those over sharded axes."""
+    """Reshape a leaf to part of a buffer: (..., *shape) to (..., *parts, size), one axis of parts per sharded axis."""
     lead = jnp.ndim(array) - len(leaf.shape)
     if not leaf.splits:
         return jnp.reshape(array, (*array.shape[:lead], leaf.size))
@@ -121,14 +126,14 @@ def to_flat(array: jax.Array, leaf: Leaf) -> jax.Array:
 
 
 def to_leaf(flat: jax.Array, leaf: Leaf) -> jax.Array:
-    """The reverse of ``to_flat``; axes before the buffer's own, such as those of ``vmap``, stay in front."""
+    """Reverse ``to_flat``; axes in front of the buffer's own, such as those of ``vmap``, stay in front."""
     lead = jnp.ndim(flat) - len(leaf.splits) - 1
     if not leaf.splits:
         return jnp.reshape(flat, (*flat.shape[:lead], *leaf.shape))
     parts = {axis: count for axis, _, count in leaf.splits}
     local = [length // parts.get(axis, 1) for axis, length in enumerate(leaf.shape)]
     array = _reshape(flat, (*flat.shape[:-1], *local), leaf, dict(enumerate(leaf.splits, lead)))
-    # each sharded axis goes back to stand before the rest of its own
+    # each axis of parts moves back in front of the rest of its axis
     targets, position = {}, lead
     for axis in range(len(leaf.shape)):
         if axis in parts:
@@ -140,8 +145,8 @@ def to_leaf(flat: jax.Array, leaf: Leaf) -> jax.Array:
 
 
 def _reshape(array: jax.Array, shape: Sequence[int], leaf: Leaf, places: dict[int, tuple]) -> jax.Array:
-    """Reshape; explicit meshes are told which of the result's axes the leaf's splits are then, as JAX cannot see it."""
-    if len(leaf.splits) < 2 or not _is_explicit(leaf.sharding.mesh):
+    """Reshape; on explicit meshes, name the sharding of the result, which JAX cannot infer."""
+    if leaf.sharding is None or len(leaf.splits) < 2 or not _is_explicit(leaf.sharding.mesh):
         return jnp.reshape(array, shape)
     spec = PartitionSpec(*(places[axis][1] if axis in places else None for axis in range(len(shape))))
     return jax.lax.reshape(array, shape, out_sharding=NamedSharding(leaf.sharding.mesh, spec))
@@ -151,23 +156,24 @@ def _is_explicit(mesh) -> bool:
     return jax.sharding.AxisType.Explicit in mesh.axis_types
 
 
-def pack(params: Params, labels: Any = None) -> Packed:
-    """Lay the leaves of a tree end to end in one buffer for each dtype, label and sharding.
+def pack(params: T, labels: Any = None) -> Packed[T]:
+    """Concatenate the leaves of a tree into one buffer for each dtype, label and sharding.
 
     Args:
-      params: a pytree of arrays of any shapes, scalars and empty ones among them.
-      labels: what to keep apart although the dtype is the same, such as weights that decay from those that do not: a
-        tree of strings, booleans or integers like the parameters, a prefix of one, or a function from parameters to
-        one. A mask for weight decay will do as it is.
+      params: a pytree of arrays of any shapes, including scalars and empty arrays.
+      labels: separate leaves of one dtype, such as weights with and without decay: a tree of strings, booleans or
+        integers like the parameters, a prefix of it, or a function from parameters to either. A mask for weight decay
+        is valid.
 
     Returns:
-      ``Packed``. Leaves that lie in parts on several devices (a ``NamedSharding`` over a mesh) share a buffer with
-      those cut over the same mesh axes, each device's parts end to end on that device: packing moves nothing between
-      devices. Inside of ``jit`` only explicit meshes say where a leaf lies, so pack outside.
+      ``Packed``. Leaves that are divided among devices (a ``NamedSharding`` over a mesh) share a buffer with leaves
+      divided over the same mesh axes. Each device concatenates its own parts, so packing moves nothing between devices.
+      Inside ``jit`` only explicit meshes show the sharding of a leaf, so pack outside.
 
     Raises:
-      TypeError: a leaf is no array of numbers, or a label no string, boolean or integer.
-      ValueError: the labels do not fit the tree, or a leaf is cut over an Auto axis of a mesh with Explicit ones.
+      TypeError: if a leaf is not a numeric array, or a label is not a string, boolean or integer.
+      ValueError: if the labels do not match the tree, or a leaf is divided over an Auto axis of a mesh with Explicit
+        axes.
 
     >>> params = {"w": jnp.ones((2, 2)), "b": jnp.zeros(2), "half": jnp.ones(3, jnp.bfloat16)}
     >>> pack(params)
@@ -179,16 +185,16 @@ def pack(params: Params, labels: Any = None) -> Packed:
     return pack_like(layout, params)
 
 
-def pack_like(layout: Layout, params: Params) -> Packed:
-    """Lay out a tree as another one is; its leaves may have other dtypes, as moments do, and axes of ``vmap`` in front.
+def pack_like(layout: Layout[T], params: T) -> Packed[T]:
+    """Pack a tree in a given layout; its leaves may have other dtypes, as moments do, and leading axes of ``vmap``.
 
     Raises:
-      ValueError: the tree's structure or a shape is not the layout's.
+      ValueError: if the structure of the tree or a shape does not match the layout.
     """
     try:
         arrays = layout.treedef.flatten_up_to(params)
     except ValueError as error:
-        raise ValueError(f"the tree is not the one that was packed: {error}") from error
+        raise ValueError(f"the tree does not have the structure that was packed: {error}") from error
 
     def flat(position):
         array, leaf = jnp.asarray(arrays[position]), layout.leaves[position]
@@ -207,8 +213,8 @@ def pack_like(layout: Layout, params: Params) -> Packed:
 
 
 def _check_mesh(leaf: Leaf) -> None:
-    """Refuse a leaf cut over an Auto axis of a mesh that has Explicit ones: JAX lets no program say how it lies."""
-    if not leaf.splits or not _is_explicit(leaf.sharding.mesh):
+    """Reject a leaf divided over an Auto axis of a mesh with Explicit axes: JAX cannot express its sharding."""
+    if leaf.sharding is None or not leaf.splits or not _is_explicit(leaf.sharding.mesh):
         return
     kinds = dict(zip(leaf.sharding.mesh.axis_names, leaf.sharding.mesh.axis_types, strict=True))
     used = [name for _, names, _ in leaf.splits for name in ((names,) if isinstance(names, str) else names)]
@@ -220,7 +226,7 @@ def _check_mesh(leaf: Leaf) -> None:
 
 
 def place(array: jax.Array, sharding: NamedSharding | None) -> jax.Array:
-    """The array with that sharding; nothing moves if it has it already."""
+    """Give an array this sharding; nothing moves if it already has it."""
     if sharding is None or array.ndim != len(sharding.spec):
         return array
     if _is_explicit(sharding.mesh):
@@ -228,15 +234,19 @@ def place(array: jax.Array, sharding: NamedSharding | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(array, sharding)
 
 
-def is_packed(node: Any) -> bool:
+def is_packed(node: Any) -> TypeGuard[Packed[Any]]:
     """Whether ``node`` is a ``Packed``; for ``jax.tree.map(..., is_leaf=is_packed)``."""
     return isinstance(node, Packed)
 
 
+@overload
+def unpack(packed: Packed[T]) -> T: ...
+@overload
+def unpack(packed: PyTree) -> PyTree: ...
 def unpack(packed: PyTree) -> PyTree:
-    """The tree that was packed; in a larger tree, such as an optimizer's state, every ``Packed`` in it.
+    """Return the tree that was packed. In a larger tree, such as an optimizer's state, unpack every ``Packed``.
 
-    Its derivative is one concatenation a buffer. A tree without anything packed comes back as it is.
+    Its derivative is one concatenation per buffer. A tree without a ``Packed`` is returned unchanged.
 
     >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
     >>> jax.tree.map(jnp.shape, unpack(pack(params)))
@@ -256,15 +266,16 @@ def _check_buffer(buffer: Buffer, array: jax.Array) -> None:
         )
 
 
-def _unpack(packed: Packed) -> Params:
-    layout, leaves = packed.layout, [None] * len(packed.layout.leaves)
+def _unpack(packed: Packed[Any]) -> PyTree:
+    layout = packed.layout
+    leaves: list[Any] = [None] * len(layout.leaves)
     for buffer, array in zip(layout.buffers, packed.buffers, strict=True):
-        if not hasattr(array, "shape"):  # a mask, or a MaskedNode: what stands for the buffer stands for its leaves
+        if not hasattr(array, "shape"):  # in a mask or a masked state, the buffer's value is that of each leaf
             for position in buffer.leaves:
                 leaves[position] = array
             continue
         _check_buffer(buffer, array)
-        # its transpose is a concatenation, where that of slicing is a padding and an addition for each leaf
+        # the transpose is one concatenation; that of slicing is a padding and an addition for each leaf
         parts = split(array, layout.sizes(buffer)) if len(buffer.leaves) > 1 else [array]
         for position, part in zip(buffer.leaves, parts, strict=True):
             leaf = layout.leaves[position]
@@ -277,7 +288,7 @@ jax.export.register_pytree_node_serialization(
     serialized_name="nnlearn.Packed",
     serialize_auxdata=lambda layout: export_structure(layout.treedef, layout.describe()),
     deserialize_auxdata=lambda content: layout_of(*import_structure(content)),
-    from_children=lambda layout, buffers: Packed(buffers, layout),
+    from_children=lambda aux_data, children: Packed(children, aux_data),
 )
 
 __all__ = ["Packed", "is_packed", "pack", "pack_like", "place", "to_flat", "to_leaf", "unpack"]

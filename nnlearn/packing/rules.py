@@ -1,4 +1,4 @@
-"""Rules about leaves, such as masks, for packed parameters."""
+"""Masks, labels and other rules about leaves, for packed parameters."""
 
 import math
 from collections.abc import Callable
@@ -18,21 +18,21 @@ SMALL_LEAF = 100_000
 
 @comparable
 def per_buffer(rule: PyTree | Callable[[Params], PyTree]) -> Callable[[Params], PyTree]:
-    """A rule about leaves as a rule that holds for packed parameters too.
+    """Extend a rule about leaves to packed parameters.
 
-    Masks and labels for ``optax.masked``, ``optax.partition`` and the like are made from the leaves: their shapes,
-    their paths. Of packed parameters they would see the buffers, and be wrong. This asks the rule about the leaves,
-    and answers for each buffer.
+    Masks and labels for ``optax.masked``, ``optax.partition`` and others depend on the shapes and paths of leaves. On
+    packed parameters they would see the buffers and be wrong. The returned function applies the rule to the leaves, and
+    returns one answer for each buffer.
 
     Args:
-      rule: a tree like the unpacked parameters, or a prefix of one, of booleans or labels; or a function from
-        parameters to one, which sees shapes and dtypes.
+      rule: a tree of booleans or labels like the unpacked parameters, or a prefix of it; or a function from parameters
+        to either, which sees shapes and dtypes.
 
     Returns:
       A function from parameters, packed or not, to the answers.
 
     Raises:
-      ValueError: (when called) the rule parts leaves of one buffer; pack them with ``labels=rule``.
+      ValueError: when called, if the answers for leaves of one buffer differ; pack them with ``labels=rule``.
 
     >>> from nnlearn import pack
     >>> import jax.numpy as jnp
@@ -53,7 +53,7 @@ def per_buffer(rule: PyTree | Callable[[Params], PyTree]) -> Callable[[Params], 
                     first, other = layout.leaves[buffer.leaves[0]].path, layout.leaves[position].path
                     raise ValueError(
                         f"the rule says {answers[buffer.leaves[0]]!r} for {first!r} and {answers[position]!r} for "
-                        f"{other!r}, which share the buffer {buffer.name!r}: pack them apart, with labels=rule"
+                        f"{other!r}, which share the buffer {buffer.name!r}: pack them separately, with labels=rule"
                     )
         return Packed([answers[buffer.leaves[0]] for buffer in layout.buffers], layout)
 
@@ -68,7 +68,7 @@ def _answers(layout: Layout, rule) -> list:
 
 
 def worth_packing(params: Params) -> bool:
-    """Whether training is faster with packed parameters, by measurement: many leaves, and small on average."""
+    """Whether packed parameters train faster, by measurement: there are many leaves, and they are small on average."""
     sizes = [math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(params)]
     return len(sizes) >= MANY_LEAVES and sum(sizes) <= SMALL_LEAF * len(sizes)
 

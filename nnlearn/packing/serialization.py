@@ -1,7 +1,7 @@
-"""Packed trees outside of their process: pickled, in ``flax.serialization``, in programs that ``jax.export`` writes.
+"""Serialization of packed trees: by pickle, by ``flax.serialization``, and in programs that ``jax.export`` writes.
 
-A layout is written as the tree's structure and a description of plain values. Neither holds a hash, whose value is
-another in every process, nor a device, which is found again by its number.
+A layout is written as the tree's structure and a description in plain values. Neither contains a hash, which differs
+between processes, or a device, which is found by its id.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ FLAX = "flax.serialization"
 
 
 def describe_sharding(sharding: NamedSharding | None) -> dict[str, Any] | None:
-    """A sharding as values that JSON can hold; the reverse is ``find_sharding``."""
+    """Describe a sharding in JSON values; ``find_sharding`` is the reverse."""
     if sharding is None:
         return None
     mesh = sharding.mesh
@@ -32,10 +32,10 @@ def describe_sharding(sharding: NamedSharding | None) -> dict[str, Any] | None:
 
 
 def find_sharding(facts: dict[str, Any] | None) -> NamedSharding | None:
-    """The sharding of ``describe_sharding`` over the devices of this process.
+    """Reverse ``describe_sharding``, with the devices of this process.
 
     Raises:
-      ValueError: there are not the devices that it needs.
+      ValueError: if a device is missing.
     """
     if facts is None:
         return None
@@ -45,26 +45,26 @@ def find_sharding(facts: dict[str, Any] | None) -> NamedSharding | None:
     if facts["devices"] is None:
         return NamedSharding(AbstractMesh(sizes, names, axis_types=types), spec)
     here = {device.id: device for device in jax.devices()}
-    if missing := [number for number in facts["devices"] if number not in here]:
+    if missing := [index for index in facts["devices"] if index not in here]:
         raise ValueError(
             f"the tree was packed in parts over the mesh {facts['axes']}, and this process has no devices {missing}: "
             "start it with as many devices, or write the unpacked tree, unpack(...)"
         )
-    devices = np.array([here[number] for number in facts["devices"]]).reshape(sizes)
+    devices = np.array([here[index] for index in facts["devices"]]).reshape(sizes)
     return NamedSharding(Mesh(devices, names, axis_types=types), spec)
 
 
 def export_structure(treedef: Any, facts: dict[str, Any]) -> bytes:
-    """A structure and a description as bytes; nodes of one's own class must be registered with ``jax.export``."""
+    """Serialize a structure and a description; custom nodes must be registered with ``jax.export``."""
     skeleton = treedef.unflatten([jax.ShapeDtypeStruct((), jnp.bool_)] * treedef.num_leaves)
-    # JAX writes structures as part of programs alone: this one does nothing.
+    # JAX serializes structures only as part of a program, so this program does nothing.
     program = jax.export.export(jax.jit(lambda tree: ()))(skeleton).serialize()
     header = json.dumps(facts).encode()
     return len(header).to_bytes(8, "little") + header + bytes(program)
 
 
 def import_structure(content: bytes) -> tuple[Any, dict[str, Any]]:
-    """The reverse of ``export_structure``."""
+    """Reverse ``export_structure``."""
     length = 8 + int.from_bytes(content[:8], "little")
     program = jax.export.deserialize(bytearray(content[length:]))
     (skeleton,), _ = jax.tree.unflatten(program.in_tree, range(program.in_tree.num_leaves))
@@ -72,21 +72,21 @@ def import_structure(content: bytes) -> tuple[Any, dict[str, Any]]:
 
 
 def register_with_flax(packed_type: type, to_tree: Any, pack_like: Any) -> bool:
-    """Tell ``flax.serialization`` of packed trees and of random keys, once that has been imported.
+    """Register packed trees and random keys with ``flax.serialization``, if it has been imported.
 
-    A packed tree is written as the tree that was packed, so that either form can be restored from the other's file. A
-    key is written as its numbers and the name of its generator.
+    A packed tree is written as the tree that was packed, so either form can be restored from the other's file. A key is
+    written as its data and the name of its generator.
 
     Args:
-      packed_type: the class.
+      packed_type: the class of packed trees.
       to_tree: ``to_tree(packed)``.
       pack_like: ``pack_like(layout, tree)``.
 
     Returns:
-      Whether it has been told.
+      Whether they are registered.
     """
-    flax = sys.modules.get(FLAX)
-    if not hasattr(flax, "register_serialization_state"):  # not there, or on its way
+    flax: Any = sys.modules.get(FLAX)
+    if not hasattr(flax, "register_serialization_state"):  # not imported, or not yet completely
         return False
 
     def restore(packed, state):
@@ -102,7 +102,7 @@ def register_with_flax(packed_type: type, to_tree: Any, pack_like: Any) -> bool:
         packed_type, lambda packed: flax.to_state_dict(to_tree(packed)), restore, override=True
     )
     key_type = type(jax.random.key(0))
-    with contextlib.suppress(ValueError):  # flax or the caller did
+    with contextlib.suppress(ValueError):  # flax or the user has registered it
         flax.register_serialization_state(key_type, write_key, restore_key)
     return True
 

@@ -1,10 +1,10 @@
-"""Work on whole leaves of packed parameters.
+"""Operations on whole leaves of packed parameters.
 
-Within a buffer leaves of equal shape lie side by side. What needs whole leaves, such as a norm for each layer or a
-matrix method, runs on them as one stack: one operation for each shape, not one for each leaf.
+Leaves of equal shape lie side by side in a buffer. Operations on whole leaves, such as a norm for each layer or a
+matrix method, run on them as one stack: one operation for each shape, not one for each leaf.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +17,15 @@ from nnlearn.types import MaskedNode, PyTree
 
 
 def map_stacks(function: Callable[..., jax.Array], *packed: Packed) -> Packed:
-    """Map a function over leaves that are laid out in stacks of equal shape, without taking them apart.
+    """Map a function over stacks of leaves of equal shape, without unpacking them.
 
     Args:
-      function: from arrays of shape (count, *shape), one for each tree, to one array with the same leading axis. It
-        must treat the ``count`` leaves alike and apart, as ``jax.vmap`` of a function on one leaf does.
+      function: from arrays of shape (count, *shape), one for each tree, to one array of the same shape. It must treat
+        the ``count`` leaves independently and alike, as ``jax.vmap`` of a function of one leaf does.
       *packed: trees of one layout.
 
     Returns:
-      ``Packed`` if the results have the stacks' shapes; use ``stack_values`` for results of other shapes.
+      ``Packed``. For one value per leaf use ``stack_values``.
 
     >>> from nnlearn import pack
     >>> packed = pack({"a": jnp.ones((2, 2)), "b": jnp.full((2, 2), 3.0), "c": jnp.ones(2)})
@@ -35,20 +35,20 @@ def map_stacks(function: Callable[..., jax.Array], *packed: Packed) -> Packed:
     """
     layout = packed[0].layout
     filled = []
-    for number, buffer in enumerate(layout.buffers):
-        if isinstance(packed[0].buffers[number], MaskedNode):
+    for index, buffer in enumerate(layout.buffers):
+        if isinstance(packed[0].buffers[index], MaskedNode):
             filled.append(MaskedNode())
             continue
         results = [
-            _from_stack(function(*stacks), layout.leaves[run[0]])
-            for run, stacks in _stacks(layout, buffer, [tree.buffers[number] for tree in packed])
+            from_stack(function(*stacks), layout.leaves[run[0]])
+            for run, stacks in _stacks(layout, buffer, [tree.buffers[index] for tree in packed])
         ]
         filled.append(place(results[0] if len(results) == 1 else jnp.concatenate(results, axis=-1), buffer.sharding))
     return Packed(filled, layout)
 
 
 def stack_values(function: Callable[..., jax.Array], *packed: Packed) -> jax.Array:
-    """One number for each leaf, from a function on stacks, in the tree's order; shape (leaves,).
+    """Return one value for each leaf, from a function on stacks, in the tree's order; shape (leaves,).
 
     Args:
       function: from arrays of shape (count, *shape), one for each tree, to an array of shape (count,).
@@ -60,39 +60,41 @@ def stack_values(function: Callable[..., jax.Array], *packed: Packed) -> jax.Arr
     Array([4., 3., 4.], dtype=float32)
     """
     layout, order, values = packed[0].layout, [], []
-    for number, buffer in enumerate(layout.buffers):
-        for run, stacks in _stacks(layout, buffer, [tree.buffers[number] for tree in packed]):
+    for index, buffer in enumerate(layout.buffers):
+        for run, stacks in _stacks(layout, buffer, [tree.buffers[index] for tree in packed]):
             order.extend(run)
             values.append(function(*stacks))
     return jnp.concatenate(values)[np.argsort(order)] if values else jnp.zeros([0])
 
 
-def _stacks(layout: Layout, buffer: Buffer, arrays: Sequence[jax.Array]):
-    """Each run of equal leaves of a buffer, with its part of each array as (count, *shape)."""
+def _stacks(
+    layout: Layout, buffer: Buffer, arrays: Sequence[jax.Array]
+) -> Iterator[tuple[tuple[int, ...], list[jax.Array]]]:
+    """Yield each run of equal leaves of a buffer, with its part of each array as (count, *shape)."""
     offset, sizes = 0, dict(zip(buffer.leaves, layout.sizes(buffer), strict=True))
     for run in layout.runs(buffer):
         size = sizes[run[0]]
         parts = [jax.lax.slice_in_dim(array, offset, offset + len(run) * size, axis=-1) for array in arrays]
-        yield run, [_to_stack(part, len(run), layout.leaves[run[0]]) for part in parts]
+        yield run, [to_stack(part, len(run), layout.leaves[run[0]]) for part in parts]
         offset += len(run) * size
 
 
-def _to_stack(flat: jax.Array, count: int, leaf: Leaf) -> jax.Array:
-    """A part of a buffer that holds ``count`` equal leaves, (*parts, count * size), as (count, *shape)."""
+def to_stack(flat: jax.Array, count: int, leaf: Leaf) -> jax.Array:
+    """Reshape part of a buffer with ``count`` equal leaves, (*parts, count * size), to (count, *shape)."""
     each = jnp.reshape(flat, (*flat.shape[:-1], count, flat.shape[-1] // count))
     return to_leaf(jnp.moveaxis(each, -2, 0), leaf)
 
 
-def _from_stack(stack: jax.Array, leaf: Leaf) -> jax.Array:
-    """A stack (count, *shape) as part of a buffer: the reverse of ``_to_stack``."""
+def from_stack(stack: jax.Array, leaf: Leaf) -> jax.Array:
+    """Reverse ``to_stack``."""
     flat = jnp.moveaxis(to_flat(stack, leaf), 0, -2)
     return jnp.reshape(flat, (*flat.shape[:-2], flat.shape[-2] * flat.shape[-1]))
 
 
 def leaf_norms(tree: PyTree) -> jax.Array:
-    """The Euclidean norm of each leaf, shape (leaves,), in the tree's order; packed or not.
+    """Return the Euclidean norm of each leaf, shape (leaves,), in the tree's order; packed or not.
 
-    Packed it takes one reduction for each shape that occurs. Sums are in float32 or better.
+    A packed tree takes one reduction for each shape. Sums are in float32 or better.
 
     >>> leaf_norms({"a": jnp.array([3.0, 4.0]), "b": jnp.array(-1.0)})
     Array([5., 1.], dtype=float32)
@@ -107,4 +109,4 @@ def leaf_norms(tree: PyTree) -> jax.Array:
     return jnp.stack(norms) if norms else jnp.zeros([0])
 
 
-__all__ = ["leaf_norms", "map_stacks", "stack_values"]
+__all__ = ["from_stack", "leaf_norms", "map_stacks", "stack_values", "to_stack"]

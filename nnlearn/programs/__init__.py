@@ -1,1 +1,1 @@
-"""Programs read as jaxprs: whether packing changes an update, updates in one pass, lean loops."""
+"""Analysis of jaxprs: whether packing changes an update, updates in one pass, loops that need little memory."""

@@ -1,7 +1,7 @@
-"""How the loops of a compiled run are cut, so that a derivative of it needs little memory.
+"""Loops of a compiled run, cut into stretches so that a derivative of the run needs little memory.
 
-A derivative keeps the state before each stretch of steps, and works out again what it needs of one stretch at a time.
-With stretches near the square root of all steps, both come to about that many.
+A derivative stores the state before each stretch of steps and recomputes the values it needs, one stretch at a time.
+With stretches near the square root of the number of steps, it stores about that many states for either purpose.
 """
 
 import math
@@ -12,19 +12,20 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from nnlearn.programs.slices import JIT, results_of
+from nnlearn.programs.read import JIT, variables
+from nnlearn.programs.slices import results_of
 from nnlearn.sharding.axes import filled
 from nnlearn.types import PyTree
 
 KEPT = {"dot_general", "conv_general_dilated", "exp", "log", "reduce_sum", "reduce_max"}
-SHORTEST = 64  # steps; fewer at once would not hide what a stretch costs
+SHORTEST = 64  # steps; a shorter stretch does not hide its fixed cost
 
 
 def stretch_length(steps: int, check_every: int, record_every: int, epoch_steps: int | None) -> int:
-    """How many steps are made at once: near the square root of all, in whole epochs or even parts of one.
+    """Return the number of steps in a stretch: near the square root of all steps, in whole epochs or even parts of one.
 
-    It divides the steps between two checks, so that one program does for all stretches, unless the only check is the
-    last; then a shorter stretch may come at the end.
+    It divides the number of steps between two checks, so that one program serves all stretches. If the only check is
+    the last one, a shorter stretch may come at the end.
 
     >>> stretch_length(1000, 1000, 1, 39), stretch_length(1000, 50, 1, None), stretch_length(6400, 6400, 1, None)
     (78, 50, 80)
@@ -39,14 +40,14 @@ def stretch_length(steps: int, check_every: int, record_every: int, epoch_steps:
         misfit = abs(math.log(n / aim))
         ragged = check_every % n != 0
         unaligned = epoch_steps is not None and n % epoch_steps and epoch_steps % n
-        return misfit + 0.5 * ragged + 0.7 * bool(unaligned)  # orders of epochs are worked out in vain, unaligned
+        return misfit + 0.5 * ragged + 0.7 * bool(unaligned)  # unaligned stretches compute orders of epochs in vain
 
     best = min(fits, key=cost, default=check_every)
     return best if best >= aim / 8 or best == record_every else check_every
 
 
 def is_kept(primitive, *_, **__) -> bool:
-    """What a derivative keeps of a step: products, exponentials and sums are dear to work out again, or small.
+    """Whether a derivative stores a result of a step: products, exponentials and sums are slow to recompute, or small.
 
     >>> from jax.extend.core.primitives import add_p, dot_general_p
     >>> is_kept(dot_general_p), is_kept(add_p)
@@ -56,9 +57,9 @@ def is_kept(primitive, *_, **__) -> bool:
 
 
 def blank(shape: jax.ShapeDtypeStruct) -> jax.Array:
-    """What stands for numbers that were never made: infinity, or 0 where there is none.
+    """Return a placeholder for values that were never computed: infinity, or 0 in dtypes without one.
 
-    Not NaN: a healthy run that has stopped must pass ``jax_debug_nans``.
+    It is not NaN, because a run that has stopped normally must pass ``jax_debug_nans``.
 
     >>> blank(jax.ShapeDtypeStruct((2,), jnp.float32))
     Array([inf, inf], dtype=float32)
@@ -67,7 +68,7 @@ def blank(shape: jax.ShapeDtypeStruct) -> jax.Array:
 
 
 def end_to_end(outputs: PyTree) -> PyTree:
-    """What a loop over segments gave, (segments, turns, ...), as that of all turns, (segments * turns, ...).
+    """Join the outputs of a loop over segments: (segments, iterations, ...) to (segments * iterations, ...).
 
     >>> end_to_end(jnp.ones((2, 3, 4))).shape
     (6, 4)
@@ -76,7 +77,7 @@ def end_to_end(outputs: PyTree) -> PyTree:
 
 
 def followed_by(outputs: PyTree, last: PyTree) -> PyTree:
-    """The outputs of some turns and of those after them, as one.
+    """Concatenate the outputs of some iterations and of those after them.
 
     >>> followed_by(jnp.ones((2, 4)), jnp.ones((1, 4))).shape
     (3, 4)
@@ -85,7 +86,7 @@ def followed_by(outputs: PyTree, last: PyTree) -> PyTree:
 
 
 def scan_in_segments(body: Callable, carry: PyTree, length: int, size: int) -> tuple[PyTree, Any]:
-    """``scan`` over ``arange(length)`` whose derivative keeps the carry before every ``size`` turns.
+    """``scan`` over ``arange(length)`` whose derivative stores the carry before every ``size`` iterations.
 
     >>> scan_in_segments(lambda total, index: (total + index, None), 0, 5, 2)[0]
     Array(10, dtype=int32)
@@ -107,7 +108,7 @@ def scan_in_segments(body: Callable, carry: PyTree, length: int, size: int) -> t
 
 
 def lean_scan(body: Callable, carry: PyTree, xs: PyTree) -> tuple[PyTree, Any]:
-    """``scan`` that carries only what changes, and whose derivative keeps only what of a turn is dear.
+    """``scan`` that carries only what changes, and whose derivative stores only the results that ``is_kept`` names.
 
     >>> lean_scan(lambda carry, x: ((carry[0] + x, 3.0), -x), (jnp.zeros(()), 1.0), jnp.ones(2))
     ((Array(2., dtype=float32), Array(3., dtype=float32)), Array([-1., -1.], dtype=float32))
@@ -118,18 +119,18 @@ def lean_scan(body: Callable, carry: PyTree, xs: PyTree) -> tuple[PyTree, Any]:
 
 
 def without_constants(body: Callable, carry: PyTree, x: PyTree) -> tuple[Callable, list, Callable[[list], PyTree]]:
-    """The body of a loop on a carry without the leaves that are constant.
+    """Remove constant leaves from the carry of a loop's body.
 
-    XLA writes a constant in the carry, such as a learning rate that is only recorded, again at every turn; and a
-    program with more than a few operations that wait for nothing it runs on several threads, which costs more than it
-    gains where arrays are small.
+    XLA writes a constant in the carry, such as a learning rate that is only recorded, again in every iteration. It also
+    runs a program with more than a few independent operations on several threads, which costs more than it gains where
+    arrays are small.
 
-    The body runs once a turn and no more, so its effects (``jax.debug``, ``io_callback``) occur once a turn: what the
-    constants are after the loop is computed by the equations that lead to them, which have no effects.
+    The body runs exactly once per iteration, so its effects (``jax.debug``, ``io_callback``) occur once. The values of
+    the constants after the loop are computed by the equations that lead to them, which have no effects.
 
     Args:
       body: ``body(carry, x) -> (carry, output)``.
-      carry, x: what it is called with first.
+      carry, x: its first arguments.
 
     Returns:
       ``turn(carried, x) -> (carried, output)``, the first ``carried``, and ``restore(carried) -> carry``.
@@ -160,36 +161,36 @@ def without_constants(body: Callable, carry: PyTree, x: PyTree) -> tuple[Callabl
 
 
 def _constant_leaves(program: Jaxpr, leaves: int) -> list[bool]:
-    """Which leaves of a carry a loop need not carry: never read by its body, and set to what depends on no turn."""
+    """Whether each leaf of a carry is constant: the body never reads it and sets it to the same value every time."""
     used, varied = _reads(program, [True] * len(program.invars))
     return [not used[at] and not varied[at] for at in range(leaves)]
 
 
 def _reads(program: Jaxpr, varied: list[bool]) -> tuple[list[bool], list[bool]]:
-    """Which arguments of a program anything is worked out from or returned, and which results depend on ``varied``."""
+    """Which arguments of a program are used or returned, and which results depend on the arguments ``varied``."""
     changing = {var for var, flag in zip(program.invars, varied, strict=True) if flag}
     used: set = set()
     for equation in program.eqns:
         flags = [not isinstance(var, Literal) and var in changing for var in equation.invars]
-        # what a callback returns may be another number at every turn, whatever it is called with
+        # a callback may return another value in every iteration, whatever its arguments
         reads, results = [True] * len(flags), [any(flags) or bool(equation.effects)] * len(equation.outvars)
         if equation.primitive.name in JIT:
             reads, results = _reads(equation.params["jaxpr"].jaxpr, flags)
-        used |= {var for var, read in zip(equation.invars, reads, strict=True) if read and not isinstance(var, Literal)}
+        used.update(variables(var for var, read in zip(equation.invars, reads, strict=True) if read))
         changing |= {var for var, flag in zip(equation.outvars, results, strict=True) if flag}
-    returned = {var for var in program.outvars if not isinstance(var, Literal)}
-    read = [var in used or var in returned for var in program.invars]
+    used.update(variables(program.outvars))
+    read = [var in used for var in program.invars]
     return read, [not isinstance(var, Literal) and var in changing for var in program.outvars]
 
 
 def _constant_results(program: ClosedJaxpr, constant: list[bool]) -> list[jax.Array]:
-    """The values of those results of a loop's body that are the same at every turn."""
+    """Return the results of a loop's body that are the same in every iteration."""
     wanted = constant + [False] * (len(program.jaxpr.outvars) - len(constant))
     values = results_of(program, [None] * len(program.jaxpr.invars), wanted)
-    variables = zip(program.jaxpr.outvars, values, wanted, strict=True)
+    types: list[Any] = [var.aval for var in program.jaxpr.outvars]
     return [
-        value if isinstance(value, jax.Array) else jnp.asarray(value, var.aval.dtype)
-        for var, value, wants in variables
+        value if isinstance(value, jax.Array) else jnp.asarray(value, aval.dtype)
+        for aval, value, wants in zip(types, values, wanted, strict=True)
         if wants
     ]
 

@@ -1,31 +1,30 @@
-"""The optimizer's part of a step as one pass over each array, by a kernel in C, in a program for one CPU.
+"""The optimizer's part of a step as one pass over each array, in a C kernel, in a program for one CPU.
 
-The program of the update is read backwards from its results. What is elementwise on arrays of a result's shape, down to
-the arguments and to single numbers such as a learning rate or a norm, becomes one loop for all results that share an
-argument. The rest stays XLA's: the norms above all, which must be known before the first number is updated.
+The program of the update is read backwards from its results. Elementwise operations on arrays of a result's shape, back
+to the arguments and to scalars such as a learning rate or a norm, become one loop for all results that share an
+argument. XLA computes the rest, above all the norms, which must be known before the first element is updated.
 """
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, Var, jaxpr_as_fun
 
-from nnlearn.native.elementwise import Pass, can_compute, form, make_pass, variables
-from nnlearn.programs.symbolic import CALLS
+from nnlearn.native.elementwise import ElementwiseKernel, can_compute, form, is_scalar, make_kernel
+from nnlearn.programs.read import bind, called_program, interpret, is_large, makers, variables
+from nnlearn.programs.slices import read, values_of
 from nnlearn.types import OptState, Params, Updates
 
 Update = Callable[[Updates, OptState, Params], tuple[Params, OptState]]
-LARGE = 1 << 16  # numbers in an array from which one pass is faster than XLA's several
 
 
 def in_one_pass(update: Update, otherwise: Update) -> Update:
-    """``update(grads, opt_state, params) -> (params, opt_state)`` with its large arrays in one pass each.
+    """Compute ``update(grads, opt_state, params) -> (params, opt_state)`` in one pass over each large array.
 
     Args:
-      update: any.
-      otherwise: the same, called where nothing would be gained.
+      update: the update.
+      otherwise: an equal function, called where one pass gains nothing.
     """
 
     def passing(grads, opt_state, params):
@@ -35,53 +34,53 @@ def in_one_pass(update: Update, otherwise: Update) -> Update:
         first, last = len(jax.tree.leaves(grads)), len(arguments) - len(jax.tree.leaves(params))
         read = flat.jaxpr.invars[len(program.consts) :]
         carried = read[last:] + read[first:last]  # in the order of the results
-        passes = [] if flat.effects else find_passes(flat.jaxpr, carried)
-        if not passes:
+        kernels = [] if flat.effects else find_kernels(flat.jaxpr, carried)
+        if not kernels:
             return otherwise(grads, opt_state, params)
-        results = _with_derivative(program, flat, passes)(program.consts, arguments)
+        results = _with_derivative(program, flat, kernels)(program.consts, arguments)
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
     return passing
 
 
-def find_passes(program: Jaxpr, carried: Sequence[Var]) -> list[Pass]:
-    """The passes that make results of a program, at least two results each.
+def find_kernels(program: Jaxpr, carried: Sequence[Var]) -> list[ElementwiseKernel]:
+    """Find kernels that compute results of a program, at least two results each.
 
     Args:
-      program: without calls of other programs.
-      carried: the arguments whose places its results take, in their order.
+      program: a program without calls of other programs.
+      carried: the arguments whose memory the results take, in the order of the results.
     """
-    maker = {var: equation for equation in program.eqns for var in equation.outvars}
+    maker = makers(program)
     cones = {}
     for result in program.outvars:
-        if isinstance(result, Var) and result in maker and _is_large(result):
+        if isinstance(result, Var) and result in maker and is_large(result.aval):
             cones[result] = _cone(result, maker)
-    passes = []
+    kernels = []
     for group in _groups({result: cone for result, cone in cones.items() if cone is not None}):
-        if len(group) < 2:  # XLA has one loop for one result, too
+        if len(group) < 2:  # XLA also computes one result in one loop
             continue
         members = frozenset().union(*(cones[result].members for result in group))
         equations = [equation for equation in program.eqns if not members.isdisjoint(equation.outvars)]
         read = dict.fromkeys(var for equation in equations for var in variables(equation.invars) if var not in members)
-        inputs = sorted(read, key=lambda var: var.aval.ndim == 0)
-        replaced = {  # each result takes one place
+        inputs = sorted(read, key=is_scalar)
+        replaced = {  # each result takes the memory of one input
             group.index(new): inputs.index(old)
             for old, new in zip(carried, program.outvars, strict=False)
             if new in group and old in inputs and form(old) == form(new)
         }
-        passes.append(make_pass(equations, inputs, group, {old: new for new, old in replaced.items()}))
-    return passes
+        kernels.append(make_kernel(equations, inputs, group, {old: new for new, old in replaced.items()}))
+    return kernels
 
 
 class _Cone(NamedTuple):
-    """The variables that lead elementwise to a result, and the arrays that they begin with."""
+    """The variables that lead elementwise to a result, and the arrays that they are computed from."""
 
     members: frozenset[Var]
     arrays: frozenset[Var]
 
 
 def _cone(result: Var, maker: dict) -> _Cone | None:
-    """What a result is made of; None if not of arguments and numbers alone, elementwise."""
+    """Return the cone of a result; None if the result is not elementwise in arguments and scalars."""
     members, arrays, ahead = set(), set(), [result]
     while ahead:
         var = ahead.pop()
@@ -91,11 +90,11 @@ def _cone(result: Var, maker: dict) -> _Cone | None:
             arrays.add(var)
             continue
         equation = maker[var]
-        operands = [atom for atom in equation.invars if atom.aval.ndim]
+        operands = [atom for atom in equation.invars if not is_scalar(atom)]
         if len(variables(operands)) < len(operands):  # a constant array
             return None
         spread = equation.primitive.name == "broadcast_in_dim" and not operands
-        fits = all(atom.aval.shape == result.aval.shape for atom in operands)
+        fits = all(form(atom)[0] == form(result)[0] for atom in operands)
         if not spread and not (fits and can_compute(equation)):
             return None
         members.add(var)
@@ -104,7 +103,7 @@ def _cone(result: Var, maker: dict) -> _Cone | None:
 
 
 def _groups(cones: dict[Var, _Cone]) -> list[list[Var]]:
-    """The results, those together that are made of the same arrays in part."""
+    """Group the results that share an array."""
     groups: list[tuple[set[Var], list[Var]]] = []
     for result, cone in cones.items():
         together = [group for group in groups if not group[0].isdisjoint(cone.arrays)]
@@ -114,18 +113,19 @@ def _groups(cones: dict[Var, _Cone]) -> list[list[Var]]:
     return [results for _, results in groups]
 
 
-def _with_derivative(program: ClosedJaxpr, flat: ClosedJaxpr, passes: Sequence[Pass]) -> Callable:
-    """``function(consts, arguments) -> results`` by the passes; its derivative is the program's own."""
+def _with_derivative(program: ClosedJaxpr, flat: ClosedJaxpr, kernels: Sequence[ElementwiseKernel]) -> Callable:
+    """Return ``function(consts, arguments) -> results``, computed by the kernels; its derivative is the program's."""
 
     @jax.custom_jvp
     def fast(consts, arguments):
-        made = {var for work in passes for var in work.outputs}
-        wanted = [var for work in passes for var in work.inputs]
-        wanted += [var for var in variables(flat.jaxpr.outvars) if var not in made]
-        known = _evaluate(flat, [*consts, *arguments], wanted)
-        for work in passes:
-            known |= dict(zip(work.outputs, work(*(known[var] for var in work.inputs)), strict=True))
-        return [_read(known, atom) for atom in flat.jaxpr.outvars]
+        computed = {var for kernel in kernels for var in kernel.outputs}
+        wanted = [var for kernel in kernels for var in kernel.inputs]
+        wanted += [var for var in variables(flat.jaxpr.outvars) if var not in computed]
+        known = values_of(flat, [*consts, *arguments], wanted)
+        for kernel in kernels:
+            results = kernel(*(known[var] for var in kernel.inputs))
+            known |= dict(zip(kernel.outputs, results, strict=True))
+        return [read(known, atom) for atom in flat.jaxpr.outvars]
 
     @fast.defjvp
     def derivative(primals, tangents):
@@ -138,47 +138,16 @@ def _with_derivative(program: ClosedJaxpr, flat: ClosedJaxpr, passes: Sequence[P
 
 
 def _inlined(program: ClosedJaxpr, arguments: Sequence[jax.Array]) -> ClosedJaxpr:
-    """The program without calls of others; what were its constants are its first arguments."""
+    """Inline the programs that a program calls; its constants become the first arguments."""
 
-    def run(closed, consts, arguments):
-        jaxpr = closed.jaxpr if isinstance(closed, ClosedJaxpr) else closed
-        known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
-        for equation in jaxpr.eqns:
-            inner = equation.params.get(CALLS.get(equation.primitive.name))
-            operands = [_read(known, atom) for atom in equation.invars]
-            results = _bind(equation, operands) if inner is None else run(inner, getattr(inner, "consts", ()), operands)
-            known |= dict(zip(equation.outvars, results, strict=True))
-        return [_read(known, atom) for atom in jaxpr.outvars]
+    def apply(equation, operands):
+        inner = called_program(equation)
+        return bind(equation, operands) if inner is None else interpret(inner, operands, apply)
 
-    return jax.make_jaxpr(lambda consts, arguments: run(program, consts, arguments))(program.consts, arguments)
+    def run(consts, arguments):
+        return interpret(ClosedJaxpr(program.jaxpr, consts), arguments, apply)
+
+    return jax.make_jaxpr(run)(program.consts, arguments)
 
 
-def _evaluate(program: ClosedJaxpr, arguments: Sequence[jax.Array], wanted: Sequence[Var]) -> dict[Var, jax.Array]:
-    """The values of some variables, and of all that they need."""
-    jaxpr, needed, kept = program.jaxpr, set(wanted), []
-    for equation in reversed(jaxpr.eqns):
-        if not needed.isdisjoint(equation.outvars):
-            needed.update(variables(equation.invars))
-            kept.append(equation)
-    known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*program.consts, *arguments], strict=True))
-    for equation in reversed(kept):
-        results = _bind(equation, [_read(known, atom) for atom in equation.invars])
-        known |= dict(zip(equation.outvars, results, strict=True))
-    return known
-
-
-def _bind(equation, operands: Sequence) -> Sequence:
-    with equation.ctx.manager:
-        results = equation.primitive.bind(*operands, **equation.primitive.get_bind_params(equation.params))
-    return results if equation.primitive.multiple_results else [results]
-
-
-def _read(known: dict[Var, jax.Array], atom):
-    return atom.val if isinstance(atom, Literal) else known[atom]
-
-
-def _is_large(var: Var) -> bool:
-    return var.aval.size >= LARGE and jnp.issubdtype(var.aval.dtype, jnp.floating)
-
-
-__all__ = ["find_passes", "in_one_pass"]
+__all__ = ["Update", "find_kernels", "in_one_pass"]

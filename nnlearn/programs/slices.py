@@ -1,18 +1,18 @@
-"""The part of a program that leads to some of its results, and none of the effects beside it."""
+"""Evaluates the part of a program that leads to some of its results, without other effects."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 
-JIT = ("jit", "pjit")  # the primitive of a compiled call, by JAX's version
+from nnlearn.programs.read import JIT, bind, variables
 
 
 def without_effects(function: Callable) -> Callable:
-    """The same function without effects, such as ``jax.debug.print``, for a second evaluation.
+    """Remove effects such as ``jax.debug.print`` from a function, for a second evaluation.
 
-    A callback whose result the function needs is called all the same.
+    A callback whose result the function needs is still called.
 
     >>> def loud(x):
     ...     jax.debug.print("never seen")
@@ -32,38 +32,47 @@ def without_effects(function: Callable) -> Callable:
 
 
 def results_of(program: ClosedJaxpr, arguments: list, wanted: list[bool]) -> list:
-    """Those results of a program that are wanted, None for the others; only what leads to them is computed.
+    """Return the wanted results of a program, and None for the others; compute only what leads to them.
 
     Args:
-      program: what ``jax.make_jaxpr`` returns.
-      arguments: its arguments; those that lead to nothing wanted may be None.
+      program: the output of ``jax.make_jaxpr``.
+      arguments: its arguments. An argument that no wanted result depends on may be None.
       wanted: for each result, whether it is wanted.
 
     >>> program = jax.make_jaxpr(lambda x, y: (x + 1.0, 2.0 * y))(1.0, 1.0)
     >>> results_of(program, [None, 3.0], [False, True])
     [None, Array(6., dtype=float32, weak_type=True)]
     """
+    outputs = program.jaxpr.outvars
+    known = values_of(program, arguments, [var for var, wants in zip(outputs, wanted, strict=True) if wants])
+    return [read(known, atom) if wants else None for atom, wants in zip(outputs, wanted, strict=True)]
+
+
+def values_of(program: ClosedJaxpr, arguments: Sequence[Any], wanted: Iterable[Any]) -> dict[Var, Any]:
+    """Return the values of some variables of a program, and of every variable that leads to them.
+
+    Args:
+      program, arguments: as for ``results_of``.
+      wanted: the variables; literal constants among them are skipped.
+    """
     jaxpr = program.jaxpr
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*program.consts, *arguments], strict=True))
-
-    def read(atom):
-        return atom.val if isinstance(atom, Literal) else known.get(atom)
-
     for equation, used in _leading(jaxpr, wanted)[0]:
-        operands = [read(atom) for atom in equation.invars]
-        if equation.primitive.name in JIT:
-            results = results_of(equation.params["jaxpr"], operands, used)
-        else:
-            with equation.ctx.manager:
-                results = equation.primitive.bind(*operands, **equation.primitive.get_bind_params(equation.params))
-            results = results if equation.primitive.multiple_results else [results]
+        operands = [read(known, atom) for atom in equation.invars]
+        nested = equation.primitive.name in JIT
+        results = results_of(equation.params["jaxpr"], operands, used) if nested else bind(equation, operands)
         known |= dict(zip(equation.outvars, results, strict=True))
-    return [read(atom) if wants else None for atom, wants in zip(jaxpr.outvars, wanted, strict=True)]
+    return known
 
 
-def _leading(jaxpr: Jaxpr, wanted: list[bool]) -> tuple[list[tuple[Any, list[bool]]], list[bool]]:
-    """The equations that lead to the wanted results, which of their results do, and which arguments are read."""
-    needed = {var for var, wants in zip(jaxpr.outvars, wanted, strict=True) if wants and isinstance(var, Var)}
+def read(known: Mapping[Var, Any], atom: Any) -> Any:
+    """Return the value of an operand; None for an unknown variable."""
+    return atom.val if isinstance(atom, Literal) else known.get(atom)
+
+
+def _leading(jaxpr: Jaxpr, wanted: Iterable[Any]) -> tuple[list[tuple[JaxprEqn, list[bool]]], list[bool]]:
+    """Find the equations that lead to the wanted variables, which of their results do, and which arguments are read."""
+    needed = set(variables(wanted))
     equations = []
     for equation in reversed(jaxpr.eqns):
         used = [var in needed for var in equation.outvars]
@@ -71,10 +80,10 @@ def _leading(jaxpr: Jaxpr, wanted: list[bool]) -> tuple[list[tuple[Any, list[boo
             equations.append((equation, used))
             reads = [True] * len(equation.invars)
             if equation.primitive.name in JIT:
-                reads = _leading(equation.params["jaxpr"].jaxpr, used)[1]
-            pairs = zip(equation.invars, reads, strict=True)
-            needed.update(var for var, read in pairs if read and isinstance(var, Var))
+                inner = equation.params["jaxpr"].jaxpr
+                reads = _leading(inner, [var for var, is_used in zip(inner.outvars, used, strict=True) if is_used])[1]
+            needed.update(variables(atom for atom, is_read in zip(equation.invars, reads, strict=True) if is_read))
     return equations[::-1], [var in needed for var in jaxpr.invars]
 
 
-__all__ = ["JIT", "results_of", "without_effects"]
+__all__ = ["read", "results_of", "values_of", "without_effects"]

@@ -1,8 +1,8 @@
-"""A loss of which nothing is known, for tracing optimizers that evaluate the loss or its gradient.
+"""An unknown loss, for tracing optimizers that evaluate the loss or its gradient.
 
-A function that was chosen for the purpose would give away too much: the gradient of a sum is the same for every number,
-so nothing that is done to it shows. The operations here have shapes and derivatives, and no values. The gradient is an
-unknown function of all leaves, and so is the product of the second derivative with a vector.
+A concrete loss has too much structure: the gradient of a sum is the same for every element, which hides differences
+between transformations. The operations here have shapes and derivatives but no values. The gradient is an unknown
+function of all leaves, and so is the product of the second derivative with a vector.
 """
 
 from collections.abc import Callable
@@ -19,13 +19,13 @@ from nnlearn.types import Params
 
 
 def unknown_loss(like: Params) -> Callable[[Params], jax.Array]:
-    """A scalar function of parameters, packed or not, that can be traced and differentiated twice, but not run.
+    """Return a scalar function of parameters that can be traced and differentiated twice, but not run.
 
     Args:
-      like: the parameters as a tree of arrays or ``jax.ShapeDtypeStruct``.
+      like: the parameters as a tree of arrays or ``jax.ShapeDtypeStruct``. The function also takes them packed.
 
     Raises:
-      ValueError: (when called) the parameters have another structure or shapes.
+      ValueError: when called, if the parameters have another structure or other shapes.
 
     >>> params = {"a": jnp.ones(2), "b": jnp.ones(3)}
     >>> jax.eval_shape(jax.grad(unknown_loss(params)), params)["b"].shape
@@ -66,7 +66,7 @@ def _gradient_jvp(leaves, tangents):
 
 
 def _curvature_transpose(cotangents, *arguments):
-    """The second derivative is symmetric: that of (leaves, tangents) in the tangents is itself."""
+    """The second derivative is symmetric, so its product with a vector is its own transpose."""
     leaves = arguments[: len(arguments) // 2]
     return [None] * len(leaves) + _curvature_p.bind(*leaves, *map(ad.instantiate_zeros, cotangents))
 

@@ -6,12 +6,13 @@ five digits.
 """
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from nnlearn.checks import check_number
+from nnlearn.checks import check_number, known
 from nnlearn.tree import compute_dtype, widest
 from nnlearn.types import Scalar
 
@@ -125,6 +126,11 @@ def half_wave(fraction: Array) -> Array:
     Written as a squared sine, which keeps its digits near 0, where the cosine cancels against the 1.
     """
     return jnp.square(jnp.sin(0.5 * math.pi * fraction))
+
+
+def known_or(value: Any, otherwise: float) -> float:
+    """``value`` as a number if it is known, else ``otherwise``."""
+    return float(value) if known(value) else otherwise
 
 
 def safe_power(base: Array, exponent: Array) -> Array:

@@ -7,19 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.checks import check_number, known
-from nnlearn.schedules.arithmetic import alike, as_values, check_steps
+from nnlearn.schedules.arithmetic import alike, as_values, check_steps, known_or
 from nnlearn.settings import comparable
 from nnlearn.types import Scalar, Schedule
 
 
 def check_increasing(name: str, boundaries: Sequence[Scalar]) -> None:
     """Raise unless the boundaries are step counts >= 0, none below the one before it; tracers pass."""
-    last = 0
+    last = 0.0
     for position, boundary in enumerate(boundaries):
         check_steps(f"{name}[{position}]", boundary)
         if known(boundary):
-            check_number(f"{name}[{position}]", boundary, low=float(last), cure="give boundaries in increasing order")
-            last = boundary
+            check_number(f"{name}[{position}]", boundary, low=last, cure="give boundaries in increasing order")
+            last = known_or(boundary, last)
 
 
 @comparable

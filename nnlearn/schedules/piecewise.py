@@ -1,6 +1,7 @@
 """Schedules in pieces: steps, ramps and waves between given points; the one-cycle policies."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -14,6 +15,7 @@ from nnlearn.schedules.arithmetic import (
     fractions,
     half_wave,
     is_before,
+    known_or,
     mix,
     steps_since,
 )
@@ -125,7 +127,7 @@ def piecewise_interpolate_schedule(
     return schedule
 
 
-def _whole_step(fraction: Scalar, steps: Scalar):
+def _whole_step(fraction: Any, steps: Any):
     """``fraction * steps`` rounded down: in double precision if both are known, else in that of the tracers."""
     if known(fraction) and known(steps):
         return int(float(fraction) * float(steps))
@@ -187,7 +189,7 @@ def linear_onecycle_schedule(
     check_number(
         "pct_final",
         pct_final,
-        low=float(pct_start) if known(pct_start) else 0.0,
+        low=known_or(pct_start, 0.0),
         high=1,
         cure="it comes after pct_start",
     )

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import Array
 
-from nnlearn.checks import check_number, known
+from nnlearn.checks import check_number
 from nnlearn.schedules.arithmetic import (
     alike,
     as_steps,
@@ -13,6 +13,7 @@ from nnlearn.schedules.arithmetic import (
     fractions,
     half_wave,
     is_before,
+    known_or,
     mix,
     safe_power,
     steps_since,
@@ -99,7 +100,7 @@ def warmup_cosine_decay_schedule(
     check_number(
         "decay_steps",
         decay_steps,
-        low=float(warmup_steps) if known(warmup_steps) else 0.0,
+        low=known_or(warmup_steps, 0.0),
         low_open=True,
         high_open=True,
         cure="it counts the warm-up too, so it must exceed warmup_steps",

@@ -1,15 +1,15 @@
-"""Arrays that lie over the Explicit axes of a mesh: their types say which of their axes is cut over which mesh axis.
+"""Arrays sharded over Explicit mesh axes: their types say which array axis is sharded over which mesh axis.
 
-JAX refuses an operation whose result could lie in several ways, such as a gather or a reshape of a cut axis. The
-functions here name the result's sharding and leave the way there to XLA. Without such arrays they add nothing to a
-program.
+JAX rejects an operation whose result has several possible shardings, such as a gather or a reshape of a sharded axis.
+The functions here name the sharding of the result, and XLA chooses how to compute it. Without such arrays they add
+nothing to a program.
 """
 
 import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from nnlearn.types import PyTree
 
-Function = TypeVar("Function", bound=Callable)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def explicit_mesh(*values: PyTree) -> Any:
-    """The mesh over whose Explicit axes an array of these trees is cut; None if no array is.
+    """Return the mesh over whose Explicit axes an array of these trees is sharded; None if there is none.
 
     >>> explicit_mesh(jnp.ones(2)) is None
     True
@@ -33,7 +34,7 @@ def explicit_mesh(*values: PyTree) -> Any:
 
 
 def explicit_spec(array: Any) -> tuple:
-    """For each axis of an array: the Explicit mesh axes that it is cut over, or None.
+    """For each axis of an array: the Explicit mesh axes that it is sharded over, or None.
 
     >>> explicit_spec(jnp.ones((2, 3)))
     (None, None)
@@ -48,13 +49,12 @@ def explicit_spec(array: Any) -> tuple:
 
 
 def automatic(function: Callable, *arguments: PyTree, spec: Callable[[jax.Array], Sequence] | None = None) -> PyTree:
-    """``function(*arguments)``, in which XLA chooses how arrays lie where an argument is cut over Explicit axes.
+    """Call ``function(*arguments)``; if an argument is sharded over Explicit axes, XLA chooses the shardings inside.
 
     Args:
-      function: takes trees of arrays and returns one.
-      arguments: what it is called with.
-      spec: from an array that is returned to its sharding, one entry for each of its first axes; None for arrays that
-        are whole on every device.
+      function: function from trees of arrays to a tree of arrays.
+      arguments: its arguments.
+      spec: from an array in the result to its sharding, one entry for each leading axis; None replicates the results.
 
     >>> automatic(jnp.add, 1, 2)
     Array(3, dtype=int32, weak_type=True)
@@ -68,7 +68,7 @@ def automatic(function: Callable, *arguments: PyTree, spec: Callable[[jax.Array]
     inside = jax.sharding.AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=tuple(kinds))
 
     def region(arrays):
-        # jit, because a mesh of another kind can be entered in a program only
+        # jit, because a mesh of another type can be entered only inside a program
         given, rest = iter(arrays), iter([leaf for leaf, flag in zip(leaves, is_array, strict=True) if not flag])
         with jax.sharding.use_abstract_mesh(inside):
             arrays = iter([jax.sharding.reshard(array, PartitionSpec()) for array in given])
@@ -79,30 +79,31 @@ def automatic(function: Callable, *arguments: PyTree, spec: Callable[[jax.Array]
     return jax.jit(region)([leaf for leaf, flag in zip(leaves, is_array, strict=True) if flag])
 
 
-def automatic_axes(like: str, when: str | None = None) -> Callable[[Function], Function]:
-    """Decorate a function, so that it runs as ``automatic`` does.
+def automatic_axes(like: str, when: str | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate a function so that it runs through ``automatic``.
 
     Args:
-      like: the argument that results lie like: along their first axes, as far as the lengths are equal.
-      when: the argument that must be cut over Explicit axes; None for any.
+      like: the argument whose sharding the results have, along their leading axes of equal length.
+      when: the argument that must be sharded over Explicit axes; None for any argument.
 
     >>> double = automatic_axes(like="x")(lambda x, factor=2: factor * x)
     >>> double(3)
     6
     """
 
-    def decorate(function):
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(function)
+        call: Callable[..., R] = function
 
         @functools.wraps(function)
-        def wrapped(*args, **kwargs):
+        def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
             if explicit_mesh(args, kwargs) is None:
                 return function(*args, **kwargs)
             given = signature.bind(*args, **kwargs).arguments
             if when is not None and explicit_mesh(given[when]) is None:
                 return function(*args, **kwargs)
             spec = functools.partial(along_first_axes, given[like])
-            return automatic(lambda args, kwargs: function(*args, **kwargs), args, kwargs, spec=spec)
+            return automatic(lambda args, kwargs: call(*args, **kwargs), args, kwargs, spec=spec)
 
         return wrapped
 
@@ -110,7 +111,7 @@ def automatic_axes(like: str, when: str | None = None) -> Callable[[Function], F
 
 
 def along_first_axes(tree: PyTree, result: jax.Array) -> tuple:
-    """The sharding of a result whose first axes are those of a tree's first array, as far as the lengths are equal.
+    """Return the sharding of a result that shares the leading axes of a tree's first array, where lengths are equal.
 
     >>> along_first_axes(jnp.ones((2, 3)), jnp.ones((2, 4)))
     (None,)
@@ -122,11 +123,11 @@ def along_first_axes(tree: PyTree, result: jax.Array) -> tuple:
 
 
 def take_rows(table: jax.Array, indices: jax.Array, spread: bool = False, **options: Any) -> jax.Array:
-    """``jnp.take(table, indices, axis=0, **options)``; the result lies as the indices do, and behind as the rows do.
+    """``jnp.take(table, indices, axis=0, **options)``; the result has the sharding of the indices, then of the rows.
 
     Args:
-      spread: if the rows are divided among devices, and the indices are not, so is the last axis of the indices in the
-        result, where the lengths allow it.
+      spread: if the rows are sharded and the indices are not, shard the result along the last axis of the indices,
+        where its length allows it.
 
     >>> take_rows(jnp.array([5, 6, 7]), jnp.array([[2, 0]]))
     Array([[7, 5]], dtype=int32)
@@ -140,12 +141,12 @@ def take_rows(table: jax.Array, indices: jax.Array, spread: bool = False, **opti
 
 
 def deal_rows(array: jax.Array, parts: int, more: Callable[[jax.Array], jax.Array] | None = None) -> jax.Array:
-    """The rows of an array in so many parts, shape (parts, rows / parts, ...); row ``i`` is in part ``i % parts``.
+    """Divide the rows of an array, shape (parts, rows / parts, ...); row ``i`` is in part ``i % parts``.
 
-    Where the rows are divided among devices, so are those of each part, and none moves.
+    If the rows are sharded, so are the rows of each part, and no row moves.
 
     Args:
-      more: from the array to rows that are added to it first.
+      more: from the array to rows that are appended to it first.
 
     >>> deal_rows(jnp.arange(6), 2)
     Array([[0, 2, 4],
@@ -162,7 +163,7 @@ def deal_rows(array: jax.Array, parts: int, more: Callable[[jax.Array], jax.Arra
 
 
 def lie_like(array: jax.Array, like: jax.Array) -> jax.Array:
-    """The array cut over the Explicit axes that ``like``, of the same shape, is cut over.
+    """Shard an array over the Explicit axes that ``like``, of the same shape, is sharded over.
 
     >>> lie_like(jnp.ones(1), jnp.zeros(1))
     Array([1.], dtype=float32)
@@ -174,7 +175,7 @@ def lie_like(array: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def filled(shape: jax.ShapeDtypeStruct, value: Any, *lengths: int) -> jax.Array:
-    """An array of one number, as ``jax.eval_shape`` describes it, with axes of these lengths in front.
+    """Return a constant array like a result of ``jax.eval_shape``, with leading axes of these lengths.
 
     >>> filled(jax.ShapeDtypeStruct((2,), jnp.float32), 0, 1)
     Array([[0., 0.]], dtype=float32)
@@ -187,10 +188,9 @@ def filled(shape: jax.ShapeDtypeStruct, value: Any, *lengths: int) -> jax.Array:
 
 
 def beside(arrays: PyTree, tree: PyTree) -> PyTree:
-    """``tree`` with its arrays on the mesh over whose Explicit axes ``arrays`` are cut, whole on every device.
+    """Replicate the arrays of ``tree`` on the mesh over whose Explicit axes ``arrays`` are sharded.
 
-    JAX cannot say how the gradient of an array that is on no mesh should lie. Arrays that are on a mesh stay as they
-    are.
+    JAX cannot determine the sharding of the gradient of an array that is on no mesh. Arrays on a mesh are unchanged.
 
     >>> beside(jnp.ones(1), {"w": 1.0})
     {'w': 1.0}
@@ -208,13 +208,13 @@ def beside(arrays: PyTree, tree: PyTree) -> PyTree:
 
 
 def _parts(array: jax.Array, names: Any) -> int:
-    """How many parts an axis has that is cut over these mesh axes."""
+    """Return the number of parts of an axis that is sharded over these mesh axes."""
     names = () if names is None else (names,) if isinstance(names, str) else names
     return math.prod(jax.typeof(array).sharding.mesh.shape[name] for name in names)
 
 
 def matmul(x: jax.Array, kernel: jax.Array, **options: Any) -> jax.Array:
-    """``jnp.matmul(x, kernel, **options)`` of (..., inputs) and (inputs, outputs), whatever axes are cut.
+    """``jnp.matmul(x, kernel, **options)`` of (..., inputs) and (inputs, outputs), with any axes sharded.
 
     >>> matmul(jnp.ones((1, 2)), jnp.ones((2, 1)))
     Array([[2.]], dtype=float32)
@@ -223,24 +223,24 @@ def matmul(x: jax.Array, kernel: jax.Array, **options: Any) -> jax.Array:
 
 
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, **options: Any) -> jax.Array:
-    """``x @ kernel + bias``; the result lies as ``x`` does, and its last axis as that of the kernel.
+    """``x @ kernel + bias``; the result is sharded as ``x``, and its last axis as that of the kernel.
 
     >>> linear(jnp.ones((1, 2)), jnp.ones((2, 1)), jnp.ones(1))
     Array([[3.]], dtype=float32)
     """
 
-    def work_out(x, kernel, bias):
+    def compute(x, kernel, bias):
         y = jnp.matmul(x, kernel, **options)
         return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
 
     if explicit_mesh(kernel, bias) is None and explicit_spec(x)[-1] is None:
-        return work_out(x, kernel, bias)
+        return compute(x, kernel, bias)
     spec = disjoint((*explicit_spec(x)[:-1], explicit_spec(kernel)[-1]))
-    return automatic(work_out, x, kernel, bias, spec=lambda _: spec)
+    return automatic(compute, x, kernel, bias, spec=lambda _: spec)
 
 
 def disjoint(spec: Sequence) -> tuple:
-    """A sharding in which no mesh axis cuts two axes of the array: the first one keeps it.
+    """Remove repeated mesh axes from a sharding: the first array axis keeps each of them.
 
     >>> disjoint(("data", None, ("model", "data")))
     ('data', None, None)

@@ -2,7 +2,8 @@
 
 from nnlearn.stream.callbacks import Event as Event
 from nnlearn.stream.callbacks import every as every
+from nnlearn.stream.durable import run as run
 from nnlearn.stream.fit import fit as fit
 from nnlearn.stream.loggers import tensorboard as tensorboard
 from nnlearn.stream.loggers import wandb_offline as wandb_offline
-from nnlearn.stream.running import FitResult as FitResult
+from nnlearn.stream.loop import FitResult as FitResult

@@ -1,4 +1,4 @@
-"""A state that a callback returns, checked and put where the one before it lies."""
+"""A state that a callback returns, checked and placed on the devices of the state before."""
 
 from typing import Any
 
@@ -15,18 +15,18 @@ CURE = "use event.state.with_params(params), or event.state._replace(...) with l
 
 
 def changed_state(answer: Any, state: PyTree) -> PyTree | None:
-    """What a callback returned as the state to go on with; None if it is no state.
+    """The state to continue with, from the result of a callback; None if the result is not a state.
 
     Args:
-      answer: what a callback of ``fit`` returned.
-      state: the state that it was given.
+      answer: the result of a callback of ``fit``.
+      state: the state that the callback was given.
 
     Returns:
-      Arrays of which no other is the memory, as the next step takes it; on the devices where ``state`` lies.
+      Copies that the next step can donate, on the devices of ``state``.
 
     Raises:
-      TypeError: it is a state of another structure, or a leaf has another shape or dtype.
-      ValueError: its ``step`` is another, or its memory is gone.
+      TypeError: if the structure of the state is different, or a leaf has another shape or dtype.
+      ValueError: if its ``step`` is different, or its memory is gone.
 
     >>> changed_state(True, {"w": jnp.zeros(1)}), changed_state({"w": np.ones(1, np.float32)}, {"w": jnp.zeros(1)})
     (None, {'w': Array([1.], dtype=float32)})
@@ -56,7 +56,8 @@ def changed_state(answer: Any, state: PyTree) -> PyTree | None:
 
 
 def _is_state(answer: Any, state: PyTree) -> bool:
-    if isinstance(state, jax.Array):  # a state that is one array: True is none
+    """Whether a callback's result is a state, and not a flag that ends the run."""
+    if isinstance(state, jax.Array):  # the whole state is one array: a flag differs in shape or dtype
         return (
             isinstance(answer, jax.Array | np.ndarray)
             and jnp.shape(answer) == state.shape
@@ -68,11 +69,12 @@ def _is_state(answer: Any, state: PyTree) -> bool:
 
 
 def _as_array(leaf: Any, old: jax.Array) -> Any:
-    """A Python number takes the dtype that is asked for."""
+    """Cast a Python number to the dtype of the old leaf."""
     return jnp.asarray(leaf, old.dtype) if isinstance(leaf, bool | int | float | complex) else leaf
 
 
 def _placed(leaf: Any, old: jax.Array) -> jax.Array:
+    """A copy of a leaf with the sharding of the old one."""
     if leaf is old:
         return old
     new = jnp.array(leaf, old.dtype, copy=True)

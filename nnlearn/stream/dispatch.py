@@ -1,44 +1,144 @@
-"""The compiled programs of a host-driven run: several steps at once, and a check."""
+"""The device side of a host-driven run: its state, and the compiled programs that advance and check it."""
 
 import functools
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nnlearn.programs.loops import without_constants
 from nnlearn.sharding.axes import filled
+from nnlearn.stream.blocks import Block
+from nnlearn.stream.host_metrics import HostMetrics
+from nnlearn.stream.program_cache import cached_program
 from nnlearn.sums import Total
-from nnlearn.train.aux_metrics import counted_aux
-from nnlearn.train.custom_step import lift_step
+from nnlearn.train.aux_metrics import aux_names, counted_aux
+from nnlearn.train.custom_step import lift_step, own_state, with_own_state
 from nnlearn.train.state import TrainState
-from nnlearn.train.step import Step, count_skipped, counted_loss
-from nnlearn.train.stopping import StopRule
-from nnlearn.train.verdict import judge, measure
+from nnlearn.train.step import count_skipped, counted_loss
+from nnlearn.train.stopping import Metrics, StopRule
+from nnlearn.train.verdict import best_state, first_verdict, judge, measure
 from nnlearn.types import PyTree, Scalar
 
-# The state; since the last check: the sum of losses, the number of skipped steps, the sums of other numbers by name.
+# The state; since the last check: the sum of losses, the number of skipped steps, the sums of other metrics by name.
 Carry = tuple[TrainState, Total, jax.Array, dict[str, Total]]
 
 
-def make_block(step: Step, names: Sequence[str] = ()) -> Callable[..., tuple[Carry, PyTree]]:
-    """``block(carry, batches, count, size) -> (carry, infos)``, compiled; it takes the memory of ``carry``.
+class Dispatcher:
+    """Holds the state of a run on the device, and dispatches the programs that advance and check it.
+
+    Args:
+      step, evaluate: see ``fit``.
+      state: the state as loops carry it; its memory is taken.
+      rules: the stopping rules.
+      host: the metrics that are computed on the host.
+
+    Attributes:
+      metric_names: the names of the metrics of a check.
+      steps_since_check: number of steps since the last check.
+
+    Raises:
+      TypeError, ValueError: if ``evaluate`` does not return a dict of scalars, or a rule needs a metric that is not in
+        it. They are raised here rather than at the first check.
+    """
+
+    def __init__(
+        self,
+        step: Callable[..., Any],
+        state: TrainState,
+        evaluate: Callable[..., Mapping[str, Scalar]] | None,
+        rules: tuple[StopRule, ...],
+        host: HostMetrics,
+    ):
+        self._step = step  # its cached programs do not keep it alive
+        self._rules, self._host = rules, host
+        self._summed = aux_names(rules)
+        self._block = cached_program(step, "block", self._summed, lambda step: make_block(step, self._summed))
+        self._check = cached_program(step, "check", (evaluate, rules), lambda _: make_check(evaluate, rules))
+        # A loop with a dynamic trip count makes an accelerator ask the host at every turn, so full blocks get a program
+        # with a static count. On a CPU it costs nothing, and one program does for all blocks.
+        self._compile_full = jax.default_backend() != "cpu"
+        self._carry: Carry = (state, *_empty_sums(self._summed))
+        # A copy: the check donates the verdict, and the next step donates the state.
+        self._verdict = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), first_verdict(rules, state))
+        self.steps_since_check = 0
+        found = host(self.user_state)
+        self.metric_names = list(self._check.eval_shape(self._verdict, self._carry, np.float32(1), found)[0])
+
+    @property
+    def user_state(self) -> Any:
+        """The present state, of the type that ``fit`` was given."""
+        return own_state(self._carry[0])
+
+    def replace_state(self, user_state: Any) -> None:
+        """Continue from another state of the same type."""
+        self._carry = (with_own_state(self._carry[0], user_state), *self._carry[1:])
+
+    def make_steps(self, block: Block) -> PyTree:
+        """Dispatch the steps of a block, without waiting for them.
+
+        Returns:
+          The infos, stacked over the block's size; those beyond ``block.steps`` are undefined.
+        """
+        count = None if self._compile_full and block.steps == block.size else np.int32(block.steps)
+        self._carry, infos = self._block(self._carry, block.batches, count, block.size)
+        self.steps_since_check += block.steps
+        return infos
+
+    def check(self) -> Metrics:
+        """Evaluate the present state and apply the rules."""
+        found = self._host(self.user_state)
+        count = np.float32(self.steps_since_check)
+        metrics, self._verdict = self._check(self._verdict, self._carry, count, found)
+        self._carry = (self._carry[0], *_empty_sums(self._summed))
+        self.steps_since_check = 0
+        return metrics
+
+    @property
+    def reason(self) -> int:
+        """Which rule has stopped the run, counted from 1; 0 if none has."""
+        return int(self._verdict.reason) if self._rules else 0
+
+    @property
+    def rule_names(self) -> list[str]:
+        """The names of the rules."""
+        return [rule.name for rule in self._rules]
+
+    @property
+    def best_step(self) -> jax.Array | None:
+        """The step of the best check, 0 before the first; None if no rule keeps the best state."""
+        return None if self._verdict.best is None else self._verdict.best.step
+
+    def result(self) -> Any:
+        """The state that the run ends with: that of the best check where a rule keeps it, otherwise the present one."""
+        if self.best_step is None or not int(self.best_step):  # a run may be interrupted before its first check
+            return self.user_state
+        return own_state(best_state(self._verdict, self._carry[0]))
+
+    def is_lost(self) -> bool:
+        """Whether the memory of the state is gone, as after a step that failed."""
+        leaves = jax.tree.leaves(self._carry[0])
+        return any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in leaves)
+
+
+def make_block(step: Callable[..., Any], names: Sequence[str] = ()) -> Any:
+    """``block(carry, batches, count, size) -> (carry, infos)``, jitted; it donates ``carry``.
 
     Args:
       step: a training step.
-      names: what to sum up besides the loss, see ``counted_aux``.
+      names: metrics to sum besides the loss, see ``counted_aux``.
 
     Returns:
       A function that makes a step with each of the first ``count`` of ``size`` stacked batches, with one program for
-      any count; or with all of them, for None.
+      any count; or, if ``count`` is None, with all of them.
     """
-    step = jax.jit(lift_step(step))  # so that it is traced once for both
+    lifted = jax.jit(lift_step(step))  # jitted, so that all uses below share one trace
 
     def one(carry, batch):
         state, total, skipped, others = carry
-        state, info = step(state, batch)
+        state, info = lifted(state, batch)
         others = {name: others[name].plus(counted_aux(info, name)) for name in names}
         return (state, total.plus(counted_loss(info)), skipped + count_skipped(info), others), info
 
@@ -67,16 +167,16 @@ def make_block(step: Step, names: Sequence[str] = ()) -> Callable[..., tuple[Car
     return block
 
 
-def make_check(evaluate: Callable[..., Mapping[str, Scalar]] | None, rules: Sequence[StopRule]) -> Callable[..., Any]:
-    """``check(verdict, carry, count, host) -> (metrics, verdict)``, compiled; it takes the memory of ``verdict``.
+def make_check(evaluate: Callable[..., Mapping[str, Scalar]] | None, rules: Sequence[StopRule]) -> Any:
+    """``check(verdict, carry, count, host) -> (metrics, verdict)``, jitted; it donates ``verdict``.
 
     Args:
       evaluate: see ``fit``.
       rules: the stopping rules.
 
     Returns:
-      A function of what the rules carry, the carry of the steps, the number of steps since the last check, and the
-      metrics that were computed on the host.
+      A function of the rules' verdict, the carry of the steps, the number of steps since the last check, and the
+      metrics computed on the host.
     """
 
     @functools.partial(jax.jit, donate_argnums=0)
@@ -86,30 +186,20 @@ def make_check(evaluate: Callable[..., Mapping[str, Scalar]] | None, rules: Sequ
         means = {name: each.value / made for name, each in ({"train_loss": total} | others).items()}
         metrics = means | measure(evaluate, state)
         if both := sorted(host.keys() & metrics.keys()):
-            raise ValueError(f"host_metrics returns {both}, names of other metrics of this run: give them others")
+            raise ValueError(f"host_metrics returns {both}, names of other metrics of this run: rename them")
         metrics |= host
         return metrics, judge(verdict, rules, state, metrics)
 
     return check
 
 
-def kept_on(step: Any, kind: str, made_of: tuple, make: Callable[[], Any]) -> Any:
-    """``make()``, or the program of that kind which it has made before for this step and the same others.
-
-    It is kept on the step, and so lives as long: a run that is taken up again does not compile anew.
-
-    >>> def step(state, batch): ...
-    >>> kept_on(step, "block", (), object) is kept_on(step, "block", (), object)
-    True
-    """
-    key, name = (step, *made_of), f"_nnlearn_{kind}"
-    kept = getattr(step, name, None)
-    if kept is not None and kept[0] == key:  # a wrapper made by functools.wraps has its function's
-        return kept[1]
-    program = make()
-    if isinstance(step, types.FunctionType):  # other callables may mind a new attribute
-        setattr(step, name, (key, program))
-    return program
+def _empty_sums(names: Sequence[str]) -> tuple[Total, jax.Array, dict[str, Total]]:
+    """Zeros for the sum of losses, the number of skipped steps and the other sums, in new memory to be donated."""
+    dtype = jax.dtypes.canonicalize_dtype(np.float64)
+    zeros = [(np.zeros([], dtype), np.zeros([], dtype)) for _ in range(1 + len(names))]
+    pairs, skipped = jax.device_put((zeros, np.int32(0)))
+    losses, *others = (Total(*pair) for pair in pairs)
+    return losses, skipped, dict(zip(names, others, strict=True))
 
 
-__all__ = ["Carry", "kept_on", "make_block", "make_check"]
+__all__ = ["Carry", "Dispatcher", "make_block", "make_check"]

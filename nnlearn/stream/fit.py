@@ -1,25 +1,28 @@
-"""The host-driven run, for data that do not fit into a program: batches from any iterable, with the same step."""
+"""The host-driven run, for data that do not fit into a compiled program: batches from any iterable."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from nnlearn.calls import check_takes
 from nnlearn.checks import check_count
-from nnlearn.stream.callbacks import Callback, Calls, Every
+from nnlearn.stream.blocks import Boundaries, known_length, passes, read_blocks
+from nnlearn.stream.callbacks import Callback, Callbacks, Every, State
+from nnlearn.stream.dispatch import Dispatcher
 from nnlearn.stream.history import History, check_history
 from nnlearn.stream.host_metrics import HostMetrics
-from nnlearn.stream.interrupt import Interrupt
+from nnlearn.stream.interrupt import REASONS, Interrupt
+from nnlearn.stream.loop import FitResult, HostLoop
+from nnlearn.stream.prefetch import Prefetch
 from nnlearn.stream.progress import show_progress
-from nnlearn.stream.record import Recorder
-from nnlearn.stream.running import FitResult, Running
+from nnlearn.stream.record import Recorder, Writer
 from nnlearn.stream.stack import Stacker
-from nnlearn.stream.stream import Plan, Prefetch, known_length, passes, read_blocks
-from nnlearn.train.custom_step import carry_state, check_step, is_carried
+from nnlearn.train.custom_step import carry_state, check_step
+from nnlearn.train.state import TrainState
 from nnlearn.train.stopping import StopRule
 from nnlearn.train.trace import leaf_names
 from nnlearn.train.window import warn_of_open_window
@@ -28,93 +31,93 @@ from nnlearn.types import Batch, Scalar
 
 def fit(
     step: Callable[..., Any],
-    state: Any,
+    state: State,
     batches: Iterable[Batch] | Callable[[int], Iterable[Batch]],
     *,
     steps: int | None = None,
     epochs: int | None = None,
     evaluate: Callable[..., Mapping[str, Scalar]] | None = None,
-    host_metrics: Callable[[Any], Mapping[str, float]] | None = None,
+    host_metrics: Callable[[State], Mapping[str, Scalar]] | None = None,
     check_every: int | None = None,
     stop: StopRule | Sequence[StopRule] = (),
     record_every: int = 1,
-    callbacks: Callback | Every | Sequence[Callback | Every] = (),
-    save: Callable[[str, Any, int], Any] | None = None,
+    callbacks: Callback[State] | Every[State] | Sequence[Callback[State] | Every[State]] = (),
+    save: Callable[[str, State, int], Any] | None = None,
     history: str | Path | None = None,
     progress: Any = None,
-    ragged: str = "error",
+    ragged: Literal["error", "pad"] = "error",
     steps_per_dispatch: int | None = None,
     prefetch: int = 2,
     sharding: jax.sharding.Sharding | None = None,
     donate: bool = False,
-) -> FitResult:
+) -> FitResult[State]:
     """Train on a stream of batches, with evaluation, early stopping, callbacks, a progress bar and files.
 
-    Several batches at a time are stacked by a thread, put on the device and trained on in one call. The parameters
-    are, to the bit, those of ``jax.lax.scan(step, state, batches)``. A NaN in the loss is recorded; ``diverged()``
-    among the rules stops at it.
+    A thread stacks several batches and puts them on the device, and one call trains on all of them. The parameters
+    equal those of ``jax.lax.scan(step, state, batches)`` bit for bit. A NaN in the loss is recorded; the rule
+    ``diverged()`` stops at it.
 
-    The first Ctrl-C or SIGTERM ends the run after the present call, saves, and returns what there is: look at
+    The first Ctrl-C or SIGTERM ends the run after the present call, saves, and returns the result so far: look at
     ``result.stopped_by``. A second Ctrl-C raises ``KeyboardInterrupt`` at once.
 
     Args:
-      step: what ``make_step`` returns, or a step of your own, see ``nnlearn.train.custom_step``.
-      state: from ``init_state``, or that of your step; or a saved one: its ``step`` goes on counting, and checks and
-        records come where they would have come. The place in the stream is up to you; what rules have counted
-        before is forgotten.
+      step: the result of ``make_step``, or a custom step, see ``nnlearn.train.custom_step``.
+      state: from ``init_state``, or the state of a custom step; or a saved one. A saved state's ``step`` continues to
+        count, and checks and records come at the same steps as in one long run. You choose the place in the stream;
+        the counts of stopping rules start anew.
       batches: an iterable of batches, such as a list, a generator or a DataLoader of grain or PyTorch; or a function
         from the epoch, counted from 0, to one. Leaves are arrays of any library. It is read in a thread, up to
-        ``prefetch * steps_per_dispatch`` batches ahead, never beyond ``steps``; and, unless ``prefetch`` is 0, one more
-        where a period ends, if only that can tell whether an epoch does, too.
-      steps: how many steps to make now; what can be read again is read as often as that needs.
-      epochs: or how many passes over the batches; one if neither is given.
-      evaluate: ``evaluate(params) -> {"name": scalar}``, compiled, called at every check; may ask for ``model_state``
-        and ``opt_state`` by name. ``evaluation`` makes one from arrays. For a state that is no ``TrainState`` it is
-        ``evaluate(state)``.
-      host_metrics: ``host_metrics(state) -> {"name": number}``, called in Python at every check, for what JAX cannot
-        trace, such as a metric of scikit-learn or of sampled text; rules, files and callbacks have its numbers beside
-        those of ``evaluate``. It is called once before the first step, too, so that a mistake shows at once. The
-        device waits for it, so prefer ``evaluate`` where that can say the same. Of arrays to keep, ``jax.device_get``
-        a copy.
-      check_every: steps between two checks; with None there is one after each epoch, if there is something to
-        evaluate, to call or to save. The end of a run is always one, unless it was interrupted.
-      stop: rules that stop the run at a check, such as ``patience("loss", 5)``, which restores the best state too.
-      record_every: record every so many steps, in trace, history and rows.
-      callbacks: functions ``callback(event)``, called at every check and at the end, or ``every`` so many steps. One
-        that returns a state has the run go on with it from the next step on, such as
-        ``event.state.with_params(params)`` or one whose ``opt_state`` is from ``set_hyperparams``; its structure,
-        shapes, dtypes and ``step`` must be those of ``event.state``. As no call of steps goes beyond a period or a
-        check, it takes effect exactly there, whatever ``steps_per_dispatch`` is; what the check has found, and its
-        best state, are of the state before. One that returns any other true value ends the run. See ``Event``;
-        ``tensorboard`` and ``wandb_offline`` make some.
-      save: ``save(name, state, step)``, called with ``"best"`` at a check that is the best so far, where a rule keeps
-        the best, and with ``"last"`` after every check and when the run ends, be it by an error in batches or
-        callbacks. It must have written or copied the state when it returns: the next step takes its memory.
-      history: a ``.csv`` or ``.jsonl`` file, written as the run goes on: ``step``, the scalars of ``info`` and, at
-        checks, the metrics; one that has the name of a column before it, as ``loss`` has, is ``check/loss``. A state of
-        step 0 begins a new file and moves an older one aside; a later state goes on in it, and takes out the rows of
-        steps that are made again.
+        ``prefetch * steps_per_dispatch`` batches ahead, never beyond ``steps``. Unless ``prefetch`` is 0, one more
+        batch is read at the end of a period if only that can tell whether the epoch ends there too.
+      steps: number of steps to make now; batches that can be read again are read as often as needed.
+      epochs: alternatively, number of passes over the batches; one if neither is given.
+      evaluate: ``evaluate(params) -> {"name": scalar}``, compiled, called at every check; may take ``model_state`` and
+        ``opt_state`` by name. ``evaluation`` makes one from arrays. If the state is not a ``TrainState``, it is called
+        as ``evaluate(state)``.
+      host_metrics: ``host_metrics(state) -> {"name": scalar}``, called in Python at every check, for metrics that JAX
+        cannot trace, such as those of scikit-learn or of sampled text. Rules, files and callbacks see its metrics
+        beside those of ``evaluate``. It is also called once before the first step, so that a mistake shows at once.
+        The device waits for it, so prefer ``evaluate`` if that can compute the same. To keep arrays, copy them:
+        ``jax.device_get``.
+      check_every: steps between two checks. None checks after each epoch, if there is something to evaluate, to call or
+        to save. The end of a run is always a check, unless the run was interrupted.
+      stop: rules that stop the run at a check, such as ``patience("loss", 5)``, which also restores the best state.
+      record_every: record every ``record_every`` steps, in trace, history and rows.
+      callbacks: functions ``callback(event)``, called at every check and at the end, or ``every`` given number of
+        steps. If one returns a state, the run continues with it from the next step on, for example
+        ``event.state.with_params(params)`` or a state whose ``opt_state`` is from ``set_hyperparams``. Its structure,
+        shapes, dtypes and ``step`` must be those of ``event.state``. It takes effect exactly there, whatever
+        ``steps_per_dispatch`` is, because no call makes steps beyond a period or a check. The metrics of that check,
+        and its best state, are of the state before. Any other true value ends the run. See ``Event``; ``tensorboard``
+        and ``wandb_offline`` make callbacks.
+      save: ``save(name, state, step)``, called with ``"best"`` at a check that is the best so far, if a rule keeps the
+        best, and with ``"last"`` after every check and at the end of the run, even if batches or callbacks raise an
+        error. It must have written or copied the state when it returns: the next step overwrites its memory.
+      history: a ``.csv`` or ``.jsonl`` file, written during the run: ``step``, the scalars of ``info`` and, at checks,
+        the metrics. A metric with the name of an earlier column, such as ``loss``, is ``check/loss``. A state of step 0
+        begins a new file and renames an existing one; a later state continues the file, after removing the rows of
+        steps that are repeated.
       progress: None for a bar if there is a terminal, True or False, or a ``rich.console.Console``.
-      ragged: ``"error"`` refuses batches of other shapes than the first one's. ``"pad"`` fills smaller ones up, and
-        every batch is a ``MaskedBatch(examples, where)``.
-      steps_per_dispatch: batches that go to the device together; None for what suits their size.
-      prefetch: how many such calls the thread prepares ahead; 0 for none and no thread. With 0, where batches do not
-        know their number, a callback of a period is called without the metrics of a check at the end of an epoch.
-      sharding: how a batch lies on the devices; None for the default device.
+      ragged: ``"error"`` refuses batches of other shapes than the first one's. ``"pad"`` pads smaller ones, and every
+        batch is a ``MaskedBatch(examples, where)``.
+      steps_per_dispatch: number of batches that go to the device together; None chooses by their size.
+      prefetch: number of such calls that the thread prepares ahead; 0 for none and no thread. With 0 and batches of
+        unknown length, a callback with a period is called without the metrics of a check at the end of an epoch.
+      sharding: the sharding of a batch; None for the default device.
       donate: whether ``state`` may be overwritten, which saves the memory of one copy.
 
     Returns:
       ``FitResult(state, trace)``.
 
     Warns:
-      UserWarning: the run has ended inside an accumulation window of ``MultiSteps``, whose gradients are not applied.
+      UserWarning: if the run ended inside an accumulation window of ``MultiSteps``, whose gradients are not applied.
 
     Raises:
-      TypeError: ``batches`` is no iterable, a leaf is no array, a function does not take the arguments above or returns
-        what it should not, or a callback returns a state unlike ``event.state``.
-      ValueError: an argument is impossible; ``host_metrics`` has the name of another metric; a batch is not like the
-        first; there are no batches, or fewer than ``steps``. Whatever is raised while training, what was
-        recorded is in ``history`` and the last state saved.
+      TypeError: if ``batches`` is not an iterable, a leaf is not an array, a function takes other arguments than above
+        or returns a wrong type, or a callback returns a state unlike ``event.state``.
+      ValueError: if an argument is impossible, a name of ``host_metrics`` is taken by another metric, a batch differs
+        from the first, or there are no batches, or fewer than ``steps``. After any error during training, the records
+        so far are in ``history`` and the last state is saved.
 
     >>> import nnlearn
     >>> import numpy as np
@@ -135,49 +138,65 @@ def fit(
     if history is not None:
         check_history(history)
     rules = (stop,) if isinstance(stop, StopRule) else tuple(stop)
-    calls = Calls(callbacks)
-    given, state = state, carry_state(state)
-    if jnp.shape(state.step):
+    listeners, host = Callbacks(callbacks), HostMetrics(host_metrics)
+    carried = carry_state(state)
+    if jnp.shape(carried.step):
         raise ValueError(
-            f"fit makes one run, but state holds {jnp.shape(state.step)} of them: vmap what make_train returns"
+            f"fit makes one run, but state holds {jnp.shape(carried.step)} of them: vmap what make_train returns"
         )
-    host = HostMetrics(host_metrics)
-    something = bool(evaluate or host or rules or calls or save)
-    plan = _plan(int(state.step), batches, steps, epochs, check_every, calls.periods, something)
+    needs_checks = bool(evaluate or host or rules or listeners or save)
+    boundaries = _boundaries(int(carried.step), batches, steps, epochs, check_every, listeners.periods, needs_checks)
     if check_count("record_every", record_every) and prefetch != 0:
         check_count("prefetch", prefetch)
-    size = plan.block_size if steps_per_dispatch is None else check_count("steps_per_dispatch", steps_per_dispatch)
-    stacker = Stacker(size, ragged, sharding)
+    if steps_per_dispatch is not None:
+        check_count("steps_per_dispatch", steps_per_dispatch)
+    stacker = Stacker(steps_per_dispatch or boundaries.block_size, ragged, sharding)
     epochs_left = passes(batches, epochs, steps)
-    total = _total(plan, epochs)
-    if not donate and state is given:  # a state of another type is a copy by now
-        state = jax.tree.map(jnp.copy, state)
+    if not donate and carried is state:  # carry_state has copied a state of another type
+        carried = jax.tree.map(jnp.copy, carried)
     with contextlib.ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt())
-        bar = stack.enter_context(show_progress(progress, plan.first, total))
-        writers = [calls.write] if calls else []
+        bar = stack.enter_context(show_progress(progress, boundaries.first, _total(boundaries, epochs)))
 
-        def begin(columns):
+        def open_writers(columns: list[str]) -> list[Writer]:
+            writers: list[Writer] = []
             if history is not None:
-                writers.insert(0, stack.enter_context(History(history, columns, plan.first)).write)
+                writers.append(stack.enter_context(History(history, columns, boundaries.first)).write)
+            if listeners:
+                writers.append(listeners.write)
+            return writers
 
-        running = Running(step, state, evaluate, rules, calls, save, plan, host)
-        running.recorder = Recorder(
-            record_every, running.metrics, leaf_names(state), begin=begin, writers=writers, watch=bar.update
+        dispatcher = Dispatcher(step, carried, evaluate, rules, host)
+        recorder = Recorder(
+            record_every,
+            dispatcher.metric_names,
+            leaf_names(carried),
+            open_writers=open_writers,
+            watch=bar.update,
         )
-        ahead = Prefetch(read_blocks(epochs_left, plan, stacker, lambda: ahead.stopped, prefetch > 0), prefetch)
+        loop = HostLoop(dispatcher, recorder, listeners, save, boundaries, check_every)
+        ahead = Prefetch(read_blocks(epochs_left, boundaries, stacker, lambda: ahead.stopped, prefetch > 0), prefetch)
         stack.enter_context(ahead)
         try:
-            result = running.train(ahead, interrupt, check_every)
+            result = loop.run(ahead, interrupt)
         except BaseException as error:
-            running.rescue(error)
+            loop.rescue(error)
             raise
-    if result.stopped_by not in ("interrupted", "terminated"):  # those are taken up again, window and all
-        warn_of_open_window(running.state.stored if is_carried(running.state) else running.state.opt_state)
+    if result.stopped_by not in REASONS.values():  # an interrupted run is resumed, with its window
+        last = dispatcher.user_state
+        warn_of_open_window(last.opt_state if isinstance(last, TrainState) else last)
     return result
 
 
-def _plan(first, batches, steps, epochs, check_every, periods, checks: bool) -> Plan:
+def _boundaries(
+    first: int,
+    batches: Any,
+    steps: int | None,
+    epochs: int | None,
+    check_every: int | None,
+    periods: tuple[int, ...],
+    needs_checks: bool,
+) -> Boundaries:
     if steps is not None and epochs is not None:
         raise ValueError(f"give one of steps and epochs, got steps={steps!r} and epochs={epochs!r}")
     last = None if steps is None else first + check_count("steps", steps)
@@ -185,13 +204,14 @@ def _plan(first, batches, steps, epochs, check_every, periods, checks: bool) -> 
         check_count("epochs", epochs)
     if check_every is not None:
         periods = (check_count("check_every", check_every), *periods)
-    return Plan(first, last, periods, check_every is None and checks, known_length(batches))
+    return Boundaries(first, last, periods, check_every is None and needs_checks, known_length(batches))
 
 
-def _total(plan: Plan, epochs: int | None) -> int | None:
-    if plan.last is not None:
-        return plan.last - plan.first
-    return None if plan.epoch_steps is None else plan.epoch_steps * (epochs or 1)
+def _total(boundaries: Boundaries, epochs: int | None) -> int | None:
+    """Number of steps of the run, or None if unknown."""
+    if boundaries.last is not None:
+        return boundaries.last - boundaries.first
+    return None if boundaries.epoch_steps is None else boundaries.epoch_steps * (epochs or 1)
 
 
 __all__ = ["FitResult", "fit"]

@@ -1,10 +1,10 @@
-"""What a run recorded, row by row, in a file that can be read while the run goes on."""
+"""The records of a run as rows of a file that can be read during the run."""
 
 import contextlib
 import csv
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,16 @@ FORMATS = (".csv", ".jsonl")
 class History:
     """Writes rows to a ``.csv`` file or a file of JSON lines, complete after every ``write``.
 
-    A run from its first step on begins a new file, and an older one of that name is moved aside (``run.1.csv``). A run
-    that is taken up again goes on in its file, where the rows of steps that it makes again are taken out.
+    A run from step 0 begins a new file and renames an existing one (``run.1.csv``). A resumed run continues its file,
+    after removing the rows of steps that it repeats.
 
     Args:
       path: a file name that ends with ``.csv`` or ``.jsonl``.
-      columns: the names of all columns of a table; a row may lack some.
+      columns: the names of all columns; a row may lack some.
       first: steps made before; 0 begins a new file.
 
     Raises:
-      ValueError: the name ends otherwise, the file that is to be gone on with has other columns, or another run is
-        writing it.
+      ValueError: if the name ends otherwise, the file being resumed has other columns, or another run is writing it.
 
     >>> import tempfile
     >>> folder = tempfile.TemporaryDirectory()
@@ -44,27 +43,27 @@ class History:
         self.is_table = self.path.suffix == ".csv"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._claimed() if self.path.exists() else contextlib.nullcontext():
-            goes_on = first > 0 and self._has_begun()
-            if goes_on:
+            resumes = first > 0 and self._has_begun()
+            if resumes:
                 self._cut(first)
             elif self.path.exists():
                 move_aside(self.path)
         self._file = self._claimed()
-        self._last: tuple[Row, int] | None = None  # the row that was written last, and where it begins
-        if self.is_table and not goes_on:
+        self._last: tuple[Row, int] | None = None  # the last row, and its position in the file
+        if self.is_table and not resumes:
             csv.writer(self._file, lineterminator="\n").writerow(self.columns)
             self._file.flush()
 
     def __enter__(self) -> "History":
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Add rows to the file; a row for the step of the one before it adds to that.
+        """Add rows to the file. A first row for the step of the last row is merged into that row.
 
-        In JSON lines, too, what is not finite is written ``NaN`` and ``Infinity``.
+        Non-finite values are written as ``NaN`` and ``Infinity``, in JSON lines too.
         """
         if not rows:
             return
@@ -79,7 +78,7 @@ class History:
         self._file.flush()
 
     def _claimed(self) -> Any:
-        """The file, open, and no other run's as long as it is."""
+        """The file, opened and locked against other runs until it is closed."""
         file = open(self.path, "a", newline="", encoding="utf-8")  # noqa: SIM115
         if not hold(file):
             file.close()
@@ -87,7 +86,7 @@ class History:
         return file
 
     def _has_begun(self) -> bool:
-        """Whether there is something to go on with: not in a table whose first line was not written to its end."""
+        """Whether there is a file to resume. A table whose header line is incomplete does not count."""
         if not self.path.exists():
             return False
         with open(self.path, newline="", encoding="utf-8") as file:
@@ -101,7 +100,7 @@ class History:
             self._file.writelines(json.dumps(row) + "\n" for row in rows)
 
     def _cut(self, first: int) -> None:
-        """Leave out the rows after step ``first``; a line that was not written to its end is one of them."""
+        """Remove the rows after step ``first``, and an incomplete last line."""
         kept, step_of = [], self._step_of()
         with open(self.path, newline="", encoding="utf-8") as file:
             if self.is_table:
@@ -115,7 +114,7 @@ class History:
         with replacing(self.path, newline="", encoding="utf-8") as file:
             file.writelines(kept)
 
-    def _step_of(self) -> Any:
+    def _step_of(self) -> Callable[[str], float]:
         def step_of(line: str) -> float:
             try:
                 return float(line.split(",")[0] if self.is_table else json.loads(line)["step"])
@@ -126,7 +125,10 @@ class History:
 
 
 def check_history(path: str | Path) -> Path:
-    """``path`` as a ``Path``, if its name says a format.
+    """``path`` as a ``Path``.
+
+    Raises:
+      ValueError: if its suffix is not a known format.
 
     >>> check_history("run.txt")
     Traceback (most recent call last):
@@ -138,10 +140,10 @@ def check_history(path: str | Path) -> Path:
 
 
 def move_aside(path: Path) -> Path:
-    """Rename a file to the first free one of ``run.1.csv``, ``run.2.csv`` ... and return that."""
-    number = 1
-    while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-        number += 1
+    """Rename a file to the first free name of ``run.1.csv``, ``run.2.csv`` ... and return it."""
+    index = 1
+    while (aside := path.with_name(f"{path.stem}.{index}{path.suffix}")).exists():
+        index += 1
     return path.rename(aside)
 
 

@@ -1,4 +1,4 @@
-"""Metrics that Python computes at the checks of a host-driven run, such as scikit-learn's or those of sampled text."""
+"""Metrics computed in Python at the checks of a host-driven run, such as those of scikit-learn or of sampled text."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from nnlearn.types import PyTree
 
 
 class HostMetrics:
-    """Calls the user's function and makes arrays of what it returns.
+    """Calls the user's function and converts its results to arrays.
 
     >>> HostMetrics(lambda state: {"size": len(state)})([1, 2])
     {'size': Array(2., dtype=float32)}
@@ -22,7 +22,7 @@ class HostMetrics:
 
     def __init__(self, function: Callable[[PyTree], Mapping[str, Any]] | None):
         self.function = function
-        self.names: list[str] | None = None  # those of the first call
+        self.names: list[str] | None = None  # of the first call
 
     def __bool__(self) -> bool:
         return self.function is not None
@@ -31,25 +31,25 @@ class HostMetrics:
         """The metrics of a state, as scalars.
 
         Raises:
-          TypeError: the function returns no dict of numbers.
-          ValueError: it returns other names than before.
+          TypeError: if the function does not return a dict of numbers.
+          ValueError: if it returns other names than before.
         """
         if self.function is None:
             return {}
         found = self.function(state)
         if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
             raise TypeError(f"host_metrics must return a dict of numbers by name, got {type(found).__name__}")
-        numbers = {name: jnp.asarray(_number(name, value)) for name, value in found.items()}
-        self.names = sorted(numbers) if self.names is None else self.names
-        if sorted(numbers) != self.names:
+        metrics = {name: jnp.asarray(_scalar(name, value)) for name, value in found.items()}
+        self.names = sorted(metrics) if self.names is None else self.names
+        if sorted(metrics) != self.names:
             raise ValueError(
-                f"host_metrics must return the same names at every check: {self.names} before, now {sorted(numbers)}"
+                f"host_metrics must return the same names at every check: {self.names} before, now {sorted(metrics)}"
             )
-        return numbers
+        return metrics
 
 
-def _number(name: str, value: Any) -> np.ndarray:
-    """One real number, in the dtype that JAX has for Python's floats."""
+def _scalar(name: str, value: Any) -> np.ndarray:
+    """A real scalar in JAX's default float dtype."""
     array = None if isinstance(value, str | bytes) or value is None else np.asarray(value)
     if array is None or array.shape != () or array.dtype.kind not in "biufV":
         what = repr(value) if array is None or array.dtype.kind == "O" else f"of shape {array.shape}, {array.dtype}"

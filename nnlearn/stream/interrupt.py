@@ -1,4 +1,4 @@
-"""The first Ctrl-C, or the end of a job, as a request to stop at the next step."""
+"""Ctrl-C and SIGTERM as requests to stop after the present step."""
 
 import signal
 import threading
@@ -8,10 +8,10 @@ REASONS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
 class Interrupt:
-    """While it is entered, SIGINT and SIGTERM are noted in ``reason``; a second SIGINT raises ``KeyboardInterrupt``.
+    """A context that stores SIGINT or SIGTERM in ``reason``; a second SIGINT raises ``KeyboardInterrupt``.
 
-    Only in the main thread, as Python lets no other one handle signals. Elsewhere, and for signals that the process
-    ignores or that are handled outside of Python, nothing changes.
+    It works in the main thread only, because Python handles signals there. In other threads, and for signals that the
+    process ignores or that are handled outside Python, nothing changes.
 
     >>> import os
     >>> with Interrupt() as interrupt:
@@ -20,26 +20,26 @@ class Interrupt:
     'interrupted'
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.reason: str | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():
-            for number in REASONS:
-                handler = signal.getsignal(number)
+            for signum in REASONS:
+                handler = signal.getsignal(signum)
                 if handler is not None and handler != signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._note)
+                    self._before[signum] = signal.signal(signum, self._note)
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         while self._before:
             signal.signal(*self._before.popitem())
 
-    def _note(self, number, frame) -> None:
-        if number == signal.SIGINT and self.reason is not None:
+    def _note(self, signum: int, frame: Any) -> None:
+        if signum == signal.SIGINT and self.reason is not None:
             raise KeyboardInterrupt
-        self.reason = self.reason or REASONS[number]
+        self.reason = self.reason or REASONS[signal.Signals(signum)]
 
 
 __all__ = ["Interrupt"]

@@ -1,4 +1,4 @@
-"""Callbacks that hand what a run records to the tools that people watch runs with; imported when they are made."""
+"""Callbacks that send the records of a run to logging tools, which are imported on use."""
 
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,13 @@ from nnlearn.stream.callbacks import Callback, Event
 
 
 def tensorboard(folder: str | Path) -> Callback:
-    """A callback for ``fit`` that writes every row for TensorBoard, by the step.
+    """A callback for ``fit`` that writes every row for TensorBoard.
 
     Args:
-      folder: where; one for each run.
+      folder: where to write; use one folder per run.
 
     Raises:
-      ImportError: tensorboardX is not installed.
+      ImportError: if tensorboardX is not installed.
 
     >>> fit(step, state, batches, callbacks=tensorboard("runs/first"))  # doctest: +SKIP
     """
@@ -32,21 +32,21 @@ def tensorboard(folder: str | Path) -> Callback:
         writer.flush()
         if event.final:
             writer.close()
-            writer = None  # another run that is given this callback begins a file of its own in the folder
+            writer = None  # another run with this callback begins a new file in the folder
 
     return callback
 
 
 def wandb_offline(project: str, folder: str | Path | None = None, **settings: Any) -> Callback:
-    """A callback for ``fit`` that logs every row to Weights & Biases on this machine only, to be synchronised later.
+    """A callback for ``fit`` that logs every row to local files of Weights & Biases, to be synchronised later.
 
     Args:
-      project: its name there.
-      folder: where the files go; None for the working folder.
-      **settings: of ``wandb.init``, such as ``name`` and ``config``.
+      project: name of the project.
+      folder: where to write; None for the working folder.
+      **settings: arguments of ``wandb.init``, such as ``name`` and ``config``.
 
     Raises:
-      ImportError: wandb is not installed.
+      ImportError: if wandb is not installed.
 
     >>> fit(step, state, batches, callbacks=wandb_offline(project="digits"))  # doctest: +SKIP
     """

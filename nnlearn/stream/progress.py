@@ -1,32 +1,32 @@
-"""A line in the terminal that says how far a run is; rich is imported when one is shown."""
+"""A progress bar in the terminal; rich is imported when one is shown."""
 
 import sys
 import time
-from typing import Any
+from typing import Any, Self
 
 REFRESH_SECONDS = 0.1
 
 
-class Silence:
-    """No line at all."""
+class NoProgress:
+    """Shows nothing."""
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         pass
 
     def update(self, step: int, loss: float, rate: float | None) -> None:
-        """Nothing."""
+        """No-op."""
 
 
-class Bar(Silence):
-    """Steps, loss, learning rate, speed and the time that is left.
+class Bar(NoProgress):
+    """Shows steps, loss, learning rate, speed and the remaining time.
 
     Args:
-      console: rich's.
+      console: a ``rich.console.Console``.
       first: steps made before.
-      total: steps to be made, or None where nobody knows.
+      total: steps of the run, or None if unknown.
     """
 
     def __init__(self, console: Any, first: int, total: int | None):
@@ -36,29 +36,31 @@ class Bar(Silence):
         columns = (BarColumn(bar_width=None), MofNCompleteColumn(), text, TimeRemainingColumn(compact=True))
         self._progress = Progress(*columns, console=console, expand=True)
         self._task = self._progress.add_task("", total=total, text="")
-        self._first, self._shown, self._latest = first, 0.0, None
-        self._start: tuple[int, float] | None = None  # after the first steps, which compile the program
+        self._first, self._shown_at = first, 0.0
+        self._latest: tuple[int, float, float | None, float] | None = None
+        self._start: tuple[int, float] | None = None  # after the first steps, which include compilation
 
-    def __enter__(self) -> "Bar":
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
-    def __exit__(self, *error) -> None:
-        if self._latest is not None:
-            self._show()
+    def __exit__(self, *error: object) -> None:
+        self._show()
         self._progress.stop()
 
     def update(self, step: int, loss: float, rate: float | None) -> None:
-        """Say where the run is; shown a few times a second at most."""
+        """Update the position; redraws at most every ``REFRESH_SECONDS``."""
         now = time.monotonic()
         self._latest = (step, loss, rate, now)
         if self._start is None:
             self._start = (step, now)
-        if now - self._shown >= REFRESH_SECONDS:
-            self._shown = now
+        if now - self._shown_at >= REFRESH_SECONDS:
+            self._shown_at = now
             self._show()
 
     def _show(self) -> None:
+        if self._latest is None or self._start is None:
+            return
         step, loss, rate, now = self._latest
         parts = [f"loss {loss:.4g}"]
         if rate is not None:
@@ -69,18 +71,18 @@ class Bar(Silence):
         self._progress.update(self._task, completed=step - self._first, text="  ".join(parts))
 
 
-def show_progress(progress: Any, first: int, total: int | None) -> Silence:
-    """A bar for ``fit``'s argument ``progress``.
+def show_progress(progress: Any, first: int, total: int | None) -> NoProgress:
+    """The progress display for ``fit``'s argument ``progress``.
 
     Args:
       progress: None for a bar on a terminal or in a notebook, True or False, or a ``rich.console.Console``.
       first, total: see ``Bar``.
 
     >>> type(show_progress(False, 0, 10)).__name__
-    'Silence'
+    'NoProgress'
     """
     if progress is False or (progress is None and not _is_watched()):
-        return Silence()
+        return NoProgress()
     from rich.console import Console
 
     if progress is not None and progress is not True and not isinstance(progress, Console):
@@ -89,7 +91,8 @@ def show_progress(progress: Any, first: int, total: int | None) -> Silence:
 
 
 def _is_watched() -> bool:
+    """Whether there is a notebook or a terminal."""
     return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
 
 
-__all__ = ["Bar", "Silence", "show_progress"]
+__all__ = ["Bar", "NoProgress", "show_progress"]

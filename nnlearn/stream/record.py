@@ -1,4 +1,4 @@
-"""What a host-driven run records: read back from the device a few calls late, so that no step waits for it."""
+"""The records of a host-driven run, read back from the device a few calls late, so that no step waits for them."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -10,27 +10,39 @@ import numpy as np
 
 from nnlearn.stream.history import Row
 from nnlearn.train.step import Info
+from nnlearn.train.stopping import Metrics
 from nnlearn.train.trace import ALL_STEPS, Trace, info_columns, metric_column
 from nnlearn.types import PyTree
 
+Writer = Callable[[list[Row]], None]
+
 
 class _Entry(NamedTuple):
-    first: int  # steps made before
-    count: int
-    infos: PyTree  # stacked, on the device; what lies beyond ``count`` is undefined
-    metrics: dict[str, jax.Array]  # of the check after the last of these steps, if there was one
+    """Steps whose infos have not been read back.
+
+    Attributes:
+      first: steps made before.
+      steps: number of steps.
+      infos: stacked, on the device; undefined beyond ``steps``.
+      metrics: of the check after the last of these steps, if there was one.
+    """
+
+    first: int
+    steps: int
+    infos: PyTree
+    metrics: Metrics
 
 
 class Recorder:
-    """Gathers infos and metrics in the order of steps.
+    """Collects infos and metrics in the order of steps.
 
     Args:
-      every: record every so many steps.
-      metrics: the names of what checks find.
+      every: record every ``every`` steps.
+      metrics: the names of the metrics of checks.
       leaves: the names of the parameters.
-      begin: called with the names of all columns before the first rows.
-      writers: functions that are given rows; without any, none are made.
-      watch: called with the step, loss and learning rate, or None, that were read last.
+      open_writers: called with the names of all columns before the first rows; returns functions that take rows.
+        If it returns none, no rows are made.
+      watch: called with the step, loss and learning rate (or None) that were read last.
     """
 
     def __init__(
@@ -39,60 +51,60 @@ class Recorder:
         metrics: Sequence[str],
         leaves: Sequence[str] = (),
         *,
-        begin: Callable[[list[str]], None],
-        writers: list[Callable[[list[Row]], None]],
+        open_writers: Callable[[list[str]], list[Writer]],
         watch: Callable[[int, float, float | None], None],
     ):
         self.every, self.metrics, self.leaves = every, list(metrics), tuple(leaves)
-        self.latest: dict[str, float] = {}  # what the last check found, as far as it was read
-        self._begin, self._writers, self._watch = begin, writers, watch
+        self.latest: dict[str, float] = {}  # metrics of the latest check that was read
+        self._open_writers, self._watch = open_writers, watch
+        self._writers: list[Writer] = []
         self._far = jax.default_backend() != "cpu"
         self._waiting: deque[_Entry] = deque()
         self._steps: list[np.ndarray] = []
         self._infos: list[PyTree] = []
         self._checks: list[tuple[int, dict[str, np.ndarray]]] = []
         self._columns: list[tuple[str, int, int | None]] | None = None
-        self._metric_columns: dict[str, str] = {}  # what they are called beside those, as in ``Trace.columns``
+        self._metric_columns: dict[str, str] = {}  # the metrics' column names, as in ``Trace.columns``
 
-    def add(self, first: int, count: int, infos: PyTree) -> None:
-        """Take the infos of ``count`` steps; they need not have been computed yet."""
+    def add(self, first: int, steps: int, infos: PyTree) -> None:
+        """Add the infos of some steps; they need not have been computed yet."""
         if self._columns is None:
             self._columns = info_columns(infos, 0, self.leaves)
             names = ["step", *(name for name, _, _ in self._columns)]
             for metric in self.metrics:
                 self._metric_columns[metric] = metric_column(metric, names)
                 names.append(self._metric_columns[metric])
-            self._begin(names)
+            self._writers = self._open_writers(names)
         if self._far:
             for leaf in jax.tree.leaves(infos):
                 leaf.copy_to_host_async()
-        self._waiting.append(_Entry(first, count, infos, {}))
+        self._waiting.append(_Entry(first, steps, infos, {}))
 
-    def add_check(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Take what the check after the last steps has found."""
+    def add_check(self, step: int, metrics: Metrics) -> None:
+        """Add the metrics of a check after the last steps."""
         if self._waiting:
             self._waiting[-1] = self._waiting[-1]._replace(metrics=metrics)
         else:
             self._waiting.append(_Entry(step, 0, None, metrics))
 
     def read(self, leave: int = 0) -> None:
-        """Read everything but the latest entries, waiting for the device where need be."""
+        """Read all entries except the latest ``leave``, waiting for the device if necessary."""
         while len(self._waiting) > leave:
             self._read_one(self._waiting.popleft())
 
     def _read_one(self, entry: _Entry) -> None:
-        last = entry.first + entry.count
+        last = entry.first + entry.steps
         steps = np.arange(entry.first + 1, last + 1, dtype=np.int32)
         recorded = np.flatnonzero(steps % self.every == 0)
         infos = None
-        if entry.count:
+        if entry.steps:
             whole = jax.tree.map(np.asarray, entry.infos)
             infos = jax.tree.map(lambda leaf: leaf[recorded], whole)
             self._steps.append(steps[recorded])
             self._infos.append(infos)
             rates = whole.learning_rate
-            rate = None if rates is None else float(np.mean(rates[entry.count - 1]))
-            self._watch(last, float(whole.loss[entry.count - 1]), rate)
+            rate = None if rates is None else float(np.mean(rates[entry.steps - 1]))
+            self._watch(last, float(whole.loss[entry.steps - 1]), rate)
         metrics = {}
         if entry.metrics:
             found = {name: np.asarray(value) for name, value in entry.metrics.items()}
@@ -105,10 +117,11 @@ class Recorder:
 
     def _rows(self, steps: np.ndarray, infos: PyTree, metrics: dict[str, float], last: int) -> list[Row]:
         rows: list[Row] = []
+        info_parts = self._columns or []
         if infos is not None:
             leaves = jax.tree.leaves(infos)
-            names = ["step", *(name for name, _, _ in self._columns)]
-            parts = (leaves[at] if index is None else leaves[at][:, index] for _, at, index in self._columns)
+            names = ["step", *(name for name, _, _ in info_parts)]
+            parts = (leaves[at] if index is None else leaves[at][:, index] for _, at, index in info_parts)
             columns = [steps.tolist(), *map(_plain, parts)]
             rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
         if metrics and (not rows or rows[-1]["step"] != last):
@@ -118,40 +131,42 @@ class Recorder:
         return rows
 
     def trace(self, step: int, reason: int, best_step: jax.Array | None, rules: Sequence[str], ended_by: str) -> Trace:
-        """Everything that was read, as the trace of a run that has ended after ``step``.
+        """All records that were read, as the trace of a run that has ended after ``step``.
 
         Args:
           step: steps made in all.
-          reason: which rule ended it, counted from 1, or 0.
-          best_step: the check whose parameters it ended with, or None.
+          reason: index of the rule that ended it, counted from 1, or 0.
+          best_step: the check whose state is the result, or None.
           rules: the names of the rules.
-          ended_by: what ended it if it was no rule.
+          ended_by: what ended the run if no rule did.
         """
         if reason == 0 and ended_by != ALL_STEPS:
             rules = (*rules, ended_by)
             reason = len(rules)
-        # NumPy puts the pieces together: it need not compile for that
-        nothing = Info(np.zeros(0, np.float32), None, None, None, None)
-        infos = jax.tree.map(lambda *parts: np.concatenate(parts), *self._infos) if self._infos else nothing
+        # In NumPy, which needs no compilation to concatenate.
+        infos = jax.tree.map(lambda *parts: np.concatenate(parts), *self._infos) if self._infos else _no_info()
         checks = [metrics for _, metrics in self._checks]
         names = checks[0] if checks else ()
-        trace = Trace(
-            step=np.concatenate([np.zeros(0, np.int32), *self._steps]),
-            info=infos,
-            check_step=np.array([at for at, _ in self._checks], np.int32),
-            metrics={name: np.stack([metrics[name] for metrics in checks]) for name in names},
-            stop_step=np.array(step, np.int32),
-            reason=np.array(reason, np.int32),
-            best_step=best_step,
-            rules=tuple(rules),
-            leaves=self.leaves if getattr(infos, "leaf_grad_norms", None) is not None else (),
-        )
-        return jax.device_put(trace)
+        arrays: dict[str, Any] = {
+            "step": np.concatenate([np.zeros(0, np.int32), *self._steps]),
+            "info": infos,
+            "check_step": np.array([at for at, _ in self._checks], np.int32),
+            "metrics": {name: np.stack([metrics[name] for metrics in checks]) for name in names},
+            "stop_step": np.array(step, np.int32),
+            "reason": np.array(reason, np.int32),
+            "best_step": best_step,
+        }
+        leaves = self.leaves if getattr(infos, "leaf_grad_norms", None) is not None else ()
+        return Trace(**jax.device_put(arrays), rules=tuple(rules), leaves=leaves)
+
+
+def _no_info() -> Info:
+    return Info(jax.device_put(np.zeros(0, np.float32)), None, None, None, None)
 
 
 def _plain(values: np.ndarray) -> Any:
-    """Python numbers; those of bfloat16 and the like, too."""
+    """Python scalars, from bfloat16 and similar dtypes too."""
     return values.astype(np.float64).tolist() if jnp.issubdtype(values.dtype, jnp.floating) else values.tolist()
 
 
-__all__ = ["Recorder"]
+__all__ = ["Recorder", "Writer"]

@@ -13,7 +13,7 @@ from jax.extend.core import jaxpr_as_fun
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from nnlearn.sweeps.fingerprint import program_hash
+from nnlearn.programs.fingerprint import program_hash
 from nnlearn.train import Train
 from nnlearn.train.trace import Trace
 from nnlearn.types import ArrayLike, Key

@@ -1,8 +1,10 @@
 """``nnlearn learn``: train on one task, print a line for each check, and report the result on the test part."""
 
+import contextlib
 import dataclasses
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +12,16 @@ import jax
 import tyro
 from rich.console import Console
 
+from nnlearn.checkpoints import Checkpoints
 from nnlearn.checks import check_count
 from nnlearn.data import batch_count, example_count
 from nnlearn.files import replacing
 from nnlearn.models import parameter_count
+from nnlearn.stream import run
 from nnlearn.tasks import TASKS, load_task
-from nnlearn.tasks.task import Task
-from nnlearn.train.run import Run, Train
+from nnlearn.train.trace import Trace
+
+TERMINATED = 143  # the exit status of a process that SIGTERM has ended
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +37,10 @@ class LearnOptions:
     checks: int = 10
     """Number of evaluations on the validation part."""
     out: Path | None = None
-    """Folder for result.json, with the options, the metrics and the metrics of every check; by default nothing is
-    written."""
+    """Folder for result.json, with the options, the metrics and the metrics of every check, and for checkpoints; by
+    default nothing is written."""
+    resume: bool = False
+    """Go on with the run whose checkpoints are in the folder."""
 
 
 def learn(options: LearnOptions) -> dict[str, float]:
@@ -54,11 +61,23 @@ def learn(options: LearnOptions) -> dict[str, float]:
     steps = task.epochs * batch_count(example_count(task.train), task.batch_size)
     train = task.make_train(steps=steps, check_every=-(-steps // options.checks), record_every=1)
     began = time.perf_counter()
-    run = jax.jit(train.start)(task.hparams, jax.random.key(options.seed))
+    key = jax.random.key(options.seed)
+    count = parameter_count(jax.eval_shape(lambda: train.start(task.hparams, key).state.params))
     console.print(f"{task.name}: {task.source} ({task.licence})")
-    console.print(f"{parameter_count(run.state.params):,} parameters, {steps:,} steps of {task.batch_size} examples")
-    run, checks = _advance(train, task, run, console)
-    state = train.finish(run)
+    console.print(f"{count:,} parameters, {steps:,} steps of {task.batch_size} examples")
+    with _checkpoints(options, train.check_every) as checkpoints:
+        show = lambda trace: console.print(_check_line(trace))  # noqa: E731
+        result = run(train, task.hparams, key, checkpoints=checkpoints, progress=False, watch=show)
+    if result.stopped_by in ("interrupted", "terminated"):
+        if checkpoints is not None:
+            console.print(f"{result.stopped_by}; --resume goes on from step {int(result.trace.stop_step):,}")
+        raise KeyboardInterrupt if result.stopped_by == "interrupted" else SystemExit(TERMINATED)
+    state, trace = result
+    rows = zip(*trace.metrics.values(), strict=True)
+    checks = [
+        {"step": int(step), **dict(zip(trace.metrics, map(float, row), strict=True))}
+        for step, row in zip(trace.check_step, rows, strict=True)
+    ]
     metrics = task.evaluate(state.params, state.model_state)
     seconds = time.perf_counter() - began
     verdict = "reached" if task.solved(metrics) else "not reached"
@@ -68,7 +87,7 @@ def learn(options: LearnOptions) -> dict[str, float]:
     if task.show is not None:
         console.print(task.show(state.params, state.model_state), markup=False)
     if options.out is not None:
-        result = {
+        report = {
             "settings": {**dataclasses.asdict(options), "epochs": task.epochs, "out": str(options.out)},
             "metrics": metrics,
             "target": {"metric": task.metric, "value": task.target, "reached": task.solved(metrics)},
@@ -77,20 +96,32 @@ def learn(options: LearnOptions) -> dict[str, float]:
             "checks": checks,
         }
         with replacing(options.out / "result.json") as file:
-            json.dump(result, file, indent=1)
+            json.dump(report, file, indent=1)
         console.print(f"written: {options.out / 'result.json'}")
     return metrics
 
 
-def _advance(train: Train, task: Task, run: Run, console: Console) -> tuple[Run, list[dict[str, float]]]:
-    """Make all steps, print a line for each check, and return the run and the metrics of the checks."""
-    checks = []
-    advance = jax.jit(train.advance, static_argnums=3, donate_argnums=1)
-    for first in range(0, train.steps, train.check_every):
-        count = min(train.check_every, train.steps - first)
-        run, trace = advance(task.hparams, run, first, count)
-        metrics = {name: float(values[-1]) for name, values in trace.metrics.items()}
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        console.print(f"  step {first + count:>6,}  {shown}")
-        checks.append({"step": first + count, **metrics})
-    return run, checks
+def _check_line(trace: Trace) -> str:
+    """The line for the last check of a trace."""
+    metrics = ", ".join(f"{name} {values[-1]:.4g}" for name, values in trace.metrics.items())
+    return f"  step {int(trace.check_step[-1]):>6,}  {metrics}"
+
+
+@contextlib.contextmanager
+def _checkpoints(options: LearnOptions, every: int) -> Iterator[Checkpoints | None]:
+    """The checkpoints in the folder of the run, if it has one.
+
+    Raises:
+      ValueError: if there are some and ``--resume`` is not given, or ``--resume`` is given without a folder.
+    """
+    if options.out is None:
+        if options.resume:
+            raise ValueError("--resume needs --out, the folder of the run to resume")
+        yield None
+        return
+    with Checkpoints(options.out / "checkpoints", every_steps=every) as checkpoints:
+        if checkpoints.steps() and not options.resume:
+            raise ValueError(
+                f"{str(options.out)!r} has checkpoints of an earlier run: add --resume, or give another --out"
+            )
+        yield checkpoints

@@ -46,7 +46,7 @@ class Task:
     train: Batch
     validation: Batch
     test: Batch
-    model: Model | StatefulModel | LanguageModel
+    model: Model[Any] | StatefulModel | LanguageModel
     loss_fn: LossFn
     metrics_fn: MetricsFn
     metric: str

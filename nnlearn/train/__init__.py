@@ -1,10 +1,10 @@
 """Training as pure functions: one step, epochs of steps, whole runs."""
 
+from nnlearn.gradients.clipped import clipped_value_and_grad as clipped_value_and_grad
 from nnlearn.gradients.hypergrad import hyper_value_and_grad as hyper_value_and_grad
 from nnlearn.gradients.noise_scale import NoiseScale as NoiseScale
 from nnlearn.gradients.noise_scale import noise_scale_from_batches as noise_scale_from_batches
 from nnlearn.gradients.noise_scale import noise_scale_from_examples as noise_scale_from_examples
-from nnlearn.gradients.per_example import clipped_value_and_grad as clipped_value_and_grad
 from nnlearn.gradients.per_example import per_example_grads as per_example_grads
 from nnlearn.gradients.per_example import per_example_norms as per_example_norms
 from nnlearn.programs.in_place import apply_gradients as apply_gradients

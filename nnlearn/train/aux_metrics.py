@@ -1,4 +1,4 @@
-"""Metrics out of what steps record: the mean of a scalar in ``info.aux`` since the last check, as ``aux/<path>``."""
+"""Metrics from the records of steps: ``aux/<path>`` is the mean of a scalar in ``info.aux`` since the last check."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +11,7 @@ from nnlearn.tree import path_name
 
 
 def is_aux(metric: str) -> bool:
-    """Whether a metric's name asks for something in ``info.aux``.
+    """Whether the name of a metric refers to ``info.aux``.
 
     >>> is_aux("aux/accuracy"), is_aux("aux"), is_aux("accuracy")
     (True, True, False)
@@ -20,21 +20,21 @@ def is_aux(metric: str) -> bool:
 
 
 def aux_names(rules: Iterable[StopRule], others: Iterable[str] = ()) -> tuple[str, ...]:
-    """The names out of ``info.aux`` that rules, and others, ask for."""
+    """The names in ``info.aux`` that rules use, and those among ``others``."""
     kept = [rule.keep[0] for rule in rules if rule.keep is not None]
     asked = [*(name for rule in rules for name in rule.metrics), *kept, *others]
     return tuple(sorted({name for name in asked if is_aux(name)}))
 
 
 def counted_aux(info: Any, name: str) -> jax.Array:
-    """A scalar in ``info.aux`` by name, in float32 or better; 0 where the step was skipped.
+    """A scalar in ``info.aux`` by name, in float32 or wider; 0 for skipped steps.
 
     Args:
-      info: of one step, or of many with their axis in front.
+      info: the info of one step, or of many steps with their axis in front.
       name: ``aux/<path>``, or ``aux`` if that is itself a scalar.
 
     Raises:
-      ValueError: there is no real scalar of that name.
+      ValueError: if there is no real scalar of that name.
 
     >>> from nnlearn.train.step import Info
     >>> counted_aux(Info(1.0, None, None, None, {"right": jnp.array(True)}), "aux/right")

@@ -1,29 +1,29 @@
-"""The protocol of a training step of your own, for several losses, optimizers or parameter trees in one run.
+"""The protocol of a custom training step, for several losses, optimizers or parameter trees in one run.
 
-``make_train(step=...)``, ``fit`` and ``make_epoch`` take any step that ``make_step`` could have returned::
+``make_train(step=...)``, ``fit`` and ``make_epoch`` take any function with the interface of ``make_step``'s result::
 
     step(state, batch) -> (state, info)
 
 It is a pure function that JAX can trace.
 
-- **Arguments.** It may ask for ``key``, the random key of this step, as a third argument or by name, and by name for
-  ``hparams``, those of the run (``make_train`` only). ``make_train`` also takes a function of ``hparams`` that
-  returns a step, for optimizers that are built from them.
+- **Arguments.** It may take ``key``, the random key of this step, as a third argument or by name, and ``hparams``, the
+  hyper-parameters of the run, by name (``make_train`` only). ``make_train`` also takes a function of ``hparams`` that
+  returns a step, for optimizers that depend on them.
 - **state** is any pytree of arrays: a NamedTuple with two networks and two optimizer states, a dict, flax's
-  ``TrainState``. The step returns it with the same structure, shapes and dtypes. A ``TrainState`` of nnlearn's is
-  recommended where there is one set of parameters; its ``step`` then counts the steps. The run keeps a count of its own
-  for any other state. ``fit`` begins that count at the state's ``step``, an attribute or key, and at 0 without one; its
-  random keys come from the state's ``key``.
-- **info** is an ``Info``, or a NamedTuple or mapping of arrays with a scalar ``loss``. Entries that ``Info`` has by
-  name (``grad_norm``, ``learning_rate``, ``skipped`` ...) take their place in it; all others are put into
-  ``info.aux``. So ``trace.loss`` is the loss, ``trace.info.aux["critic_loss"]`` another number, and
-  ``trace.columns()`` has it as ``aux/critic_loss``.
-- **evaluate** and a rule's metrics: ``evaluate(params)`` is called with ``state.params`` of a ``TrainState``, and with
-  the whole state otherwise. Rules also see ``train_loss``, the mean of ``loss``, and the mean of what is in ``aux``,
-  such as ``patience("aux/critic_loss", 5)``.
-- **The result.** The whole state is kept by ``keep_best`` and ``patience``, returned by ``train`` and ``finish``, saved
-  by ``fit``. Between ``start``, ``advance`` and ``finish``, ``Run.state`` is a ``TrainState`` whose ``stored`` is the
-  state of yours.
+  ``TrainState``. The step returns it with the same structure, shapes and dtypes. If there is one set of parameters, use
+  nnlearn's ``TrainState``, whose ``step`` counts the steps. For any other state the run counts them separately. ``fit``
+  starts this count at the ``step`` of the state, an attribute or key, or at 0 without one, and derives the random keys
+  from the ``key`` of the state.
+- **info** is an ``Info``, or a NamedTuple or mapping of arrays with a scalar ``loss``. Entries with the name of a field
+  of ``Info`` (``grad_norm``, ``learning_rate``, ``skipped`` ...) go to that field, all others to ``info.aux``. So
+  ``trace.loss`` is the loss, ``trace.info.aux["critic_loss"]`` another value, and its column in ``trace.columns()`` is
+  ``aux/critic_loss``.
+- **evaluate** and the metrics of rules: ``evaluate(params)`` receives ``state.params`` of a ``TrainState``, and the
+  whole state otherwise. Rules can also use ``train_loss``, the mean of ``loss``, and the means of scalars in ``aux``,
+  as in ``patience("aux/critic_loss", 5)``.
+- **Result.** ``keep_best`` and ``patience`` keep the whole state, ``train`` and ``finish`` return it, and ``fit`` saves
+  it. Between ``start``, ``advance`` and ``finish``, ``Run.state`` is a ``TrainState`` whose ``stored`` is the custom
+  state.
 
 >>> import nnlearn
 >>> good, bad = nnlearn.adam(0.1), nnlearn.sgd(0.1)
@@ -58,18 +58,18 @@ FORMS = "(state, batch), and may take key and hparams"
 
 
 class Carried(NamedTuple):
-    """In place of an optimizer state: the ``TrainState`` around it carries a state of another type as ``stored``."""
+    """Replaces the optimizer state in a ``TrainState`` whose ``stored`` is a custom state."""
 
 
 def carry_state(state: PyTree, key: Key | None = None) -> TrainState:
-    """A state as loops carry it: a ``TrainState`` as it is, any other within one that counts its steps.
+    """The carry of a loop: a ``TrainState`` itself, or a ``TrainState`` around a custom state, which counts the steps.
 
     Args:
-      state: a pytree of arrays and numbers; copied unless it is a ``TrainState``.
-      key: the run's random key; the state's own ``key`` if None.
+      state: a pytree of arrays and Python scalars; copied unless it is a ``TrainState``.
+      key: the random key of the run; None for the ``key`` of the state.
 
     Raises:
-      TypeError: a leaf is no array.
+      TypeError: if a leaf is not an array.
 
     >>> carry_state({"w": 1.0, "step": 3}).step, own_state(carry_state({"w": 1.0}))
     (Array(3, dtype=int32), {'w': Array(1., dtype=float32)})
@@ -93,25 +93,25 @@ def carry_state(state: PyTree, key: Key | None = None) -> TrainState:
 
 
 def is_carried(state: TrainState) -> bool:
-    """Whether a ``TrainState`` only carries a state of another type."""
+    """Whether a ``TrainState`` contains a custom state."""
     return isinstance(state.opt_state, Carried)
 
 
 def own_state(state: TrainState) -> PyTree:
-    """The state that the user's functions know, out of what loops carry."""
+    """The state that the user's functions take, from the carry of a loop."""
     return state.stored if is_carried(state) else state
 
 
 def with_own_state(carried: TrainState, state: PyTree) -> TrainState:
-    """What a loop carries, with another state of the user's in it."""
+    """The carry of a loop with its state replaced."""
     return carried._replace(stored=state) if is_carried(carried) else state
 
 
 def lift_step(step: Callable, hparams: PyTree = None) -> Callable[..., tuple[TrainState, Info]]:
-    """A step on what loops carry, ``step(state, batch, key=None) -> (state, info)``, for any step of the protocol.
+    """A step on the carry of a loop, ``step(state, batch, key=None) -> (state, info)``, from any step of the protocol.
 
     Raises:
-      TypeError: the step returns no pair, another state than it was given, or an info without a scalar loss.
+      TypeError: if the step does not return a pair, a state like its argument, and an info with a scalar loss.
     """
     key_by = _key_by(step)
     offered = {"hparams": hparams} if asks_for(step, "hparams") else {}
@@ -120,7 +120,7 @@ def lift_step(step: Callable, hparams: PyTree = None) -> Callable[..., tuple[Tra
         if key is None and key_by is not None and state.key is not None:
             key = step_key(state.key, state.step)
         if key is None and key_by in ("place", "name"):
-            raise TypeError("step asks for a key, but the state has none: give it a random key as its 'key'")
+            raise TypeError("step takes a key, but the state has none: add a random key to it as 'key'")
         if key_by == "place":
             return step(own_state(state), batch, key, **offered)
         if key_by is not None and key is not None:
@@ -142,7 +142,7 @@ def lift_step(step: Callable, hparams: PyTree = None) -> Callable[..., tuple[Tra
 
 
 def check_step(step: Any, *, factory: bool) -> None:
-    """Raise ``TypeError`` unless ``step`` is a step, or, if that is allowed, a function of ``hparams``.
+    """Raise ``TypeError`` if ``step`` is not a step or, with ``factory``, a function of ``hparams``.
 
     >>> check_step(lambda state: state, factory=False)
     Traceback (most recent call last):
@@ -152,12 +152,16 @@ def check_step(step: Any, *, factory: bool) -> None:
         raise TypeError(f"step must be a function of {FORMS}; got {step!r}")
     if takes_batch(step) or (factory and _binds(step, ("hparams",))):
         return
-    besides = "; or (hparams), to return such a step" if factory else ""
-    raise TypeError(f"step must take {FORMS}{besides}, but its arguments are {inspect.signature(step)}")
+    other_form = "; or (hparams), to return such a step" if factory else ""
+    raise TypeError(f"step must take {FORMS}{other_form}, but its arguments are {inspect.signature(step)}")
 
 
 def made_step(step: Callable, hparams: PyTree) -> Callable:
-    """The step itself, or the one that a function of ``hparams`` returns."""
+    """The step itself, or the one that a function of ``hparams`` returns.
+
+    Raises:
+      TypeError: if the function does not return a step.
+    """
     if takes_batch(step):
         return step
     made = step(hparams)
@@ -167,7 +171,7 @@ def made_step(step: Callable, hparams: PyTree) -> Callable:
 
 
 def takes_batch(step: Callable) -> bool:
-    """Whether a function takes a state and a batch, and what is offered besides.
+    """Whether a function takes a state and a batch, and apart from them only ``key`` and ``hparams``.
 
     >>> takes_batch(lambda state, batch, key: None), takes_batch(lambda hparams: None)
     (True, False)
@@ -176,10 +180,10 @@ def takes_batch(step: Callable) -> bool:
 
 
 def as_info(info: Any) -> Info:
-    """What a step returned as ``Info``: its own entries by name, all others in ``aux``.
+    """Convert the info of a step to ``Info``: entries with the name of a field go there, all others to ``aux``.
 
     Raises:
-      TypeError: it is no ``Info``, NamedTuple or mapping, or has no scalar loss.
+      TypeError: if it is not an ``Info``, NamedTuple or mapping, or has no scalar loss.
 
     >>> as_info({"loss": 1.0, "critic_loss": 2.0}).aux
     {'critic_loss': Array(2., dtype=float32, weak_type=True)}
@@ -201,7 +205,7 @@ def as_info(info: Any) -> Info:
 
 
 def check_like(new: PyTree, old: PyTree, name: str, other: str) -> None:
-    """Raise ``TypeError`` unless two trees have the same structure, and leaves of the same shapes and dtypes."""
+    """Raise ``TypeError`` if two trees differ in structure or in the shape or dtype of a leaf."""
     if jax.tree.structure(new) != jax.tree.structure(old):
         raise TypeError(
             f"{name} must have the structure of {other}: got {jax.tree.structure(new)}, not {jax.tree.structure(old)}"
@@ -213,7 +217,7 @@ def check_like(new: PyTree, old: PyTree, name: str, other: str) -> None:
 
 
 def _key_by(step: Callable) -> str | None:
-    """How a step takes its key: by ``place``, by ``name``, by name if it ``may``; None if it does not."""
+    """How a step takes its key: by ``place``, by ``name``, optionally by name (``may``), or None if it does not."""
     try:
         parameters = inspect.signature(step).parameters
     except (TypeError, ValueError):  # some callables have no signature

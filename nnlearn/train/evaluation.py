@@ -1,6 +1,7 @@
-"""Metrics over a whole set of examples, in batches that fit memory."""
+"""Metrics over a set of examples, computed in batches."""
 
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,17 @@ from nnlearn.data import MaskedBatch, epoch_indices, example_count, take
 from nnlearn.settings import comparable
 from nnlearn.sums import long_sum
 from nnlearn.tree import compute_dtype
-from nnlearn.types import Batch, Params, Scalar
+from nnlearn.types import Batch, Params, PyTree, Scalar
 
 MetricsFn = Callable[..., Mapping[str, Scalar]]
+
+
+class Evaluate(Protocol):
+    """``evaluate(params) -> metrics``, the function that ``evaluation`` returns."""
+
+    def __call__(
+        self, params: Params, hparams: PyTree = None, model_state: PyTree = None, opt_state: PyTree = None
+    ) -> dict[str, jax.Array]: ...
 
 
 @comparable
@@ -22,24 +31,24 @@ def evaluation(
     batch_size: int | None = None,
     *,
     batch_weight: Callable[[MaskedBatch], Scalar] | None = None,
-) -> Callable[..., dict[str, jax.Array]]:
+) -> Evaluate:
     """``evaluate(params) -> metrics`` over all examples, for ``make_train`` and ``fit``.
 
     Args:
       metrics_fn: ``metrics_fn(params, batch) -> {"name": scalar}``, means over the examples of a ``MaskedBatch`` that
-        count; may ask for ``hparams``, ``model_state`` and ``opt_state`` by name. NaN is passed on.
+        count. It may also take ``hparams``, ``model_state`` and ``opt_state``. NaN propagates to the result.
       examples: a pytree of arrays of shape (size, ...).
-      batch_size: examples at once; None for all.
-      batch_weight: how much a batch counts beside the others, a scalar >= 0, where metrics are means over something
-        else than examples: ``lambda batch: jnp.sum(batch.examples["mask"] * batch.where[:, None])`` for tokens. The
-        result is then the mean over all tokens, whatever the batch size. None for the examples that count.
+      batch_size: the number of examples in a batch; None for all.
+      batch_weight: the weight of a batch, a scalar >= 0, if metrics are means over something other than examples:
+        ``lambda batch: jnp.sum(batch.examples["mask"] * batch.where[:, None])`` for tokens. The result is then the mean
+        over all tokens, whatever the batch size. None for the number of examples that count.
 
     Returns:
-      A pure function. Batches weigh by ``batch_weight``; one of weight 0 counts for nothing, whatever its metrics are.
+      A pure function. A batch of weight 0 has no influence, whatever its metrics are.
 
     Raises:
-      TypeError: ``metrics_fn`` or ``batch_weight`` does not take the arguments above.
-      ValueError: ``batch_weight`` returns no scalar.
+      TypeError: if ``metrics_fn`` or ``batch_weight`` does not take the arguments above.
+      ValueError: if ``batch_weight`` does not return a scalar.
 
     >>> def metrics_fn(params, batch):
     ...     return {"mean": jnp.mean(params * batch.examples, where=batch.where)}
@@ -52,7 +61,9 @@ def evaluation(
     size = example_count(examples)
     indices_nb, where_nb = epoch_indices(None, size, batch_size or size, shuffle=False)
 
-    def evaluate(params: Params, hparams=None, model_state=None, opt_state=None) -> dict[str, jax.Array]:
+    def evaluate(
+        params: Params, hparams: PyTree = None, model_state: PyTree = None, opt_state: PyTree = None
+    ) -> dict[str, jax.Array]:
         offered = {"hparams": hparams, "model_state": model_state, "opt_state": opt_state}
 
         def on_batch(row):

@@ -1,6 +1,6 @@
-"""What is wrong when a step fails: errors in words of the library in place of those of the code that met them.
+"""Clear errors for steps that fail.
 
-Nothing here costs a step that works anything: states and batches are looked at after an error only.
+States and batches are inspected after an error only, so a step that works pays nothing for this.
 """
 
 import contextlib
@@ -10,23 +10,29 @@ from typing import Any
 
 import jax
 
+from nnlearn.calls import asks_for
 from nnlearn.data import MaskedBatch
+from nnlearn.packing import is_packed
 from nnlearn.train.state import TrainState
 from nnlearn.tree import path_name
-from nnlearn.types import Batch, GradientTransformation, OptState, Params
+from nnlearn.types import Batch, GradientTransformation, LossFn, OptState, Params
 
 CURE = (
     "The batch is a MaskedBatch(examples, where): if the loss expects bare examples, write `examples, where = batch` "
-    "and give where to the loss, which leaves filled rows out; or make full batches of bare examples, "
+    "and pass where to the loss, which then excludes the padding; or make full batches of bare examples, "
     "shuffled(..., remainder='drop')"
 )
 OFFERED = "value, grad and value_fn"
 
 
-def check_state(state: Any) -> None:
-    """Raise ``TypeError`` if a step is not given a ``TrainState`` first.
+def check_state(state: Any, loss_fn: LossFn, packed: bool | None) -> None:
+    """Raise if a step cannot start from ``state``.
 
-    >>> check_state({"w": 1.0})
+    Raises:
+      TypeError: if it is not a ``TrainState``.
+      ValueError: if its parameters are packed, or not, against ``packed``, or it lacks the model state of ``loss_fn``.
+
+    >>> check_state({"w": 1.0}, lambda params, batch, key: 0.0, None)
     Traceback (most recent call last):
     TypeError: a step takes a TrainState and a batch, step(state, batch), got dict as state: make one with ...
     """
@@ -35,10 +41,20 @@ def check_state(state: Any) -> None:
             f"a step takes a TrainState and a batch, step(state, batch), got {type(state).__name__} as state: make one "
             "with nnlearn.init_state(params, tx)"
         )
+    if packed is not None and packed != is_packed(state.stored):
+        raise ValueError(
+            f"the step was made with packed={packed}, but the state's parameters are "
+            f"{'not ' if packed else ''}packed: make it with init_state(..., packed={packed})"
+        )
+    if state.model_state is None and asks_for(loss_fn, "model_state"):
+        raise ValueError(
+            "loss_fn takes model_state, but the state has none: give init_state(params, tx, model_state=...). The "
+            "init of a model with running statistics returns both, (params, model_state)"
+        )
 
 
 def accepted(update: Callable, offered: dict[str, Any]) -> dict[str, Any]:
-    """Those keyword arguments of ``offered`` that a transformation's ``update`` takes.
+    """The keyword arguments in ``offered`` that the ``update`` of a transformation takes.
 
     >>> accepted(lambda updates, state, params=None, *, value: updates, {"value": 1, "grad": 2})
     {'value': 1}
@@ -54,7 +70,7 @@ def accepted(update: Callable, offered: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def explaining_update(tx: GradientTransformation, opt_state: OptState, params: Params) -> Iterator[None]:
-    """Raise ``ValueError`` in place of any error of ``tx.update`` if the state is not one that ``tx`` made."""
+    """Replace an error of ``tx.update`` by a ``ValueError`` if another optimizer made the state."""
     try:
         yield
     except (AttributeError, TypeError, ValueError) as error:
@@ -66,13 +82,13 @@ def explaining_update(tx: GradientTransformation, opt_state: OptState, params: P
             ) from error
         if "unexpected keyword argument" in str(error):
             error.add_note(
-                f"a step hands {OFFERED} to the optimizer; give the update function of your transformation **extra_args"
+                f"a step passes {OFFERED} to the optimizer; add **extra_args to the update of your transformation"
             )
         raise
 
 
 def state_difference(tx: GradientTransformation, opt_state: OptState, params: Params) -> str:
-    """Where a state differs in structure from what ``tx.init(params)`` gives; empty if it does not.
+    """Where the structure of a state differs from that of ``tx.init(params)``; empty if it does not.
 
     >>> import nnlearn, jax.numpy as jnp
     >>> state_difference(nnlearn.sgd(0.1), nnlearn.adam(0.1).init(jnp.zeros(1)), jnp.zeros(1))
@@ -80,13 +96,13 @@ def state_difference(tx: GradientTransformation, opt_state: OptState, params: Pa
     """
     try:
         expected = jax.eval_shape(tx.init, params)
-    except Exception:  # then the state is not what is wrong
+    except Exception:  # then the fault is not in the state
         return ""
     return _difference((), opt_state, expected)
 
 
 def _difference(path: tuple, found: Any, expected: Any) -> str:
-    """The first place where two trees differ in their containers, from the root on."""
+    """The first place from the root where the containers of two trees differ."""
     if jax.tree.structure(found) == jax.tree.structure(expected):
         return ""
     (parts, others) = (_children(tree) for tree in (found, expected))
@@ -113,7 +129,7 @@ def _described(tree: Any, parts: list) -> str:
 
 @contextlib.contextmanager
 def explaining_batch(batch: Batch) -> Iterator[None]:
-    """Add to an error of ``loss_fn`` what a ``MaskedBatch`` is, for a loss that expects a bare batch."""
+    """Explain ``MaskedBatch`` in an error of a ``loss_fn`` that expects a bare batch."""
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:

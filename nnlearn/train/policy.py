@@ -1,4 +1,4 @@
-"""Mixed precision as a policy: in which dtypes parameters are kept, the network calculates, and results come out."""
+"""Mixed precision as a policy: the dtypes of parameters, computation and results."""
 
 import functools
 import re
@@ -18,12 +18,16 @@ TARGET = re.compile(r"(.*_)?(y|ys|targets?|labels?)(_.*)?")
 
 
 class Policy(NamedTuple):
-    """The dtypes of parameters, of calculation, and of results; integers and booleans stay what they are.
+    """The dtypes of parameters, computation and results. Integers and booleans are never cast.
 
-    ``policy.wrap(loss_fn)`` is a loss that casts parameters and inputs to ``compute`` on the way in, and the loss, aux
-    and model state to ``output`` on the way out; targets stay as they are. Gradients come back in the dtype of
-    ``params``, because the cast is part of what is differentiated. With ``compute=jnp.float16`` put
-    ``dynamic_loss_scale`` around the optimizer.
+    ``policy.wrap(loss_fn)`` is a loss that casts parameters and inputs to ``compute`` first, and finally the loss, aux
+    and model state to ``output``. Targets are not cast. Gradients have the dtype of ``params``, because the cast is
+    part of the differentiated function. With ``compute=jnp.float16``, put ``dynamic_loss_scale`` around the optimizer.
+
+    Attributes:
+      params: the dtype of ``cast_params``.
+      compute: the dtype in which the wrapped loss computes.
+      output: the dtype of the results of the wrapped loss.
 
     Source: Micikevicius et al. 2018, "Mixed Precision Training", arXiv:1710.03740.
 
@@ -38,20 +42,20 @@ class Policy(NamedTuple):
     output: DTypeLike = jnp.float32
 
     def cast_params(self, tree: PyTree) -> PyTree:
-        """A tree with its floating leaves in the dtype of ``params``."""
+        """Cast the floating leaves of a tree to the dtype ``params``."""
         return cast_floating(tree, self.params)
 
     @comparable
     def wrap(self, loss_fn: LossFn, is_input: Callable[[str], bool] | None = None) -> LossFn:
-        """The loss under this policy; ``hparams`` and ``model_state`` are handed on as they are.
+        """The loss under this policy. ``hparams`` and ``model_state`` are passed through unchanged.
 
         Args:
           loss_fn: see ``make_step``.
-          is_input: ``is_input(path)`` tells of a leaf of the batch whether it is an input, to be cast; the path is such
-            as ``"x"`` or ``"1/label"``, without the ``examples`` of a ``MaskedBatch``. ``lambda path: True`` casts all.
-            None casts what is not a target: targets are all members of a tuple or list but the first, and leaves with
-            a name (of a dict or class) of ``y``, ``target``, ``label``, their plurals, or these with something added,
-            as in ``y_train`` or ``soft_labels``.
+          is_input: ``is_input(path)`` returns whether a leaf of the batch is an input and should be cast. Paths look
+            like ``"x"`` or ``"1/label"``, without the ``examples`` of a ``MaskedBatch``. ``lambda path: True`` casts
+            all. None casts everything but targets. Targets are all elements of a tuple or list except the first, and
+            leaves whose name in a dict or class is ``y``, ``target``, ``label``, a plural of these, or one of these
+            with a prefix or suffix, such as ``y_train`` or ``soft_labels``.
 
         >>> seen = []
         >>> loss_fn = Policy().wrap(lambda params, batch, key: seen.append(batch) or 0.0)
@@ -78,14 +82,14 @@ def _cast_inputs(batch: Batch, dtype: DTypeLike, is_input: Callable[[str], bool]
     def cast(path, leaf):
         if is_input(path_name(path)):
             return cast_floating(leaf, dtype)
-        # A weak dtype, as jnp.full(3, 2.0) has, would give way to that of the network's outputs.
+        # A weak dtype, as that of jnp.full(3, 2.0), would be promoted to the dtype of the network's outputs.
         return leaf.astype(leaf.dtype) if getattr(leaf, "weak_type", False) else leaf
 
     return jax.tree.map_with_path(cast, batch)
 
 
 def _is_no_target(path: str) -> bool:
-    """Whether a path is not that of a target: numbers are places in tuples and lists.
+    """Whether a path is not that of a target. Numbers in a path are indices into tuples and lists.
 
     >>> [path for path in ("x", "image", "0", "1", "y", "soft_labels", "yaw", "0/1") if _is_no_target(path)]
     ['x', 'image', '0', 'yaw', '0/1']
@@ -96,7 +100,7 @@ def _is_no_target(path: str) -> bool:
 
 
 def cast_floating(tree: PyTree, dtype: DTypeLike) -> PyTree:
-    """A tree with its real floating leaves in another dtype.
+    """Cast the real floating leaves of a tree.
 
     >>> cast_floating((jnp.ones(1), jnp.ones(1, int)), jnp.bfloat16)
     (Array([1], dtype=bfloat16), Array([1], dtype=int32))

@@ -1,12 +1,12 @@
-"""Where a compiled run takes its batches from: arrays, in an order or drawn at random, or a function of key and step.
+"""Sources of batches for a compiled run: arrays in epochs, arrays sampled at random, or a function of key and step.
 
-A run asks for the rows of many steps at once, because random numbers and gathers cost far less together. Every batch is
-a function of the run's key and the step alone, so a run that is taken up again sees what it would have seen.
+A run requests the rows of many steps at once, because random numbers and gathers then cost far less. Every batch
+depends only on the run's key and the step, so a resumed run receives the same batches.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,24 +19,27 @@ from nnlearn.settings import comparable
 from nnlearn.sharding.axes import take_rows
 from nnlearn.types import Batch, Key, PyTree
 
-GATHER_BYTES = 4 << 20  # batches of many steps that are taken out of the arrays at once, if they need no more than this
-FAR = 4  # an epoch of so many rounds is ordered once and kept, not again in every round
+GATHER_BYTES = 4 << 20  # the largest size of the batches of many steps that are gathered at once
+FAR = 4  # the order of an epoch of more rounds than this is stored, not recomputed in every round
+
+Remainder = Literal["mask", "drop", "error"]
 
 
 class _Rows(NamedTuple):
-    """Examples that are yet to be taken out of the arrays."""
+    """Indices of examples that have not been gathered yet."""
 
     indices: jax.Array
 
 
 class Sampler(NamedTuple):
-    """Batches inside of a program; made by ``shuffled``, ``poisson_sampled`` or ``generated``.
+    """A source of batches inside a compiled program, made by ``shuffled``, ``poisson_sampled`` or ``generated``.
 
     Attributes:
-      epoch_steps: steps of an epoch, or None where there are none.
-      start: ``start(key, stride) -> order``, what is kept from round to round; ``stride`` is the steps of a round.
-      rows: ``rows(key, order, first, count, stride) -> (order, rows)``, what ``count`` steps from step ``first`` on
-        need, stacked; ``first`` may be traced, and is a multiple of ``stride``.
+      epoch_steps: the number of steps in an epoch, or None if there are no epochs.
+      start: ``start(key, stride) -> order``, the state before the first round; ``stride`` is the number of steps in a
+        round.
+      rows: ``rows(key, order, first, count, stride) -> (order, rows)``, the stacked rows of ``count`` steps from step
+        ``first``, which may be traced and is a multiple of ``stride``.
       batch: ``batch(row) -> batch``, the batch of one step.
     """
 
@@ -46,19 +49,19 @@ class Sampler(NamedTuple):
     batch: Callable[[PyTree], Batch]
 
 
-def shuffled(examples: Batch, batch_size: int, *, shuffle: bool = True, remainder: str = "mask") -> Sampler:
-    """Batches of arrays, each example once an epoch, in an order drawn anew for every epoch.
+def shuffled(examples: Batch, batch_size: int, *, shuffle: bool = True, remainder: Remainder = "mask") -> Sampler:
+    """Batches that contain each example once in an epoch, in a new random order for every epoch.
 
     Args:
-      examples: a pytree of arrays of shape (size, ...). They become part of the compiled program; large ones, or those
-        of a vmapped axis, rather be arguments: call ``make_train`` inside of the function that takes them.
-      batch_size: examples in a batch.
+      examples: a pytree of arrays of shape (size, ...). They become constants of the compiled program. Large arrays, or
+        arrays with a vmapped axis, should be arguments instead: call ``make_train`` in the function that takes them.
+      batch_size: the number of examples in a batch.
       shuffle: whether the order is random.
-      remainder: ``"mask"`` fills an incomplete last batch up, and every batch is a ``MaskedBatch(examples, where)``;
-        ``"drop"`` leaves it out and ``"error"`` refuses it, and a batch is a tree like ``examples``.
+      remainder: ``"mask"`` pads an incomplete last batch, and every batch is a ``MaskedBatch(examples, where)``.
+        ``"drop"`` drops it and ``"error"`` raises; a batch is then a tree like ``examples``.
 
     Raises:
-      ValueError: arrays differ in length, or the batch size does not fit.
+      ValueError: if arrays differ in length, or the batch size does not fit.
 
     >>> sampler = shuffled(jnp.arange(6), 2, shuffle=False, remainder="drop")
     >>> order, rows = sampler.rows(None, sampler.start(None, 3), 0, 3, 3)
@@ -69,8 +72,8 @@ def shuffled(examples: Batch, batch_size: int, *, shuffle: bool = True, remainde
     return _shuffled(jax.tree.map(jnp.asarray, examples), batch_size, shuffle, remainder)
 
 
-@comparable  # by the arrays that JAX has by now, which need not be copied
-def _shuffled(examples: Batch, batch_size: int, shuffle: bool, remainder: str) -> Sampler:
+@comparable  # after the conversion to JAX arrays, which are immutable and need no copy
+def _shuffled(examples: Batch, batch_size: int, shuffle: bool, remainder: Remainder) -> Sampler:
     size = example_count(examples)
     per_epoch = batch_count(size, batch_size, remainder=remainder)
     example_bytes = sum(leaf.nbytes // size for leaf in jax.tree.leaves(examples))
@@ -87,7 +90,10 @@ def _shuffled(examples: Batch, batch_size: int, shuffle: bool, remainder: str) -
         return jax.vmap(one)(epochs).reshape(-1, batch_size)
 
     def epochs_touched(count, stride):
-        """A round may begin at any multiple of the greatest common divisor within an epoch."""
+        """The largest number of epochs that a round overlaps.
+
+        A round can begin at any multiple of the greatest common divisor within an epoch.
+        """
         return -(-(per_epoch - math.gcd(stride, per_epoch) + count) // per_epoch)
 
     def is_kept(stride):
@@ -129,22 +135,24 @@ def _shuffled(examples: Batch, batch_size: int, shuffle: bool, remainder: str) -
 def poisson_sampled(
     examples: Batch, batch_size: int, *, epoch_steps: int | None = None, capacity: int | None = None
 ) -> Sampler:
-    """Batches that each example joins by itself with one probability: what accounts of DP-SGD's privacy assume.
+    """Batches by Poisson sampling, as privacy accountants of DP-SGD assume.
 
-    At every step each of the ``size`` examples is in the batch with probability ``q = batch_size / size``, whatever the
-    others and other steps do. The number of examples in a batch is random, so every batch is a
-    ``MaskedBatch(examples, where)`` of ``capacity`` rows of which the first count; it may be empty. For DP-SGD divide
-    by the expected size, ``clipped_value_and_grad(loss_fn, clip_norm, noise_multiplier, batch_size=batch_size)``.
+    At every step each of the ``size`` examples is in the batch with probability ``q = batch_size / size``,
+    independently of other examples and steps. The number of examples in a batch is random, so every batch is a
+    ``MaskedBatch(examples, where)`` of ``capacity`` rows, of which the first ones count. A batch can be empty. For
+    DP-SGD, divide by the expected size: ``clipped_value_and_grad(loss_fn, clip_norm, noise_multiplier,
+    batch_size=batch_size)``.
 
     Args:
       examples: a pytree of arrays of shape (size, ...), as in ``shuffled``.
       batch_size: the expected number of examples in a batch, in [1, size].
-      epoch_steps: steps of an epoch; None for ``ceil(size / batch_size)``, which see each example about once.
-      capacity: rows of a batch. Where more are drawn, those of the largest index are left out, which no account of
-        privacy allows for. None for so many that this happens at fewer than one step in a billion.
+      epoch_steps: the number of steps in an epoch; None for ``ceil(size / batch_size)``, in which each example occurs
+        about once.
+      capacity: the number of rows in a batch. If more examples are drawn, those with the largest indices are dropped,
+        which privacy accountants do not allow for. With None this happens in fewer than one step in a billion.
 
     Raises:
-      ValueError: arrays differ in length, or a number is out of its range.
+      ValueError: if arrays differ in length, or an argument is out of range.
 
     Source: Abadi et al. 2016, arXiv:1607.00133, section 3.1; Mironov et al. 2019, arXiv:1908.10530.
 
@@ -165,7 +173,7 @@ def poisson_sampled(
         )
     per_epoch = -(-size // batch_size) if epoch_steps is None else check_count("epoch_steps", epoch_steps)
     examples = jax.tree.map(jnp.asarray, examples)
-    # A 32-bit number is below the bound with probability q to within 2 ** -32; floats would round q to 2 ** -23.
+    # A random 32-bit integer is below the bound with probability q to within 2 ** -32; floats round q to 2 ** -23.
     bound = min(batch_size * 2**32 // size, 2**32 - 1)
 
     def draw(key):
@@ -187,7 +195,7 @@ def poisson_sampled(
 
 
 def poisson_capacity(size: int, batch_size: int) -> int:
-    """Rows that a Poisson batch needs more of at fewer than one step in a billion, by Bernstein's inequality.
+    """Rows that suffice for a Poisson batch in all but one step in a billion, by Bernstein's inequality.
 
     >>> poisson_capacity(50_000, 500)
     651
@@ -199,13 +207,14 @@ def poisson_capacity(size: int, batch_size: int) -> int:
 
 @comparable
 def generated(batch_fn: Callable[[Key, jax.Array], Batch]) -> Sampler:
-    """Batches that a function makes, such as fresh random data.
+    """Batches from a function, for example new random data at every step.
 
     Args:
-      batch_fn: ``batch_fn(key, step) -> batch``, traced: ``key`` is another at every step, ``step`` counts from 0.
+      batch_fn: ``batch_fn(key, step) -> batch``, a function that JAX can trace. ``key`` differs at every step, and
+        ``step`` counts from 0.
 
     Raises:
-      TypeError: it does not take two arguments.
+      TypeError: if it does not take two arguments.
 
     >>> sampler = generated(lambda key, step: jax.random.uniform(key) + step)
     >>> _, rows = sampler.rows(jax.random.key(0), (), 5, 2, 2)

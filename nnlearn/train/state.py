@@ -1,57 +1,59 @@
-"""What training carries from step to step, and where it starts."""
+"""The state of training between steps, and the initial state."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from nnlearn.checks import NUMERIC, as_key
-from nnlearn.packing import Packed, is_packed, make_layout, pack, pack_like, unpack, worth_packing
+from nnlearn.packing import is_packed, make_layout, pack, pack_like, unpack, worth_packing
 from nnlearn.programs.packable import packing_difference
 from nnlearn.tree import matching, path_name
-from nnlearn.types import GradientTransformation, Key, OptState, Params, PyTree
+from nnlearn.types import GradientTransformation, Key, Params, PyTree
 
-STEP_STREAM = 0x5E7  # an arbitrary constant: it sets the steps' random numbers apart from the caller's own
+STEP_STREAM = 0x5E7  # an arbitrary constant that separates the random numbers of the steps from the caller's
 
 
 class TrainState(NamedTuple):
-    """What the next step needs, and nothing else.
+    """Everything that the next step needs, and nothing else.
 
     Attributes:
-      step: steps made so far, int32.
-      stored: the parameters as training keeps them: the tree itself, or ``Packed``; ``params`` is the tree of either.
+      step: the number of steps so far, int32.
+      stored: the parameters in the form that training uses: a tree or ``Packed``. ``params`` is the tree of either.
       opt_state: the optimizer's state.
-      key: the run's random key, derived from the one given to ``init_state``; step t uses
-        ``jax.random.fold_in(key, t)``, so a restored run draws the same numbers.
-      model_state: what the model carries from step to step beside its parameters, such as the running statistics of
-        batch normalisation; None where ``loss_fn`` asks for none.
+      key: the random key of the run, derived from the one given to ``init_state``. Step t uses
+        ``jax.random.fold_in(key, t)``, so a restored run draws the same random numbers.
+      model_state: the state of the model that is not trained, such as the running statistics of batch normalisation;
+        None if ``loss_fn`` takes none.
     """
 
     step: jax.Array
-    stored: Params | Packed
-    opt_state: OptState
+    stored: Params
+    opt_state: PyTree
     key: Key
     model_state: PyTree = None
 
     @property
     def params(self) -> Params:
-        """The parameters as the tree that the model takes, however they are stored."""
+        """The parameters as the tree that the model takes, packed or not."""
         return unpack(self.stored)
 
     def with_params(self, params: Params) -> "TrainState":
-        """The same state with other parameters, stored as these are: packed, and on the devices where they lie.
+        """The same state with other parameters, packed and placed on devices as the current ones are.
 
-        The optimizer state, the step, the key and the model state are kept. Moments and averages are then those of the
-        parameters before; where that is wrong, make a new state with ``init_state``.
+        The optimizer state, step, key and model state do not change, so moments and averages remain those of the old
+        parameters. If that is wrong, make a new state with ``init_state``.
 
         Args:
-          params: a tree like ``state.params``, or ``Packed``; copied. Of vmapped runs, with the axes of the runs.
+          params: a tree like ``state.params``, or ``Packed``. It is copied. For the state of vmapped runs its leaves
+            have the axes of the runs.
 
         Raises:
-          TypeError: a leaf has another dtype.
-          ValueError: the tree has another structure, or a leaf another shape.
+          TypeError: if the dtype of a leaf differs.
+          ValueError: if the structure of the tree or the shape of a leaf differs.
 
         >>> import nnlearn
         >>> state = init_state({"w": jnp.zeros(2)}, nnlearn.sgd(0.1))
@@ -68,13 +70,13 @@ class TrainState(NamedTuple):
 
 
 def _like(params: Params, shapes: PyTree) -> Params:
-    """``params`` as arrays, once they are known to have those shapes and dtypes."""
+    """``params`` as arrays, checked against ``shapes``."""
     matching(params, shapes, ("params", "state.params"))
-    if jax.tree.structure(params) != jax.tree.structure(shapes):  # beside a None of the state's there is a leaf
+    if jax.tree.structure(params) != jax.tree.structure(shapes):  # a None of the state matches any leaf
         raise ValueError("params has a leaf where state.params has None")
 
     def check(path, shape, leaf):
-        # a Python number takes the dtype that is asked for
+        # a Python number takes the dtype of the state
         array = jnp.asarray(leaf, shape.dtype if isinstance(leaf, bool | int | float | complex) else None)
         if array.shape != shape.shape:
             raise ValueError(
@@ -91,7 +93,7 @@ def _like(params: Params, shapes: PyTree) -> Params:
 
 
 def _owned(array: jax.Array, old: jax.Array | None = None) -> jax.Array:
-    """A copy that a step may donate, of a strong type, where ``old`` lies on a mesh there."""
+    """A copy that a step may donate, with a strong dtype, sharded like ``old`` if that lies on a mesh."""
     array = jnp.array(array, array.dtype, copy=True)
     if isinstance(old, jax.core.Tracer) or isinstance(array, jax.core.Tracer):
         return array
@@ -111,21 +113,20 @@ def init_state(
     """The state before the first step.
 
     Args:
-      params: the parameters, as a tree or ``Packed``; they are copied, so that a step which donates its state leaves
-        yours alone.
-      tx: an optimizer, nnlearn's or optax's.
-      key: a random key, or an integer seed for one. The state keeps a key of its own derived from it, so that yours may
-        also shuffle the batches without the two ever drawing the same numbers.
-      packed: whether training keeps the parameters in a few large buffers, see ``pack``; the trajectory is the same.
-        None packs where that was measured to pay, see ``worth_packing``, if ``tx`` gives the same updates.
-      labels: leaves to keep in buffers of their own, see ``pack``. An optimizer whose mask parts leaves of one dtype
-        needs them: the mask itself will do.
-      model_state: what the model carries beside its parameters, a pytree of arrays, for a ``loss_fn`` that asks for it;
-        copied too.
+      params: the parameters, as a tree or ``Packed``. They are copied, so a step that donates its state does not
+        invalidate them.
+      tx: an nnlearn or optax optimizer.
+      key: a random key or an integer seed. The state contains a key derived from it, so the same key can also shuffle
+        the batches: the random numbers are independent.
+      packed: whether training stores the parameters in a few large buffers, see ``pack``. The trajectory is the same.
+        None packs if measurements showed a benefit, see ``worth_packing``, and ``tx`` gives the same updates.
+      labels: leaves to store in separate buffers, see ``pack``. An optimizer whose mask separates leaves of one dtype
+        needs labels; the mask itself can serve as them.
+      model_state: for a ``loss_fn`` with an argument ``model_state``, a pytree of arrays. It is copied, too.
 
     Raises:
-      TypeError: a parameter is not floating or complex, and so cannot be trained.
-      ValueError: ``packed`` is True, and ``tx`` would update packed parameters differently.
+      TypeError: if a parameter is not floating or complex, and so cannot be trained.
+      ValueError: if ``packed`` is True and ``tx`` would update packed parameters differently.
 
     >>> import nnlearn
     >>> state = init_state({"w": jnp.zeros(2)}, nnlearn.sgd(0.1), key=0)
@@ -150,13 +151,13 @@ def init_state(
                 "make it floating, or keep it out of params"
             )
     key = jax.random.fold_in(as_key(key), STEP_STREAM)
-    # Copies, because a donated buffer is gone: it may not be the caller's or the optimizer's, nor stand in two places.
-    # Strong dtypes, because a weak one would turn strong at the first update, and compile the step anew.
+    # Copies, because donation invalidates a buffer: it must not belong to the caller or the optimizer, or occur twice.
+    # Strong dtypes, because a weak one becomes strong at the first update and the step would compile again.
     stored, model_state = jax.tree.map(
         lambda leaf: jnp.array(leaf, jnp.result_type(leaf), copy=True), (params, model_state)
     )
     if _decide_packing(packed, params, tx, labels):
-        stored = pack(stored, labels)
+        stored = cast(Params, pack(stored, labels))  # Packed is a pytree, too
     opt_state = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tx.init(stored))
     return TrainState(jnp.zeros([], jnp.int32), stored, opt_state, key, model_state)
 
@@ -168,13 +169,13 @@ def _decide_packing(packed: bool | None, params: Params, tx: GradientTransformat
     if packed is False or (packed is None and not worth_packing(params)):
         return False
     if packed is None and any(buffer.sharding is not None for buffer in make_layout(params, labels).buffers):
-        return False  # it was not measured to pay there
+        return False  # no measurement has shown a benefit there
     difference = packing_difference(tx, params, labels)
     if packed and difference:
         raise ValueError(
             f"packed=True, but this optimizer would update packed parameters differently: {difference}. "
-            "Give labels that keep apart what it treats apart (for partition(txs, rule): partition(txs, "
-            "nnlearn.per_buffer(rule)) and labels=rule), put by_leaf around the transformation that works with whole "
+            "Give labels that separate the leaves that it treats differently (for partition(txs, rule): partition(txs, "
+            "nnlearn.per_buffer(rule)) and labels=rule), put by_leaf around the transformation that needs whole "
             "leaves, or leave packed=None"
         )
     return not difference

@@ -1,6 +1,6 @@
-"""When a compiled run stops: rules that look at its metrics at every check, inside of the program.
+"""Stopping rules, which examine the metrics of a compiled run at every check, inside the program.
 
-A rule is two pure functions, like an optimizer; a rule of your own is a ``StopRule`` of yours.
+A rule consists of two pure functions, like an optimizer. For a custom rule, make a ``StopRule``.
 """
 
 from collections.abc import Callable
@@ -18,17 +18,18 @@ MODES = ("min", "max")
 
 
 class StopRule(NamedTuple):
-    """When to stop, and which state to keep.
+    """When a run stops, and with which state it ends.
 
     Attributes:
-      name: what stopped the run, for people.
-      init: ``init() -> state`` before the first check.
-      update: ``update(state, metrics, step) -> (state, stop)`` at every check; ``metrics`` holds ``train_loss``, the
-        mean over the steps since the last check without those that were skipped, NaN if all were, and what
-        ``evaluate`` returned; ``stop`` is a boolean scalar.
-      keep: ``(metric, mode)`` if the run is to end with the state of its best check, else None.
-      metrics: the names that ``update`` asks for. Needed for names like ``aux/accuracy`` only: the mean of that scalar
-        in ``info.aux`` over the steps since the last check that were not skipped. It is computed if a rule names it.
+      name: the name in ``Trace.stopped_by``.
+      init: ``init() -> state``, the state of the rule before the first check.
+      update: ``update(state, metrics, step) -> (state, stop)``, called at every check. ``metrics`` contains the results
+        of ``evaluate`` and ``train_loss``, the mean over the steps since the last check that were not skipped (NaN if
+        all were). ``stop`` is a boolean scalar.
+      keep: ``(metric, mode)`` if the run should end with the state of its best check, else None.
+      metrics: the names of metrics that ``update`` uses. Only names like ``aux/accuracy`` are required here: the mean
+        of that scalar in ``info.aux`` over the steps since the last check that were not skipped. It is computed only if
+        a rule names it.
     """
 
     name: str
@@ -39,20 +40,20 @@ class StopRule(NamedTuple):
 
 
 def pick(metrics: Metrics, name: str, rule: str) -> jax.Array:
-    """A metric by name as float32.
+    """A metric by name, as float32.
 
     Raises:
-      ValueError: there is none of that name; the message lists those there are.
+      ValueError: if there is no such metric.
     """
     if name not in metrics:
         raise ValueError(
-            f"{rule}: there is no metric {name!r}; evaluate returns, besides train_loss: {sorted(metrics)}"
+            f"{rule}: there is no metric {name!r} among train_loss and the results of evaluate: {sorted(metrics)}"
         )
     return jnp.asarray(metrics[name], jnp.float32)
 
 
 def check_mode(mode: Any) -> None:
-    """Raise ``ValueError`` unless small (``"min"``) or large (``"max"``) is better.
+    """Raise ``ValueError`` if ``mode`` is neither ``"min"`` (small is better) nor ``"max"`` (large is better).
 
     >>> check_mode("least")
     Traceback (most recent call last):
@@ -63,12 +64,12 @@ def check_mode(mode: Any) -> None:
 
 
 def better(mode: str, value: jax.Array, than: jax.Array, by: Scalar = 0.0) -> jax.Array:
-    """Whether a metric is better than another by more than ``by``; NaN is never better."""
+    """Whether ``value`` is better than ``than`` by more than ``by``; NaN is never better."""
     return value < than - by if mode == "min" else value > than + by
 
 
 def worst(mode: str) -> jax.Array:
-    """What every number is better than."""
+    """The value that every finite value is better than."""
     return jnp.array(jnp.inf if mode == "min" else -jnp.inf, jnp.float32)
 
 
@@ -81,15 +82,15 @@ def patience(
     min_delta: Scalar = 0.0,
     restore_best: bool = True,
 ) -> StopRule:
-    """Stop once a metric has not become better for so many checks in a row: early stopping.
+    """Early stopping: stop when a metric has not improved for ``checks`` consecutive checks.
 
     Args:
-      metric: its name among what ``evaluate`` returns, ``train_loss``, or ``aux/<path>``, see ``StopRule``.
-      checks: checks in a row without a better value, >= 1.
-      mode: whether small or large is better.
-      min_delta: how much better counts, >= 0.
-      restore_best: whether the run ends with the state of its best check, whatever ends it: parameters, optimizer
-        state (averages and moments with it), model state and ``step``, all of that check. Keeping it takes the memory
+      metric: the name of a metric of ``evaluate``, ``train_loss``, or ``aux/<path>``, see ``StopRule``.
+      checks: the number of consecutive checks without improvement, >= 1.
+      mode: whether small or large values are better.
+      min_delta: an improvement must be larger than this, >= 0.
+      restore_best: whether the run ends with the state of its best check, even if another rule stops it or none does:
+        parameters, optimizer state (including averages and moments), model state and ``step``. This needs the memory
         of one more state: for Adam three times that of the parameters.
 
     Source: Prechelt 1998, "Early Stopping - But When?".
@@ -119,12 +120,12 @@ def patience(
 
 @comparable
 def converged(tolerance: Scalar, checks: Scalar = 1, *, metric: str = "train_loss") -> StopRule:
-    """Stop once a metric has changed by no more than ``tolerance`` for so many checks in a row.
+    """Stop when a metric has changed by at most ``tolerance`` at ``checks`` consecutive checks.
 
     Args:
-      tolerance: the largest change from check to check, >= 0, in the metric's own unit.
-      checks: such changes in a row, >= 1.
-      metric: its name; the training loss by default.
+      tolerance: the largest change between two checks, >= 0, in the unit of the metric.
+      checks: the number of consecutive changes, >= 1.
+      metric: the name of the metric.
 
     >>> rule = converged(0.1)
     >>> state, _ = rule.update(rule.init(), {"train_loss": 1.0}, 0)
@@ -148,10 +149,10 @@ def converged(tolerance: Scalar, checks: Scalar = 1, *, metric: str = "train_los
 
 @comparable
 def reached(metric: str, target: Scalar, *, mode: Literal["min", "max"] = "min") -> StopRule:
-    """Stop once a metric is at its target or beyond it.
+    """Stop when a metric reaches its target.
 
     Args:
-      metric: its name among what ``evaluate`` returns, or ``train_loss``.
+      metric: the name of a metric of ``evaluate``, ``train_loss``, or ``aux/<path>``, see ``StopRule``.
       target: the value to reach.
       mode: ``"min"`` stops at ``metric <= target``, ``"max"`` at ``metric >= target``.
 
@@ -170,11 +171,11 @@ def reached(metric: str, target: Scalar, *, mode: Literal["min", "max"] = "min")
 
 @comparable
 def diverged(limit: Scalar = float("inf"), *, metric: str = "train_loss") -> StopRule:
-    """Stop once a metric is not finite, or above a limit: this run is lost.
+    """Stop when a metric is not finite or exceeds a limit.
 
     Args:
-      limit: the largest value that a healthy run has.
-      metric: its name; the training loss by default.
+      limit: the largest value of a healthy run.
+      metric: the name of the metric.
 
     >>> [bool(diverged(100.0).update((), {"train_loss": loss}, 0)[1]) for loss in (1.0, 1e3, float("nan"))]
     [False, True, True]
@@ -190,13 +191,13 @@ def diverged(limit: Scalar = float("inf"), *, metric: str = "train_loss") -> Sto
 
 @comparable
 def keep_best(metric: str, mode: Literal["min", "max"] = "min") -> StopRule:
-    """Never stop, and end with the state of the best check.
+    """Never stop, but end the run with the state of its best check.
 
-    The whole state is kept: parameters, optimizer state, model state and ``step``, in memory of its own.
+    The rule keeps a copy of the whole state: parameters, optimizer state, model state and ``step``.
 
     Args:
-      metric: its name among what ``evaluate`` returns, or ``train_loss``.
-      mode: whether small or large is better.
+      metric: the name of a metric of ``evaluate``, ``train_loss``, or ``aux/<path>``, see ``StopRule``.
+      mode: whether small or large values are better.
 
     >>> keep_best("accuracy", "max").keep
     ('accuracy', 'max')

@@ -1,4 +1,4 @@
-"""What a run recorded, as one type: to slice, to tabulate, to save, to draw."""
+"""The record of a run, which can be sliced, tabulated, saved and plotted."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.export
@@ -20,29 +20,33 @@ from nnlearn.train.state import TrainState
 from nnlearn.train.step import Info
 from nnlearn.tree import path_name
 
-ALL_STEPS = "all steps"  # what ended a run that no rule has stopped
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+ALL_STEPS = "all steps"  # ``stopped_by`` of a run that no rule has stopped
 FORMAT = "nnlearn trace 2"
-BAD_ARCHIVE = (zipfile.BadZipFile, zlib.error, RuntimeError)  # a flipped bit may also say that it is encrypted
+BAD_ARCHIVE = (zipfile.BadZipFile, zlib.error, RuntimeError)  # a flipped bit can also mark the file as encrypted
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """The record of a run, or of many: under ``vmap`` every array has the axes of the runs in front.
+    """The record of one or many runs. Under ``vmap`` every array has the axes of the runs in front.
 
     Attributes:
-      step: steps made when each record was taken, shape (..., records).
+      step: the number of steps at each record, shape (..., records).
       info: ``Info``, stacked over the records.
-      check_step: steps made at each check, shape (..., checks).
-      metrics: by name, their values at the checks, shape (..., checks): ``train_loss``, the mean over the steps since
-        the check before that were not skipped, and what ``evaluate`` returned.
-      stop_step: steps made in all, shape (...). What lies beyond it in a run that has stopped is infinite, or 0 where
-        the numbers are integers; ``made`` tells which records those are. It is not NaN, so that ``jax_debug_nans``
-        raises only at what went wrong.
-      reason: which rule has stopped the run, counted from 1; 0 if none did. ``stopped_by`` says it in words.
-      best_step: the check whose state the run has ended with, and that state's ``step``; None where no rule keeps one.
+      check_step: the number of steps at each check, shape (..., checks).
+      metrics: a dict from names to values at the checks, shape (..., checks): ``train_loss``, which is the mean over
+        the steps since the previous check that were not skipped, and the results of ``evaluate``.
+      stop_step: the total number of steps, shape (...). Records and metrics of a stopped run beyond this step are
+        infinite, or 0 for integers; ``made`` marks the others. They are not NaN, so that ``jax_debug_nans`` only raises
+        for real faults.
+      reason: the index of the rule that stopped the run, counted from 1; 0 if none did. ``stopped_by`` is its name.
+      best_step: the check that provided the final state, and the ``step`` of that state; None if no rule keeps one.
       rules: the names of the rules.
-      leaves: the names of the parameters, in the order of ``info.leaf_grad_norms``; empty where that is not recorded.
+      leaves: the names of the parameters, in the order of ``info.leaf_grad_norms``; empty unless that is recorded.
     """
 
     step: jax.Array
@@ -57,17 +61,17 @@ class Trace:
 
     @property
     def loss(self) -> jax.Array:
-        """The loss of each recorded step's batch, shape (..., records)."""
+        """The loss of the batch at each recorded step, shape (..., records)."""
         return self.info.loss
 
     @property
     def runs(self) -> tuple[int, ...]:
-        """The shape of the runs: ``()`` for one, ``(64, 4)`` for a grid."""
+        """The shape of the runs: ``()`` for a single run, ``(64, 4)`` for a grid."""
         return jnp.shape(self.stop_step)
 
     @property
     def made(self) -> jax.Array:
-        """Booleans of the records' shape (..., records): False beyond the end of a run that has stopped.
+        """Booleans of shape (..., records): False for records beyond the end of a stopped run.
 
         >>> import nnlearn
         >>> train = nnlearn.make_train(
@@ -82,12 +86,12 @@ class Trace:
 
     @property
     def stopped_by(self) -> np.ndarray | str:
-        """What ended each run: a rule's name, or ``"all steps"``."""
+        """The name of the rule that stopped each run, or ``"all steps"``."""
         names = np.array([ALL_STEPS, *self.rules], dtype=object)[np.asarray(self.reason)]
         return names if self.runs else str(names)
 
     def run(self, *index: int) -> "Trace":
-        """One run out of many, or those of an index with fewer numbers than there are axes.
+        """One of many runs, or several if there are fewer indices than axes.
 
         >>> import nnlearn
         >>> batches = nnlearn.generated(lambda key, step: step)
@@ -101,14 +105,14 @@ class Trace:
         return jax.tree.map(lambda leaf: leaf[index], self)
 
     def __getitem__(self, steps: slice) -> "Trace":
-        """What was recorded at the steps from ``steps.start`` to before ``steps.stop``, as ``trace[100:200]``."""
+        """The records of steps ``steps.start`` to ``steps.stop - 1``, as in ``trace[100:200]``."""
         if not isinstance(steps, slice) or steps.step is not None:
             raise TypeError(f"a trace is sliced by steps, trace[100:200], got {steps!r}; for one of many runs: run(3)")
 
         first = -np.inf if steps.start is None else steps.start
         end = np.inf if steps.stop is None else steps.stop
 
-        def cut(tree, step):
+        def cut(tree: Any, step: jax.Array) -> Any:
             row = np.asarray(step)[(0,) * len(self.runs)]  # the steps are the same in all runs
             kept = np.flatnonzero((first <= row) & (row < end))
             return jax.tree.map(lambda leaf: jnp.take(leaf, kept, axis=len(self.runs)), tree)
@@ -118,12 +122,12 @@ class Trace:
         return dataclasses.replace(self, step=step, info=info, check_step=check_step, metrics=metrics)
 
     def columns(self) -> dict[str, np.ndarray]:
-        """A tidy table: one row for each run and record, with what was checked at that step, else NaN.
+        """A tidy table with one row for each run and step that has a record or a check. Missing values are NaN.
 
-        Columns are ``run_0``, ``run_1`` ... (the axes of the runs), ``step``, all scalars of ``info``, the norm of each
-        parameter's gradient (``leaf_grad_norms/<name>``), each of several learning rates (``learning_rate/0``), and all
-        metrics. A metric that has the name of a column before it, as ``loss`` has, is ``check/loss``.
-        Rows beyond the end of a run are left out.
+        The columns are ``run_0``, ``run_1`` ... (the axes of the runs), ``step``, all scalars of ``info``, the norm of
+        each parameter's gradient (``leaf_grad_norms/<name>``), each of several learning rates (``learning_rate/0``) and
+        all metrics. A metric with the name of an earlier column, such as ``loss``, becomes ``check/loss``. Rows beyond
+        the end of a run are omitted.
         """
         lead = len(self.runs)
         steps = np.unique(np.concatenate([np.ravel(self.step), np.ravel(self.check_step)]))
@@ -146,19 +150,19 @@ class Trace:
         kept = table["step"] <= np.asarray(self.stop_step)[..., None]
         return {name: column[kept] for name, column in table.items()}
 
-    def to_pandas(self):
+    def to_pandas(self) -> "DataFrame":
         """``columns`` as a ``pandas.DataFrame``.
 
         Raises:
-          ImportError: pandas is not installed.
+          ImportError: if pandas is not installed.
         """
         return import_extra("pandas", "to_pandas", "pandas").DataFrame(self.columns())
 
     def save(self, path: str | Path) -> None:
-        """Write the trace to one ``.npz`` file, checksums included; the file is complete or not there."""
+        """Write the trace to an ``.npz`` file with checksums. An interrupted write leaves no partial file."""
         leaves = jax.tree.leaves_with_path(self)
-        arrays = {f"leaf_{at}": _as_native(np.asarray(leaf)) for at, (_, leaf) in enumerate(leaves)}
-        header = {"format": FORMAT, "rules": self.rules, "leaves": self.leaves}
+        arrays: dict[str, Any] = {f"leaf_{at}": _as_native(np.asarray(leaf)) for at, (_, leaf) in enumerate(leaves)}
+        header: dict[str, Any] = {"format": FORMAT, "rules": self.rules, "leaves": self.leaves}
         header["paths"] = [_words(path) for path, _ in leaves]
         header["dtypes"] = [jnp.result_type(leaf).name for _, leaf in leaves]
         with replacing(path, "wb") as file:
@@ -166,10 +170,13 @@ class Trace:
 
     @classmethod
     def load(cls, path: str | Path) -> "Trace":
-        """Read what ``save`` wrote; what ``loss_fn`` returned as aux comes back as nested dicts.
+        """Read a file that ``save`` wrote. Containers in ``info.aux`` become nested dicts.
+
+        Loading runs no code from the file.
 
         Raises:
-          ValueError: the file is damaged, or no trace; nothing in it can run code.
+          FileNotFoundError: if there is no such file.
+          ValueError: if the file is damaged or not a trace.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -182,25 +189,25 @@ class Trace:
                     for word in words[:-1]:
                         node = node.setdefault(word, {})
                     node[words[-1]] = jnp.asarray(file[f"leaf_{at}"].view(jnp.dtype(header["dtypes"][at])))
-            info = Info(**{name: None for name in Info._fields} | tree.pop("info", {}))
-            static = {"rules": tuple(header["rules"]), "leaves": tuple(header.get("leaves", ()))}
-            return cls(info=info, **static, **{"metrics": {}} | tree)
+            fields: dict[str, Any] = {"metrics": {}} | tree
+            fields["info"] = Info(**{name: None for name in Info._fields} | tree.get("info", {}))
+            return cls(rules=tuple(header["rules"]), leaves=tuple(header.get("leaves", ())), **fields)
         except (OSError, KeyError, TypeError, ValueError, EOFError, NotImplementedError, *BAD_ARCHIVE) as error:
             if isinstance(error, FileNotFoundError):
                 raise
-            raise ValueError(f"{str(path)!r} is no trace that can be read: {error}") from error
+            raise ValueError(f"cannot read {str(path)!r} as a trace: {error}") from error
 
-    def plot(self, path: str | Path | None = None):
-        """Draw the loss over the steps and every metric over the checks, a line for each run.
+    def plot(self, path: str | Path | None = None) -> "Figure":
+        """Plot the loss over the steps and every metric over the checks, with one line for each run.
 
         Args:
-          path: where to save the picture; None to leave that to you.
+          path: the image file to write, or None to write no file.
 
         Returns:
           The matplotlib figure.
 
         Raises:
-          ImportError: matplotlib is not installed.
+          ImportError: if matplotlib is not installed.
         """
         from nnlearn.figures.trace import draw_trace
 
@@ -212,11 +219,11 @@ def _along(axis: int, lead: int, size: int) -> np.ndarray:
 
 
 def info_columns(info: Any, lead: int, leaves: Sequence[str]) -> list[tuple[str, int, int | None]]:
-    """The columns that records make: each one's name, its leaf of ``info``, and its place in that, or None for all.
+    """The columns of ``info``: for each its name, the index of its leaf, and an index into the last axis or None.
 
     Args:
-      info: ``Info`` whose leaves have the axes of the runs, and that of the records, in front.
-      lead: how many axes of runs there are.
+      info: ``Info`` whose leaves have the axes of the runs and then the axis of the records in front.
+      lead: the number of axes of runs.
       leaves: the names of the parameters.
 
     >>> info = Info(np.ones(3), None, None, np.ones((3, 2)), None, np.ones((3, 1)))
@@ -237,7 +244,7 @@ def info_columns(info: Any, lead: int, leaves: Sequence[str]) -> list[tuple[str,
 
 
 def leaf_names(state: TrainState) -> tuple[str, ...]:
-    """The names of a state's parameters, in the tree's order.
+    """The names of the parameters in a state, in the tree's order.
 
     >>> import nnlearn
     >>> leaf_names(nnlearn.init_state({"layer": {"w": jnp.ones(2)}}, nnlearn.sgd(0.1)))
@@ -248,7 +255,7 @@ def leaf_names(state: TrainState) -> tuple[str, ...]:
 
 
 def metric_column(metric: str, taken: Collection[str]) -> str:
-    """The column of a metric in a table that has some columns: a metric may be called as one of them is.
+    """The column name of a metric, different from the names already taken.
 
     >>> metric_column("accuracy", ["step", "loss"]), metric_column("loss", ["step", "loss"])
     ('accuracy', 'check/loss')
@@ -259,7 +266,7 @@ def metric_column(metric: str, taken: Collection[str]) -> str:
 
 
 def _as_native(array: np.ndarray) -> np.ndarray:
-    """The array, or its bits where NumPy has no such numbers, as bfloat16."""
+    """The array, or its bits as integers if NumPy lacks the dtype, such as bfloat16."""
     return array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array
 
 
@@ -268,7 +275,7 @@ def _words(path: Sequence[Any]) -> list[str]:
 
 
 def join(parts: Sequence[Trace]) -> Trace:
-    """The traces of a run's stretches as one, in their order; how it ended is the last one's.
+    """Concatenate the traces of consecutive stretches of a run.
 
     >>> import nnlearn
     >>> batches = nnlearn.generated(lambda key, step: step)
@@ -294,7 +301,7 @@ jax.export.register_pytree_node_serialization(
     serialized_name="nnlearn.Trace",
     serialize_auxdata=lambda static: json.dumps(static).encode(),
     deserialize_auxdata=lambda content: tuple(map(tuple, json.loads(content))),
-    from_children=lambda static, children: Trace(*children, *static),
+    from_children=lambda aux_data, children: Trace(*children, *aux_data),
 )
 
 __all__ = ["Trace", "join"]

@@ -1,4 +1,4 @@
-"""What a check makes of a run: its metrics, whether a rule stops it, and the best state so far."""
+"""The checks of a run: its metrics, whether a rule stops it, and the best state so far."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,36 +10,40 @@ from nnlearn.calls import hand
 from nnlearn.train.custom_step import is_carried, own_state
 from nnlearn.train.state import TrainState
 from nnlearn.train.stopping import Metrics, StopRule, better, pick, worst
+from nnlearn.types import PyTree
 
 
 class Best(NamedTuple):
-    """The best check so far: the metric's value, and the state as it was then, but for the key, which never changes."""
+    """The best check so far: the metric's value and the state, without the random key, which never changes."""
 
     value: jax.Array
     state: TrainState
 
     @property
     def step(self) -> jax.Array:
-        """Steps made at that check; 0 before the first."""
+        """The number of steps before that check; 0 before the first check."""
         return self.state.step
 
 
 class Verdict(NamedTuple):
-    """What the stopping rules carry from check to check.
+    """The state of the stopping rules between checks.
 
     Attributes:
-      rules: the rules' states.
-      reason: which rule has stopped the run, counted from 1; 0 while none has.
-      best: the best check so far, or None where no rule keeps one.
+      rules: the state of each rule.
+      reason: the index of the rule that has stopped the run, counted from 1; 0 while the run continues.
+      best: the best check so far, or None if no rule keeps the best state.
     """
 
-    rules: tuple
+    rules: tuple[PyTree, ...]
     reason: jax.Array
     best: Best | None
 
 
 def kept_metric(rules: Sequence[StopRule]) -> tuple[str, str] | None:
-    """The metric, and its mode, by which a rule keeps the best state; None where none does.
+    """The metric and mode by which a rule keeps the best state, or None if no rule does.
+
+    Raises:
+      ValueError: if several rules keep the best state by different metrics.
 
     >>> from nnlearn.train.stopping import keep_best
     >>> kept_metric([keep_best("loss")])
@@ -62,43 +66,47 @@ def first_verdict(rules: Sequence[StopRule], state: TrainState) -> Verdict:
 
 
 def judge(verdict: Verdict, rules: Sequence[StopRule], state: TrainState, metrics: Metrics) -> Verdict:
-    """The verdict after a check with these metrics."""
+    """The verdict after a check with these metrics.
+
+    Raises:
+      ValueError: if a rule does not return one boolean.
+    """
     reason, states = verdict.reason, []
-    for number, (rule, memory) in enumerate(zip(rules, verdict.rules, strict=True), start=1):
+    for index, (rule, memory) in enumerate(zip(rules, verdict.rules, strict=True), start=1):
         memory, stop = rule.update(memory, metrics, state.step)
         if jnp.shape(stop) != ():
             raise ValueError(
                 f"the stop rule {rule.name!r} must return (state, stop) with one boolean; got a stop of shape "
                 f"{jnp.shape(stop)}"
             )
-        stop = jnp.asarray(stop).astype(bool)  # 2 & True is 0
-        reason = jnp.where((reason == 0) & stop, number, reason)
+        stop = jnp.asarray(stop).astype(bool)  # because 2 & True is 0
+        reason = jnp.where((reason == 0) & stop, index, reason)
         states.append(memory)
-    best = verdict.best
-    if best is not None:
-        metric, mode = kept_metric(rules)
+    best, kept = verdict.best, kept_metric(rules)
+    if best is not None and kept is not None:
+        metric, mode = kept
         value = pick(metrics, metric, "the rule that keeps the best parameters")
-        value = jnp.where(jnp.isnan(value), worst(mode), value)  # or nothing would ever be better
+        value = jnp.where(jnp.isnan(value), worst(mode), value)  # otherwise nothing would ever be better
         now = Best(value, state._replace(key=None))
-        # the first check counts whatever its value, so that a run never ends with its untrained parameters
+        # The first check counts whatever its value, so that a run never ends with its initial parameters.
         gained = better(mode, value, best.value) | (best.step == 0)
         best = jax.tree.map(lambda new, old: jnp.where(gained, new, old), now, best)
     return Verdict(tuple(states), reason.astype(jnp.int32), best)
 
 
 def best_state(verdict: Verdict, state: TrainState) -> TrainState:
-    """The state that a run ends with: its last, or the whole state of the best check where a rule keeps that."""
+    """The final state of a run: its last one, or the complete state of the best check if a rule keeps it."""
     if verdict.best is None:
         return state
     return verdict.best.state._replace(key=state.key)
 
 
 def measure(evaluate: Callable[..., Mapping[str, Any]] | None, state: TrainState, **offered: Any) -> Metrics:
-    """What ``evaluate`` says of a state, as arrays.
+    """The metrics that ``evaluate`` computes from a state, as arrays.
 
     Raises:
-      TypeError: it returns no dict of scalars.
-      ValueError: it calls one of them ``train_loss``.
+      TypeError: if it does not return a dict of scalars.
+      ValueError: if one of them has the name ``train_loss``.
 
     >>> import nnlearn
     >>> measure(lambda params: {"size": params}, nnlearn.init_state(jnp.ones(()), nnlearn.sgd(0.1)))
@@ -114,7 +122,7 @@ def measure(evaluate: Callable[..., Mapping[str, Any]] | None, state: TrainState
         kinds = jax.tree.map(jnp.shape, metrics) if isinstance(metrics, Mapping) else type(metrics).__name__
         raise TypeError(f"evaluate must return a dict of scalars, such as {{'loss': loss}}; got {kinds}")
     if "train_loss" in metrics:
-        raise ValueError("evaluate returns 'train_loss', the name of the training loss: give it another")
+        raise ValueError("evaluate returns 'train_loss', which is the name of the training loss: rename it")
     return {name: jnp.asarray(value) for name, value in metrics.items()}
 
 

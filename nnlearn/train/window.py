@@ -1,6 +1,7 @@
-"""The accumulation window of ``MultiSteps`` that the end of a run cuts: said, and applied where that is wanted."""
+"""Accumulation windows of ``MultiSteps`` that the end of a run interrupts: warnings, and a function to apply them."""
 
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,28 +11,28 @@ from optax import MultiStepsState, apply_updates
 from nnlearn.checks import known
 from nnlearn.train.state import TrainState
 from nnlearn.transforms.skipping import closure_variables, skip_whole
-from nnlearn.types import GradientTransformation, OptState, Scalar
+from nnlearn.types import GradientTransformation, OptState
 
 CURE = (
-    "Make the number of steps a multiple of every_k_schedule, go on from the state, or apply them with "
+    "Make the number of steps a multiple of every_k_schedule, continue from the state, or apply them with "
     "nnlearn.apply_accumulated(tx, state)"
 )
-MOST = 1_000_000  # steps up to which a schedule of k is followed
+MOST = 1_000_000  # the longest run, in steps, for which a schedule of k is evaluated
 
 
 def apply_accumulated(tx: GradientTransformation, state: TrainState) -> TrainState:
-    """Apply the gradients of an accumulation window that the end of a run has cut.
+    """Apply the gradients of an accumulation window that the end of a run has interrupted.
 
-    Runs the optimizer in ``MultiSteps`` once on what the window holds, the mean of its mini-steps or their sum, and
-    empties it; where no window is open nothing changes. Other links of a chain see a gradient of zeros. ``state.step``
-    stays. A pure function, which may be compiled.
+    Runs the optimizer in ``MultiSteps`` once on the accumulated gradients (the mean or sum of the mini-steps) and
+    resets the window. If no window is open, nothing changes. Other transformations of a chain receive zero
+    gradients. ``state.step`` does not change. This is a pure function and can be compiled.
 
     Args:
-      tx: the run's optimizer, with nnlearn's ``MultiSteps`` over all parameters.
-      state: the run's last state.
+      tx: the optimizer of the run, with nnlearn's ``MultiSteps`` over all parameters.
+      state: the last state of the run.
 
     Raises:
-      ValueError: there is no ``MultiSteps`` of nnlearn's in ``tx``, or it accumulates for a part of the parameters.
+      ValueError: if ``tx`` contains no nnlearn ``MultiSteps``, or one that accumulates only a part of the parameters.
 
     >>> import nnlearn
     >>> tx = nnlearn.MultiSteps(nnlearn.sgd(1.0), 4)
@@ -55,7 +56,7 @@ def apply_accumulated(tx: GradientTransformation, state: TrainState) -> TrainSta
 
 
 def warn_of_open_window(opt_state: OptState) -> None:
-    """Warn if a run has ended inside a window; called by ``fit`` with the last state."""
+    """Warn if a run has ended inside a window. ``fit`` calls this with the last state."""
     for window in _windows(opt_state):
         left = int(np.max(window.mini_step))
         if left:
@@ -68,7 +69,7 @@ def warn_of_open_window(opt_state: OptState) -> None:
 
 
 def warn_of_last_window(tx: GradientTransformation, steps: int) -> None:
-    """Warn if a run of so many steps will end inside a window, as far as that is known before it begins.
+    """Warn if a run of ``steps`` steps will end inside a window, if this is known before it starts.
 
     >>> import nnlearn
     >>> with warnings.catch_warnings(record=True) as caught:
@@ -82,7 +83,7 @@ def warn_of_last_window(tx: GradientTransformation, steps: int) -> None:
             warnings.warn(
                 f"a run of {steps} steps ends inside an accumulation window: MultiSteps does not apply the gradients "
                 f"of the last {left} mini-steps. {CURE}",
-                stacklevel=3,
+                stacklevel=4,
             )
 
 
@@ -93,8 +94,8 @@ def _windows(opt_state: OptState) -> list[MultiStepsState]:
     return [node for node in jax.tree.leaves(opt_state, is_leaf=is_window) if is_window(node)]
 
 
-def _left(every_k: Scalar, steps: int) -> int:
-    """Mini-steps left in the last window; 0 where k is traced, or a schedule that cannot be followed."""
+def _left(every_k: Any, steps: int) -> int:
+    """Mini-steps left in the last window; 0 if k is traced, or a schedule that cannot be evaluated."""
     if known(every_k):
         return steps % int(every_k)
     if not callable(every_k) or steps > MOST:
@@ -102,7 +103,7 @@ def _left(every_k: Scalar, steps: int) -> int:
     try:
         with jax.ensure_compile_time_eval():
             ends = np.cumsum(np.asarray(jax.vmap(every_k)(jnp.arange(steps))))
-    except Exception:  # whatever a schedule of the user's does not take; the run itself will say
+    except Exception:  # a fault in the schedule is reported by the run itself
         return 0
     return steps - int(np.max(ends, where=ends <= steps, initial=0))
 

@@ -1,4 +1,4 @@
-"""Gradient transformations: each an array kernel with its equation, and thin plumbing."""
+"""Gradient transformations: each an array kernel with its equation, and thin plumbing. The only list of their names."""
 
 from nnlearn.transforms.accumulate import MultiSteps as MultiSteps
 from nnlearn.transforms.adam import scale_by_adam as scale_by_adam
@@ -22,6 +22,7 @@ from nnlearn.transforms.clipping import clip_by_global_norm as clip_by_global_no
 from nnlearn.transforms.decay import add_decayed_weights as add_decayed_weights
 from nnlearn.transforms.decay import add_noise as add_noise
 from nnlearn.transforms.decay import freeze as freeze
+from nnlearn.transforms.groups import by_label as by_label
 from nnlearn.transforms.guard import apply_if_finite as apply_if_finite
 from nnlearn.transforms.guard import skip_large_updates as skip_large_updates
 from nnlearn.transforms.guard import skip_not_finite as skip_not_finite
@@ -35,8 +36,6 @@ from nnlearn.transforms.momentum import ema as ema
 from nnlearn.transforms.momentum import scale_by_lion as scale_by_lion
 from nnlearn.transforms.momentum import scale_by_sign as scale_by_sign
 from nnlearn.transforms.momentum import trace as trace
-from nnlearn.transforms.plumbing import Slot as Slot
-from nnlearn.transforms.plumbing import by_leaf as by_leaf
 from nnlearn.transforms.plumbing import from_kernel as from_kernel
 from nnlearn.transforms.precision import MasterParamsState as MasterParamsState
 from nnlearn.transforms.precision import assemble as assemble
@@ -47,3 +46,8 @@ from nnlearn.transforms.scaling import scale_by_schedule as scale_by_schedule
 from nnlearn.transforms.scaling import scale_by_trust_ratio as scale_by_trust_ratio
 from nnlearn.transforms.skipping import skip_whole as skip_whole
 from nnlearn.transforms.skipping import was_skipped as was_skipped
+from nnlearn.transforms.storage import Slot as Slot
+from nnlearn.transforms.wrapping import by_leaf as by_leaf
+
+# The names above, without the modules that they come from: `from nnlearn.transforms import *` makes the root's index.
+globals()["__all__"] = [name for name, value in list(globals().items()) if name[0] != "_" and callable(value)]

@@ -1,17 +1,20 @@
 """Gradient accumulation: several mini-steps, one step of the optimizer."""
 
 import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from optax import MultiStepsState, safe_increment, with_extra_args_support
+from optax import MultiStepsState, with_extra_args_support
 
 from nnlearn.checks import check_dtype, check_number, known
 from nnlearn.settings import bind, remember
+from nnlearn.transforms.averages import increment
 from nnlearn.transforms.loss_scale import refuse_loss_scale_inside
-from nnlearn.transforms.plumbing import Slot, run_or_hold
+from nnlearn.transforms.storage import Slot
+from nnlearn.transforms.wrapping import run_or_hold
 from nnlearn.tree import real_dtype
-from nnlearn.types import DTypeLike, GradientTransformation, GradientTransformationExtraArgs, OptState
+from nnlearn.types import DTypeLike, GradientTransformation, GradientTransformationExtraArgs
 
 
 def _never_skip(updates, gradient_step, params):
@@ -19,7 +22,7 @@ def _never_skip(updates, gradient_step, params):
     return jnp.array(False), ()
 
 
-def _accumulated(opt, every_k_schedule, use_grad_mean, should_skip, accumulator_dtype):
+def _accumulated(opt, every_k_schedule: Any, use_grad_mean, should_skip, accumulator_dtype):
     """The two functions of ``MultiSteps``."""
     inner = with_extra_args_support(opt)
     slot = Slot(dtype=accumulator_dtype)
@@ -36,7 +39,7 @@ def _accumulated(opt, every_k_schedule, use_grad_mean, should_skip, accumulator_
     def update(updates, state, params=None, close_window=False, **extra_args):
         if close_window:
             return _closed(inner, state, params, extra_args)
-        every_k = every_k_schedule(state.gradient_step) if callable(every_k_schedule) else every_k_schedule
+        every_k: Any = every_k_schedule(state.gradient_step) if callable(every_k_schedule) else every_k_schedule
         skip, skip_state = should_skip(updates, state.gradient_step, params)
         skip_state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), skip_state, state.skip_state)
         if jnp.shape(skip) != () or jnp.result_type(skip) != jnp.bool_:
@@ -59,7 +62,7 @@ def _accumulated(opt, every_k_schedule, use_grad_mean, should_skip, accumulator_
             lambda new, old: jnp.where(emit, 0, jnp.where(skip, old, new)).astype(old.dtype), sums, state.acc_grads
         )
         mini_step = jnp.where(emit, 0, jnp.where(skip, state.mini_step, state.mini_step + 1))
-        gradient_step = jnp.where(emit, safe_increment(state.gradient_step), state.gradient_step)
+        gradient_step = jnp.where(emit, increment(state.gradient_step), state.gradient_step)
         return change, MultiStepsState(mini_step, gradient_step, inner_state, kept, skip_state)
 
     return init, update
@@ -69,7 +72,7 @@ def _closed(inner, state, params, extra_args):
     """The update of a window that ends early; nothing where no window is open."""
     is_open, sums = state.mini_step > 0, state.acc_grads
     change, inner_state = run_or_hold(is_open, inner, sums, state.inner_opt_state, params, extra_args)
-    gradient_step = jnp.where(is_open, safe_increment(state.gradient_step), state.gradient_step)
+    gradient_step = jnp.where(is_open, increment(state.gradient_step), state.gradient_step)
     empty = jax.tree.map(jnp.zeros_like, sums)
     return change, MultiStepsState(jnp.zeros_like(state.mini_step), gradient_step, inner_state, empty, state.skip_state)
 
@@ -93,7 +96,7 @@ class MultiSteps(GradientTransformationExtraArgs):
       use_grad_mean: use the mean of the gradients, else their sum.
       should_skip_update_fn: ``f(updates, gradient_step, params) -> (skip, info)``; a mini-step that is skipped does not
         count and adds nothing, see ``skip_not_finite``; ``info`` is kept in ``state.skip_state``.
-      accumulator_dtype: what the sum is stored in; None for the parameter's dtype, float32 at least.
+      accumulator_dtype: dtype of the sum; None for the parameter's dtype, float32 at least.
 
     The state is ``MultiStepsState(mini_step, gradient_step, inner_opt_state, acc_grads, skip_state)``.
 
@@ -109,6 +112,8 @@ class MultiSteps(GradientTransformationExtraArgs):
     [0.] False
     [-2.] True
     """
+
+    _call: Any  # what the constructor was given, see ``nnlearn.settings``
 
     def __new__(
         cls,
@@ -134,7 +139,7 @@ class MultiSteps(GradientTransformationExtraArgs):
     def __getnewargs__(self):  # what copying calls the constructor with
         return self._call.bound.args
 
-    def has_updated(self, state: OptState) -> jax.Array:
+    def has_updated(self, state: Any) -> jax.Array:
         """Whether the window is empty because the optimizer has run: a boolean scalar.
 
         True after an update that ran it, and still after mini-steps that were skipped since.

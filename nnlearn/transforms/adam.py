@@ -7,40 +7,20 @@ from optax import (
     ScaleByAdamState,
     ScaleByAmsgradState,
     ScaleByBeliefState,
-    safe_increment,
 )
 
-from nnlearn.checks import check_decay, check_dtype, check_nonnegative, check_number
 from nnlearn.settings import comparable
-from nnlearn.transforms.plumbing import Slot, bias_correction, from_kernel, power
+from nnlearn.transforms.averages import bias_correction, debiased, momentum_corrections, moving_average, power
+from nnlearn.transforms.plumbing import from_kernel
+from nnlearn.transforms.ranges import check_hyperparams
+from nnlearn.transforms.storage import Slot, as_storage
 from nnlearn.tree import abs_sq, safe_divide, safe_sqrt
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, Scalar
 
 
-def check_moments(b1: Scalar, b2: Scalar, eps: Scalar, eps_root: Scalar = 0.0) -> None:
-    """Raise unless the four numbers that all of the family take are in range."""
-    check_decay("b1", b1)
-    check_decay("b2", b2)
-    check_nonnegative("eps", eps)
-    check_nonnegative("eps_root", eps_root)
-
-
-def _average(decay, value, average):
-    return (1 - decay) * value + decay * average
-
-
-def _corrections(count, *, b1, b2, **_):
-    """Bias corrections of one step; ``c1_next`` is the one Nesterov's look-ahead needs."""
-    return {
-        "c1": bias_correction(b1, count),
-        "c1_next": bias_correction(b1, safe_increment(count)),
-        "c2": bias_correction(b2, count),
-    }
-
-
-def _direction(g, mu, *, b1, c1, c1_next, nesterov):
-    r"""The debiased first moment, or :math:`\beta_1 m_t/(1-\beta_1^{t+1}) + (1-\beta_1) g_t/(1-\beta_1^t)`."""
-    return b1 * (mu / c1_next) + (1 - b1) * (g / c1) if nesterov else mu / c1
+def adam_corrections(count, *, b1, b2, **_):
+    """Bias corrections of one step of Adam and most of its relatives."""
+    return momentum_corrections(count, b1) | {"c2": bias_correction(b2, count)}
 
 
 def adam_kernel(g, mu, nu, *, b1, b2, eps, eps_root, c1, c1_next, c2, nesterov=False):
@@ -53,9 +33,9 @@ def adam_kernel(g, mu, nu, *, b1, b2, eps, eps_root, c1, c1_next, c2, nesterov=F
     Returns:
       ``(u, m, v)``.
     """
-    mu = _average(b1, g, mu)
-    nu = _average(b2, abs_sq(g), nu)
-    direction = _direction(g, mu, b1=b1, c1=c1, c1_next=c1_next, nesterov=nesterov)
+    mu = moving_average(b1, g, mu)
+    nu = moving_average(b2, abs_sq(g), nu)
+    direction = debiased(g, mu, decay=b1, c1=c1, c1_next=c1_next, nesterov=nesterov)
     return safe_divide(direction, safe_sqrt(nu / c2 + eps_root) + eps), mu, nu
 
 
@@ -75,38 +55,31 @@ def scale_by_adam(
     The decays and their powers are rounded to float32 as in optax, whose steps the family follows to the digit: at
     ``b2 = 0.999999`` the corrected second moment of a constant is 1 % off, where ``ema`` and ``rmsprop`` are exact.
 
-    Args:
-      b1: decay rate of the first moment, in [0, 1).
-      b2: decay rate of the second moment, in [0, 1).
-      eps: added outside of the square root, >= 0.
-      eps_root: added inside of the square root, >= 0.
-      mu_dtype: what the first moment is stored in; None for the parameter's dtype, float32 at least.
-      nesterov: look one step ahead, as NAdam does (Dozat 2016).
-      nu_dtype: what the second moment is stored in; None for the parameter's dtype, float32 at least.
+    Arguments are documented in ``nnlearn.adam``.
 
     Returns:
       A transformation with ``ScaleByAdamState(count, mu, nu)``.
 
     Raises:
-      ValueError: a number is out of its range.
+      ValueError: if a hyper-parameter is out of range.
 
     >>> tx = scale_by_adam()
     >>> gradient = jnp.array([0.1, -20.0])
     >>> tx.update(gradient, tx.init(gradient))[0]
     Array([ 1., -1.], dtype=float32)
     """
-    check_moments(b1, b2, eps, eps_root)
+    check_hyperparams(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
     return from_kernel(
         functools.partial(adam_kernel, nesterov=nesterov),
         ScaleByAdamState,
-        {"mu": Slot(dtype=check_dtype("mu_dtype", mu_dtype)), "nu": _second_moment(nu_dtype)},
+        {"mu": Slot(dtype=as_storage("mu_dtype", mu_dtype)), "nu": _second_moment(nu_dtype)},
         {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root},
-        _corrections,
+        adam_corrections,
     )
 
 
 def _second_moment(dtype: DTypeLike | None = None, fill: Scalar = 0.0) -> Slot:
-    return Slot(fill=fill, dtype=check_dtype("nu_dtype", dtype), real=True)
+    return Slot(fill=fill, dtype=as_storage("nu_dtype", dtype), real=True)
 
 
 def amsgrad_kernel(g, mu, nu, nu_max, *, b1, b2, eps, eps_root, c1, c1_next, c2, correct_mu=True, correct_nu=True):
@@ -120,8 +93,8 @@ def amsgrad_kernel(g, mu, nu, nu_max, *, b1, b2, eps, eps_root, c1, c1_next, c2,
     Returns:
       ``(u, m, v, v_max)``.
     """
-    mu = _average(b1, g, mu)
-    nu = _average(b2, abs_sq(g), nu)
+    mu = moving_average(b1, g, mu)
+    nu = moving_average(b2, abs_sq(g), nu)
     nu_max = jnp.maximum(nu_max, nu / c2 if correct_nu else nu)
     direction = mu / c1 if correct_mu else mu
     return safe_divide(direction, safe_sqrt(nu_max + eps_root) + eps), mu, nu, nu_max
@@ -152,14 +125,14 @@ def scale_by_amsgrad(
     >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0]
     Array([1.], dtype=float32)
     """
-    check_moments(b1, b2, eps, eps_root)
+    check_hyperparams(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
     second = _second_moment(nu_dtype)
     return from_kernel(
         functools.partial(amsgrad_kernel, correct_mu=bias_correction_mu, correct_nu=bias_correction_nu),
         ScaleByAmsgradState,
-        {"mu": Slot(dtype=check_dtype("mu_dtype", mu_dtype)), "nu": second, "nu_max": second},
+        {"mu": Slot(dtype=as_storage("mu_dtype", mu_dtype)), "nu": second, "nu_max": second},
         {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root},
-        _corrections,
+        adam_corrections,
     )
 
 
@@ -171,7 +144,7 @@ def adamax_kernel(g, mu, nu, *, b1, b2, eps, c1, c1_next, c2):
     Returns:
       ``(u, m, v)``.
     """
-    mu = _average(b1, g, mu)
+    mu = moving_average(b1, g, mu)
     nu = jnp.maximum(jnp.abs(g) + eps, b2 * nu)
     return safe_divide(mu / c1, nu), mu, nu
 
@@ -191,13 +164,13 @@ def scale_by_adamax(
     >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0]
     Array([1.], dtype=float32)
     """
-    check_moments(b1, b2, eps)
+    check_hyperparams(b1=b1, b2=b2, eps=eps)
     return from_kernel(
         adamax_kernel,
         ScaleByAdamState,
-        {"mu": Slot(dtype=check_dtype("mu_dtype", mu_dtype)), "nu": _second_moment(nu_dtype)},
+        {"mu": Slot(dtype=as_storage("mu_dtype", mu_dtype)), "nu": _second_moment(nu_dtype)},
         {"b1": b1, "b2": b2, "eps": eps},
-        _corrections,
+        adam_corrections,
     )
 
 
@@ -210,9 +183,9 @@ def belief_kernel(g, mu, nu, *, b1, b2, eps, eps_root, c1, c1_next, c2, nesterov
     Returns:
       ``(u, m, s)``.
     """
-    mu = _average(b1, g, mu)
-    nu = _average(b2, abs_sq(g - mu), nu) + eps_root
-    direction = _direction(g, mu, b1=b1, c1=c1, c1_next=c1_next, nesterov=nesterov)
+    mu = moving_average(b1, g, mu)
+    nu = moving_average(b2, abs_sq(g - mu), nu) + eps_root
+    direction = debiased(g, mu, decay=b1, c1=c1, c1_next=c1_next, nesterov=nesterov)
     return safe_divide(direction, safe_sqrt(nu / c2) + eps), mu, nu
 
 
@@ -233,13 +206,13 @@ def scale_by_belief(
     >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0]
     Array([2.], dtype=float32)
     """
-    check_moments(b1, b2, eps, eps_root)
+    check_hyperparams(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
     return from_kernel(
         functools.partial(belief_kernel, nesterov=nesterov),
         ScaleByBeliefState,
-        {"mu": Slot(dtype=check_dtype("mu_dtype", mu_dtype)), "nu": _second_moment(nu_dtype)},
+        {"mu": Slot(dtype=as_storage("mu_dtype", mu_dtype)), "nu": _second_moment(nu_dtype)},
         {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root},
-        _corrections,
+        adam_corrections,
     )
 
 
@@ -251,7 +224,7 @@ def yogi_kernel(g, mu, nu, *, b1, b2, eps, eps_root, c1, c1_next, c2):
     Returns:
       ``(u, m, v)``.
     """
-    mu = _average(b1, g, mu)
+    mu = moving_average(b1, g, mu)
     square = abs_sq(g)
     nu = nu - (1 - b2) * jnp.sign(nu - square) * square
     return safe_divide(mu / c1, safe_sqrt(nu / c2 + eps_root) + eps), mu, nu
@@ -271,21 +244,20 @@ def scale_by_yogi(
     """Yogi's direction, see ``yogi_kernel``; arguments as in ``scale_by_adam``.
 
     Args:
-      initial_accumulator_value: what both moments start from, >= 0.
+      initial_accumulator_value: initial value of both moments, >= 0.
 
     >>> tx = scale_by_yogi()
     >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0].round(3)
     Array([1.], dtype=float32)
     """
-    check_moments(b1, b2, eps, eps_root)
-    check_nonnegative("initial_accumulator_value", initial_accumulator_value)
-    first = Slot(fill=initial_accumulator_value, dtype=check_dtype("mu_dtype", mu_dtype))
+    check_hyperparams(b1=b1, b2=b2, eps=eps, eps_root=eps_root, initial_accumulator_value=initial_accumulator_value)
+    first = Slot(fill=initial_accumulator_value, dtype=as_storage("mu_dtype", mu_dtype))
     return from_kernel(
         yogi_kernel,
         ScaleByAdamState,
         {"mu": first, "nu": _second_moment(nu_dtype, initial_accumulator_value)},
         {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root},
-        _corrections,
+        adam_corrections,
     )
 
 
@@ -299,9 +271,9 @@ def radam_kernel(g, mu, nu, *, b1, b2, eps, eps_root, threshold, c1, c1_next, c2
     Returns:
       ``(u, m, v)``.
     """
-    mu = _average(b1, g, mu)
-    nu = _average(b2, abs_sq(g), nu)
-    direction = _direction(g, mu, b1=b1, c1=c1, c1_next=c1_next, nesterov=nesterov)
+    mu = moving_average(b1, g, mu)
+    nu = moving_average(b2, abs_sq(g), nu)
+    direction = debiased(g, mu, decay=b1, c1=c1, c1_next=c1_next, nesterov=nesterov)
     scaled = safe_divide(rectifier * direction, safe_sqrt(nu / c2 + eps_root) + eps)
     return jnp.where(rectify > 0, scaled, direction), mu, nu
 
@@ -313,7 +285,7 @@ def _rectification(count, *, b1, b2, threshold, **_):
     rectify = (ro >= threshold) & (ro > 4)  # at 4 and below the root is of a negative number, or of infinity
     safe = jnp.where(rectify, ro, 5.0)
     rectifier = jnp.sqrt((safe - 4) * (safe - 2) * ro_inf / ((ro_inf - 4) * (ro_inf - 2) * safe))
-    return _corrections(count, b1=b1, b2=b2) | {"rectify": rectify.astype(jnp.float32), "rectifier": rectifier}
+    return adam_corrections(count, b1=b1, b2=b2) | {"rectify": rectify.astype(jnp.float32), "rectifier": rectifier}
 
 
 @comparable
@@ -331,24 +303,24 @@ def scale_by_radam(
     """RAdam's direction, see ``radam_kernel``; arguments as in ``scale_by_adam``.
 
     Args:
-      threshold: the length of the simple moving average from which on the variance is trusted, in steps.
+      threshold: length of the simple moving average, in steps, from which the variance is trusted.
 
     >>> tx = scale_by_radam()
     >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0].round(4)  # momentum alone, at first
     Array([4.], dtype=float32)
     """
-    check_moments(b1, b2, eps, eps_root)
-    check_number("threshold", threshold, low=0.0)
+    check_hyperparams(b1=b1, b2=b2, eps=eps, eps_root=eps_root, threshold=threshold)
     return from_kernel(
         functools.partial(radam_kernel, nesterov=nesterov),
         ScaleByAdamState,
-        {"mu": Slot(dtype=check_dtype("mu_dtype", mu_dtype)), "nu": _second_moment(nu_dtype)},
+        {"mu": Slot(dtype=as_storage("mu_dtype", mu_dtype)), "nu": _second_moment(nu_dtype)},
         {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root, "threshold": threshold},
         _rectification,
     )
 
 
 __all__ = [
+    "adam_corrections",
     "adam_kernel",
     "adamax_kernel",
     "amsgrad_kernel",

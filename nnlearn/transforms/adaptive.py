@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 from optax import ScaleByAdaDeltaState, ScaleByRmsState, ScaleByRssState, ScaleByRStdDevState
 
-from nnlearn.checks import check_decay, check_dtype, check_nonnegative
 from nnlearn.settings import comparable
-from nnlearn.transforms.plumbing import Slot, average_with_mean, corrections, from_kernel, step_towards
+from nnlearn.transforms.averages import average_with_mean, corrections, step_towards
+from nnlearn.transforms.plumbing import from_kernel
+from nnlearn.transforms.ranges import check_hyperparams
+from nnlearn.transforms.storage import Slot, as_storage
 from nnlearn.tree import abs_sq, safe_divide, safe_rsqrt, safe_sqrt
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, Scalar, Updates
 
@@ -30,12 +32,7 @@ def rss_kernel(g, sum_of_squares, *, eps):
 def scale_by_rss(
     initial_accumulator_value: Scalar = 0.1, eps: Scalar = 1e-7, *, accumulator_dtype: DTypeLike | None = None
 ) -> GradientTransformationExtraArgs:
-    """AdaGrad's direction, see ``rss_kernel``.
-
-    Args:
-      initial_accumulator_value: what the sum of squares starts from, >= 0.
-      eps: added inside of the square root, >= 0.
-      accumulator_dtype: what the sum is stored in; None for the parameter's dtype, float32 at least.
+    """AdaGrad's direction, see ``rss_kernel``; arguments are documented in ``nnlearn.adagrad``.
 
     Returns:
       A transformation with ``ScaleByRssState(sum_of_squares)``.
@@ -44,23 +41,22 @@ def scale_by_rss(
     >>> tx.update(jnp.array([4.0, 0.0]), tx.init(jnp.zeros(2)))[0]
     Array([1., 0.], dtype=float32)
     """
-    check_nonnegative("initial_accumulator_value", initial_accumulator_value)
-    check_nonnegative("eps", eps)
-    slot = Slot(initial_accumulator_value, check_dtype("accumulator_dtype", accumulator_dtype), real=True)
+    check_hyperparams(initial_accumulator_value=initial_accumulator_value, eps=eps)
+    slot = Slot(initial_accumulator_value, as_storage("accumulator_dtype", accumulator_dtype), real=True)
     return from_kernel(rss_kernel, ScaleByRssState, {"sum_of_squares": slot}, {"eps": eps})
 
 
 class ScaleByRmsWithCountState(NamedTuple):
     """State of ``scale_by_rms`` with bias correction."""
 
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     nu: Updates
 
 
 class ScaleByRStdDevWithCountState(NamedTuple):
     """State of ``scale_by_stddev`` with bias correction."""
 
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     mu: Updates
     nu: Updates
 
@@ -107,12 +103,6 @@ def stddev_kernel(g, mu, nu, *, decay, eps, eps_in_sqrt=True, **seen):
     return _inverse_root(variance, eps, eps_in_sqrt) * g, mu, nu
 
 
-def _check_rms(decay, eps, initial_scale):
-    check_decay("decay", decay)
-    check_nonnegative("eps", eps)
-    check_nonnegative("initial_scale", initial_scale)
-
-
 @comparable
 def scale_by_rms(
     decay: Scalar = 0.9,
@@ -123,25 +113,17 @@ def scale_by_rms(
     *,
     nu_dtype: DTypeLike | None = None,
 ) -> GradientTransformationExtraArgs:
-    """RMSProp's direction, see ``rms_kernel``.
-
-    Args:
-      decay: decay rate of the mean of squares, in [0, 1).
-      eps: added to the denominator, >= 0.
-      initial_scale: what the mean of squares starts from, >= 0 (PyTorch starts from 0, TensorFlow from 1).
-      eps_in_sqrt: add eps inside of the square root (PyTorch adds it outside).
-      bias_correction: divide the mean of squares by its bias.
-      nu_dtype: what the mean of squares is stored in; None for the parameter's dtype, float32 at least.
+    """RMSProp's direction, see ``rms_kernel``; arguments are documented in ``nnlearn.rmsprop``.
 
     >>> tx = scale_by_rms(decay=0.0)
     >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0]
     Array([1.], dtype=float32)
     """
-    _check_rms(decay, eps, initial_scale)
+    check_hyperparams(decay=decay, eps=eps, initial_scale=initial_scale)
     return from_kernel(
         functools.partial(rms_kernel, eps_in_sqrt=eps_in_sqrt),
         ScaleByRmsWithCountState if bias_correction else ScaleByRmsState,
-        {"nu": Slot(initial_scale, check_dtype("nu_dtype", nu_dtype), real=True)},
+        {"nu": Slot(initial_scale, as_storage("nu_dtype", nu_dtype), real=True)},
         {"decay": decay, "eps": eps},
         corrections if bias_correction else None,
     )
@@ -164,12 +146,12 @@ def scale_by_stddev(
     >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0]
     Array([2.], dtype=float32)
     """
-    _check_rms(decay, eps, initial_scale)
-    second = Slot(initial_scale, check_dtype("nu_dtype", nu_dtype), real=True)
+    check_hyperparams(decay=decay, eps=eps, initial_scale=initial_scale)
+    second = Slot(initial_scale, as_storage("nu_dtype", nu_dtype), real=True)
     return from_kernel(
         functools.partial(stddev_kernel, eps_in_sqrt=eps_in_sqrt),
         ScaleByRStdDevWithCountState if bias_correction else ScaleByRStdDevState,
-        {"mu": Slot(dtype=check_dtype("mu_dtype", mu_dtype)), "nu": second},
+        {"mu": Slot(dtype=as_storage("mu_dtype", mu_dtype)), "nu": second},
         {"decay": decay, "eps": eps},
         corrections if bias_correction else None,
     )
@@ -196,20 +178,14 @@ def adadelta_kernel(g, e_g, e_x, *, rho, eps):
 def scale_by_adadelta(
     rho: Scalar = 0.9, eps: Scalar = 1e-6, *, accumulator_dtype: DTypeLike | None = None
 ) -> GradientTransformationExtraArgs:
-    """AdaDelta's direction, see ``adadelta_kernel``.
-
-    Args:
-      rho: decay rate of both means of squares, in [0, 1).
-      eps: added inside of both square roots, >= 0.
-      accumulator_dtype: what the means are stored in; None for the parameter's dtype, float32 at least.
+    """AdaDelta's direction, see ``adadelta_kernel``; arguments are documented in ``nnlearn.adadelta``.
 
     >>> tx = scale_by_adadelta(rho=0.0, eps=1.0)
     >>> tx.update(jnp.array([0.0]), tx.init(jnp.zeros(1)))[0]
     Array([0.], dtype=float32)
     """
-    check_decay("rho", rho)
-    check_nonnegative("eps", eps)
-    slot = Slot(dtype=check_dtype("accumulator_dtype", accumulator_dtype), real=True)
+    check_hyperparams(rho=rho, eps=eps)
+    slot = Slot(dtype=as_storage("accumulator_dtype", accumulator_dtype), real=True)
     return from_kernel(adadelta_kernel, ScaleByAdaDeltaState, {"e_g": slot, "e_x": slot}, {"rho": rho, "eps": eps})
 
 

@@ -1,15 +1,17 @@
 """Averages of the parameters over the steps, often better than the last ones."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from optax import apply_updates, safe_increment
+from optax import apply_updates
 
 from nnlearn.checks import check_decay
 from nnlearn.packing import unpack
 from nnlearn.settings import comparable
-from nnlearn.transforms.plumbing import Slot, one_minus, require_params, step_towards, weight_seen
+from nnlearn.transforms.averages import increment, one_minus, step_towards, weight_seen
+from nnlearn.transforms.storage import Slot
+from nnlearn.transforms.wrapping import require_params
 from nnlearn.tree import compute_dtype, real_dtype
 from nnlearn.types import GradientTransformationExtraArgs, OptState, Params, Scalar
 
@@ -17,7 +19,7 @@ from nnlearn.types import GradientTransformationExtraArgs, OptState, Params, Sca
 class AverageParamsState(NamedTuple):
     """Steps seen, and the average so far, corrected for its start; before the first step, the initial parameters."""
 
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     average: Params
     decay: jax.Array
 
@@ -64,10 +66,10 @@ def average_params(decay: Scalar = 0.999) -> GradientTransformationExtraArgs:
         average = jax.tree.map(own, slot.start(params), params)
         return AverageParamsState(jnp.zeros([], jnp.int32), average, jnp.asarray(decay, jnp.float32))
 
-    def update(updates, state, params=None, **extra_args):
+    def update(updates, state, params: Any = None, **extra_args):
         del extra_args
         require_params(params, "average_params")
-        count = safe_increment(state.count)
+        count = increment(state.count)
         # a_t / (1 - decay ** t), not a_t, is kept: next to it a small 1 - decay is not rounded away
         weight = one_minus(decay) / weight_seen(decay, count)
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from nnlearn.checks import check_nonnegative, check_number
 from nnlearn.settings import comparable
-from nnlearn.transforms.plumbing import from_leaf_kernel, from_map
+from nnlearn.transforms.plumbing import from_leaf_kernel
+from nnlearn.transforms.wrapping import from_map
 from nnlearn.tree import (
     array_norm,
     as_hyperparam,
@@ -23,7 +24,7 @@ from nnlearn.types import GradientTransformationExtraArgs, Scalar, Updates
 
 @comparable
 def clip(max_delta: Scalar) -> GradientTransformationExtraArgs:
-    """Every number of the update cut to [-max_delta, max_delta]; of a complex number, each part.
+    """Clip every element to [-max_delta, max_delta]; of a complex element, each part.
 
     Args:
       max_delta: the bound, >= 0.
@@ -143,11 +144,11 @@ def adaptive_grad_clip(
 
     Args:
       clipping: :math:`\lambda`, the largest ratio of gradient norm to weight norm, >= 0.
-      eps: weight norms below it are taken to be it, >= 0.
+      eps: weight lower bound of both norms, >= 0.
       axis: the axes of a unit, see ``unitwise_norm``.
 
     Raises:
-      ValueError: ``update`` is called without parameters, or a number is out of its range.
+      ValueError: if ``update`` is called without parameters, or a hyper-parameter is out of range.
 
     >>> tx = adaptive_grad_clip(0.1)
     >>> params = jnp.array([[3.0], [4.0]])

@@ -1,4 +1,4 @@
-"""Pulls on the weights themselves: decay, noise and freezing."""
+"""Changes of the weights themselves: decay, noise and freezing."""
 
 import warnings
 from typing import NamedTuple
@@ -6,12 +6,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from optax import AddNoiseState, masked, safe_increment, set_to_zero
+from optax import AddNoiseState, masked, set_to_zero
 
 from nnlearn.checks import as_key, check_nonnegative
 from nnlearn.packing import per_buffer
 from nnlearn.settings import comparable
-from nnlearn.transforms.plumbing import by_leaf, require_params
+from nnlearn.transforms.averages import increment
+from nnlearn.transforms.wrapping import by_leaf, require_params
 from nnlearn.tree import as_hyperparam, compute_dtype, is_function, map_unzip, path_name
 from nnlearn.types import EmptyState, GradientTransformationExtraArgs, Key, MaskOrFn, Scalar, ScalarOrSchedule
 
@@ -19,7 +20,7 @@ from nnlearn.types import EmptyState, GradientTransformationExtraArgs, Key, Mask
 class WeightDecayState(NamedTuple):
     """Step counter of a scheduled weight decay."""
 
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 def _add_scaled(updates, factor, others, name):
@@ -46,7 +47,7 @@ def add_decayed_weights(weight_decay: ScalarOrSchedule = 0.0, mask: MaskOrFn = N
       mask: a tree of booleans like the parameters, or a function from parameters to one: True where weights decay.
 
     Raises:
-      ValueError: ``update`` is called without parameters, or the decay is negative.
+      ValueError: if ``update`` is called without parameters, or the decay is negative.
 
     >>> tx = add_decayed_weights(0.1)
     >>> params = jnp.array([2.0])
@@ -68,7 +69,7 @@ def add_decayed_weights(weight_decay: ScalarOrSchedule = 0.0, mask: MaskOrFn = N
         if not callable(weight_decay):
             return _add_scaled(updates, weight_decay, params, "params"), state
         decayed = _add_scaled(updates, weight_decay(state.count), params, "params")
-        return decayed, WeightDecayState(safe_increment(state.count))
+        return decayed, WeightDecayState(increment(state.count))
 
     tx = GradientTransformationExtraArgs(init, update)
     return tx if mask is None else masked(tx, per_buffer(mask))
@@ -78,13 +79,13 @@ def add_decayed_weights(weight_decay: ScalarOrSchedule = 0.0, mask: MaskOrFn = N
 def add_noise(
     eta: Scalar, gamma: Scalar, key: Key | int | None = None, *, seed: int | None = None
 ) -> GradientTransformationExtraArgs:
-    r"""Add Gaussian noise that dies away (Neelakantan et al. 2015, arXiv:1511.06807, eq. 1).
+    r"""Add Gaussian noise of decreasing variance (Neelakantan et al. 2015, arXiv:1511.06807, eq. 1).
 
     .. math:: u \leftarrow u + \mathcal N(0, \eta / t^\gamma)
 
     Args:
       eta: variance of the noise at the first step, >= 0.
-      gamma: how fast the variance falls, >= 0.
+      gamma: exponent of the decrease, >= 0.
       key: a random key, or a seed for one. Runs that share it share their noise.
       seed: old name of an integer ``key``.
 
@@ -110,7 +111,7 @@ def add_noise(
 
     def update(updates, state, params=None, **extra_args):
         del params, extra_args
-        count = safe_increment(state.count)
+        count = increment(state.count)
         rng_key, sample_key = jax.random.split(state.rng_key)
         leaves, treedef = jax.tree.flatten(updates)
         keys = jax.random.split(sample_key, len(leaves)) if leaves else ()

@@ -2,12 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-from optax import ApplyIfFiniteState, safe_increment, with_extra_args_support
+from optax import ApplyIfFiniteState, with_extra_args_support
 
 from nnlearn.checks import check_nonnegative, check_number
 from nnlearn.settings import comparable
+from nnlearn.transforms.averages import increment
 from nnlearn.transforms.loss_scale import refuse_loss_scale_inside
-from nnlearn.transforms.plumbing import run_or_hold
+from nnlearn.transforms.wrapping import run_or_hold
 from nnlearn.tree import all_finite, global_norm
 from nnlearn.types import GradientTransformation, GradientTransformationExtraArgs, Params, Scalar, Updates
 
@@ -47,8 +48,8 @@ def apply_if_finite(inner: GradientTransformation, max_consecutive_errors: Scala
 
     def update(updates, state, params=None, **extra_args):
         finite = all_finite(updates)
-        in_a_row = jnp.where(finite, 0, safe_increment(state.notfinite_count))
-        total = jnp.where(finite, state.total_notfinite, safe_increment(state.total_notfinite))
+        in_a_row = jnp.where(finite, 0, increment(state.notfinite_count))
+        total = jnp.where(finite, state.total_notfinite, increment(state.total_notfinite))
         go = finite | (in_a_row > max_consecutive_errors)
         change, inner_state = run_or_hold(go, inner, updates, state.inner_state, params, extra_args)
         return change, ApplyIfFiniteState(in_a_row, finite, total, inner_state)

@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from optax import InjectHyperparamsState, InjectStatefulHyperparamsState, safe_increment, with_extra_args_support
+from optax import InjectHyperparamsState, InjectStatefulHyperparamsState, with_extra_args_support
 from optax.schedules import StatefulSchedule
 
 from nnlearn.checks import NUMERIC, check_dtype
 from nnlearn.settings import bind, copied, frozen, remember
+from nnlearn.transforms.averages import increment
 from nnlearn.tree import path_name
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, OptState, Scalar
 
@@ -160,15 +161,18 @@ def _with_state(inner, stateful, schedules, numbers, rest, hyperparam_dtype):
     def init(params):
         count = jnp.zeros([], jnp.int32)
         states = {name: schedule.init() for name, schedule in stateful.items()}
-        hyperparams = {name: as_entry(name, value) for name, value in numbers.items()} | scheduled(count, states, {})
+        hyperparams: dict[str, Any] = {name: as_entry(name, value) for name, value in numbers.items()}
+        hyperparams |= scheduled(count, states, {})
         return InjectStatefulHyperparamsState(count, hyperparams, states, build(hyperparams).init(params))
 
     def update(updates, state, params=None, **extra_args):
-        hyperparams = dict(state.hyperparams) | scheduled(state.count, state.hyperparams_states, extra_args)
+        hyperparams: dict[str, Any] = dict(state.hyperparams) | scheduled(
+            state.count, state.hyperparams_states, extra_args
+        )
         hyperparams = {name: as_entry(name, value) for name, value in hyperparams.items()}
         states = {name: s.update(state.hyperparams_states[name], **extra_args) for name, s in stateful.items()}
         updates, inner_state = build(hyperparams).update(updates, state.inner_state, params, **extra_args)
-        return updates, InjectStatefulHyperparamsState(safe_increment(state.count), hyperparams, states, inner_state)
+        return updates, InjectStatefulHyperparamsState(increment(state.count), hyperparams, states, inner_state)
 
     return GradientTransformationExtraArgs(init, update)
 

@@ -8,7 +8,7 @@ from optax import with_extra_args_support
 
 from nnlearn.checks import check_number
 from nnlearn.settings import comparable
-from nnlearn.transforms.plumbing import run_or_hold
+from nnlearn.transforms.wrapping import run_or_hold
 from nnlearn.tree import all_finite
 from nnlearn.types import GradientTransformation, GradientTransformationExtraArgs, OptState, Scalar
 
@@ -54,7 +54,7 @@ def dynamic_loss_scale(
       A transformation with ``DynamicLossScaleState``. The scale stays within [1, 2 ** 24].
 
     Raises:
-      ValueError: a number is out of its range.
+      ValueError: if a hyper-parameter is out of range.
 
     Source: Micikevicius et al. 2018, "Mixed Precision Training", arXiv:1710.03740, section 3.2.
 

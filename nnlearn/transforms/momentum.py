@@ -5,18 +5,14 @@ import warnings
 from typing import Literal
 
 import jax.numpy as jnp
-from optax import EmaState, ScaleByLionState, TraceState, identity
+from optax import EmaState, ScaleByLionState, TraceState, identity, with_extra_args_support
 
-from nnlearn.checks import check_decay, check_dtype, check_number
+from nnlearn.checks import check_number
 from nnlearn.settings import comparable
-from nnlearn.transforms.plumbing import (
-    Slot,
-    average_with_mean,
-    corrections,
-    from_kernel,
-    from_leaf_kernel,
-    step_towards,
-)
+from nnlearn.transforms.averages import average_with_mean, corrections, step_towards
+from nnlearn.transforms.plumbing import from_kernel, from_leaf_kernel
+from nnlearn.transforms.ranges import check_hyperparams
+from nnlearn.transforms.storage import Slot, as_storage
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, Scalar
 
 
@@ -36,26 +32,26 @@ def trace_kernel(g, trace, *, decay, nesterov=False):
 def trace(
     decay: Scalar, nesterov: bool = False, accumulator_dtype: DTypeLike | None = None
 ) -> GradientTransformationExtraArgs:
-    """Momentum: a decaying *sum* of gradients, see ``trace_kernel``; ``ema`` is the decaying average.
+    """Momentum, a decaying *sum* of gradients, see ``trace_kernel``; ``ema`` is the decaying average.
 
     Args:
-      decay: how much of the trace is kept, in [0, 1].
+      decay: factor of the previous trace, in [0, 1].
       nesterov: look one step ahead.
-      accumulator_dtype: what the trace is stored in; None for the parameter's dtype, float32 at least.
+      accumulator_dtype: dtype of the trace; None for the parameter's dtype, float32 at least.
 
     Returns:
       A transformation with ``TraceState(trace)``.
 
     Raises:
-      ValueError: ``decay`` is out of its range.
+      ValueError: if ``decay`` is out of range.
 
     >>> tx = trace(decay=0.9)
     >>> update, state = tx.update(jnp.array([1.0]), tx.init(jnp.zeros(1)))
     >>> tx.update(jnp.array([1.0]), state)[0]
     Array([1.9], dtype=float32)
     """
-    check_number("decay", decay, low=0.0, high=1.0)
-    slot = Slot(dtype=check_dtype("accumulator_dtype", accumulator_dtype))
+    check_number("decay", decay, low=0.0, high=1.0)  # a sum may keep all of itself
+    slot = Slot(dtype=as_storage("accumulator_dtype", accumulator_dtype))
     kernel = functools.partial(trace_kernel, nesterov=nesterov)
     return from_kernel(kernel, TraceState, {"trace": slot}, {"decay": decay})
 
@@ -66,7 +62,7 @@ def trace_if(
     """``trace``, or nothing for a momentum of None; then ``nesterov`` has no effect, and warns."""
     if momentum is None and nesterov:
         warnings.warn("nesterov=True has no effect without momentum: give momentum=0.9, or leave it out", stacklevel=4)
-    return identity() if momentum is None else trace(momentum, nesterov, accumulator_dtype)
+    return with_extra_args_support(identity()) if momentum is None else trace(momentum, nesterov, accumulator_dtype)
 
 
 def ema_kernel(g, ema, *, decay, **seen):
@@ -95,7 +91,7 @@ def ema(
     Args:
       decay: decay rate, in [0, 1).
       debias: divide by :math:`1 - \\beta^t`, the weight seen so far; a constant is then its own average at every step.
-      accumulator_dtype: what the average is stored in; None for the parameter's dtype, float32 at least.
+      accumulator_dtype: dtype of the average; None for the parameter's dtype, float32 at least.
 
     Returns:
       A transformation with ``EmaState(count, ema)``.
@@ -104,14 +100,14 @@ def ema(
     >>> tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))[0]
     Array([2.], dtype=float32)
     """
-    check_decay("decay", decay)
-    slot = Slot(dtype=check_dtype("accumulator_dtype", accumulator_dtype))
+    check_hyperparams(decay=decay)
+    slot = Slot(dtype=as_storage("accumulator_dtype", accumulator_dtype))
     return from_kernel(ema_kernel, EmaState, {"ema": slot}, {"decay": decay}, corrections if debias else None)
 
 
 @comparable
 def scale_by_sign() -> GradientTransformationExtraArgs:
-    """The sign of every number; for complex ones the unit number of the same direction.
+    """Replace every element by its sign; a complex one by the unit number of its direction.
 
     >>> tx = scale_by_sign()
     >>> tx.update(jnp.array([0.3, -2.0, 0.0]), tx.init(jnp.zeros(3)))[0]
@@ -151,9 +147,7 @@ def scale_by_lion(
     """Lion's direction, see ``lion_kernel``.
 
     Args:
-      b1: weight of the momentum in the step, in [0, 1).
-      b2: decay rate of the momentum, in [0, 1).
-      mu_dtype: what the momentum is stored in; None for the parameter's dtype, float32 at least.
+      b1, b2, mu_dtype: see ``nnlearn.lion``.
       mode: ``"hard"`` is the sign; ``"smooth"`` is ``tanh(smooth_beta * x)``; ``"refined"`` is linear inside of
         [-1, 1] and the sign outside.
       smooth_beta: steepness of the smooth mode.
@@ -165,15 +159,13 @@ def scale_by_lion(
     >>> tx.update(jnp.array([0.3, -2.0]), tx.init(jnp.zeros(2)))[0]
     Array([ 1., -1.], dtype=float32)
     """
-    check_decay("b1", b1)
-    check_decay("b2", b2)
-    check_number("smooth_beta", smooth_beta)
+    check_hyperparams(b1=b1, b2=b2, smooth_beta=smooth_beta)
     if mode not in LION_MODES:
         raise ValueError(f"mode must be one of {sorted(LION_MODES)}, got {mode!r}")
     return from_kernel(
         functools.partial(lion_kernel, mode=mode),
         ScaleByLionState,
-        {"mu": Slot(dtype=check_dtype("mu_dtype", mu_dtype))},
+        {"mu": Slot(dtype=as_storage("mu_dtype", mu_dtype))},
         {"b1": b1, "b2": b2, "smooth_beta": smooth_beta},
     )
 

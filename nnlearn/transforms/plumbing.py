@@ -1,143 +1,97 @@
-"""What every transformation with per-parameter state shares: trees, dtypes and storage, written once.
+"""What every transformation with per-parameter state shares: trees, dtypes, counters and schedules, written once.
 
 A method is a *kernel*: one pure function on arrays. ``from_kernel`` runs it on each leaf, in float32 or better, keeps
-its running arrays in the dtype asked for, and counts steps where the method needs them.
+its running arrays in the dtype asked for, counts steps where the method needs them, and evaluates hyper-parameters that
+are schedules.
 """
 
-import math
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from optax import safe_increment, with_extra_args_support
 
-from nnlearn.packing import is_packed, map_stacks, pack_like, unpack
-from nnlearn.settings import comparable
-from nnlearn.tree import as_hyperparam, compute_dtype, map_unzip, real_dtype, safe_divide, widest
+from nnlearn.calls import asks_for
+from nnlearn.packing import is_packed, map_stacks
+from nnlearn.transforms.averages import increment
+from nnlearn.transforms.storage import Slot
+from nnlearn.transforms.whole_leaf import map_whole_leaves
+from nnlearn.transforms.wrapping import from_map, require_params
+from nnlearn.tree import as_hyperparam, compute_dtype, is_function, map_unzip
 from nnlearn.types import (
-    DTypeLike,
-    EmptyState,
-    GradientTransformation,
     GradientTransformationExtraArgs,
-    Params,
     PyTree,
-    Scalar,
-    Updates,
 )
 
 
-class Slot(NamedTuple):
-    """How one running array, such as Adam's first moment, starts and is stored.
+def _field_names(state: Any) -> tuple[str, ...]:
+    """The fields of a NamedTuple or dataclass, a class or an instance; () for anything else."""
+    if dataclasses.is_dataclass(state):
+        return tuple(field.name for field in dataclasses.fields(state))
+    return tuple(getattr(state, "_fields", ()))
 
-    Attributes:
-      fill: the value it starts from.
-      dtype: what it is stored in; None for the parameter's dtype, float32 at least.
-      real: whether it is real when the parameter is complex, as a mean of squared magnitudes is.
+
+def _update_leaf(kernel, slots: Sequence[Slot], takes_setting: bool, scalars, count, setting, *arrays):
+    """Run a kernel on one leaf: decode its state, compute in the widest dtype, and encode the new state.
+
+    ``arrays`` are the gradient, the parameter where the kernel takes it, and the stored arrays.
     """
-
-    fill: Scalar = 0.0
-    dtype: DTypeLike | None = None
-    real: bool = False
-
-    def start(self, params: Params) -> PyTree:
-        """The slot's first value for each parameter."""
-
-        def start_leaf(param):
-            dtype = compute_dtype(jnp.result_type(param)) if self.dtype is None else jnp.dtype(self.dtype)
-            if not self.real and jnp.issubdtype(jnp.result_type(param), jnp.complexfloating):
-                dtype = widest(dtype, jnp.complex64)  # never drop an imaginary part
-            dtype = real_dtype(dtype) if self.real else dtype
-            return jnp.full_like(param, self.fill, dtype=dtype)
-
-        return jax.tree.map(start_leaf, params)
-
-
-def bias_correction(decay: Scalar, count: jax.Array) -> jax.Array:
-    r"""What an average started at zero has seen of its weights after ``count`` steps: :math:`1 - \beta^t`.
-
-    As optax works it out, from :math:`\beta` in float32: for a decay of 0.999999 it is 1 % off. ``weight_seen`` is not.
-    """
-    return 1 - power(decay, count)
-
-
-def one_minus(decay: Scalar) -> Scalar:
-    """``1 - decay`` in the decay's own precision, float32 at least."""
-    if isinstance(decay, bool | int | float):
-        return 1.0 - decay
-    decay = jnp.asarray(decay)
-    return 1 - decay.astype(compute_dtype(decay.dtype))
-
-
-def weight_seen(decay: Scalar, count: jax.Array) -> jax.Array:
-    r""":math:`1 - \beta^t` to float32's precision for any decay, from ``1 - decay`` in the decay's own precision."""
-    if isinstance(decay, bool | int | float):
-        log_decay = jnp.asarray(math.log1p(-one_minus(decay)) if decay > 0 else -math.inf, float)
-    else:
-        log_decay = jnp.log1p(-one_minus(decay))
-    counted = jnp.maximum(count, 1).astype(log_decay.dtype)
-    return jnp.where(count == 0, 0, -jnp.expm1(counted * log_decay))
-
-
-def step_towards(average: jax.Array, value: jax.Array, weight: Scalar) -> jax.Array:
-    """``average + weight * (value - average)``: for any ``weight``, a constant is its own average, to the bit.
-
-    ``(1 - weight) * average + weight * value`` is not that if both factors are rounded. An infinite average stays.
-    """
-    return jnp.where(jnp.isfinite(average), average + weight * (value - average), average)
-
-
-def average_with_mean(average: jax.Array, value: jax.Array, *, decay, seen, seen_before) -> tuple[jax.Array, jax.Array]:
-    """One step of an average that started at zero, and its bias-corrected mean: ``(average, mean)``.
-
-    The step is taken from the mean, which is as large as the values, so that a small ``1 - decay`` is not rounded away.
-
-    Args:
-      average, value: arrays of one shape.
-      decay: the decay rate.
-      seen, seen_before: ``weight_seen`` of this step and of the last one.
-    """
-    first = step_towards(average, value, 1 - decay)
-    # Products with scalars: XLA divides arrays of one number and of many in two ways, which packing would show.
-    before = average * safe_divide(1, seen_before)
-    # Keeping mean * seen rounds the mean. Where only that parts it from the value it is the value, or it would drift.
-    near = jnp.abs(value - before) <= 4 * jnp.finfo(before.dtype).eps * jnp.abs(value)
-    mean = step_towards(jnp.where(near, value, before), value, (1 - decay) / seen)
-    begun = seen_before > 0
-    return jnp.where(begun, mean * seen, first), jnp.where(begun, mean, first * (1 / seen))
-
-
-def corrections(count: jax.Array, *, decay: Scalar, **_) -> dict[str, jax.Array]:
-    """``seen`` and ``seen_before`` of ``average_with_mean``."""
-    return {"seen": weight_seen(decay, count), "seen_before": weight_seen(decay, count - 1)}
-
-
-def power(base: Scalar, count: jax.Array) -> jax.Array:
-    """``base ** count``, a number to an integer power, without mixing dtypes, which strict promotion refuses."""
-    base = jnp.asarray(base)
-    return jax.lax.pow(base.astype(compute_dtype(base.dtype)), count)
+    gradient, *others = map(jnp.asarray, arrays)
+    param, stored = others[: len(others) - len(slots)], others[len(others) - len(slots) :]
+    wide = compute_dtype(gradient.dtype, *(array.dtype for array in stored))
+    inputs = [array.astype(wide) for array in (gradient, *param)]
+    inputs += [slot.storage.decode(array, wide) for slot, array in zip(slots, stored, strict=True)]
+    local = {name: as_hyperparam(value, wide) for name, value in scalars.items()}
+    change, *kept = kernel(setting, *inputs, **local) if takes_setting else kernel(*inputs, **local)
+    encoded = [slot.storage.encode(new, old, count) for slot, new, old in zip(slots, kept, stored, strict=True)]
+    return change.astype(gradient.dtype), *encoded
 
 
 def from_kernel(
     kernel: Callable[..., tuple],
-    state_type: type,
-    slots: dict[str, Slot],
-    hyperparams: Mapping[str, Scalar],
-    per_step: Callable[..., dict[str, jax.Array]] | None = None,
+    state_type: type[Any],
+    slots: Mapping[str, Slot],
+    hyperparams: Mapping[str, Any],
+    per_step: Callable[..., Mapping[str, Any]] | None = None,
+    *,
+    counters: Sequence[str] = ("count",),
+    shared: Mapping[str, Any] | None = None,
+    needs_params: str = "",
+    whole_leaf: bool = False,
+    stack_equal: bool = False,
+    settings: Callable[[PyTree], PyTree] | None = None,
 ) -> GradientTransformationExtraArgs:
     """A gradient transformation from a kernel on arrays.
 
     Args:
       kernel: ``kernel(gradient, *slot_values, **scalars) -> (update, *new_slot_values)`` on one leaf's arrays, all in
-        one precision; ``scalars`` are the hyper-parameters and what ``per_step`` returned.
-      state_type: a NamedTuple with a field for each slot, and ``count`` if the method counts its steps.
+        one precision; ``scalars`` are the hyper-parameters, the shared values and what ``per_step`` returned. With
+        ``needs_params`` the parameter follows the gradient; with ``settings`` the leaf's own comes first of all.
+      state_type: a NamedTuple or dataclass with a field for each slot, shared value and counter, in any order.
       slots: the running arrays, by field name.
-      hyperparams: numbers, arrays or tracers; never cast to a parameter's dtype.
-      per_step: ``per_step(count, **hyperparams)`` works out once a step what all leaves share, such as bias
-        corrections; ``count`` is 1 at the first step.
+      hyperparams: numbers, arrays, tracers or schedules; never cast to a parameter's dtype.
+      per_step: ``per_step(count, **values)`` computes once a step what all leaves share, such as bias corrections.
+        ``count`` is 1 at the first step (None without a counter), ``values`` are hyper-parameters and shared values. A
+        result with the name of a shared value is its next value. It is also given ``updates`` and ``params`` if it
+        names them, for sums over the whole tree.
+      counters: the fields that count steps, of which those that the state has are used. The first is the ``count`` of
+        ``per_step``; schedules are evaluated at the last, which is 0 at the first step.
+      shared: the first values of fields that hold one array for the whole tree.
+      needs_params: the transformation's name if its kernel needs the parameter.
+      whole_leaf: whether an element's update depends on others of its leaf. Packed parameters are then taken in stacks
+        of equal leaves, on which the kernel runs as one batch.
+      stack_equal: of a whole-leaf kernel, whether unpacked leaves of equal shape run as one batch too. It costs a copy
+        of the leaves, and saves compiling and launching the kernel for each.
+      settings: of a whole-leaf kernel, a function from the tree of updates (or of their shapes) to a tree with a
+        hashable setting for each leaf.
 
     Returns:
       A transformation whose updates keep the dtype of the gradients, and whose state keeps its dtypes and structure.
+
+    Raises:
+      TypeError: if the fields of ``state_type`` are not those named, or a schedule has no counter to follow.
 
     >>> from optax import TraceState
     >>> def heavy_ball(g, trace, *, decay):
@@ -148,70 +102,71 @@ def from_kernel(
     >>> tx.update(jnp.array([1.0]), state)[0]
     Array([1.5], dtype=float32)
     """
-    counted = "count" in state_type._fields
-    hyperparams = {name: as_hyperparam(value, jnp.result_type(value)) for name, value in hyperparams.items()}
+    fields, shared = _field_names(state_type), dict(shared or {})
+    counters = [name for name in counters if name in fields]
+    if set(fields) != {*slots, *shared, *counters}:
+        raise TypeError(
+            f"{state_type.__name__} has the fields {sorted(fields)}, but slots, shared and counters are "
+            f"{sorted([*slots, *shared, *counters])}"
+        )
+    scheduled = {name: value for name, value in hyperparams.items() if is_function(value)}
+    if scheduled and not counters:
+        raise TypeError(f"{sorted(scheduled)} are schedules, but {state_type.__name__} counts no steps: give numbers")
+    constant = {
+        name: as_hyperparam(value, jnp.result_type(value))
+        for name, value in hyperparams.items()
+        if name not in scheduled
+    }
+    shapes = [slot.shape for slot in slots.values()]
+    if any(shapes) and not whole_leaf:
+        raise TypeError("arrays of other shapes than their leaves need whole_leaf=True")
+    names = ("updates", *(["params"] if needs_params else []), *(f"state.{name}" for name in slots))
 
     def init(params):
-        fields = {name: slot.start(params) for name, slot in slots.items()}
-        return state_type(**fields, **({"count": jnp.zeros([], jnp.int32)} if counted else {}))
+        parts = {name: slot.start(params) for name, slot in slots.items()}
+        parts |= {name: jnp.zeros([], jnp.int32) for name in counters}  # one buffer each, so that all can be donated
+        first = {name: jnp.array(value, jnp.result_type(value), copy=True) for name, value in shared.items()}
+        return state_type(**parts, **first)
 
     def update(updates, state, params=None, **extra_args):
-        del params, extra_args
-        if getattr(state, "_fields", ()) != state_type._fields:
+        del extra_args
+        if _field_names(state) != fields:
             raise ValueError(
                 f"state must be the {state_type.__name__} that init or the last update returned, got "
                 f"{type(state).__name__}: it is not of this transformation"
             )
-        count = safe_increment(state.count) if counted else None
-        scalars = hyperparams | (per_step(count, **hyperparams) if per_step else {})
-
-        def update_leaf(gradient, *stored):
-            gradient = jnp.asarray(gradient)
-            wide = compute_dtype(gradient.dtype, *map(jnp.result_type, stored))
-            arrays = [
-                array.astype(wide if jnp.iscomplexobj(array) else real_dtype(wide))
-                for array in map(jnp.asarray, stored)
-            ]
-            local = {name: as_hyperparam(value, wide) for name, value in scalars.items()}
-            change, *kept = kernel(gradient.astype(wide), *arrays, **local)
-            return (
-                change.astype(gradient.dtype),
-                *(new.astype(old.dtype) for new, old in zip(kept, stored, strict=True)),
-            )
-
-        names = ("updates", *(f"state.{name}" for name in slots))
-        values = [getattr(state, name) for name in slots]
-        change, *kept = map_unzip(update_leaf, 1 + len(slots), names, updates, *values)
-        fields = dict(zip(slots, kept, strict=True)) | ({"count": count} if counted else {})
-        return change, state_type(**fields)
-
-    return GradientTransformationExtraArgs(init, update)
-
-
-def from_map(function: Callable[..., Updates], needs_params: str = "") -> GradientTransformationExtraArgs:
-    """A stateless transformation from ``function(updates, params) -> updates``.
-
-    Args:
-      function: works on whole trees.
-      needs_params: the transformation's name if it cannot do without parameters.
-    """
-
-    def init(params):
-        del params
-        return EmptyState()
-
-    def update(updates, state, params=None, **extra_args):
-        del extra_args
         if needs_params:
             require_params(params, needs_params)
-        return function(updates, params), state
+        counts = {name: increment(getattr(state, name)) for name in counters}
+        count = counts[counters[0]] if counters else None
+        held = {name: getattr(state, name) for name in shared}
+        values = constant | held
+        for name, schedule in scheduled.items():
+            value = schedule(getattr(state, counters[-1]))
+            values[name] = as_hyperparam(value, jnp.result_type(value))
+        scalars = dict(values)
+        if per_step:
+            trees = {"updates": updates, "params": params}
+            asked = {name: tree for name, tree in trees.items() if asks_for(per_step, name)}
+            scalars |= per_step(count, **values, **asked)
+
+        on_leaf = functools.partial(_update_leaf, kernel, list(slots.values()), bool(settings), scalars, count)
+        trees = (updates, *([params] if needs_params else []), *(getattr(state, name) for name in slots))
+        if whole_leaf:
+            given = [None] * (len(trees) - len(slots)) + shapes
+            results = map_whole_leaves(on_leaf, names, trees, given, [None, *shapes], settings, stack_equal)
+        else:
+            results = map_unzip(functools.partial(on_leaf, None), 1 + len(slots), names, *trees)
+        change, *kept = results
+        new_shared = {name: jnp.asarray(scalars[name], jnp.result_type(old)) for name, old in held.items()}
+        return change, state_type(**dict(zip(slots, kept, strict=True)), **counts, **new_shared)
 
     return GradientTransformationExtraArgs(init, update)
 
 
 def from_leaf_kernel(
     kernel: Callable[..., jax.Array],
-    hyperparams: Mapping[str, Scalar],
+    hyperparams: Mapping[str, Any],
     needs_params: str = "",
     whole_leaf: bool = False,
 ) -> GradientTransformationExtraArgs:
@@ -238,60 +193,4 @@ def from_leaf_kernel(
     return from_map(on_tree, needs_params)
 
 
-@comparable
-def by_leaf(inner: GradientTransformation) -> GradientTransformationExtraArgs:
-    """Let a transformation see the leaves of packed parameters, one by one, as if they were not packed.
-
-    Elementwise transformations do not need it: they run on the buffers. One that works with whole leaves, such as a
-    trust ratio, does, unless it is nnlearn's, which knows what to do. It pays for every leaf again, in time to compile
-    and to run, so put it around that link of a chain alone. On parameters that are not packed it changes nothing.
-
-    Args:
-      inner: any transformation, nnlearn's or optax's. Its state holds leaves.
-
-    >>> import nnlearn, optax
-    >>> params = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([0.3])}
-    >>> tx, packed = by_leaf(optax.scale_by_trust_ratio()), nnlearn.pack(params)
-    >>> updates, state = tx.update(jax.tree.map(jnp.ones_like, packed), tx.init(packed), packed)
-    >>> updates["b"]
-    Array([0.3], dtype=float32)
-    """
-    inner = with_extra_args_support(inner)
-
-    def init(params):
-        return inner.init(unpack(params))
-
-    def update(updates, state, params=None, **extra_args):
-        change, state = inner.update(unpack(updates), state, unpack(params), **unpack(extra_args))
-        return pack_like(updates.layout, change) if is_packed(updates) else change, state
-
-    return GradientTransformationExtraArgs(init, update)
-
-
-def require_params(params: Params | None, name: str) -> None:
-    """Raise if ``update`` was called without the parameters that the transformation ``name`` needs."""
-    if params is None:
-        raise ValueError(f"{name} needs the parameters: call update(updates, state, params)")
-
-
-def run_or_hold(
-    go: jax.Array,
-    inner: GradientTransformationExtraArgs,
-    updates: Updates,
-    inner_state: PyTree,
-    params: Params | None,
-    extra_args: dict,
-) -> tuple[Updates, PyTree]:
-    """Run ``inner`` where ``go`` holds; else return zero updates and the state as it was.
-
-    A real conditional: the branch not taken costs nothing. The state keeps its dtypes even if ``inner`` would widen
-    them.
-    """
-
-    def run():
-        change, new_state = inner.update(updates, inner_state, params, **extra_args)
-        return change, jax.tree.map(lambda new, old: jnp.asarray(new, jnp.result_type(old)), new_state, inner_state)
-
-    # eval_shape sees the dtypes that come out, which need not be those that go in; what goes in has the sharding
-    held = jax.tree.map(lambda out, like: jnp.zeros_like(like, dtype=out.dtype), jax.eval_shape(run)[0], updates)
-    return jax.lax.cond(go, run, lambda: (held, inner_state))
+__all__ = ["from_kernel", "from_leaf_kernel"]

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from optax import chain
+from optax import chain, with_extra_args_support
 
 from nnlearn.checks import check_dtype
-from nnlearn.transforms.plumbing import require_params
+from nnlearn.transforms.wrapping import require_params
 from nnlearn.tree import compute_dtype, matching, widest
 from nnlearn.types import (
     DTypeLike,
@@ -112,7 +112,7 @@ def assemble(
     (Array([0.878906], dtype=bfloat16), Array([0.879], dtype=float32))
     """
     master_dtype = check_dtype("master_dtype", master_dtype)
-    inner = chain(*transforms)
+    inner = chain(*transforms) if len(transforms) != 1 else with_extra_args_support(transforms[0])
     return _computed_wide(inner) if master_dtype is None else _with_master(inner, master_dtype)
 
 

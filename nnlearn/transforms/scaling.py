@@ -1,14 +1,17 @@
 """Multiplying updates: by a number, a learning rate, a schedule or the trust ratio of a layer."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from optax import ScaleByScheduleState, identity, safe_increment, with_extra_args_support
+from optax import ScaleByScheduleState, identity, with_extra_args_support
 
 from nnlearn.checks import check_nonnegative, check_number
 from nnlearn.settings import comparable
-from nnlearn.transforms.plumbing import from_leaf_kernel, from_map
+from nnlearn.transforms.averages import increment
+from nnlearn.transforms.plumbing import from_leaf_kernel
+from nnlearn.transforms.ranges import check_hyperparams
+from nnlearn.transforms.wrapping import from_map
 from nnlearn.tree import clip_parts, scaled_norm
 from nnlearn.tree import scale as scale_tree
 from nnlearn.types import GradientTransformationExtraArgs, Scalar, ScalarOrSchedule, Schedule
@@ -16,7 +19,7 @@ from nnlearn.types import GradientTransformationExtraArgs, Scalar, ScalarOrSched
 
 @comparable
 def scale(step_size: Scalar) -> GradientTransformationExtraArgs:
-    """Every update times ``step_size``, of either sign.
+    """Multiply every update by ``step_size``, of either sign.
 
     >>> tx = scale(-0.1)
     >>> tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))[0]
@@ -27,7 +30,7 @@ def scale(step_size: Scalar) -> GradientTransformationExtraArgs:
 
 
 class ScaleByLearningRateState(NamedTuple):
-    """The step counter, and the learning rate for people to look at.
+    """Step counter, and the last learning rate for inspection.
 
     It is the same for a number as for a schedule, so swapping one for the other still loads an old checkpoint. The
     counter is called ``step``, which leaves ``count`` to the moments: ``optax.tree.get(state, "count")`` stays unique.
@@ -45,7 +48,7 @@ class ScaleByLearningRateState(NamedTuple):
 def scale_by_learning_rate(
     learning_rate: ScalarOrSchedule | None = None, *, flip_sign: bool = True
 ) -> GradientTransformationExtraArgs:
-    """Every update times minus the learning rate: the last link of a descent chain.
+    """Multiply every update by minus the learning rate; the last link of a descent chain.
 
     Args:
       learning_rate: a number >= 0, or a schedule from step to number; None leaves updates as they are, sign and all.
@@ -55,7 +58,7 @@ def scale_by_learning_rate(
       A transformation with ``ScaleByLearningRateState(step, learning_rate)``.
 
     Raises:
-      ValueError: the rate is negative, infinite or NaN.
+      ValueError: if the rate is negative, infinite or NaN.
 
     >>> tx = scale_by_learning_rate(lambda step: 0.1 * 0.5**step)
     >>> state = tx.init(jnp.zeros(1))
@@ -82,14 +85,14 @@ def scale_by_learning_rate(
         del params, extra_args
         rate = rate_at(state.step)
         record = jnp.asarray(rate, state.learning_rate.dtype)
-        return scale_tree(updates, sign * rate), ScaleByLearningRateState(safe_increment(state.step), record)
+        return scale_tree(updates, sign * rate), ScaleByLearningRateState(increment(state.step), record)
 
     return GradientTransformationExtraArgs(init, update)
 
 
 @comparable
 def scale_by_schedule(step_size_fn: Schedule) -> GradientTransformationExtraArgs:
-    """Every update times a number that depends on the step, of either sign.
+    """Multiply every update by a value that depends on the step, of either sign.
 
     Args:
       step_size_fn: from the step, an int32 that starts at 0, to a number.
@@ -111,7 +114,7 @@ def scale_by_schedule(step_size_fn: Schedule) -> GradientTransformationExtraArgs
 
     def update(updates, state, params=None, **extra_args):
         del params, extra_args
-        return scale_tree(updates, step_size_fn(state.count)), ScaleByScheduleState(safe_increment(state.count))
+        return scale_tree(updates, step_size_fn(state.count)), ScaleByScheduleState(increment(state.count))
 
     return GradientTransformationExtraArgs(init, update)
 
@@ -143,21 +146,20 @@ def scale_by_trust_ratio(
     """Scale each layer's update by the ratio of weight norm to update norm, see ``trust_ratio_kernel``.
 
     Args:
-      min_norm: norms below it are taken to be it, >= 0.
+      min_norm: lower bound of both norms, >= 0.
       trust_coefficient: multiplies the ratio, >= 0.
       eps: added to the update's norm, >= 0.
 
     Raises:
-      ValueError: ``update`` is called without parameters, or a number is out of its range.
+      ValueError: if ``update`` is called without parameters, or a hyper-parameter is out of range.
 
     >>> tx = scale_by_trust_ratio()
     >>> params = jnp.array([3.0, 4.0])
     >>> tx.update(jnp.array([0.0, 2.0]), tx.init(params), params)[0]
     Array([0., 5.], dtype=float32)
     """
-    for name, value in {"min_norm": min_norm, "trust_coefficient": trust_coefficient, "eps": eps}.items():
-        check_nonnegative(name, value)
-    hyperparams = {"min_norm": min_norm, "trust_coefficient": trust_coefficient, "eps": eps}
+    hyperparams: dict[str, Any] = {"min_norm": min_norm, "trust_coefficient": trust_coefficient, "eps": eps}
+    check_hyperparams(**hyperparams)
     return from_leaf_kernel(trust_ratio_kernel, hyperparams, needs_params="scale_by_trust_ratio", whole_leaf=True)
 
 

@@ -68,7 +68,7 @@ def skip_whole(tx: GradientTransformation) -> GradientTransformationExtraArgs:
         if not _guards(state) or (_is_guard(state) and not _guards(_inner(state))):
             return change, after  # nothing to skip, or one guard that holds everything
         verdicts = _verdicts(state, after, _limit(tx, state))
-        skipped = _any(verdicts)
+        skipped: Any = _any(verdicts)  # there is a guard
         change = jax.tree.map(lambda leaf: jnp.where(skipped, jnp.zeros_like(leaf), leaf), change)
         return change, _held(state, after, verdicts, [])
 
@@ -218,7 +218,7 @@ def closure_variables(thing: Any, name: str, seen: set[int] | None = None) -> It
             if variable == name:
                 yield held[-1]
     elif callable(thing) and hasattr(thing, "__wrapped__"):  # compiled, or comparable
-        held = [thing.__wrapped__]
+        held = [getattr(thing, "__wrapped__")]  # noqa: B009
     for each in held:
         yield from closure_variables(each, name, seen)
 

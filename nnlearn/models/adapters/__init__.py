@@ -1,6 +1,6 @@
-"""Networks written in flax or equinox as ``Model`` or ``StatefulModel``; neither package is imported before it is used.
+"""Adapters from flax and equinox modules to ``Model`` or ``StatefulModel``; the packages are imported on use.
 
-An adapter is a convenience, not a need: a ``loss_fn`` that calls the module itself trains as well.
+Adapters are optional: a ``loss_fn`` that calls the module itself works as well.
 """
 
 from nnlearn.models.adapters.equinox import from_equinox as from_equinox

@@ -22,30 +22,30 @@ def from_equinox(
 ) -> Model | StatefulModel:
     """An ``equinox`` module as a model.
 
-    ``params`` is the module with its floating-point arrays alone, as ``equinox.partition`` gives it. Where it has other
-    arrays, or an ``equinox.nn.State``, it becomes a ``StatefulModel``, whose state is the pair ``(the module with those
-    arrays alone, the State)``. ``equinox.combine(params, module)`` puts the trained numbers into a module of yours.
+    ``params`` is the module with only its floating-point arrays, as from ``equinox.partition``. A module with other
+    arrays, or an ``equinox.nn.State``, becomes a ``StatefulModel``, whose state is the pair ``(the module with only
+    those arrays, the State)``. ``equinox.combine(params, module)`` inserts the trained parameters into a module.
 
     Args:
-      module: a module, or the pair ``(module, state)`` of ``equinox.nn.make_with_state``, whose numbers are those that
-        every ``init`` returns; or a function ``make(key)`` that makes either, such as a class or
+      module: a module, or the pair ``(module, state)`` of ``equinox.nn.make_with_state``, whose arrays every ``init``
+        returns; or a function ``make(key)`` that returns either, such as a class or
         ``equinox.nn.make_with_state(Net)``.
       per_example: whether the module takes one example, as equinox's layers do, and is vmapped over the leading axis of
-        the inputs, each with a key of its own; else it takes the batch.
+        the inputs, each with its own key; otherwise it takes the batch.
       axis_name: the name of that axis, for ``equinox.nn.BatchNorm``.
       filter_spec: what is trained, as ``equinox.partition`` takes it; None for ``equinox.is_inexact_array``.
-      train_argument: an argument of ``__call__`` that says whether the module trains. None takes those with a usual
-        name, see ``from_linen``. Besides, the module is told with ``equinox.nn.inference_mode``, and given ``key``
-        where it has an argument of that name.
+      train_argument: an argument of ``__call__`` that switches training mode. None looks for the usual names, see
+        ``from_linen``. In addition ``equinox.nn.inference_mode`` is set, and ``key`` is passed if there is an argument
+        of that name.
 
     Returns:
-      A ``Model`` or a ``StatefulModel``. Where ``apply`` is given a tuple, it calls the module with several arguments;
-      the State comes after them.
+      A ``Model`` or a ``StatefulModel``. ``apply`` passes a tuple of inputs as several arguments, followed by the
+      State.
 
     Raises:
-      ImportError: equinox is not installed.
-      TypeError: ``module`` neither is nor makes an equinox module.
-      ValueError: the module does not have ``train_argument``, or takes a state, and there is none.
+      ImportError: if equinox is not installed.
+      TypeError: if ``module`` neither is nor makes an equinox module.
+      ValueError: if the module does not have ``train_argument``, or takes a state that is not given.
 
     >>> import equinox as eqx
     >>> model = from_equinox(lambda key: eqx.nn.MLP(3, 2, 8, 1, key=key))
@@ -76,7 +76,7 @@ def from_equinox(
         raise ValueError("the module takes a state, but there is none: make it with equinox.nn.make_with_state")
 
     def init(key):
-        # In the structure that is known: static fields, such as functions, may differ from one making to the next.
+        # With the known structure, as static fields such as functions may differ between two calls of make.
         return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(parts(key)[0]))
 
     def run(params, model_state, inputs, key):
@@ -89,7 +89,7 @@ def from_equinox(
             result = net(*as_arguments(inputs), *([state] if stateful else []), **options)
             return result if stateful else (result, None)
 
-        state = jax.tree.map(lambda leaf: leaf, state)  # a copy: a State that has been followed by another is no more
+        state = jax.tree.map(lambda leaf: leaf, state)  # a copy, as a State is invalid once it was updated
         if per_example:
             size = jax.tree.leaves(inputs)[0].shape[0]
             keys = None if key is None else jax.random.split(key, size)

@@ -23,27 +23,27 @@ def from_linen(
     """A ``flax.linen`` module as a model.
 
     ``params`` is the collection of that name, as ``module.init`` makes it. All other collections that ``init`` makes,
-    such as ``batch_stats``, are the model's state, ``{"batch_stats": ...}``, and a module that has some becomes a
-    ``StatefulModel``. So ``module.apply({"params": params, **model_state}, inputs)`` is the trained network.
+    such as ``batch_stats``, are the model's state, ``{"batch_stats": ...}``, and make it a ``StatefulModel``. The
+    trained network is ``module.apply({"params": params, **model_state}, inputs)``.
 
     Args:
-      module: the module, unbound.
-      *example_inputs: what it is called with: arrays, or ``jax.ShapeDtypeStruct`` for zeros of that shape. Where there
-        are several, ``apply`` takes a tuple of them as its inputs.
-      train_argument: the argument of ``__call__``, or the field of the module, that says whether it trains. None takes
-        those with a usual name: ``train``, ``training`` or ``is_training``, and, of opposite meaning,
+      module: the unbound module.
+      *example_inputs: its inputs: arrays, or ``jax.ShapeDtypeStruct`` for zeros of that shape. If there are several,
+        ``apply`` takes a tuple as its inputs.
+      train_argument: the argument of ``__call__``, or the field of the module, that switches training mode. None looks
+        for the usual names: ``train``, ``training`` or ``is_training``, and, with the opposite meaning,
         ``deterministic``, ``use_running_average`` or ``inference``.
-      rngs: the names under which the module draws random numbers in training. One name is given ``apply``'s key
-        itself, several are given a part of it each.
+      rngs: names of the module's random streams in training. A single one gets the key of ``apply`` itself; several get
+        a part each.
 
     Returns:
-      A ``Model`` or a ``StatefulModel``. Collections are mutable in training alone; what a module sows is dropped,
-      unless it sows while it is initialised too.
+      A ``Model`` or a ``StatefulModel``. Collections are mutable only in training. Sown values are dropped, unless the
+      module also sows them during initialisation.
 
     Raises:
-      ImportError: flax is not installed.
-      TypeError: ``module`` is no linen module.
-      ValueError: the module does not have ``train_argument``.
+      ImportError: if flax is not installed.
+      TypeError: if ``module`` is no linen module.
+      ValueError: if the module does not have ``train_argument``.
 
     >>> from flax import linen as nn
     >>> class Net(nn.Module):
@@ -71,7 +71,7 @@ def from_linen(
 
     def run(params, model_state, inputs, key):
         net, flags = inference if key is None else training
-        keys = None if key is None else dict(zip(names, _split(key, len(names)), strict=True))
+        keys = None if key is None else dict(zip(names, _split_key(key, len(names)), strict=True))
         mutable = list(model_state) if key is not None else []
         variables = {"params": params, **model_state}
         outputs = net.apply(variables, *as_arguments(inputs), rngs=keys, mutable=mutable or False, **flags)
@@ -94,7 +94,7 @@ def _modes(module, train_argument: str | None):
     return tuple((module.clone(**flag), {}) for flag in mode_flags(fields, train_argument))
 
 
-def _split(key: jax.Array, parts: int) -> Any:
+def _split_key(key: jax.Array, parts: int) -> Any:
     return [key] if parts == 1 else jax.random.split(key, parts)
 
 

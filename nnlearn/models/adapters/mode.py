@@ -1,4 +1,4 @@
-"""What all adapters ask of a module: how it is called, and which flags tell it that it trains."""
+"""Inspection of modules for all adapters: their arguments, and the flags that switch training mode."""
 
 import inspect
 from collections.abc import Callable, Collection
@@ -9,28 +9,28 @@ INFERENCE = ("deterministic", "use_running_average", "inference")
 
 
 def mode_flags(known: Collection[str], named: str | None = None) -> tuple[dict[str, bool], dict[str, bool]]:
-    """The flags that switch a module to training, and those that switch it to inference.
+    """The flags that switch a module to training mode, and those that switch it to inference mode.
 
     Args:
-      known: the names that the module takes.
+      known: names of the arguments of the module.
       named: the flag's name, or None to look for the usual ones, ``train``, ``training`` and ``is_training``, and, of
         opposite meaning, ``deterministic``, ``use_running_average`` and ``inference``.
 
     Raises:
-      ValueError: ``named`` is not among the names.
+      ValueError: if ``named`` is not among the names.
 
     >>> mode_flags(["x", "train"]), mode_flags(["x", "deterministic"])
     (({'train': True}, {'train': False}), ({'deterministic': False}, {'deterministic': True}))
     """
     if named is not None and named not in known:
-        raise ValueError(f"train_argument={named!r} is no argument of the module, whose arguments are {sorted(known)}")
+        raise ValueError(f"train_argument={named!r} is not an argument of the module, which takes {sorted(known)}")
     names = TRAINING + INFERENCE if named is None else (named,)
     training = {name: name not in INFERENCE for name in names if name in known}
     return training, {name: not value for name, value in training.items()}
 
 
 def arguments_of(function: Callable) -> dict[str, inspect.Parameter]:
-    """What a function can be given by name; nothing where it has no signature.
+    """The arguments of a function that can be passed by name; none if it has no signature.
 
     >>> list(arguments_of(lambda x, *others, key=None: x))
     ['x', 'key']
@@ -44,7 +44,7 @@ def arguments_of(function: Callable) -> dict[str, inspect.Parameter]:
 
 
 def make_with(make: Callable, name: str, value: Any) -> Any:
-    """``make(value)``, by name where the function knows the name or takes any, as constructors of modules do.
+    """Call ``make(value)``, by name if the function accepts that name.
 
     >>> make_with(lambda *, key: key, "key", 1), make_with(lambda seed: seed, "key", 2)
     (1, 2)
@@ -54,7 +54,7 @@ def make_with(make: Callable, name: str, value: Any) -> Any:
 
 
 def as_arguments(inputs: Any) -> tuple[Any, ...]:
-    """What a module is called with: a plain tuple is several arguments, all else is one.
+    """The positional arguments for a module: a plain tuple is several arguments, anything else is one.
 
     >>> as_arguments(3), as_arguments((3, 4))
     ((3,), (3, 4))

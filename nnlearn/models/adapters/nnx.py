@@ -15,27 +15,28 @@ from nnlearn.types import Model, StatefulModel
 def from_nnx(module: Any, *, wrt: Any = None, train_argument: str | None = None) -> Model | StatefulModel:
     """A ``flax.nnx`` module as a model.
 
-    ``params`` are the numbers of its ``nnx.Param`` as nested dicts, ``{"linear": {"kernel": ...}}``. All other
-    variables but the random numbers', such as ``nnx.BatchStat``, are the model's state, nested dicts too, and a module
-    that has some becomes a ``StatefulModel``. Random numbers come from ``apply``'s key alone: what the module keeps for
-    them is set anew at every call, so that the model is a pure function. ``nnx.update(module, params, model_state)``
-    puts the trained numbers into a module of yours.
+    ``params`` are the values of its ``nnx.Param`` as nested dicts, ``{"linear": {"kernel": ...}}``. All other variables
+    except random state, such as ``nnx.BatchStat``, are the model's state, also nested dicts, and make it a
+    ``StatefulModel``. Random numbers depend only on the key of ``apply``: the module's random state is reset at every
+    call, so that the model is a pure function. ``nnx.update(module, params, model_state)`` inserts the trained values
+    into a module.
 
     Args:
-      module: a class of modules, or a function that makes one, ``make(rngs) -> module``, called with
-        ``nnx.Rngs(key)``; or a module, whose numbers of now are those that every ``init`` returns.
-      wrt: what is trained, a filter of nnx; None for ``nnx.Param``.
-      train_argument: an argument of ``__call__`` that says whether the module trains. None takes those with a usual
-        name, see ``from_linen``. Besides, the module is told with its ``train()`` and ``eval()``. One named ``rngs``
-        gets ``nnx.Rngs(key)`` in training, and None at inference.
+      module: a class of modules, or a function that makes one, ``make(rngs) -> module``, called with ``nnx.Rngs(key)``;
+        or a module, whose current values every ``init`` returns.
+      wrt: the variables that are trained, an nnx filter; None for ``nnx.Param``.
+      train_argument: an argument of ``__call__`` that switches training mode. None looks for the usual names, see
+        ``from_linen``. In addition ``train()`` or ``eval()`` of the module is called. An argument ``rngs`` gets
+        ``nnx.Rngs(key)`` in training, and None at inference.
 
     Returns:
-      A ``Model`` or a ``StatefulModel``. Where ``apply`` is given a tuple, it calls the module with several arguments.
+      A ``Model`` or a ``StatefulModel``. ``apply`` passes a tuple of inputs as several arguments.
 
     Raises:
-      ImportError: flax is not installed.
-      TypeError: ``module`` neither is nor makes an nnx module.
-      ValueError: the module does not have ``train_argument``; in ``apply``, the params are those of another model.
+      ImportError: if flax is not installed.
+      TypeError: if ``module`` neither is nor makes an nnx module.
+      ValueError: if the module does not have ``train_argument``; in ``apply``, if the params are those of another
+        model.
 
     >>> from flax import nnx
     >>> class Net(nnx.Module):
@@ -63,11 +64,11 @@ def from_nnx(module: Any, *, wrt: Any = None, train_argument: str | None = None)
             raise TypeError(f"module must make a flax.nnx.Module, it made {net!r}")
         return net
 
-    def numbers(key):
+    def initial_values(key):
         _, params, _, rest = nnx.split(make(key), wrt, nnx.RngState, ...)
         return nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
 
-    present = numbers(None) if given else None  # now: the module may be trained on, in place
+    present = initial_values(None) if given else None  # read now, as the module may be modified later
     net = nnx.eval_shape(lambda: make(jax.random.key(0)))
     net.train()
     training, params_like, rngs_like, rest_like = nnx.split(net, wrt, nnx.RngState, ...)
@@ -86,29 +87,29 @@ def from_nnx(module: Any, *, wrt: Any = None, train_argument: str | None = None)
         if key is None:
             return outputs, model_state
         rest = dict(nnx.to_flat_state(nnx.split(net, wrt, nnx.RngState, ...)[3]))
-        kept = [(path, rest[path]) for path, _ in nnx.to_flat_state(rest_like)]  # without what was sown on the way
+        kept = [(path, rest[path]) for path, _ in nnx.to_flat_state(rest_like)]  # without values sown during the call
         return outputs, nnx.to_pure_dict(nnx.from_flat_state(kept))
 
     def init(key):
-        return present if given else numbers(key)
+        return initial_values(key) if present is None else present
 
     if jax.tree.leaves(rest_like):
         return StatefulModel(init, lambda params, model_state, inputs, key=None: run(params, model_state, inputs, key))
     return Model(lambda key: init(key)[0], lambda params, inputs, key=None: run(params, {}, inputs, key)[0])
 
 
-def _fill(nnx, like: Any, numbers: Any) -> Any:
-    """The variables of ``like`` with the numbers of nested dicts."""
+def _fill(nnx, like: Any, values: Any) -> Any:
+    """The variables of ``like`` with the values of nested dicts."""
 
     def at(path, variable):
-        value = numbers
+        value = values
         for name in path:
             try:
                 value = value[name]
             except (KeyError, TypeError, IndexError):
                 where = "/".join(map(str, path))
                 raise ValueError(
-                    f"the module has {where!r}, the given numbers do not; make them with init(key)"
+                    f"the module has {where!r}, the given values do not; make them with init(key)"
                 ) from None
         return variable.replace(value) if isinstance(variable, nnx.Variable) else value
 
@@ -116,15 +117,15 @@ def _fill(nnx, like: Any, numbers: Any) -> Any:
 
 
 def _reseed(nnx, like: Any, key: jax.Array | None) -> Any:
-    """Random streams at their beginning, each with a key of its own: layers that share one would drop the same."""
-    key = jax.random.key(0) if key is None else key
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
+    """Reset random streams, each with its own key, as layers with equal keys would drop the same elements."""
+    base = jax.random.key(0) if key is None else key
+    if not jnp.issubdtype(base.dtype, jax.dtypes.prng_key):
+        base = jax.random.wrap_key_data(base)
     streams = [path for path, variable in nnx.to_flat_state(like) if isinstance(variable, nnx.RngKey)]
 
     def at(path, variable):
         if isinstance(variable, nnx.RngKey):
-            own, shape = jax.random.fold_in(key, streams.index(path)), variable.get_value().shape
+            own, shape = jax.random.fold_in(base, streams.index(path)), variable.get_value().shape
             return variable.replace(jax.random.split(own, shape) if shape else own)
         return variable.replace(jnp.zeros(variable.get_value().shape, variable.get_value().dtype))
 

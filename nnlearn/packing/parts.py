@@ -1,0 +1,180 @@
+"""Packed trees derived from packed parameters: some of the leaves, arrays of other shapes, stacks of equal leaves."""
+
+import contextlib
+import contextvars
+import itertools
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from nnlearn.packing.layout import Buffer, Layout, Leaf, layout_of_parts
+from nnlearn.packing.packed import Packed, place
+from nnlearn.packing.stacks import from_stack, to_stack
+from nnlearn.types import MaskedNode
+
+Shape = tuple[int, ...]
+_ONE_BY_ONE = contextvars.ContextVar("one_by_one", default=False)
+
+
+def with_shapes(layout: Layout, shape: Callable[[Shape], Shape]) -> Layout:
+    """The layout of arrays that belong to the leaves but have other shapes, such as factored moments.
+
+    The leaves keep their buffers and their order, so equal leaves still form one stack. The arrays are not sharded.
+
+    Args:
+      layout: the layout of the parameters.
+      shape: maps the shape of a leaf to the shape of its array.
+
+    >>> from nnlearn.packing import make_layout
+    >>> layout = make_layout({"w": jnp.ones((4, 3)), "b": jnp.ones(3)})
+    >>> with_shapes(layout, lambda shape: shape[:-1])
+    Layout(2 leaves: float32[5] of 2)
+    """
+    leaves = tuple(Leaf(leaf.path, shape(leaf.shape)) for leaf in layout.leaves)
+
+    def reshaped(buffer: Buffer) -> Buffer:
+        length = sum(leaves[position].size for position in buffer.leaves)
+        return Buffer(buffer.name, buffer.dtype, buffer.label, buffer.leaves, (length,))
+
+    return layout_of_parts(layout.treedef, leaves, tuple(map(reshaped, layout.buffers)))
+
+
+def _part_of(layout: Layout, chosen: Sequence[bool]) -> Layout:
+    """The layout of the chosen leaves; the others become ``MaskedNode``."""
+    number = list(itertools.accumulate(chosen, initial=0))
+    treedef = jax.tree.structure(layout.treedef.unflatten([0 if keep else MaskedNode() for keep in chosen]))
+    buffers = []
+    for buffer in layout.buffers:
+        members = tuple(position for position in buffer.leaves if chosen[position])
+        if members:
+            parts = buffer.shape[:-1]
+            length = sum(layout.leaves[position].size for position in members) // math.prod(parts)
+            members = tuple(number[position] for position in members)
+            buffers.append(Buffer(buffer.name, buffer.dtype, buffer.label, members, (*parts, length), buffer.sharding))
+    leaves = tuple(leaf for leaf, keep in zip(layout.leaves, chosen, strict=True) if keep)
+    return layout_of_parts(treedef, leaves, tuple(buffers))
+
+
+def _pieces(layout: Layout, labels: Sequence[Hashable]) -> Iterator[tuple[int, list[tuple[Hashable, int]]]]:
+    """For each buffer its number and its consecutive pieces, each of one label: ``(label, length)``."""
+    for number, buffer in enumerate(layout.buffers):
+        pairs = zip((labels[position] for position in buffer.leaves), layout.sizes(buffer), strict=True)
+        groups = itertools.groupby(pairs, key=lambda pair: pair[0])
+        yield number, [(label, sum(size for _, size in group)) for label, group in groups]
+
+
+def divide(packed: Packed, labels: Sequence[Hashable], groups: Iterable[Hashable]) -> dict[Hashable, Packed]:
+    """Divide packed parameters by a label for each leaf; the reverse is ``join``.
+
+    Each part keeps the structure of the whole tree, with ``MaskedNode`` in place of the other leaves, so that unpacking
+    it gives what ``optax.masked`` sees.
+
+    Args:
+      packed: packed parameters or gradients.
+      labels: one label for each leaf, in the tree's order.
+      groups: the labels that there may be; each gets a part, if only an empty one.
+
+    >>> from nnlearn.packing import pack
+    >>> packed = pack({"w": jnp.ones((2, 2)), "b": jnp.zeros(2)})
+    >>> parts = divide(packed, ["vector", "matrix"], ["matrix", "vector"])
+    >>> parts["matrix"]
+    Packed(1 leaves: float32[4])
+    """
+    layout = packed.layout
+    found: dict[Hashable, list] = {label: [] for label in groups}
+    for number, pieces in _pieces(layout, labels):
+        offset, cut = 0, {}
+        array = packed.buffers[number]
+        for label, length in pieces:
+            if isinstance(array, MaskedNode):
+                cut[label] = [array]
+                continue
+            part = array if len(pieces) == 1 else jax.lax.slice_in_dim(array, offset, offset + length, axis=-1)
+            cut.setdefault(label, []).append(part)
+            offset += length
+        for label, parts in cut.items():
+            joined = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+            found[label].append(joined)
+    return {
+        label: Packed(buffers, _part_of(layout, [other == label for other in labels]))
+        for label, buffers in found.items()
+    }
+
+
+def join(layout: Layout, labels: Sequence[Hashable], parts: Mapping[Hashable, Packed]) -> Packed:
+    """Join the parts that ``divide`` made to a packed tree of that layout."""
+    ahead = {label: iter(part.buffers) for label, part in parts.items()}
+    filled = []
+    for number, pieces in _pieces(layout, labels):
+        held = {label: next(ahead[label]) for label in dict.fromkeys(label for label, _ in pieces)}
+        offsets, found = dict.fromkeys(held, 0), []
+        if any(isinstance(array, MaskedNode) for array in held.values()):
+            filled.append(MaskedNode())
+            continue
+        for label, length in pieces:
+            start, array = offsets[label], held[label]
+            whole = array.shape[-1] == length
+            found.append(array if whole else jax.lax.slice_in_dim(array, start, start + length, axis=-1))
+            offsets[label] = start + length
+        array = found[0] if len(found) == 1 else jnp.concatenate(found, axis=-1)
+        filled.append(place(array, layout.buffers[number].sharding))
+    return Packed(filled, layout)
+
+
+def stack_of(packed: Packed, run: Sequence[int]) -> jax.Array:
+    """Leaves of equal shape that lie side by side in one buffer, as one array (count, *shape)."""
+    number, offset = packed.layout.places[run[0]]
+    leaf = packed.layout.leaves[run[0]]
+    length = leaf.size // math.prod(packed.layout.buffers[number].shape[:-1]) * len(run)
+    part = jax.lax.slice_in_dim(packed.buffers[number], offset, offset + length, axis=-1)
+    return to_stack(part, len(run), leaf)
+
+
+def from_stacks(layout: Layout, stacks: Mapping[tuple[int, ...], jax.Array]) -> Packed:
+    """The packed tree of these stacks, by the positions of their leaves; buffers without any become ``MaskedNode``."""
+    filled: list = [[] for _ in layout.buffers]
+    for run, stack in stacks.items():
+        filled[layout.places[run[0]][0]].append(from_stack(stack, layout.leaves[run[0]]))
+    for number, parts in enumerate(filled):
+        if not parts:
+            filled[number] = MaskedNode()
+            continue
+        joined = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+        filled[number] = place(joined, layout.buffers[number].sharding)
+    return Packed(filled, layout)
+
+
+@contextlib.contextmanager
+def one_by_one() -> Iterator[None]:
+    """Make ``each_leaf`` run its function on one leaf after another, which shows what it does to each."""
+    token = _ONE_BY_ONE.set(True)
+    try:
+        yield
+    finally:
+        _ONE_BY_ONE.reset(token)
+
+
+def each_leaf(function: Callable[..., tuple], *stacks: jax.Array) -> tuple[jax.Array, ...]:
+    """Run a function on each leaf of stacks of equal leaves, as one batch.
+
+    It is ``jax.vmap``; inside of ``one_by_one``, and for a stack of one leaf, the function is called for each leaf.
+
+    Args:
+      function: from one leaf of each stack to a tuple of arrays.
+      *stacks: arrays (count, *shape) with one count.
+
+    >>> each_leaf(lambda x, y: (x @ y,), jnp.ones((3, 2, 4)), jnp.ones((3, 4, 5)))[0].shape
+    (3, 2, 5)
+    """
+    count = stacks[0].shape[0]
+    if count > 1 and not _ONE_BY_ONE.get():
+        return jax.vmap(function)(*stacks)
+    rows = [
+        function(*(jax.lax.index_in_dim(stack, index, keepdims=False) for stack in stacks)) for index in range(count)
+    ]
+    return tuple(jnp.stack(column) for column in zip(*rows, strict=True))
+
+
+__all__ = ["divide", "each_leaf", "from_stacks", "join", "one_by_one", "stack_of", "with_shapes"]

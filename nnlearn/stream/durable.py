@@ -1,0 +1,252 @@
+"""A whole run in stretches, driven by the host: saved as it goes on, and resumed to the bit."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnlearn.checkpoints import CheckpointError, Checkpoints
+from nnlearn.stream.history import History, Row, check_history
+from nnlearn.stream.identity import differences, identity_of
+from nnlearn.stream.interrupt import Interrupt
+from nnlearn.stream.loop import FitResult
+from nnlearn.stream.progress import NoProgress, show_progress
+from nnlearn.train.run import Run, Train
+from nnlearn.train.trace import Trace
+from nnlearn.types import Key, PyTree
+
+STRETCHES = 100  # of a run that no checkpoint divides: as often the progress bar moves
+SIGNAL_SECONDS = 3.0  # how long a signal waits for the end of a stretch
+POLL_SECONDS = 0.002
+
+
+def run(
+    train: Train,
+    hparams: PyTree,
+    key: Key | int,
+    *,
+    checkpoints: Checkpoints | str | Path | None = None,
+    history: str | Path | None = None,
+    progress: Any = None,
+    watch: Callable[[Trace], Any] | None = None,
+    changed: Literal["error", "accept"] = "error",
+) -> FitResult:
+    """Run what ``make_train`` returns, save it on the way, and resume it where it was saved when called again.
+
+    Its state and trace are those of ``train(hparams, key)``, to the bit, whether it was interrupted or not, on the
+    same machine, number of devices and version of JAX. It may be killed at any moment; what was made since the last
+    checkpoint is made again. At the first Ctrl-C or SIGTERM it saves within ``SIGNAL_SECONDS`` and the time that
+    writing takes, and returns: ``result.stopped_by`` is ``"interrupted"`` or ``"terminated"``.
+
+    Args:
+      train: from ``make_train``.
+      hparams, key: as for ``train(hparams, key)``.
+      checkpoints: where the run is saved: ``Checkpoints``, whose ``every_steps`` and ``every_minutes`` say when, or a
+        folder for one with default settings. None to save nothing. A run is saved at checks, so ``every_steps`` is
+        rounded to a multiple of the run's ``check_every``; without both it is saved about 100 times. It is saved at
+        its end, too: called again, it returns at once.
+      history: a ``.csv`` or ``.jsonl`` file with a row for each record, written as the run goes on.
+      progress: None for a bar if there is a terminal, True or False, or a ``rich.console.Console``.
+      watch: ``watch(trace)`` is called with the trace of each stretch of steps, in NumPy, once it is complete.
+      changed: ``"error"`` refuses to resume a run that was saved with other hyper-parameters, key, data, code or
+        settings, and says what differs; ``"accept"`` resumes it.
+
+    Returns:
+      ``FitResult(state, trace)``.
+
+    Raises:
+      CheckpointError: if what is saved in the folder is another run, or no run.
+      ValueError: if the folder is in use, or an argument is impossible.
+      OSError: if a checkpoint cannot be written, see ``Checkpoints``.
+
+    >>> import tempfile, nnlearn
+    >>> batches = nnlearn.generated(lambda key, step: jax.random.normal(key, (4,)))
+    >>> train = nnlearn.make_train(
+    ...     lambda p, b, k: jnp.mean((p - b) ** 2), nnlearn.sgd, batches, jnp.ones(()), steps=20, check_every=5
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     state, trace = run(train, 0.1, 0, checkpoints=folder, progress=False)
+    >>> state.step, bool(state.params == train(0.1, 0)[0].params)
+    (Array(20, dtype=int32), True)
+    """
+    if not isinstance(train, Train):
+        raise TypeError(
+            f"train must be what make_train returns, got {type(train).__name__}; fit runs steps on a stream"
+        )
+    if changed not in ("error", "accept"):
+        raise ValueError(f"changed must be 'error' or 'accept', got {changed!r}")
+    if history is not None:
+        check_history(history)
+    with contextlib.ExitStack() as stack:
+        if isinstance(checkpoints, str | Path):
+            checkpoints = stack.enter_context(Checkpoints(checkpoints))
+        identity = identity_of(train, hparams, key) if checkpoints is not None else {}
+        at, state, parts = _begin(train, hparams, key, checkpoints, identity, changed)
+        driver = _Driver(train, hparams, checkpoints, identity, at, state, parts, watch)
+        interrupt = stack.enter_context(Interrupt())
+        driver.bar = stack.enter_context(show_progress(progress, at, train.steps))
+        if history is not None:
+            driver.writer = stack.enter_context(_Rows(history, at))
+        return driver.drive(interrupt)
+
+
+def _begin(
+    train: Train, hparams: PyTree, key: Key | int, checkpoints: Checkpoints | None, identity: dict, changed: str
+) -> tuple[int, Run, list[Trace]]:
+    """Where the run is: the steps made, the run, and its trace so far."""
+    newest = None if checkpoints is None else checkpoints.latest()
+    if checkpoints is None or newest is None:
+        return 0, jax.jit(train.start)(hparams, key), []
+    path, metadata = checkpoints.path(newest), checkpoints.metadata(newest)
+    if "run" not in metadata:
+        raise CheckpointError(path, "it was not saved by nnlearn.run: give another folder")
+    if (differ := differences(metadata["run"], identity)) and changed == "error":
+        cure = "changed='accept' resumes it all the same; or give another folder"
+        raise CheckpointError(path, f"it is of another run. {'. '.join(differ)}. {cure}")
+    shapes = jax.eval_shape(train.start, hparams, key)
+    trace = jax.eval_shape(lambda hparams, run: train.advance(hparams, run, 0, newest)[1], hparams, shapes)
+    state, trace = checkpoints.load((shapes, trace), newest)
+    return newest, state, [trace]
+
+
+class _Driver:
+    """A run under way."""
+
+    def __init__(self, train: Train, hparams, checkpoints, identity, at: int, state: Run, parts: list[Trace], watch):
+        self.watch = watch
+        self.train, self.hparams, self.checkpoints, self.identity = train, hparams, checkpoints, identity
+        self.at, self.state, self.parts, self.saved_at = at, state, parts, at if parts else -1
+        self.stretch = _stretch(train, checkpoints)
+        self.advance = jax.jit(train.advance, static_argnums=3)
+        self.bar: NoProgress = NoProgress()
+        self.writer: _Rows | None = None
+
+    def drive(self, interrupt: Interrupt) -> FitResult:
+        """Stretch after stretch until the end, or until a signal."""
+        try:
+            while self.at < self.train.steps and interrupt.reason is None:
+                count = min(self.stretch, self.train.steps - self.at)
+                state, part = self.advance(self.hparams, self.state, np.int32(self.at), count)
+                if not _wait(part, interrupt):
+                    break  # what this stretch has made is given up, to be in time
+                self.at, self.state = self.at + count, state
+                self.take(jax.device_get(part))
+                if self.checkpoints is not None and self.checkpoints.is_due(self.at):
+                    self.save()
+        finally:
+            if self.checkpoints is not None and self.parts:
+                self.save()
+                self.checkpoints.wait()
+        return self.result(interrupt.reason if self.at < self.train.steps else None)
+
+    def take(self, part: Trace) -> None:
+        """A stretch's trace: kept, written, shown."""
+        self.parts.append(part)
+        if self.writer is not None:
+            self.writer.write(part)
+        if self.watch is not None:
+            self.watch(part)
+        if part.loss.size:
+            rate = part.info.learning_rate
+            self.bar.update(self.at, float(part.loss[-1]), None if rate is None else float(np.mean(rate[-1])))
+
+    def save(self) -> None:
+        if self.saved_at == self.at:
+            return
+        self.parts = [_joined(self.parts)]
+        metrics = {name: float(values[-1]) for name, values in self.parts[0].metrics.items()}
+        self.checkpoints.save(self.at, (self.state, self.parts[0]), metrics=metrics, metadata={"run": self.identity})
+        self.saved_at = self.at
+
+    def result(self, reason: str | None) -> FitResult:
+        if not self.parts:
+            return FitResult(self.train.finish(self.state), _ended(self.empty_trace(), reason))
+        trace = jax.tree.map(jnp.asarray, _joined(self.parts))
+        return FitResult(self.train.finish(self.state), _ended(trace, reason))
+
+    def empty_trace(self) -> Trace:
+        """Of a run that was stopped before its first stretch had ended."""
+        count = min(self.stretch, self.train.steps)
+        shapes = jax.eval_shape(
+            lambda hparams, run: self.train.advance(hparams, run, 0, count)[1], self.hparams, self.state
+        )
+
+        def nothing(leaf):
+            return jnp.zeros((0, *leaf.shape[1:]) if leaf.shape else (), leaf.dtype)
+
+        return jax.tree.map(nothing, shapes)
+
+
+def _stretch(train: Train, checkpoints: Checkpoints | None) -> int:
+    """Steps between two looks of the host: whole rounds from check to check."""
+    every = None if checkpoints is None else checkpoints.every_steps
+    steps = train.steps / STRETCHES if every is None else every
+    return max(1, round(steps / train.check_every)) * train.check_every
+
+
+def _wait(tree: PyTree, interrupt: Interrupt) -> bool:
+    """Wait for a computation; False if a signal came and it did not end in time."""
+    since = None
+    for leaf in jax.tree.leaves(tree):
+        while not leaf.is_ready():
+            time.sleep(POLL_SECONDS)  # the handlers of signals run here
+            if interrupt.reason is not None:
+                since = since or time.monotonic()
+                if time.monotonic() - since > SIGNAL_SECONDS:
+                    return False
+    return True
+
+
+def _joined(parts: Sequence[Trace]) -> Trace:
+    """``join`` in NumPy, which compiles nothing."""
+    if len(parts) == 1:
+        return parts[0]
+    timed = [(part.step, part.info, part.check_step, part.metrics) for part in parts]
+    step, info, check_step, metrics = jax.tree.map(lambda *leaves: np.concatenate(leaves), *timed)
+    return dataclasses.replace(parts[-1], step=step, info=info, check_step=check_step, metrics=metrics)
+
+
+def _ended(trace: Trace, reason: str | None) -> Trace:
+    """The trace of a run that a signal has ended."""
+    if reason is None or int(trace.reason):
+        return trace
+    rules = (*trace.rules, reason)
+    return dataclasses.replace(trace, rules=rules, reason=jnp.asarray(len(rules), trace.reason.dtype))
+
+
+class _Rows:
+    """The history of a run: opened with the columns of its first trace."""
+
+    def __init__(self, path: str | Path, first: int):
+        self.path, self.first = path, first
+        self._history: History | None = None
+
+    def __enter__(self) -> "_Rows":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._history is not None:
+            self._history.__exit__(*error)
+
+    def write(self, part: Trace) -> None:
+        table = part.columns()
+        if self._history is None:
+            self._history = History(self.path, list(table), self.first)
+        self._history.write(list(_rows(table, set(part.check_step.tolist()), set(part.metrics))))
+
+
+def _rows(table: dict[str, np.ndarray], checks: set[int], metrics: set[str]) -> Iterator[Row]:
+    """Rows of a table, without the metrics where there was no check."""
+    checked = {name for name in table if name in metrics or name.startswith("check/")}
+    for at, step in enumerate(table["step"].tolist()):
+        names = table if step in checks else [name for name in table if name not in checked]
+        yield {name: table[name][at].item() for name in names}
+
+
+__all__ = ["run"]

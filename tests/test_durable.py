@@ -1,0 +1,163 @@
+"""Runs that are saved, killed and resumed: the bits are those of a run that nothing has interrupted."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nnlearn
+from nnlearn.checkpoints import CheckpointError, Checkpoints, save
+
+RANDOM = np.random.default_rng(0)
+INPUTS = RANDOM.normal(size=(96, 5)).astype(np.float32)
+TARGETS = INPUTS.sum(1)
+HPARAMS = {"rate": 0.1}
+
+
+def loss_fn(params, batch, key):
+    inputs, targets = batch
+    kept = jax.random.bernoulli(key, 0.9, inputs.shape)
+    return jnp.mean((jnp.where(kept, inputs, 0) @ params["w"] + params["b"] - targets) ** 2)
+
+
+def make(steps=60, targets=TARGETS, **options):
+    batches = nnlearn.shuffled((INPUTS, targets), 20, remainder="drop")
+    params = {"w": jnp.zeros(5), "b": jnp.zeros(())}
+    settings = {"check_every": 5, "packed": True} | options
+    make_tx = lambda hparams: nnlearn.adamw(hparams["rate"])  # noqa: E731
+    return nnlearn.make_train(loss_fn, make_tx, batches, params, steps=steps, **settings)
+
+
+def assert_same(one, other):
+    for (path, a), b in zip(jax.tree.leaves_with_path(one), jax.tree.leaves(other), strict=True):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        assert a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes(), path
+
+
+class Signalling(Checkpoints):
+    """Sends this process a signal once a step is saved."""
+
+    at, number = 20, signal.SIGTERM
+
+    def save(self, step, *args, **settings):
+        super().save(step, *args, **settings)
+        if step == self.at:
+            os.kill(os.getpid(), self.number)
+
+
+OPTIONS = {
+    "plain": {},
+    "stopping": {"stop": nnlearn.patience("train_loss", 3)},
+    "evaluated": {"evaluate": lambda params: {"norm": jnp.sum(params["w"] ** 2)}, "record_every": 5},
+    "unpacked": {"packed": False, "record": ("grad_norm", "leaf_grad_norms")},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_resumed_run_is_the_run_that_nothing_interrupted(options, tmp_path):
+    train = make(**options)
+    expected = jax.jit(train)(HPARAMS, 0)
+    with Checkpoints(tmp_path / "whole", every_steps=20) as checkpoints:
+        whole = nnlearn.run(train, HPARAMS, 0, checkpoints=checkpoints, history=tmp_path / "whole.csv", progress=False)
+    assert_same(tuple(whole), expected)
+    for number, word in ((signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")):
+        folder, history = tmp_path / word, tmp_path / f"{word}.csv"
+        Signalling.number = number
+        with Signalling(folder, every_steps=20) as checkpoints:
+            half = nnlearn.run(train, HPARAMS, 0, checkpoints=checkpoints, history=history, progress=False)
+        assert half.stopped_by in (word, "patience")  # a rule may have stopped it before
+        assert half.trace.step[-1] == 20
+        with Checkpoints(folder, every_steps=20) as checkpoints:
+            result = nnlearn.run(train, HPARAMS, 0, checkpoints=checkpoints, history=history, progress=False)
+        assert_same(tuple(result), expected)
+        assert result.stopped_by == whole.stopped_by
+        assert history.read_text() == (tmp_path / "whole.csv").read_text()
+
+
+def test_a_run_that_has_ended_comes_back_at_once(tmp_path):
+    train = make()
+    first = nnlearn.run(train, HPARAMS, 0, checkpoints=tmp_path, progress=False)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert_same(tuple(nnlearn.run(train, HPARAMS, 0, checkpoints=tmp_path, progress=False)), tuple(first))
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert_same(tuple(nnlearn.run(train, HPARAMS, 0, progress=False)), tuple(first))
+
+
+def test_another_run_is_refused_and_told_apart(tmp_path):
+    nnlearn.run(make(), HPARAMS, 0, checkpoints=tmp_path, progress=False)
+
+    def refused(train, hparams=HPARAMS, key=0):
+        with pytest.raises(CheckpointError, match="changed='accept'") as error:
+            nnlearn.run(train, hparams, key, checkpoints=tmp_path, progress=False)
+        return str(error.value)
+
+    assert "hparams: rate was 0.1, is 0.2" in refused(make(), {"rate": 0.2})
+    assert "key is another" in refused(make(), key=1)
+    assert "settings: steps was 60, is 80" in refused(make(steps=80))
+    assert "the program is another" in refused(make(targets=TARGETS + 1))
+    assert "the program is another" in refused(make(stop=nnlearn.reached("train_loss", 0.0)))
+    assert "shapes" in refused(make(packed=False))
+    longer = nnlearn.run(make(steps=80), HPARAMS, 0, checkpoints=tmp_path, progress=False, changed="accept")
+    assert_same(tuple(longer), jax.jit(make(steps=80))(HPARAMS, 0))
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    save(tmp_path / "step-00000003", {"w": jnp.ones(2)}, step=3)
+    with pytest.raises(CheckpointError, match=r"not saved by nnlearn\.run"):
+        nnlearn.run(make(), HPARAMS, 0, checkpoints=tmp_path)
+    with pytest.raises(TypeError, match="make_train returns, got function"):
+        nnlearn.run(loss_fn, HPARAMS, 0)
+    with pytest.raises(ValueError, match="changed must be"):
+        nnlearn.run(make(), HPARAMS, 0, changed="yes")
+
+
+def test_the_best_checkpoint_is_kept(tmp_path):
+    with Checkpoints(tmp_path, keep_last=1, every_steps=10, metric="train_loss") as checkpoints:
+        trace = nnlearn.run(make(), HPARAMS, 0, checkpoints=checkpoints, progress=False).trace
+        saved = {
+            int(step): float(loss) for step, loss in zip(trace.check_step, trace.metrics["train_loss"], strict=True)
+        }
+        best = min((step for step in saved if step % 10 == 0), key=saved.get)
+        assert checkpoints.best() == best and checkpoints.metrics(best)["train_loss"] == saved[best]
+
+
+PROGRAM = """
+    import os, signal, sys
+    sys.path.insert(0, {tests!r})
+    import test_durable as it
+    import nnlearn
+    import nnlearn.checkpoints.manager as module
+    from nnlearn.checkpoints import Checkpoints
+
+    verify, seen = module.verify, []
+    def kill(folder):
+        seen.append(folder)
+        if len(seen) == {kill}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return verify(folder)
+    module.verify = kill
+    with Checkpoints({folder!r}, every_steps=10) as checkpoints:
+        result = nnlearn.run(it.make(), it.HPARAMS, 0, checkpoints=checkpoints, history={history!r}, progress=False)
+    print(result.stopped_by)
+"""
+
+
+def test_killed_in_the_middle_of_a_save_and_resumed(tmp_path):
+    settings = {"tests": os.path.dirname(__file__), "folder": str(tmp_path / "it"), "history": str(tmp_path / "it.csv")}
+    codes = []
+    for kill in (2, 99):
+        program = textwrap.dedent(PROGRAM.format(**settings, kill=kill))
+        codes.append(subprocess.run([sys.executable, "-c", program], env=os.environ).returncode)
+    assert codes == [-9, 0]
+    whole = nnlearn.run(make(), HPARAMS, 0, history=tmp_path / "whole.csv", progress=False)
+    with Checkpoints(tmp_path / "it") as checkpoints:
+        result = nnlearn.run(make(), HPARAMS, 0, checkpoints=checkpoints, progress=False)
+    assert_same(tuple(result), tuple(whole))
+    assert (tmp_path / "it.csv").read_text() == (tmp_path / "whole.csv").read_text()
