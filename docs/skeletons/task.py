@@ -48,7 +48,7 @@ def skeleton(*, seed: int = 0, examples: int = 400, hidden: int = 16, epochs: in
         loss_fn=loss_fn,
         metrics_fn=metrics_fn,
         metric="absolute_error",
-        goal="min",
+        mode="min",
         target=0.2,
         baselines={"mean": float(np.mean(np.abs(test.targets - np.mean(train.targets))))},
         make_tx=functools.partial(warmed_adamw, size=len(train.inputs), batch_size=batch_size, epochs=epochs),
