@@ -96,7 +96,9 @@ NEVER = {"test_examples_learning.py", "test_learning.py"}  # minutes, and none o
 CONDITIONAL = {"check", "and or", "comparison", "not"}
 OF_ERRORS = ("fault", "refuse", "wrong", "error", "raise", "named", "bad_", "invalid", "message")
 
-EQUIVALENT: dict[str, str] = {}
+EQUIVALENT: dict[str, str] = {
+    "6206fe495924": "an early copy to the host changes when the numbers move there, and nothing else",
+}
 
 
 class Mutant(NamedTuple):
@@ -283,7 +285,9 @@ class Selection:
         A word that a mutant and a test file share counts for as much as it is rare among the files.
         """
         names, near = self.names_in(mutant.path), self.near(mutant)
-        around = set().union(*map(self.names_in, self.importers(mutant.path)), set())
+        importers = self.importers(mutant.path)
+        around = set().union(*map(self.names_in, importers), set())
+        stems = {Path(other).stem for other in (mutant.path, *importers)} | {Path(mutant.path).parent.name}
 
         def weight(words: set[str]) -> float:
             return sum(1 / sum(word in other for other in self.words.values()) for word in words)
@@ -293,6 +297,7 @@ class Selection:
             if name.startswith("test_") and name not in NEVER:
                 score = 3 * weight(near & words) + weight(names & words) + 0.3 * weight(around & words)
                 room = next((files for start, files in ALSO.items() if mutant.path.startswith(start)), [])
+                score += 5 * any(name == f"test_{stem}.py" for stem in stems)
                 scores[name] = score + 0.3 * (name in room)
         nearest = sorted(filter(scores.get, scores), key=scores.__getitem__, reverse=True)[:most]
         return [mutant.path, *(f"tests/{name}" for name in sorted(nearest, key=LONG.__contains__))]
