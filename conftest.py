@@ -1,4 +1,4 @@
-"""Tests run with several virtual devices, without implicit rank promotion, and a share of the large tables."""
+"""Tests run on several virtual devices, without implicit rank promotion, and draw a share of the large tables."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import jax
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# One in so many cases of the large tables, and of the tests marked slow.
+# File -> n: one of n cases of its parametrised tests is drawn; and of the tests marked slow.
 SAMPLED = {
     "test_contract.py": 6,
     "test_losses.py": 3,
@@ -29,7 +29,7 @@ SLOW = 6
 
 
 def rotation():
-    """Where the sample begins: ``NNLEARN_SAMPLE``, or a number of the commit, so that another one runs other cases."""
+    """The offset of the share: ``NNLEARN_SAMPLE``, or the hash of the commit, so that commits draw different cases."""
     if os.environ.get("NNLEARN_SAMPLE"):
         return int(os.environ["NNLEARN_SAMPLE"])
     command = ["git", "-C", os.path.dirname(__file__), "rev-parse", "HEAD"]
@@ -49,9 +49,10 @@ def pytest_report_header(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Keep a share of what takes long: of each table another share in each test, so that every row is met somewhere.
+    """Keep a share of the slow tests and of each large table; the offset differs between the tests of a table.
 
-    A test marked ``always`` is never left out, and neither is one that is asked for by name.
+    Six consecutive values of ``NNLEARN_SAMPLE`` draw every case. Tests marked ``always`` and tests named on the command
+    line are never left out.
     """
     named = any("::" in argument for argument in config.args)
     if config.getoption("--whole") or named:

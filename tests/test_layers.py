@@ -1,7 +1,8 @@
-"""The house keeps its shape: imports only point down, and never in a circle."""
+"""The architecture: imports only point down, without cycles."""
 
 import ast
 import graphlib
+import re
 from pathlib import Path
 
 import nnlearn
@@ -19,7 +20,7 @@ LEVELS = (
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-SIDEWAYS: set[tuple[str, str]] = set()  # pairs of rooms of one level, of which the first may import the second
+SIDEWAYS: set[tuple[str, str]] = set()  # (a, b) of one level: a may import b
 
 
 def module_name(path: Path) -> str:
@@ -28,7 +29,7 @@ def module_name(path: Path) -> str:
 
 
 def imports_of(source: str, known: set[str]) -> set[str]:
-    """The nnlearn modules that a source imports, lazily or not."""
+    """The nnlearn modules that a source imports, at its top or within functions."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -47,12 +48,12 @@ def import_graph() -> dict[str, set[str]]:
 
 def room_of(module: str) -> str:
     room = module.split(".")[1]
-    assert room in LEVEL, f"{module} has no place in the house: add {room!r} to LEVELS"
+    assert room in LEVEL, f"{module} has no level: add {room!r} to LEVELS"
     return room
 
 
 def wrong_edges(graph: dict[str, set[str]]) -> list[tuple[str, str]]:
-    """The imports that do not point to a lower level: upward, sideways without a name in SIDEWAYS, or the root."""
+    """Imports that do not point to a lower level: upward, of the same level and not in SIDEWAYS, or of the root."""
     wrong = []
     for module in set(graph) - {"nnlearn"}:
         for imported in graph[module]:
@@ -69,11 +70,19 @@ def test_every_import_points_down():
     graph = import_graph()
     assert wrong_edges(graph) == []
     used = {(room_of(a), room_of(b)) for a in graph if a != "nnlearn" for b in graph[a]}
-    assert used >= SIDEWAYS  # a name that no import needs is deleted
+    assert used >= SIDEWAYS  # delete pairs that no import needs
 
 
-def test_no_import_goes_in_a_circle():
+def test_imports_have_no_cycle():
     list(graphlib.TopologicalSorter(import_graph()).static_order())
+
+
+def test_the_table_in_the_contributing_guide_is_this_one():
+    rows = re.findall(r"^\| (\d) \| (.*?) \|", (ROOT.parent / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    table = {
+        name.removesuffix(".py"): int(level) for level, names in rows for name in re.findall(r"`([\w.]+)/?`", names)
+    }
+    assert table == LEVEL
 
 
 def test_the_check_can_fail():

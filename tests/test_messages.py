@@ -140,6 +140,16 @@ def test_the_error_names_the_cure(mistake):
     assert re.search(words, said, re.DOTALL), said
 
 
+def test_an_error_of_the_loss_with_a_bare_batch_keeps_its_message():
+    def loss_fn(params, batch, key):
+        raise ValueError("too few examples")
+
+    tx = nnlearn.sgd(0.1)
+    with pytest.raises(ValueError) as raised:
+        nnlearn.make_step(loss_fn, tx)(nnlearn.init_state(jnp.zeros(2), tx), jnp.zeros(2))
+    assert str(raised.value) == "too few examples"
+
+
 def test_what_is_not_there_is_not_there():
     assert not hasattr(nnlearn, "nothing_of_this_name") and not hasattr(nnlearn, "__wrapped__")
 

@@ -241,6 +241,14 @@ def test_every_state_can_be_donated_and_made_again(tx):
     jax.tree.map(np.testing.assert_array_equal, *finals)
 
 
+def test_microbatches_of_low_precision_are_summed_in_float32():
+    tx = nnlearn.sgd(1.0)
+    step = nnlearn.make_step(lambda param, batch, key: jnp.mean(param * batch), tx, microbatches=64)
+    batch = jnp.ones(64, jnp.bfloat16).at[0].set(256.0)  # in bfloat16, 256 + 1 is 256
+    state, _ = step(nnlearn.init_state(jnp.zeros((), jnp.bfloat16), tx), batch)
+    assert state.params == jnp.bfloat16(-(256 + 63) / 64)
+
+
 def test_microbatches_of_low_precision_keep_the_gradient_s_dtype():
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), make_params())
     tx = optax.adam(0.1)

@@ -12,6 +12,7 @@ import nnlearn
 from nnlearn.sweeps import (
     Results,
     SweepInterrupted,
+    batches,
     choice,
     list_settings,
     log_uniform,
@@ -438,3 +439,9 @@ def test_invalid_arguments_of_a_population_are_rejected(arguments, message):
     arguments = {"ready_every": 4, "metric": "loss"} | arguments
     with pytest.raises(ValueError, match=message):
         train_population(bowl_train(40, 2), {"rate": uniform(0.1, 0.2)}, 4, **arguments)
+
+
+def test_the_devices_of_a_cpu_and_the_workers_share_its_memory(monkeypatch):
+    monkeypatch.setattr(batches, "free_bytes", lambda device: 2400)
+    shared = batches.Resources(None, None, jax.devices()[:4], workers=3)
+    assert shared.limit() == 200 and shared._replace(memory_limit=300).limit() == 100

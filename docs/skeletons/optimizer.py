@@ -1,5 +1,5 @@
 """Skeleton of a new method: copy this file to ``nnlearn/optimizers/<method>.py`` and rename. It runs as it stands:
-RMSProp without the frills. A transformation that several optimizers share goes to ``nnlearn/transforms/`` instead.
+RMSProp in its plainest form. A transformation that several optimizers share goes to ``nnlearn/transforms/`` instead.
 """
 
 from optax import ScaleByRmsState  # optax's state where it has the method; else a NamedTuple with a field for each slot
@@ -13,20 +13,20 @@ from nnlearn.tree import abs_sq, safe_divide, safe_sqrt
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, Scalar, ScalarOrSchedule
 
 
-# 1. The mathematics: arrays in, arrays out, one leaf at a time; all in one precision, float32 or better.
+# 1. The mathematics of one leaf: arrays to arrays, all in one precision, float32 or better.
 def skeleton_kernel(g, nu, *, decay, eps):
     r"""One step of <method> (<authors> <year>, arXiv:<number>, <algorithm or equation>).
 
     .. math:: v_t = \beta v_{t-1} + (1-\beta) |g_t|^2, \quad u_t = g_t / (\sqrt{v_t} + \epsilon)
 
     Returns:
-      ``(u, v)``: the update, then each slot's new value in the order of ``slots`` below.
+      ``(u, v)``: the update, then the new value of each slot in the order of ``slots`` below.
     """
     nu = moving_average(decay, abs_sq(g), nu)
     return safe_divide(g, safe_sqrt(nu) + eps), nu
 
 
-# 2. The transformation: check hyper-parameters by their standard names, name the slots, hand over.
+# 2. The transformation: check hyper-parameters by their standard names, name the slots, call ``from_kernel``.
 @comparable
 def scale_by_skeleton(
     decay: Scalar = 0.9, eps: Scalar = 1e-8, *, nu_dtype: DTypeLike | None = None
@@ -86,6 +86,6 @@ def skeleton(
     )
 
 
-# 4. The proof: a ``Case`` in ``tests/contract.py`` with every hyper-parameter away from its default and at least one
-#    judge: a library, a NumPy loop, PyTorch. That one entry runs the whole contract.
-# 5. The name: one line in ``nnlearn/optimizers/__init__.py``, from which ``nnlearn`` takes it; a word in the README.
+# 4. Tests: a ``Case`` in ``tests/contract.py`` with every hyper-parameter different from its default and at least one
+#    reference: a library, a NumPy loop, PyTorch. This entry runs the whole contract.
+# 5. Export the name: one line in ``nnlearn/optimizers/__init__.py``, from which ``nnlearn`` takes it.

@@ -14,14 +14,14 @@ def skeleton_schedule(init_value: Scalar, half_life: Scalar) -> Schedule:
     .. math:: f(t) = f_0 / 2^{t / h}
 
     Args:
-      init_value: the value at step 0, >= 0.
-      half_life: steps until the value has halved, > 0.
+      init_value: value at step 0, >= 0.
+      half_life: number of steps in which the value halves, > 0.
 
     Returns:
-      A function from the step, an integer or an array of them, to float32 values of the same shape.
+      A function from steps (an integer or an integer array) to float32 values of the same shape.
 
     Raises:
-      ValueError: a number is out of its range.
+      ValueError: if a value is out of range.
 
     >>> schedule = skeleton_schedule(1.0, half_life=10)
     >>> schedule(jnp.array([0, 10, 20]))
@@ -31,11 +31,10 @@ def skeleton_schedule(init_value: Scalar, half_life: Scalar) -> Schedule:
     check_number("half_life", half_life, low=0.0, low_open=True)
 
     def schedule(count):
-        # no Python branch on a value: every argument may be traced, so that jit, vmap and grad go through it
+        # No Python branch on a value: every argument may be a tracer of jit, vmap or grad.
         return init_value * jnp.exp2(-jnp.asarray(count, jnp.float32) / half_life)
 
     return schedule
 
 
-# The proof: an entry in the table of ``tests/test_schedules.py``, and the name in both ``__init__.py`` files and in the
-# README's table.
+# Tests: an entry in the table of ``tests/test_schedules.py``. Then export the name in both ``__init__.py`` files.
