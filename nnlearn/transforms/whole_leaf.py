@@ -91,11 +91,9 @@ def _on_leaves(function, names, trees, shapes, result_shapes, settings, stack_eq
         groups.setdefault(key, []).append(position)
     results: list = [None] * len(rows)
     for positions in groups.values():
-        setting = chosen[positions[0]]
+        on_leaf = functools.partial(function, chosen[positions[0]])
         if len(positions) == 1:
-            results[positions[0]] = _placed(
-                lambda *arrays, setting=setting: function(setting, *arrays), *rows[positions[0]]
-            )
+            results[positions[0]] = _placed(on_leaf, *rows[positions[0]])
             continue
         stacks = [jnp.stack(parts) for parts in zip(*(rows[position] for position in positions), strict=True)]
         found = _each_placed(on_leaf, *stacks)
