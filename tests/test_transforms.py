@@ -415,3 +415,11 @@ def test_optax_tools_see_into_the_state():
     assert bool(jnp.all(doubled[0].mu["w"] == 1)) and doubled[0].count == 0
     from_optax = (optax.adam(0.1).init(params)[0], state[1])  # moments are optax's own state class
     assert jax.tree.structure(from_optax) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize("answer", [jnp.zeros(2, bool), jnp.int32(0)], ids=["two", "an integer"])
+def test_whether_to_skip_is_one_boolean(answer):
+    tx = nnlearn.MultiSteps(nnlearn.sgd(0.1), 2, should_skip_update_fn=lambda updates, step, params: (answer, ()))
+    state = tx.init(jnp.zeros(2))
+    with pytest.raises(ValueError, match="must return a boolean scalar first"):
+        tx.update(jnp.ones(2), state, jnp.zeros(2))
