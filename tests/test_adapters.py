@@ -496,7 +496,7 @@ def test_equinox_modules_are_trees_wherever_a_function_could_stand():
     moved = jax.jit(nnlearn.make_step(loss_fn, tx))(state, {"x": POINTS[0], "y": LABELS[0]})[0].params
     np.testing.assert_array_equal(moved.layers[0].weight, module.layers[0].weight)
     assert not np.array_equal(moved.layers[0].bias, module.layers[0].bias)
-    with pytest.raises(TypeError, match="'activation' is a .*, not an array; remove it from params"):
+    with pytest.raises(TypeError, match="'activation' is a .*, not an array; keep it out of params"):
         nnlearn.init_state(module, TX)
 
 

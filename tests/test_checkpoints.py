@@ -32,7 +32,9 @@ def bits(leaf):
         return "jax", impl, str(leaf.dtype), leaf.shape, leaf.weak_type, np.asarray(leaf).tobytes()
     if isinstance(leaf, np.ndarray | np.generic):
         return type(leaf), str(leaf.dtype), leaf.shape, leaf.tobytes()
-    return type(leaf), leaf.hex() if isinstance(leaf, float) else leaf
+    if isinstance(leaf, float | complex):  # NaN is not equal to itself
+        return type(leaf), leaf.real.hex(), leaf.imag.hex()
+    return type(leaf), leaf
 
 
 def assert_same(one, other):

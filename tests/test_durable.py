@@ -53,32 +53,32 @@ class Signalling(Checkpoints):
 
 
 OPTIONS = {
-    "plain": {},
-    "stopping": {"stop": nnlearn.patience("train_loss", 3)},
-    "evaluated": {"evaluate": lambda params: {"norm": jnp.sum(params["w"] ** 2)}, "record_every": 5},
-    "unpacked": {"packed": False, "record": ("grad_norm", "leaf_grad_norms")},
+    "terminated": {"stop": nnlearn.patience("train_loss", 3)},
+    "interrupted": {
+        "evaluate": lambda params: {"norm": jnp.sum(params["w"] ** 2)},
+        "record_every": 5,
+        "packed": False,
+        "record": ("grad_norm", "leaf_grad_norms"),
+    },
 }
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_a_resumed_run_is_the_run_that_nothing_interrupted(options, tmp_path):
-    train = make(**options)
-    expected = jax.jit(train)(HPARAMS, 0)
+@pytest.mark.parametrize("word", OPTIONS)
+def test_a_resumed_run_is_the_run_that_nothing_interrupted(word, tmp_path):
+    train = make(**OPTIONS[word])
     with Checkpoints(tmp_path / "whole", every_steps=20) as checkpoints:
         whole = nnlearn.run(train, HPARAMS, 0, checkpoints=checkpoints, history=tmp_path / "whole.csv", progress=False)
-    assert_same(tuple(whole), expected)
-    for number, word in ((signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")):
-        folder, history = tmp_path / word, tmp_path / f"{word}.csv"
-        Signalling.number = number
-        with Signalling(folder, every_steps=20) as checkpoints:
-            half = nnlearn.run(train, HPARAMS, 0, checkpoints=checkpoints, history=history, progress=False)
-        assert half.stopped_by in (word, "patience")  # a rule may have stopped it before
-        assert half.trace.step[-1] == 20
-        with Checkpoints(folder, every_steps=20) as checkpoints:
-            result = nnlearn.run(train, HPARAMS, 0, checkpoints=checkpoints, history=history, progress=False)
-        assert_same(tuple(result), expected)
-        assert result.stopped_by == whole.stopped_by
-        assert history.read_text() == (tmp_path / "whole.csv").read_text()
+    assert_same(tuple(whole), jax.jit(train)(HPARAMS, 0))
+    folder, history = tmp_path / "it", tmp_path / "it.csv"
+    with Signalling(folder, every_steps=20) as checkpoints:
+        checkpoints.number = signal.SIGINT if word == "interrupted" else signal.SIGTERM
+        half = nnlearn.run(train, HPARAMS, 0, checkpoints=checkpoints, history=history, progress=False)
+    assert half.stopped_by == word and half.trace.step[-1] == 20
+    with Checkpoints(folder, every_steps=20) as checkpoints:
+        result = nnlearn.run(train, HPARAMS, 0, checkpoints=checkpoints, history=history, progress=False)
+    assert_same(tuple(result), tuple(whole))
+    assert result.stopped_by == whole.stopped_by
+    assert history.read_text() == (tmp_path / "whole.csv").read_text()
 
 
 def test_a_run_that_has_ended_comes_back_at_once(tmp_path):
@@ -161,3 +161,78 @@ def test_killed_in_the_middle_of_a_save_and_resumed(tmp_path):
         result = nnlearn.run(make(), HPARAMS, 0, checkpoints=checkpoints, progress=False)
     assert_same(tuple(result), tuple(whole))
     assert (tmp_path / "it.csv").read_text() == (tmp_path / "whole.csv").read_text()
+
+
+STEP = nnlearn.make_step(loss_fn, nnlearn.MultiSteps(nnlearn.adamw(0.1), 2))
+
+
+class Stateful:
+    """Batches with a position of their own, as grain's iterators and torchdata's loaders have."""
+
+    def __init__(self):
+        self.at = self.reads = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.at == 30:
+            raise StopIteration
+        self.at, self.reads = self.at + 1, self.reads + 1
+        rows = np.random.default_rng(self.at).permutation(96)[:20]
+        return INPUTS[rows], TARGETS[rows]
+
+    def get_state(self):
+        return {"at": self.at, "seen": b"bytes"}
+
+    def set_state(self, state):
+        assert state["seen"] == b"bytes"
+        self.at = state["at"]
+
+
+def shuffled_anew(epoch):
+    order = np.random.default_rng(epoch).permutation(96)
+    for rows in np.split(order[:80], 4):
+        yield INPUTS[rows], TARGETS[rows]
+
+
+STREAMS = {
+    "function": (lambda: shuffled_anew, {"epochs": 8, "check_every": 5}),
+    "epoch_ends": (lambda: list(shuffled_anew(0)), {"epochs": 8}),
+    "generator": (lambda: iter([*shuffled_anew(0)] * 8), {"check_every": 4, "record_every": 3}),
+    "stateful": (Stateful, {"steps": 30, "check_every": 3}),
+}
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_a_resumed_fit_is_the_fit_that_nothing_interrupted(kind, tmp_path):
+    make_batches, options = STREAMS[kind]
+    params = {"w": jnp.zeros(5), "b": jnp.zeros(())}
+    state = nnlearn.init_state(params, nnlearn.MultiSteps(nnlearn.adamw(0.1), 2), key=0)
+    options = options | {
+        "stop": [nnlearn.patience("norm", 30, restore_best=False), nnlearn.keep_best("train_loss")],
+        "progress": False,
+    }
+    options["evaluate"] = lambda params: {"norm": jnp.sum(params["w"] ** 2)}
+
+    def fit(name, batches, **others):
+        history = tmp_path / f"{name}.jsonl"
+        return nnlearn.fit(STEP, state, batches, history=history, **options, **others)
+
+    whole = fit("whole", make_batches())
+    with Signalling(tmp_path / "it", every_steps=7) as checkpoints:
+        checkpoints.at, checkpoints.number = 14, signal.SIGTERM
+        assert fit("it", make_batches(), checkpoints=checkpoints).stopped_by == "terminated"
+        assert checkpoints.latest() < 30
+    if kind == "function":
+        other = nnlearn.make_step(loss_fn, nnlearn.MultiSteps(nnlearn.adamw(0.2), 2))
+        with pytest.raises(CheckpointError, match="settings: epochs was 8, is 9"):
+            nnlearn.fit(STEP, state, shuffled_anew, checkpoints=tmp_path / "it", **options | {"epochs": 9})
+        with pytest.raises(CheckpointError, match="the program is another"):
+            nnlearn.fit(other, state, shuffled_anew, checkpoints=tmp_path / "it", **options)
+    again = make_batches()
+    with Checkpoints(tmp_path / "it", every_steps=7) as checkpoints:
+        assert_same(tuple(fit("it", again, checkpoints=checkpoints)), tuple(whole))
+    assert (tmp_path / "it.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
+    if kind == "stateful":
+        assert again.reads <= 17  # it was not read from the start

@@ -473,7 +473,7 @@ def test_wrong_params_are_named():
         (lambda: mlp((4, -3, 2)), ValueError, r"sizes\[1\] must be an int >= 1, got -3"),
         (lambda: mlp((4, 2), norm="batch"), ValueError, "norm must be one of layer, rms, or None; got 'batch'"),
         (lambda: mlp((4, 8, 16, 2), residual=True), ValueError, r"sizes=\(4, 8, 16, 2\) has hidden widths \(8, 16\)"),
-        (lambda: mlp((4, 8, 2), residual=True), ValueError, r"at least two of them"),
+        (lambda: mlp((4, 8, 2), residual=True), ValueError, "at least two hidden layers of equal width"),
     ],
 )
 def test_bad_arguments(make, error, message):

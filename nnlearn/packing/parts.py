@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from nnlearn.packing.layout import Buffer, Layout, Leaf, layout_of_parts
 from nnlearn.packing.packed import Packed, place
@@ -136,7 +137,8 @@ def from_stacks(layout: Layout, stacks: Mapping[tuple[int, ...], jax.Array]) -> 
     """The packed tree of these stacks, by the positions of their leaves; buffers without any become ``MaskedNode``."""
     filled: list = [[] for _ in layout.buffers]
     for run, stack in stacks.items():
-        filled[layout.places[run[0]][0]].append(from_stack(stack, layout.leaves[run[0]]))
+        leaf = layout.leaves[run[0]]
+        filled[layout.places[run[0]][0]].append(from_stack(stack if leaf.splits else _replicated(stack), leaf))
     for number, parts in enumerate(filled):
         if not parts:
             filled[number] = MaskedNode()
@@ -144,6 +146,14 @@ def from_stacks(layout: Layout, stacks: Mapping[tuple[int, ...], jax.Array]) -> 
         joined = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
         filled[number] = place(joined, layout.buffers[number].sharding)
     return Packed(filled, layout)
+
+
+def _replicated(array: jax.Array) -> jax.Array:
+    """The array whole on every device, where an explicit mesh says that it is not."""
+    sharding = jax.typeof(array).sharding
+    if all(names is None for names in sharding.spec):
+        return array
+    return jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec()))
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from nnlearn.calls import check_takes
+from nnlearn.stream.place import START, Place, iterator_state, resumed
 from nnlearn.stream.stack import Stacker
 from nnlearn.train.sampler import Sampler
 from nnlearn.types import Batch, PyTree
@@ -18,9 +19,10 @@ BLOCK_BYTES = 8 << 20  # default limit of its memory: with larger batches the co
 
 
 class EpochEnd(NamedTuple):
-    """A pass over the stream is complete; ``last`` if there is no other."""
+    """A pass over the stream is complete; ``last`` if there is no other. ``place`` is that of the next batch."""
 
     last: bool
+    place: Place
 
 
 class Block(NamedTuple):
@@ -31,12 +33,14 @@ class Block(NamedTuple):
       steps: number of batches in it, ``<= size``; the rest is undefined.
       size: room for batches.
       end: the end of the epoch, if it is known to come after this block.
+      place: where the stream is after these batches.
     """
 
     batches: PyTree
     steps: int
     size: int
     end: EpochEnd | None = None
+    place: Place = START
 
 
 class Boundaries(NamedTuple):
@@ -81,19 +85,21 @@ class Boundaries(NamedTuple):
 
 
 class Epoch(NamedTuple):
-    """One pass over the batches; ``last`` if there is no other."""
+    """One pass over the batches; ``last`` if there is no other. ``index`` counts them from 0."""
 
     batches: Iterable[Batch]
     last: bool
+    index: int
 
 
-def passes(batches: Any, epochs: int | None, steps: int | None) -> Iterator[Epoch]:
+def passes(batches: Any, epochs: int | None, steps: int | None, first: int = 0) -> Iterator[Epoch]:
     """The passes over the batches.
 
     Args:
       batches: an iterable, or a function from the epoch, counted from 0, to one.
       epochs: number of passes; None for one, or for as many as ``steps`` need.
       steps: the number of steps that ends the run, or None.
+      first: the pass to begin with, in a resumed run.
 
     Raises:
       TypeError: if ``batches`` is neither.
@@ -119,9 +125,9 @@ def passes(batches: Any, epochs: int | None, steps: int | None) -> Iterator[Epoc
         )
     if once or (epochs is None and steps is None):
         epochs = 1
-    indices = itertools.count() if epochs is None else range(epochs)
+    indices = itertools.count(first) if epochs is None else range(first, epochs)
     read: Any = batches  # hasattr narrows the type of ``batches`` too far
-    return (Epoch(read if readable else read(index), index + 1 == epochs) for index in indices)
+    return (Epoch(read if readable else read(index), index + 1 == epochs, index) for index in indices)
 
 
 class _Source:
@@ -130,23 +136,33 @@ class _Source:
     Args:
       batches: an iterable.
       ahead: whether ``is_over`` may read the next batch. It does so only if the length is unknown.
+      place: where to begin.
+
+    Attributes:
+      count: batches of the epoch that have been given away, in earlier runs too.
     """
 
-    def __init__(self, batches: Iterable[Batch], ahead: bool):
-        self._batches, self._length, self._ahead = iter(batches), known_length(batches), ahead
-        self._count = 0
+    def __init__(self, batches: Iterable[Batch], ahead: bool, place: Place):
+        begun = place.batches > 0 or place.state is not None
+        self._given, self._length, self._ahead = batches, known_length(batches), ahead
+        self._batches = resumed(batches, place) if begun else iter(batches)
+        self.count = place.batches
         self._held: tuple[Batch, Exception | None] | None = None
 
     def __next__(self) -> Batch:
         (batch, error), self._held = self._held or self._read(), None
         if error is not None:
             raise error
-        self._count += 1
+        self.count += 1
         return batch
+
+    def state(self) -> Any:
+        """The state of the iterator after the last batch, see ``iterator_state``."""
+        return None if self._held else iterator_state(self._batches, self._given)
 
     def is_over(self) -> bool:
         """Whether the epoch is known to have no other batch."""
-        if self._ahead if self._length is None else self._count >= self._length:
+        if self._ahead if self._length is None else self.count >= self._length:
             self._held = self._held or self._read()
         return self._held is not None and isinstance(self._held[1], StopIteration)
 
@@ -163,6 +179,8 @@ def read_blocks(
     stacker: Stacker,
     stopped: Callable[[], bool],
     ahead: bool,
+    place: Place = START,
+    tracked: bool = False,
 ) -> Iterator[Block | EpochEnd]:
     """Yield blocks of as many steps as fit between the boundaries, and a mark at the end of each epoch.
 
@@ -175,13 +193,16 @@ def read_blocks(
       stopped: whether the rest is no longer needed.
       ahead: whether a batch may be read before the previous block is yielded. If a block ends at a period, this tells
         whether the epoch ends there too, so that one call handles both.
+      place: where a resumed run begins.
+      tracked: whether blocks carry the state of the iterator, for checkpoints.
 
     Raises:
       ValueError: if an epoch is empty, or the batches end before the last boundary.
     """
     step = boundaries.first
-    for index, (batches, last) in enumerate(epochs):
-        before, source, marked = step, _Source(batches, ahead), False
+    for batches, last, index in epochs:
+        source, marked = _Source(batches, ahead, place), False
+        place, next_epoch = START, EpochEnd(last, Place(index + 1, 0))
         end_matters = boundaries.last is None if last else boundaries.epoch_ends
         while step != boundaries.last and not stopped():
             try:
@@ -191,35 +212,36 @@ def read_blocks(
                 break
             except Exception:
                 if stacker.count:
-                    yield _block(stacker)
+                    yield _block(stacker, Place(index, source.count))
                 raise
             step += 1
             at_period = boundaries.distance(step - 1) == 1
             if stacker.count == stacker.size or at_period:
-                block = _block(stacker)  # before another batch is read, perhaps into the same arrays
+                # before another batch is read, perhaps into the same arrays
+                block = _block(stacker, Place(index, source.count, source.state() if tracked else None))
                 marked = end_matters and at_period and step != boundaries.last and source.is_over()
-                yield block._replace(end=EpochEnd(last)) if marked else block
+                yield block._replace(end=next_epoch, place=next_epoch.place) if marked else block
         if stopped() or step == boundaries.last:
             return
-        if step == before:
+        if not source.count:
             once = " (an iterator is read only once)" if index else ""
             raise ValueError(f"epoch {index} of batches is empty{once}")
         if stacker.count and (last or boundaries.epoch_ends):
-            yield _block(stacker)
+            yield _block(stacker, Place(index, source.count))
         if last and boundaries.last is not None:
             raise ValueError(
                 f"batches ended after {step - boundaries.first} of steps={boundaries.last - boundaries.first}: give "
                 "batches that can be read again, such as a list or a DataLoader, or a function epoch -> iterable"
             )
         if not marked:
-            yield EpochEnd(last)
+            yield next_epoch
         if last:
             return
 
 
-def _block(stacker: Stacker) -> Block:
+def _block(stacker: Stacker, place: Place) -> Block:
     count = stacker.count
-    return Block(stacker.take(), count, stacker.size)
+    return Block(stacker.take(), count, stacker.size, place=place)
 
 
 def known_length(batches: Any) -> int | None:

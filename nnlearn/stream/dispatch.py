@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nnlearn.programs.fingerprint import program_hash
 from nnlearn.programs.loops import without_constants
 from nnlearn.sharding.axes import filled
 from nnlearn.stream.blocks import Block
@@ -19,7 +20,7 @@ from nnlearn.train.custom_step import lift_step, own_state, with_own_state
 from nnlearn.train.state import TrainState
 from nnlearn.train.step import count_skipped, counted_loss
 from nnlearn.train.stopping import Metrics, StopRule
-from nnlearn.train.verdict import best_state, first_verdict, judge, measure
+from nnlearn.train.verdict import Verdict, best_state, first_verdict, judge, measure
 from nnlearn.types import PyTree, Scalar
 
 # The state; since the last check: the sum of losses, the number of skipped steps, the sums of other metrics by name.
@@ -66,6 +67,26 @@ class Dispatcher:
         self.steps_since_check = 0
         found = host(self.user_state)
         self.metric_names = list(self._check.eval_shape(self._verdict, self._carry, np.float32(1), found)[0])
+
+    @property
+    def carry(self) -> Carry:
+        """The state and the sums since the last check, for a checkpoint."""
+        return self._carry
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the rules carry, for a checkpoint."""
+        return self._verdict
+
+    def restore(self, carry: Carry, verdict: Verdict, steps_since_check: int) -> None:
+        """Continue from what a checkpoint had."""
+        self._carry, self._verdict, self.steps_since_check = carry, verdict, steps_since_check
+
+    def program_hash(self, block: Block) -> str:
+        """The hash of the step's program on a batch of this block."""
+        batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), block.batches)
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._carry[0])
+        return program_hash(jax.make_jaxpr(lift_step(self._step))(shapes, batch))
 
     @property
     def user_state(self) -> Any:

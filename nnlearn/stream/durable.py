@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +103,7 @@ def _begin(
     """Where the run is: the steps made, the run, and its trace so far."""
     newest = None if checkpoints is None else checkpoints.latest()
     if checkpoints is None or newest is None:
-        return 0, jax.jit(train.start)(hparams, key), []
+        return 0, _programs(train)[0](hparams, key), []
     path, metadata = checkpoints.path(newest), checkpoints.metadata(newest)
     if "run" not in metadata:
         raise CheckpointError(path, "it was not saved by nnlearn.run: give another folder")
@@ -115,6 +116,24 @@ def _begin(
     return newest, state, [trace]
 
 
+_PROGRAMS: weakref.WeakKeyDictionary[Train, tuple[Callable[..., Any], Callable[..., Any]]] = weakref.WeakKeyDictionary()
+
+
+def _programs(train: Train) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """``train.start`` and ``train.advance``, compiled once for each ``train``; they do not keep it alive."""
+    if train not in _PROGRAMS:
+        alive = weakref.ref(train)
+
+        def start(hparams, key):
+            return cast(Train, alive()).start(hparams, key)
+
+        def advance(hparams, run, first, count):
+            return cast(Train, alive()).advance(hparams, run, first, count)
+
+        _PROGRAMS[train] = jax.jit(start), jax.jit(advance, static_argnums=3)
+    return _PROGRAMS[train]
+
+
 class _Driver:
     """A run under way."""
 
@@ -123,7 +142,7 @@ class _Driver:
         self.train, self.hparams, self.checkpoints, self.identity = train, hparams, checkpoints, identity
         self.at, self.state, self.parts, self.saved_at = at, state, parts, at if parts else -1
         self.stretch = _stretch(train, checkpoints)
-        self.advance = jax.jit(train.advance, static_argnums=3)
+        self.advance = _programs(train)[1]
         self.bar: NoProgress = NoProgress()
         self.writer: _Rows | None = None
 

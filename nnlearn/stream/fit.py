@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.calls import check_takes
+from nnlearn.checkpoints import Checkpoints
 from nnlearn.checks import check_count
 from nnlearn.stream.blocks import Boundaries, known_length, passes, read_blocks
 from nnlearn.stream.callbacks import Callback, Callbacks, Every, State
@@ -17,9 +18,11 @@ from nnlearn.stream.history import History, check_history
 from nnlearn.stream.host_metrics import HostMetrics
 from nnlearn.stream.interrupt import REASONS, Interrupt
 from nnlearn.stream.loop import FitResult, HostLoop
+from nnlearn.stream.place import START
 from nnlearn.stream.prefetch import Prefetch
 from nnlearn.stream.progress import show_progress
 from nnlearn.stream.record import Recorder, Writer
+from nnlearn.stream.saving import RunSaver
 from nnlearn.stream.stack import Stacker
 from nnlearn.train.custom_step import carry_state, check_step
 from nnlearn.train.state import TrainState
@@ -44,6 +47,8 @@ def fit(
     callbacks: Callback[State] | Every[State] | Sequence[Callback[State] | Every[State]] = (),
     save: Callable[[str, State, int], Any] | None = None,
     history: str | Path | None = None,
+    checkpoints: Checkpoints | str | Path | None = None,
+    changed: Literal["error", "accept"] = "error",
     progress: Any = None,
     ragged: Literal["error", "pad"] = "error",
     steps_per_dispatch: int | None = None,
@@ -97,6 +102,14 @@ def fit(
         the metrics. A metric with the name of an earlier column, such as ``loss``, is ``check/loss``. A state of step 0
         begins a new file and renames an existing one; a later state continues the file, after removing the rows of
         steps that are repeated.
+      checkpoints: where the whole run is saved, and resumed from when ``fit`` is called again: ``Checkpoints``, or a
+        folder for one with default settings. It is saved as ``every_steps`` and ``every_minutes`` say, otherwise after
+        each check, and at the end. Saved are the state, sums and stopping rules, the best state, the records, and the
+        place in the stream: iterators with ``get_state`` or ``state_dict`` go on by their own state, any others are
+        read again and the batches that were used are skipped. ``state`` is then the state to begin with, and
+        ``steps`` and ``epochs`` count from there. What callbacks have counted is not saved.
+      changed: ``"error"`` refuses to resume a run that was saved with another step, other shapes or settings;
+        ``"accept"`` resumes it.
       progress: None for a bar if there is a terminal, True or False, or a ``rich.console.Console``.
       ragged: ``"error"`` refuses batches of other shapes than the first one's. ``"pad"`` pads smaller ones, and every
         batch is a ``MaskedBatch(examples, where)``.
@@ -145,16 +158,29 @@ def fit(
             f"fit makes one run, but state holds {jnp.shape(carried.step)} of them: vmap what make_train returns"
         )
     needs_checks = bool(evaluate or host or rules or listeners or save)
-    boundaries = _boundaries(int(carried.step), batches, steps, epochs, check_every, listeners.periods, needs_checks)
+    if changed not in ("error", "accept"):
+        raise ValueError(f"changed must be 'error' or 'accept', got {changed!r}")
     if check_count("record_every", record_every) and prefetch != 0:
         check_count("prefetch", prefetch)
     if steps_per_dispatch is not None:
         check_count("steps_per_dispatch", steps_per_dispatch)
-    stacker = Stacker(steps_per_dispatch or boundaries.block_size, ragged, sharding)
-    epochs_left = passes(batches, epochs, steps)
-    if not donate and carried is state:  # carry_state has copied a state of another type
-        carried = jax.tree.map(jnp.copy, carried)
+    begin, periods = int(carried.step), listeners.periods
     with contextlib.ExitStack() as stack:
+        saver = None
+        if isinstance(checkpoints, str | Path):
+            checkpoints = stack.enter_context(Checkpoints(checkpoints))
+        if checkpoints is not None:
+            settings = {"first": begin, "steps": steps, "epochs": epochs, "check_every": check_every}
+            saver = RunSaver(checkpoints, settings | {"record_every": record_every, "ragged": ragged}, changed)
+            periods = (*periods, *([checkpoints.every_steps] if checkpoints.every_steps else []))
+        place = START if saver is None else saver.place
+        boundaries = _boundaries(begin, batches, steps, epochs, check_every, periods, needs_checks or saver is not None)
+        if saver is not None and saver.step is not None:
+            boundaries = boundaries._replace(first=saver.step)
+        stacker = Stacker(steps_per_dispatch or boundaries.block_size, ragged, sharding)
+        epochs_left = passes(batches, epochs, steps, place.epoch)
+        if not donate and carried is state:  # carry_state has copied a state of another type
+            carried = jax.tree.map(jnp.copy, carried)
         interrupt = stack.enter_context(Interrupt())
         bar = stack.enter_context(show_progress(progress, boundaries.first, _total(boundaries, epochs)))
 
@@ -174,8 +200,12 @@ def fit(
             open_writers=open_writers,
             watch=bar.update,
         )
-        loop = HostLoop(dispatcher, recorder, listeners, save, boundaries, check_every)
-        ahead = Prefetch(read_blocks(epochs_left, boundaries, stacker, lambda: ahead.stopped, prefetch > 0), prefetch)
+        if saver is not None:
+            saver.restore(dispatcher, recorder)
+        loop = HostLoop(dispatcher, recorder, listeners, save, boundaries, check_every, saver)
+        tracked = saver is not None
+        blocks = read_blocks(epochs_left, boundaries, stacker, lambda: ahead.stopped, prefetch > 0, place, tracked)
+        ahead = Prefetch(blocks, prefetch)
         stack.enter_context(ahead)
         try:
             result = loop.run(ahead, interrupt)

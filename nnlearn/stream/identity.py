@@ -35,9 +35,18 @@ def identity_of(train: Train, hparams: PyTree, key: Key | int) -> dict[str, Any]
         "hparams": _by_path(hparams, _value),
         "key": _value(jax.random.key_data(as_key(key))),
         "settings": {"steps": train.steps, "check_every": train.check_every, "record_every": train.record_every},
-        "shapes": _by_path(shapes, lambda leaf: f"{leaf.dtype}{list(leaf.shape)}"),
+        "shapes": shapes_by_path(shapes),
         "program": {"jax": jax.__version__, "hash": program_hash(program)},
     }
+
+
+def shapes_by_path(tree: PyTree) -> dict[str, str]:
+    """The dtype and shape of each array of a tree, by path.
+
+    >>> shapes_by_path({"w": np.zeros((2, 3), np.float32)})
+    {'w': 'float32[2, 3]'}
+    """
+    return _by_path(tree, lambda leaf: f"{leaf.dtype}{list(leaf.shape)}")
 
 
 def _by_path(tree: PyTree, describe: Any) -> dict[str, Any]:
@@ -78,4 +87,4 @@ def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return words
 
 
-__all__ = ["differences", "identity_of"]
+__all__ = ["differences", "identity_of", "shapes_by_path"]

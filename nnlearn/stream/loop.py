@@ -8,8 +8,10 @@ from nnlearn.stream.blocks import Block, Boundaries, EpochEnd
 from nnlearn.stream.callbacks import Callbacks, State
 from nnlearn.stream.dispatch import Dispatcher
 from nnlearn.stream.interrupt import REASONS, Interrupt
+from nnlearn.stream.place import START
 from nnlearn.stream.prefetch import Prefetch
 from nnlearn.stream.record import Recorder
+from nnlearn.stream.saving import RunSaver
 from nnlearn.train.trace import ALL_STEPS, Trace
 
 UNREAD = 2  # calls whose losses are not yet read back, so that the device has work while the host reads
@@ -44,6 +46,7 @@ class HostLoop:
       save: see ``fit``.
       boundaries: where blocks end.
       check_every: steps between two checks, or None for checks at the ends of epochs.
+      saver: saves the run in checkpoints, or None.
     """
 
     def __init__(
@@ -54,9 +57,11 @@ class HostLoop:
         save: Callable[[str, Any, int], Any] | None,
         boundaries: Boundaries,
         check_every: int | None,
+        saver: RunSaver | None = None,
     ):
         self._dispatcher, self._recorder, self._callbacks, self._save = dispatcher, recorder, callbacks, save
         self._boundaries, self._check_every = boundaries, check_every
+        self._saver, self._place = saver, START if saver is None else saver.place
         self._step = boundaries.first  # steps made so far
         self._saved_at: int | None = None
         self._ended_by = ""
@@ -64,6 +69,8 @@ class HostLoop:
 
     def run(self, ahead: Prefetch[Block | EpochEnd], interrupt: Interrupt) -> FitResult[Any]:
         """Make steps and checks until something ends the run."""
+        if self._dispatcher.reason:  # a rule has stopped the run that is resumed
+            self._ended_by = self._dispatcher.rule_names[self._dispatcher.reason - 1]
         while not (self._ended_by or self._final_called):
             item = ahead.get(lambda: interrupt.reason is not None)
             if interrupt.reason is not None:
@@ -78,6 +85,11 @@ class HostLoop:
                 self._after_steps(last or at_epoch_end or at_period, last)
             elif item.last or self._boundaries.epoch_ends:
                 self._after_steps(self._dispatcher.steps_since_check > 0, item.last)
+            if item is not None and interrupt.reason is None:
+                self._place = item.place
+                checked = self._dispatcher.steps_since_check == 0
+                if self._saver is not None and self._saver.is_due(self._step, checked):
+                    self._save_run()
         return self._finish()
 
     def rescue(self, error: BaseException) -> None:
@@ -88,10 +100,17 @@ class HostLoop:
         if isinstance(error, Exception) and made_steps and not self._dispatcher.is_lost():
             try:
                 self._save_last()
+                self._save_run()
             except Exception as another:
                 error.add_note(f"the last state could not be saved either: {another!r}")
 
+    def _save_run(self) -> None:
+        if self._saver is not None:
+            self._saver.save(self._step, self._place, self._dispatcher, self._recorder)
+
     def _make_steps(self, block: Block) -> None:
+        if self._saver is not None:
+            self._saver.check_program(self._dispatcher, block)
         infos = self._dispatcher.make_steps(block)
         self._recorder.add(self._step, block.steps, infos)
         self._step += block.steps
@@ -144,6 +163,7 @@ class HostLoop:
         if not self._final_called:
             self._call_back(checks, final=True)
         self._recorder.read()
+        self._save_run()
         dispatcher = self._dispatcher
         trace = self._recorder.trace(
             self._step, dispatcher.reason, dispatcher.best_step, dispatcher.rule_names, self._ended_by or ALL_STEPS

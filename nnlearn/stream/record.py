@@ -101,6 +101,8 @@ class Recorder:
             whole = jax.tree.map(np.asarray, entry.infos)
             infos = jax.tree.map(lambda leaf: leaf[recorded], whole)
             self._steps.append(steps[recorded])
+            if len(self._infos) == 1:  # perhaps from a checkpoint, with dicts for classes
+                self._infos = [jax.tree.unflatten(jax.tree.structure(infos), jax.tree.leaves(self._infos[0]))]
             self._infos.append(infos)
             rates = whole.learning_rate
             rate = None if rates is None else float(np.mean(rates[entry.steps - 1]))
@@ -130,6 +132,25 @@ class Recorder:
             rows[-1].update({self._metric_columns[name]: value for name, value in metrics.items()})
         return rows
 
+    def records(self) -> dict[str, Any]:
+        """Everything that was read, in NumPy, for a checkpoint."""
+        checks = [metrics for _, metrics in self._checks]
+        names = checks[0] if checks else ()
+        return {
+            "step": np.concatenate([np.zeros(0, np.int32), *self._steps]),
+            "info": jax.tree.map(lambda *parts: np.concatenate(parts), *self._infos) if self._infos else None,
+            "check_step": np.array([at for at, _ in self._checks], np.int32),
+            "metrics": {name: np.stack([metrics[name] for metrics in checks]) for name in names},
+        }
+
+    def restore(self, records: dict[str, Any]) -> None:
+        """Begin with the records of a checkpoint; dicts stand for the classes of ``aux``."""
+        if records["info"] is not None:
+            self._steps, self._infos = [records["step"]], [Info(**records["info"])]
+        metrics = records["metrics"]
+        for at, step in enumerate(records["check_step"].tolist()):
+            self._checks.append((step, {name: values[at] for name, values in metrics.items()}))
+
     def trace(self, step: int, reason: int, best_step: jax.Array | None, rules: Sequence[str], ended_by: str) -> Trace:
         """All records that were read, as the trace of a run that has ended after ``step``.
 
@@ -144,14 +165,10 @@ class Recorder:
             rules = (*rules, ended_by)
             reason = len(rules)
         # In NumPy, which needs no compilation to concatenate.
-        infos = jax.tree.map(lambda *parts: np.concatenate(parts), *self._infos) if self._infos else _no_info()
-        checks = [metrics for _, metrics in self._checks]
-        names = checks[0] if checks else ()
-        arrays: dict[str, Any] = {
-            "step": np.concatenate([np.zeros(0, np.int32), *self._steps]),
+        records = self.records()
+        infos = _no_info() if records["info"] is None else records["info"]
+        arrays: dict[str, Any] = records | {
             "info": infos,
-            "check_step": np.array([at for at, _ in self._checks], np.int32),
-            "metrics": {name: np.stack([metrics[name] for metrics in checks]) for name in names},
             "stop_step": np.array(step, np.int32),
             "reason": np.array(reason, np.int32),
             "best_step": best_step,

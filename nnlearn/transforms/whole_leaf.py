@@ -4,6 +4,7 @@ Packed parameters hold equal leaves side by side, so a matrix method runs once f
 packed run one by one, or are stacked for the call where a method asks for that.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from nnlearn.packing import is_packed
 from nnlearn.packing.parts import each_leaf, from_stacks, stack_of, with_shapes
+from nnlearn.sharding.axes import automatic, explicit_spec
 from nnlearn.tree import matching, path_name
 from nnlearn.types import MaskedNode, PyTree
 
@@ -58,6 +60,19 @@ def _expected(shape: tuple[int, ...], rule: ShapeRule) -> tuple[int, ...]:
     return shape if rule is None else tuple(rule(shape))
 
 
+def _placed(function: Callable[..., tuple], *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Run a function of arrays. On Explicit axes, results of the first array's shape have its sharding."""
+
+    def spec(result):
+        return explicit_spec(arrays[0]) if result.shape == arrays[0].shape else (None,) * result.ndim
+
+    return automatic(function, *arrays, spec=spec)
+
+
+def _each_placed(function: Callable[..., tuple], *stacks: jax.Array) -> tuple[jax.Array, ...]:
+    return _placed(lambda *stacks: each_leaf(function, *stacks), *stacks)
+
+
 def _on_leaves(function, names, trees, shapes, result_shapes, settings, stack_equal):
     first = trees[0]
     with_paths, treedef = jax.tree.flatten_with_path(first)
@@ -78,10 +93,12 @@ def _on_leaves(function, names, trees, shapes, result_shapes, settings, stack_eq
     for positions in groups.values():
         setting = chosen[positions[0]]
         if len(positions) == 1:
-            results[positions[0]] = function(setting, *rows[positions[0]])
+            results[positions[0]] = _placed(
+                lambda *arrays, setting=setting: function(setting, *arrays), *rows[positions[0]]
+            )
             continue
         stacks = [jnp.stack(parts) for parts in zip(*(rows[position] for position in positions), strict=True)]
-        found = each_leaf(lambda *arrays, setting=setting: function(setting, *arrays), *stacks)
+        found = _each_placed(on_leaf, *stacks)
         for index, position in enumerate(positions):
             results[position] = tuple(jax.lax.index_in_dim(part, index, keepdims=False) for part in found)
     return tuple(treedef.unflatten([result[index] for result in results]) for index in range(len(result_shapes)))
@@ -105,7 +122,7 @@ def _on_packed(function, names, trees, shapes, result_shapes, settings, stack_eq
             for setting, run in itertools.groupby(equal, key=chosen.__getitem__):
                 run = tuple(run)
                 stacks = [stack_of(tree, run) for tree in trees]
-                results = each_leaf(lambda *arrays, setting=setting: function(setting, *arrays), *stacks)
+                results = _each_placed(functools.partial(function, setting), *stacks)
                 for column, stack in zip(found, results, strict=True):
                     column[run] = stack
     layouts = [layout if rule is None else with_shapes(layout, rule) for rule in result_shapes]

@@ -1,0 +1,103 @@
+"""A host-driven run in checkpoints: everything that it needs to go on, and what it must be to go on with it."""
+
+from typing import Any, Literal
+
+import jax
+
+from nnlearn.checkpoints import CheckpointError, Checkpoints, load
+from nnlearn.stream.blocks import Block
+from nnlearn.stream.dispatch import Dispatcher
+from nnlearn.stream.identity import differences, shapes_by_path
+from nnlearn.stream.place import START, Place
+from nnlearn.stream.record import Recorder
+
+
+class RunSaver:
+    """Saves and restores a run of ``fit``.
+
+    Args:
+      checkpoints: where it is saved.
+      settings: the settings that a resumed run must share, as JSON values.
+      changed: ``"error"`` refuses to resume another run, ``"accept"`` does not.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, settings: dict[str, Any], changed: Literal["error", "accept"]):
+        self.checkpoints, self._settings, self._changed = checkpoints, settings, changed
+        self._saved: dict[str, Any] | None = None  # the metadata of the run that is resumed
+        self._step: int | None = None
+        self._program: dict[str, str] = {}
+        newest = checkpoints.latest()
+        if newest is not None:
+            self._step, metadata = newest, checkpoints.metadata(newest)
+            if "fit" not in metadata:
+                raise CheckpointError(checkpoints.path(newest), "it was not saved by nnlearn.fit: give another folder")
+            self._saved = metadata["fit"]
+
+    @property
+    def step(self) -> int | None:
+        """The step of the newest checkpoint, or None if there is none."""
+        return self._step
+
+    @property
+    def place(self) -> Place:
+        """Where that run was in its stream."""
+        return START if self._saved is None else Place(*self._saved["place"])
+
+    def restore(self, dispatcher: Dispatcher, recorder: Recorder) -> None:
+        """Put the newest checkpoint in place of the present state and records.
+
+        Raises:
+          CheckpointError: if it is of another run.
+        """
+        if self._saved is None or self._step is None:
+            return
+        path = self.checkpoints.path(self._step)
+        like = {"carry": dispatcher.carry, "verdict": dispatcher.verdict}
+        now = {"settings": self._settings, "shapes": shapes_by_path(like)}
+        self._refuse(differences({name: self._saved[name] for name in now}, now))
+        tree = load(path, like, unexpected="ignore")
+        dispatcher.restore(tree["carry"], tree["verdict"], self._saved["steps_since_check"])
+        recorder.restore(load(path)["records"])
+
+    def check_program(self, dispatcher: Dispatcher, block: Block) -> None:
+        """Compare the step with that of the run that is resumed, once a batch has been seen.
+
+        Raises:
+          CheckpointError: if its program is another.
+        """
+        if not self._program:
+            self._program = {"jax": jax.__version__, "hash": dispatcher.program_hash(block)}
+            if self._saved is not None and self._saved["program"]:
+                self._refuse(differences({"program": self._saved["program"]}, {"program": self._program}))
+
+    def _refuse(self, differ: list[str]) -> None:
+        if differ and self._changed == "error":
+            cure = "changed='accept' resumes it all the same; or give another folder"
+            raise CheckpointError(
+                self.checkpoints.path(self._step or 0), f"it is of another run. {'. '.join(differ)}. {cure}"
+            )
+
+    def is_due(self, step: int, checked: bool) -> bool:
+        """Whether to save now: as the checkpoints say, or else after each check."""
+        timed = self.checkpoints.every_steps is not None or self.checkpoints.every_minutes is not None
+        return self.checkpoints.is_due(step) if timed else checked
+
+    def save(self, step: int, place: Place, dispatcher: Dispatcher, recorder: Recorder) -> None:
+        """Save the run as it is after ``step``; nothing if that is saved already."""
+        if step == self._step:
+            return
+        recorder.read()
+        like = {"carry": dispatcher.carry, "verdict": dispatcher.verdict}
+        facts = {
+            "settings": self._settings,
+            "shapes": shapes_by_path(like),
+            "program": self._program,
+            "steps_since_check": dispatcher.steps_since_check,
+            "place": list(place),
+        }
+        tree = like | {"records": recorder.records()}
+        self.checkpoints.save(step, tree, metrics=recorder.latest, metadata={"fit": facts})
+        self._step = step
+
+
+__all__ = ["RunSaver"]
