@@ -98,6 +98,11 @@ OF_ERRORS = ("fault", "refuse", "wrong", "error", "raise", "named", "bad_", "inv
 
 EQUIVALENT: dict[str, str] = {
     "6206fe495924": "an early copy to the host changes when the numbers move there, and nothing else",
+    "3c1df5ab00b8": "a list in place of a tuple: the names are only iterated over",
+    "b4be25c4ef06": "the default of a kernel's argument that the transformation always gives",
+    "bda5e76bf88e": "an infinite upper bound is the default",
+    "26863b577e8e": "any Python integer stands for no factor",
+    "08f2621810e8": "what fills the rows after the last step, which are cut off",
 }
 
 

@@ -245,3 +245,9 @@ def test_norms_of_examples_whose_squares_overflow():
     close(jax.jit(lambda params: nnlearn.per_example_norms(loss, params, batch))(params), want, rtol=1e-5)
     clipped = jax.jit(nnlearn.clipped_value_and_grad(loss, 2.0))(params, {"x": batch["x"][:1], "y": weights[:1]}, None)
     close(global_norm(clipped[1]), 2.0)
+
+
+def test_the_focal_loss_has_its_slope_in_the_label_at_large_logits():
+    """``u**gamma (-x + gamma H (1 - 2 p) / u)``, where ``u = H = exp(-x)`` for large x and the label 1."""
+    slope = jax.grad(lambda y: nnlearn.sigmoid_focal_loss(jnp.float32(200.0), y, gamma=0.1))(jnp.float32(1.0))
+    np.testing.assert_allclose(slope, np.exp(-20.0) * (-200.0 - 0.1), rtol=3e-5)

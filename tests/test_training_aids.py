@@ -311,6 +311,11 @@ def test_the_noise_scale_is_recorded_and_is_the_planted_one(microbatches):
         assert abs(np.mean(values) - truth) < 4 * np.std(values) / np.sqrt(len(values))
     assert info.grad_norm is None
 
+    scaled = nnlearn.dynamic_loss_scale(tx)  # the scale of the loss is not in the noise scale
+    step = nnlearn.make_step(loss, scaled, record=("noise_scale",), microbatches=microbatches)
+    _, with_scale = jax.jit(step)(nnlearn.init_state(jnp.zeros(10), scaled), batch)
+    np.testing.assert_allclose(with_scale.noise_scale, info.noise_scale, rtol=1e-4)
+
 
 def test_the_gradient_may_be_taken_another_way():
     tx, batch = nnlearn.sgd(0.1), make_batch(16, 12)

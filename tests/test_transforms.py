@@ -10,6 +10,7 @@ import pytest
 from contract import make_noise, make_params, relative_error
 
 import nnlearn
+from nnlearn.train.step import recorded_learning_rate
 from nnlearn.transforms.clipping import unitwise_norm
 
 KEY = jax.random.key(7)
@@ -415,3 +416,41 @@ def test_optax_tools_see_into_the_state():
     assert bool(jnp.all(doubled[0].mu["w"] == 1)) and doubled[0].count == 0
     from_optax = (optax.adam(0.1).init(params)[0], state[1])  # moments are optax's own state class
     assert jax.tree.structure(from_optax) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize("answer", [jnp.zeros(2, bool), jnp.int32(0)], ids=["two", "an integer"])
+def test_whether_to_skip_is_one_boolean(answer):
+    tx = nnlearn.MultiSteps(nnlearn.sgd(0.1), 2, should_skip_update_fn=lambda updates, step, params: (answer, ()))
+    state = tx.init(jnp.zeros(2))
+    with pytest.raises(ValueError, match="must return a boolean scalar first"):
+        tx.update(jnp.ones(2), state, jnp.zeros(2))
+
+
+REFUSED = {
+    "scale": (lambda: nnlearn.scale(jnp.nan), "step_size"),
+    "scale_by_stddev": (lambda: nnlearn.scale_by_stddev(decay=1.5), "decay"),
+    "temperature": (lambda: nnlearn.ntxent(jnp.eye(2), jnp.arange(2), temperature=jnp.inf), "temperature"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_bad_value_is_refused_by_its_name(name):
+    function, argument = REFUSED[name]
+    with pytest.raises(ValueError, match=argument):
+        function()
+
+
+def test_weights_do_not_decay_by_default():
+    params = jnp.ones(2)
+    tx = nnlearn.add_decayed_weights()
+    np.testing.assert_array_equal(tx.update(params, tx.init(params), params)[0], params)
+
+
+@pytest.mark.parametrize("make", [nnlearn.scale_by_adam, nnlearn.scale_by_adamax, nnlearn.scale_by_belief])
+def test_the_first_moment_has_the_dtype_that_is_asked_for(make):
+    assert make(mu_dtype=jnp.bfloat16).init(jnp.zeros(2)).mu.dtype == jnp.bfloat16
+
+
+def test_each_rate_of_a_chain_is_recorded():
+    tx = nnlearn.chain(nnlearn.scale_by_learning_rate(0.25), nnlearn.scale_by_learning_rate(0.5))
+    np.testing.assert_array_equal(recorded_learning_rate(tx.init(jnp.zeros(1))), [0.25, 0.5])
