@@ -512,6 +512,7 @@ def test_what_has_no_gradient_may_be_anything_in_params(tx):
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
+@pytest.mark.slow
 def test_a_loss_that_calls_the_module_itself_trains_too():
     def straight(params, batch, key):
         return cross_entropy(Perceptron().apply({"params": params}, batch["x"], False, rngs={"dropout": key}), batch)

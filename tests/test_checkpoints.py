@@ -115,7 +115,7 @@ trees = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(trees)
 def test_any_tree_comes_back_to_the_bit_and_in_type(tree):
     assert_same(round_trip(tree), tree)

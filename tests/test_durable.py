@@ -90,6 +90,7 @@ def test_a_run_that_has_ended_comes_back_at_once(tmp_path):
     assert_same(tuple(nnlearn.run(train, HPARAMS, 0, progress=False)), tuple(first))
 
 
+@pytest.mark.slow
 def test_another_run_is_refused_and_told_apart(tmp_path):
     nnlearn.run(make(), HPARAMS, 0, checkpoints=tmp_path, progress=False)
 
@@ -118,6 +119,7 @@ def test_what_is_no_run_is_refused(tmp_path):
         nnlearn.run(make(), HPARAMS, 0, changed="yes")
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept(tmp_path):
     with Checkpoints(tmp_path, keep_last=1, every_steps=10, metric="train_loss") as checkpoints:
         trace = nnlearn.run(make(), HPARAMS, 0, checkpoints=checkpoints, progress=False).trace
@@ -204,7 +206,9 @@ STREAMS = {
 }
 
 
-@pytest.mark.parametrize("kind", STREAMS)
+@pytest.mark.parametrize(
+    "kind", ["function", *(pytest.param(kind, marks=pytest.mark.slow) for kind in list(STREAMS)[1:])]
+)
 def test_a_resumed_fit_is_the_fit_that_nothing_interrupted(kind, tmp_path):
     make_batches, options = STREAMS[kind]
     params = {"w": jnp.zeros(5), "b": jnp.zeros(())}

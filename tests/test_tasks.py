@@ -115,6 +115,7 @@ def test_learn_trains_and_reports(capsys, tmp_path):
     assert printed.count("  step ") == 2
 
 
+@pytest.mark.slow
 def test_learn_saves_and_resumes(capsys, tmp_path, monkeypatch):
     import signal
 

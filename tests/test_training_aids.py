@@ -317,6 +317,7 @@ def test_the_noise_scale_is_recorded_and_is_the_planted_one(microbatches):
     np.testing.assert_allclose(with_scale.noise_scale, info.noise_scale, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_gradient_may_be_taken_another_way():
     tx, batch = nnlearn.sgd(0.1), make_batch(16, 12)
 
