@@ -133,7 +133,7 @@ def test_learn_saves_and_resumes(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoints, "save", save)
     with pytest.raises(SystemExit) as end:
         cli.main([*arguments, "--out", str(tmp_path / "it")])
-    assert end.value.code == 143 and "--resume goes on from step" in capsys.readouterr().out
+    assert end.value.code == 143 and "--resume continues from step" in capsys.readouterr().out
     monkeypatch.setattr(Checkpoints, "save", saved)
     assert cli.main([*arguments, "--out", str(tmp_path / "it")]) == 2
     assert "--resume" in capsys.readouterr().err

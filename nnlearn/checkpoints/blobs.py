@@ -91,7 +91,7 @@ def hash_file(file: Any) -> tuple[str, int]:
 
 
 def check_file(path: Path, written: Written) -> None:
-    """Compare a file with what was recorded.
+    """Compare a file with its recorded size and hash.
 
     Raises:
       CheckpointError: if it is missing, or its size or hash is another.
@@ -114,7 +114,7 @@ def _opened(path: Path, written: Written) -> Any:
 
 def _check_hash(path: Path, digest: str, written: Written) -> None:
     if digest != written.blake3:
-        raise CheckpointError(path, "its content is not what was saved (BLAKE3 differs): damaged or replaced")
+        raise CheckpointError(path, "its content changed after it was saved (BLAKE3 differs): damaged or replaced")
 
 
 def read_arrays(path: Path, written: Written, nodes: Sequence[Node]) -> Arrays:

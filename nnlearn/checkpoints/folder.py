@@ -73,7 +73,7 @@ def write(folder: Path, node: Node, arrays: Arrays, metadata: Mapping[str, Any] 
 
 
 def library_versions() -> dict[str, str]:
-    """The versions of nnlearn and of what it computes with."""
+    """The installed versions of nnlearn and of the libraries that compute for it."""
     found = {}
     for name in ("nnlearn", "jax", "jaxlib", "optax", "numpy"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -164,7 +164,7 @@ def load(
 
     Raises:
       FileNotFoundError: if there is no such folder.
-      CheckpointError: if a file is damaged, or what was saved does not fit ``like``; the message lists the leaves.
+      CheckpointError: if a file is damaged, or the saved tree does not fit ``like``; the message lists the leaves.
 
     >>> import jax.numpy as jnp
     >>> with tempfile.TemporaryDirectory() as folder:

@@ -26,7 +26,7 @@ from nnlearn.types import PyTree
 
 
 class Fit(TypedDict, total=False):
-    """How what was read is fitted into ``like``; see ``nnlearn.checkpoints.load``."""
+    """Options for fitting the arrays that were read into ``like``; see ``nnlearn.checkpoints.load``."""
 
     only: Names | None
     rename: Rename | None

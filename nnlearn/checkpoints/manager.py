@@ -43,9 +43,9 @@ class Checkpoints:
       every_steps: for runs, how many steps lie between two checkpoints; see ``is_due``.
       every_minutes: for runs, how many minutes do.
       asynchronous: whether a thread writes; False to wait for the disk in ``save``.
-      on_error: what happens if a checkpoint cannot be written, as on a full disk: ``"raise"``, or ``"warn"`` to go on
+      on_error: what to do if a checkpoint cannot be written, as on a full disk: ``"raise"``, or ``"warn"`` and continue
         without it. Earlier checkpoints stay in either case.
-      read_only: do not lock the folder, and do not save; to look at a run that is still going on.
+      read_only: do not lock the folder, and do not save; to inspect a run in progress.
 
     Raises:
       ValueError: if an argument is out of its range, or another process or object holds the folder.
@@ -317,7 +317,7 @@ class Checkpoints:
             warnings.warn(message, stacklevel=3)
 
     def close(self) -> None:
-        """Wait, and let the folder go."""
+        """Wait for the last save, and release the folder."""
         try:
             self.wait()
         finally:

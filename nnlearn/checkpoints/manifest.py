@@ -79,7 +79,7 @@ def parse(path: Path, content: bytes) -> Manifest:
         raise CheckpointError(path, "it does not begin and end as a manifest: it is damaged, truncated or replaced")
     body = content[frame.end() : -2]
     if blake3(body).hexdigest().encode() != frame[1]:
-        raise CheckpointError(path, "its content is not what was saved (BLAKE3 differs): the file is damaged")
+        raise CheckpointError(path, "its content changed after it was saved (BLAKE3 differs): the file is damaged")
     try:
         facts = json.loads(body, object_pairs_hook=refuse_duplicates)
         if facts.pop("format") != FORMAT:

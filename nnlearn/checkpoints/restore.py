@@ -1,4 +1,4 @@
-"""Fit what was saved into a tree of the same types: leaf by leaf, with a report of every leaf."""
+"""Fit saved leaves into a tree of the same types, with a report of every leaf."""
 
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
@@ -65,7 +65,7 @@ class Kept(NamedTuple):
 
 
 class Fitting:
-    """One restoration: the saved leaves by name, and what has become of them so far."""
+    """One restoration: the saved leaves by name, and which of them were used so far."""
 
     def __init__(self, saved: Mapping[str, Node], arrays: Arrays, only: Names | None, rename: Rename | None):
         self.arrays, self.selected = arrays, _selector(only)
@@ -81,7 +81,7 @@ class Fitting:
         return LoadReport(tuple(self.taken), tuple(self.kept), tuple(self.mismatched), tuple(unexpected))
 
     def fit(self, like: Any, path: tuple = ()) -> Any:
-        """``like`` with what was saved in place of its leaves."""
+        """Return ``like`` with the saved leaves in place of its own."""
         if like is None:
             return None
         if is_packed(like):

@@ -1,4 +1,4 @@
-"""A whole run in stretches, driven by the host: saved as it goes on, and resumed to the bit."""
+"""A whole run in stretches of steps, driven by the host: saved on the way, and resumed bit for bit."""
 
 import contextlib
 import dataclasses
@@ -41,8 +41,8 @@ def run(
     """Run what ``make_train`` returns, save it on the way, and resume it where it was saved when called again.
 
     Its state and trace are those of ``train(hparams, key)``, to the bit, whether it was interrupted or not, on the
-    same machine, number of devices and version of JAX. It may be killed at any moment; what was made since the last
-    checkpoint is made again. At the first Ctrl-C or SIGTERM it saves within ``SIGNAL_SECONDS`` and the time that
+    same machine, number of devices and version of JAX. It may be killed at any moment; steps since the last
+    checkpoint are repeated. At the first Ctrl-C or SIGTERM it saves within ``SIGNAL_SECONDS`` and the time that
     writing takes, and returns: ``result.stopped_by`` is ``"interrupted"`` or ``"terminated"``.
 
     Args:
@@ -52,7 +52,7 @@ def run(
         folder for one with default settings. None to save nothing. A run is saved at checks, so ``every_steps`` is
         rounded to a multiple of the run's ``check_every``; without both it is saved about 100 times. It is saved at
         its end, too: called again, it returns at once.
-      history: a ``.csv`` or ``.jsonl`` file with a row for each record, written as the run goes on.
+      history: a ``.csv`` or ``.jsonl`` file with a row for each record, written during the run.
       progress: None for a bar if there is a terminal, True or False, or a ``rich.console.Console``.
       watch: ``watch(trace)`` is called with the trace of each stretch of steps, in NumPy, once it is complete.
       changed: ``"error"`` refuses to resume a run that was saved with other hyper-parameters, key, data, code or
@@ -62,7 +62,7 @@ def run(
       ``FitResult(state, trace)``.
 
     Raises:
-      CheckpointError: if what is saved in the folder is another run, or no run.
+      CheckpointError: if the folder holds another run, or no run.
       ValueError: if the folder is in use, or an argument is impossible.
       OSError: if a checkpoint cannot be written, see ``Checkpoints``.
 
@@ -108,7 +108,7 @@ def _begin(
     if "run" not in metadata:
         raise CheckpointError(path, "it was not saved by nnlearn.run: give another folder")
     if (differ := differences(metadata["run"], identity)) and changed == "error":
-        cure = "changed='accept' resumes it all the same; or give another folder"
+        cure = "changed='accept' resumes it anyway; or give another folder"
         raise CheckpointError(path, f"it is of another run. {'. '.join(differ)}. {cure}")
     shapes = jax.eval_shape(train.start, hparams, key)
     trace = jax.eval_shape(lambda hparams, run: train.advance(hparams, run, 0, newest)[1], hparams, shapes)

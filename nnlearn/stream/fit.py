@@ -105,7 +105,7 @@ def fit(
       checkpoints: where the whole run is saved, and resumed from when ``fit`` is called again: ``Checkpoints``, or a
         folder for one with default settings. It is saved as ``every_steps`` and ``every_minutes`` say, otherwise after
         each check, and at the end. Saved are the state, sums and stopping rules, the best state, the records, and the
-        place in the stream: iterators with ``get_state`` or ``state_dict`` go on by their own state, any others are
+        place in the stream: iterators with ``get_state`` or ``state_dict`` continue by their own state, any others are
         read again and the batches that were used are skipped. ``state`` is then the state to begin with, and
         ``steps`` and ``epochs`` count from there. What callbacks have counted is not saved.
       changed: ``"error"`` refuses to resume a run that was saved with another step, other shapes or settings;

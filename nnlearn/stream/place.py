@@ -1,4 +1,4 @@
-"""The place in a stream of batches, so that a resumed run goes on with the batch after the last one that it used."""
+"""The place in a stream of batches: a resumed run continues with the batch after the last one that it used."""
 
 import base64
 import itertools

@@ -1,4 +1,4 @@
-"""A host-driven run in checkpoints: everything that it needs to go on, and what it must be to go on with it."""
+"""Checkpoints of a host-driven run: everything that it needs to continue, and a check that it is the same run."""
 
 from typing import Any, Literal
 
@@ -72,7 +72,7 @@ class RunSaver:
 
     def _refuse(self, differ: list[str]) -> None:
         if differ and self._changed == "error":
-            cure = "changed='accept' resumes it all the same; or give another folder"
+            cure = "changed='accept' resumes it anyway; or give another folder"
             raise CheckpointError(
                 self.checkpoints.path(self._step or 0), f"it is of another run. {'. '.join(differ)}. {cure}"
             )

@@ -40,7 +40,7 @@ class LearnOptions:
     """Folder for result.json, with the options, the metrics and the metrics of every check, and for checkpoints; by
     default nothing is written."""
     resume: bool = False
-    """Go on with the run whose checkpoints are in the folder."""
+    """Continue the run whose checkpoints are in the folder."""
 
 
 def learn(options: LearnOptions) -> dict[str, float]:
@@ -70,7 +70,7 @@ def learn(options: LearnOptions) -> dict[str, float]:
         result = run(train, task.hparams, key, checkpoints=checkpoints, progress=False, watch=show)
     if result.stopped_by in ("interrupted", "terminated"):
         if checkpoints is not None:
-            console.print(f"{result.stopped_by}; --resume goes on from step {int(result.trace.stop_step):,}")
+            console.print(f"{result.stopped_by}; --resume continues from step {int(result.trace.stop_step):,}")
         raise KeyboardInterrupt if result.stopped_by == "interrupted" else SystemExit(TERMINATED)
     state, trace = result
     rows = zip(*trace.metrics.values(), strict=True)
