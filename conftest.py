@@ -18,11 +18,15 @@ SAMPLED = {
     "test_losses_contrastive.py": 2,
     "test_losses_likelihood.py": 2,
     "test_losses_overlap.py": 2,
+    "test_meshes.py": 2,
     "test_native.py": 3,
     "test_packed_training.py": 6,
     "test_packing.py": 3,
     "test_packing_proof.py": 2,
+    "test_run.py": 2,
     "test_schedules.py": 3,
+    "test_step.py": 2,
+    "test_training_aids.py": 3,
     "test_transforms.py": 3,
 }
 SLOW = 6
