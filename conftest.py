@@ -14,20 +14,25 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # File -> n: one of n cases of its parametrised tests is drawn; and of the tests marked slow.
 SAMPLED = {
     "test_contract.py": 6,
-    "test_losses.py": 3,
+    "test_convnet.py": 2,
+    "test_fit.py": 2,
+    "test_losses.py": 6,
     "test_losses_contrastive.py": 2,
     "test_losses_likelihood.py": 2,
     "test_losses_overlap.py": 2,
-    "test_meshes.py": 2,
+    "test_meshes.py": 3,
+    "test_models.py": 2,
     "test_native.py": 3,
     "test_packed_training.py": 6,
-    "test_packing.py": 3,
+    "test_packing.py": 6,
     "test_packing_proof.py": 2,
+    "test_per_example.py": 2,
     "test_run.py": 2,
-    "test_schedules.py": 3,
-    "test_step.py": 2,
+    "test_schedules.py": 6,
+    "test_step.py": 3,
     "test_training_aids.py": 3,
-    "test_transforms.py": 3,
+    "test_transformer.py": 2,
+    "test_transforms.py": 6,
 }
 SLOW = 6
 
