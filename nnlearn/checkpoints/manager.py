@@ -1,6 +1,7 @@
 """The checkpoints of one run: numbered folders, written by a thread, of which the newest and the best are kept."""
 
 import contextlib
+import functools
 import math
 import re
 import shutil
@@ -132,14 +133,10 @@ class Checkpoints:
         facts = dict(metadata or {}) | {METRICS: {name: value.hex() for name, value in numbers.items()}}
         self.wait()  # at most one copy of the tree waits for the disk
         self._last_step, self._last_time = step, time.monotonic()
+        described = snapshot(tree) if self.asynchronous else functools.partial(describe, tree)
+        self._written = self._pool.submit(self._write, step, described, facts)
         if not self.asynchronous:
-            self._written = Future()
-            try:
-                self._written.set_result(self._write(step, lambda: describe(tree), facts))
-            except BaseException as error:
-                self._written.set_exception(error)
-            return self.wait()
-        self._written = self._pool.submit(self._write, step, snapshot(tree), facts)
+            self.wait()
 
     def _write(self, step: int, described: Callable[[], tuple[Node, Arrays]], metadata: dict[str, Any]) -> None:
         node, arrays = described()
@@ -217,14 +214,20 @@ class Checkpoints:
             raise CheckpointError(self.path(step), f"its manifest is of step {manifest.step}: the folder was renamed")
         return manifest
 
-    def _is_good(self, step: int) -> bool:
+    def _damage(self, step: int) -> str | None:
+        """Why a step cannot be used; None if every byte is right."""
         try:
             self._manifest(step)
             verify(self.path(step))
         except (CheckpointError, FileNotFoundError) as error:
-            warnings.warn(f"skipped the damaged checkpoint of step {step}: {error}", stacklevel=3)
-            return False
-        return True
+            return str(error)
+        return None
+
+    def _is_good(self, step: int) -> bool:
+        damage = self._damage(step)
+        if damage is not None:
+            warnings.warn(f"skipped the damaged checkpoint of step {step}: {damage}", stacklevel=3)
+        return damage is None
 
     def load(
         self,
@@ -279,14 +282,8 @@ class Checkpoints:
         {}
         """
         self.wait()
-        damaged = {}
-        for step in self.steps():
-            try:
-                self._manifest(step)
-                verify(self.path(step))
-            except (CheckpointError, FileNotFoundError) as error:
-                damaged[step] = str(error)
-        return damaged
+        found = {step: self._damage(step) for step in self.steps()}
+        return {step: damage for step, damage in found.items() if damage is not None}
 
     def is_due(self, step: int) -> bool:
         """Whether a run saves after ``step`` steps, by ``every_steps`` and ``every_minutes``; without both, always."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from nnlearn.checkpoints import CheckpointError, Checkpoints
 from nnlearn.stream.history import History, Row, check_history
-from nnlearn.stream.identity import differences, identity_of
+from nnlearn.stream.identity import identity_of, refuse_another
 from nnlearn.stream.interrupt import Interrupt
 from nnlearn.stream.loop import FitResult
 from nnlearn.stream.progress import NoProgress, show_progress
@@ -107,9 +107,7 @@ def _begin(
     path, metadata = checkpoints.path(newest), checkpoints.metadata(newest)
     if "run" not in metadata:
         raise CheckpointError(path, "it was not saved by nnlearn.run: give another folder")
-    if (differ := differences(metadata["run"], identity)) and changed == "error":
-        cure = "changed='accept' resumes it anyway; or give another folder"
-        raise CheckpointError(path, f"it is of another run. {'. '.join(differ)}. {cure}")
+    refuse_another(path, metadata["run"], identity, changed)
     shapes = jax.eval_shape(train.start, hparams, key)
     trace = jax.eval_shape(lambda hparams, run: train.advance(hparams, run, 0, newest)[1], hparams, shapes)
     state, trace = checkpoints.load((shapes, trace), newest)

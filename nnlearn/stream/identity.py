@@ -1,11 +1,13 @@
 """What a run is, in a few values that JSON can hold: to notice that a run is resumed as another one."""
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from nnlearn.checkpoints import CheckpointError
 from nnlearn.checks import as_key
 from nnlearn.programs.fingerprint import program_hash
 from nnlearn.train.run import Train
@@ -87,4 +89,16 @@ def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return words
 
 
-__all__ = ["differences", "identity_of", "shapes_by_path"]
+def refuse_another(path: Path, saved: dict[str, Any], now: dict[str, Any], changed: str) -> None:
+    """Refuse to resume another run, unless ``changed`` is ``"accept"``.
+
+    Raises:
+      CheckpointError: if the runs differ; the message says how.
+    """
+    differ = differences(saved, now)
+    if differ and changed == "error":
+        cure = "changed='accept' resumes it anyway; or give another folder"
+        raise CheckpointError(path, f"it is of another run. {'. '.join(differ)}. {cure}")
+
+
+__all__ = ["differences", "identity_of", "refuse_another", "shapes_by_path"]

@@ -7,7 +7,7 @@ import jax
 from nnlearn.checkpoints import CheckpointError, Checkpoints, load
 from nnlearn.stream.blocks import Block
 from nnlearn.stream.dispatch import Dispatcher
-from nnlearn.stream.identity import differences, shapes_by_path
+from nnlearn.stream.identity import refuse_another, shapes_by_path
 from nnlearn.stream.place import START, Place
 from nnlearn.stream.record import Recorder
 
@@ -54,7 +54,7 @@ class RunSaver:
         path = self.checkpoints.path(self._step)
         like = {"carry": dispatcher.carry, "verdict": dispatcher.verdict}
         now = {"settings": self._settings, "shapes": shapes_by_path(like)}
-        self._refuse(differences({name: self._saved[name] for name in now}, now))
+        self._refuse_another({name: self._saved[name] for name in now}, now)
         tree = load(path, like, unexpected="ignore")
         dispatcher.restore(tree["carry"], tree["verdict"], self._saved["steps_since_check"])
         recorder.restore(load(path)["records"])
@@ -68,14 +68,10 @@ class RunSaver:
         if not self._program:
             self._program = {"jax": jax.__version__, "hash": dispatcher.program_hash(block)}
             if self._saved is not None and self._saved["program"]:
-                self._refuse(differences({"program": self._saved["program"]}, {"program": self._program}))
+                self._refuse_another({"program": self._saved["program"]}, {"program": self._program})
 
-    def _refuse(self, differ: list[str]) -> None:
-        if differ and self._changed == "error":
-            cure = "changed='accept' resumes it anyway; or give another folder"
-            raise CheckpointError(
-                self.checkpoints.path(self._step or 0), f"it is of another run. {'. '.join(differ)}. {cure}"
-            )
+    def _refuse_another(self, saved: dict[str, Any], now: dict[str, Any]) -> None:
+        refuse_another(self.checkpoints.path(self._step or 0), saved, now, self._changed)
 
     def is_due(self, step: int, checked: bool) -> bool:
         """Whether to save now: as the checkpoints say, or else after each check."""
