@@ -1,12 +1,12 @@
-"""Runs that are killed at random moments, while they save too, and resumed until they end.
+"""Runs that are killed at random moments, also during a save, and resumed until they end.
 
     python benchmarks/kill_test.py --kills 200 --signals 50
 
-A child process makes a run with ``nnlearn.run``, a checkpoint every 20 steps and a history file. It is killed with
-SIGKILL after a random time, and started again, until the run ends. Then its state, trace and history are compared with
-those of a run that nobody has killed, to the bit. After each kill every checkpoint is read; the newest must be no older
-than the last that the child had reported as written. With ``--signals``, SIGTERM ends the child, and the seconds until
-it is gone are measured. Children are forked from a process that has imported JAX and not used it.
+A child process trains with ``nnlearn.run``, a checkpoint every 20 steps and a history file. It is killed with SIGKILL
+after a random time and restarted until the run ends. Then its state, trace and history are compared bit for bit with
+those of an uninterrupted run. After each kill every checkpoint is read; the newest must not be older than the last one
+that the child reported as written. With ``--signals``, SIGTERM ends the child, and the seconds until its exit are
+measured. Children are forked from a process that has imported JAX but not used it.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def make_run() -> nnlearn.Train:
 
 
 class Reporting(Checkpoints):
-    """Appends each step to a file when it is on the disk, and slows the run down to a speed at which it can be hit."""
+    """Appends each step to a file once it is saved, and slows the run down so that a kill can occur during it."""
 
     def _write(self, step, described, metadata):
         super()._write(step, described, metadata)
@@ -98,7 +98,7 @@ def fork(folder: Path) -> int:
 
 
 def look(folder: Path) -> str:
-    """What is wrong after a kill; empty if nothing is. Read without JAX's devices, which a fork must not have."""
+    """The faults after a kill, or an empty string. It does not use JAX's devices, because a fork must not."""
     code = os.fork()
     if not code:
         try:
@@ -114,7 +114,7 @@ def look(folder: Path) -> str:
 
 
 def same_bits(folder: Path, other: Path) -> bool:
-    """Whether the results and histories of two folders are equal to the bit."""
+    """Whether the results and histories of two folders are equal bit for bit."""
     arrays = [next((path / "result").glob("arrays-*")).read_bytes() for path in (folder, other)]
     return arrays[0] == arrays[1] and (folder / "it.csv").read_bytes() == (other / "it.csv").read_bytes()
 

@@ -247,8 +247,8 @@ def inverse_square_root_schedule(init_value: Scalar, peak_value: Scalar, warmup_
         value = init_value + (peak_value - init_value) * count / warmup_steps      before warmup_steps
         value = peak_value * sqrt(warmup_steps / count)                            from there on
 
-    Under the root, a warm-up shorter than one step and a count of 0 are treated as 1. The paper counts steps from 1; its
-    schedule has ``init_value = 0`` and ``peak_value = (d_model * warmup_steps) ** -0.5``.
+    Under the root, a warm-up shorter than one step and a count of 0 are treated as 1. The schedule of the paper, which
+    counts steps from 1, has ``init_value = 0`` and ``peak_value = (d_model * warmup_steps) ** -0.5``.
 
     Args:
       init_value: the value at step 0.
