@@ -42,7 +42,7 @@ skip_large_updates skip_not_finite verify wandb_offline was_skipped
 def exports(module):
     """The names that a module exports by ``from x import y as y``, with the modules that define them."""
     tree = ast.parse(inspect.getsource(module))
-    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]  # also under TYPE_CHECKING
     return {alias.name: node.module for node in imports for alias in node.names if alias.name == alias.asname}
 
 
