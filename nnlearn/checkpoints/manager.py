@@ -19,10 +19,10 @@ import numpy as np
 from nnlearn.checkpoints.errors import CheckpointError
 from nnlearn.checkpoints.folder import load, verify, write
 from nnlearn.checkpoints.manifest import read_manifest
-from nnlearn.checkpoints.nodes import Arrays, Node, check_leaf, describe
+from nnlearn.checkpoints.nodes import Arrays, Node, check_leaf, describe, total_bytes
 from nnlearn.checkpoints.restore import LoadReport, Missing, Names, Rename, Unexpected
 from nnlearn.checks import check_count
-from nnlearn.files import only_one
+from nnlearn.files import FullDiskError, explaining_full_disk, only_one
 from nnlearn.types import PyTree
 
 STEP = re.compile(r"step-(\d{8,})")
@@ -121,7 +121,8 @@ class Checkpoints:
         Raises:
           TypeError: if a leaf cannot be saved.
           ValueError: if this object is read-only or closed, or ``metrics`` lacks the metric of the rule.
-          OSError: if this or the last checkpoint could not be written, and ``on_error`` is ``"raise"``.
+          OSError: if this or the last checkpoint could not be written, and ``on_error`` is ``"raise"``;
+            ``nnlearn.files.FullDiskError`` if the disk is full.
         """
         if self.read_only:
             raise ValueError(f"{str(self.folder)!r} was opened with read_only=True: nothing can be saved")
@@ -144,8 +145,11 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
         for old in self.folder.glob(".step-*.deleted"):
             shutil.rmtree(old, ignore_errors=True)
-        write(self.path(step), node, arrays, metadata, step)
-        self._delete_old(step)
+        steps = [str(each) for each in self.steps()]
+        safe = f"Earlier checkpoints are safe, of step {', '.join(steps)}" if steps else "It was the first checkpoint"
+        with explaining_full_disk(self.path(step), safe, total_bytes(arrays)):
+            write(self.path(step), node, arrays, metadata, step)
+            self._delete_old(step)
 
     def _delete_old(self, newest: int) -> None:
         """Delete what no rule keeps, once the newest has been read back."""
@@ -307,10 +311,12 @@ class Checkpoints:
         try:
             written.result()
         except OSError as error:
-            message = f"step {self._last_step} could not be saved in {str(self.folder)!r}: {error.strerror or error}"
-            message += "; earlier checkpoints are there"
+            message = f"step {self._last_step} could not be saved: {error.strerror or error}"
+            if not isinstance(error, FullDiskError):
+                message += f"; earlier checkpoints are safe in {str(self.folder)!r}"
             if self.on_error == "raise":
-                raise OSError(error.errno, message) from error
+                kind = FullDiskError if isinstance(error, FullDiskError) else OSError
+                raise kind(error.errno, f"{message}; on_error='warn' continues without it") from error
             warnings.warn(message, stacklevel=3)
 
     def close(self) -> None:
