@@ -2,11 +2,11 @@
 
 import contextlib
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from nnlearn.checkpoints.errors import CheckpointError
 from nnlearn.checkpoints.manifest import ARRAYS, NAME, Manifest, read_manifest, to_bytes
 from nnlearn.checkpoints.nodes import Arrays, Node, build, describe, named_leaves
 from nnlearn.checkpoints.restore import Fitting, LoadReport, Missing, Names, Rename, Unexpected, check
-from nnlearn.files import hold, replacing
+from nnlearn.files import hold
 from nnlearn.types import PyTree
 
 LOCK = ".lock"
@@ -42,7 +42,7 @@ def save(
       TypeError: if a leaf cannot be saved, or ``metadata`` is not JSON; nothing is written.
       OSError: if the disk is full or refuses; an older checkpoint stays as it is.
 
-    >>> import jax.numpy as jnp
+    >>> import tempfile, jax.numpy as jnp
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save(folder + "/params", {"w": jnp.ones(2)})
     ...     load(folder + "/params", like={"w": jnp.zeros(2)})
@@ -63,15 +63,18 @@ def write(folder: Path, node: Node, arrays: Arrays, metadata: Mapping[str, Any] 
     remove_drafts(folder)
     with _draft(folder) as draft:
         name = f"arrays-{os.urandom(8).hex()}.safetensors"
-        written = write_arrays(draft / name, arrays)
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        manifest = Manifest(step, metadata, library_versions(), node, {name: written}, created)
-        with replacing(draft / NAME, "wb") as file:
-            file.write(to_bytes(manifest))
+        with open(draft / name, "wb", buffering=0) as file, open(draft / NAME, "wb") as about:
+            written = write_arrays(file, arrays)
+            about.write(to_bytes(Manifest(step, metadata, library_versions(), node, {name: written}, created)))
+            about.flush()
+            os.fsync(file.fileno())
+            os.fsync(about.fileno())
         sync_folder(draft)
         _commit(draft, folder, name)
 
 
+@functools.cache
 def library_versions() -> dict[str, str]:
     """The installed versions of nnlearn and of the libraries that compute for it."""
     found = {}
@@ -84,7 +87,8 @@ def library_versions() -> dict[str, str]:
 @contextlib.contextmanager
 def _draft(folder: Path) -> Iterator[Path]:
     """A new folder beside ``folder``, held until it is committed; removed after an error."""
-    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".draft"))
+    draft = folder.parent / f".{folder.name}.{os.urandom(8).hex()}.draft"
+    draft.mkdir()
     try:
         with open(draft / LOCK, "a") as lock:
             hold(lock)
@@ -166,7 +170,7 @@ def load(
       FileNotFoundError: if there is no such folder.
       CheckpointError: if a file is damaged, or the saved tree does not fit ``like``; the message lists the leaves.
 
-    >>> import jax.numpy as jnp
+    >>> import tempfile, jax.numpy as jnp
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save(folder + "/old", {"encoder": jnp.ones(2), "head": jnp.ones(10)})
     ...     params = {"encoder": jnp.zeros(2), "head": jnp.zeros(3)}
@@ -175,19 +179,28 @@ def load(
     does not fit (1): head: saved float32[10], wanted float32[3]
     """
     folder = Path(folder)
-    given = only is not None or rename is not None or report is not None
+    check_options(like, missing, unexpected, any(option is not None for option in (only, rename, report)))
+    manifest = read_manifest(folder)
+    arrays = read_all(folder, manifest)
+    return fit_tree(folder, manifest.tree, arrays, like, only, rename, missing, unexpected, report)
+
+
+def check_options(like: PyTree | None, missing: str, unexpected: str, given: bool) -> None:
+    """Refuse options of ``load`` that do not exist, or that need ``like``; ``given`` if there are others."""
     if like is None and (given or missing != "error" or unexpected != "error"):
         raise ValueError("only, rename, missing, unexpected and report need like, a tree to load into")
     if missing not in ("error", "keep"):
         raise ValueError(f"missing must be 'error' or 'keep', got {missing!r}")
     if unexpected not in ("error", "ignore"):
         raise ValueError(f"unexpected must be 'error' or 'ignore', got {unexpected!r}")
-    manifest = read_manifest(folder)
-    arrays = _read_all(folder, manifest)
-    return fit_tree(folder, manifest.tree, arrays, like, only, rename, missing, unexpected, report)
 
 
-def _read_all(folder: Path, manifest: Manifest) -> Arrays:
+def read_all(folder: Path, manifest: Manifest) -> Arrays:
+    """The arrays of a checkpoint by name, once every byte is checked.
+
+    Raises:
+      CheckpointError: if the file of arrays is damaged, missing or replaced.
+    """
     leaves = named_leaves(manifest.tree).values()
     nodes = [node for node in leaves if node["kind"] in ("array", "key")]
     ((name, written),) = manifest.files.items()

@@ -3,8 +3,6 @@
 None of these formats notices damage; ``nnlearn.checkpoints.save`` does.
 """
 
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -59,9 +57,8 @@ def export_safetensors(path: str | Path, tree: PyTree) -> None:
     """
     _, arrays = describe(tree)
     path = Path(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".draft") as draft:
-        write_arrays(Path(draft) / path.name, arrays)
-        os.replace(Path(draft) / path.name, path)
+    with replacing(path, "wb", buffering=0) as file:
+        write_arrays(file, arrays)
 
 
 def import_safetensors(
