@@ -96,7 +96,7 @@ def test_networks_of_other_libraries_need_no_change():
             return nn.Dense(2)(nn.relu(x - 100.0).reshape(len(x), -1))
 
     net, images = Net(), jax.random.normal(KEY, (5, 4, 4, 1))
-    found = activations(net.apply, net.init(KEY, images), images)
+    found = activations(net.apply, jax.jit(net.init)(KEY, images), images)
     assert [(each.kind, each.layer, each.units) for each in found] == [
         ("conv", "params/Conv_0/kernel", 3),
         ("relu", "params/Conv_0/kernel", 3),
@@ -145,7 +145,7 @@ def test_a_branch_that_does_not_run_has_no_statistics():
 
 def test_statistics_follow_jit_and_vmap():
     model = nnlearn.models.mlp((4, 8, 2))
-    params = jax.vmap(model.init)(jax.random.split(KEY, 3))
+    params = jax.jit(jax.vmap(model.init))(jax.random.split(KEY, 3))
     found = jax.jit(jax.vmap(functools.partial(activations, model.apply), in_axes=(0, None)))(params, X)
     alone = activations(model.apply, jax.tree.map(lambda leaf: leaf[1], params), X)
     for each, single in zip(found, alone, strict=True):

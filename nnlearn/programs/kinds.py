@@ -51,6 +51,8 @@ def recognise(visit: Visit) -> Seen:
     kind, axes, replaced = _kind(equation, before)
     if not kind or not jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.floating):
         return Seen()
+    if kind not in PRODUCTS.values() and not mark.reached:  # in data or random numbers
+        return Seen()
     if kind in PRODUCTS.values():
         weight = next((each.leaf for each in before if each.is_weight), "")
         mark = mark._replace(layer=(visit.at, weight)) if weight else mark

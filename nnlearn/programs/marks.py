@@ -43,12 +43,13 @@ class Mark(NamedTuple):
       layer: the place in the program of the last product that leads to it, and the parameter in it.
       reached: the parameters, as bits, that it depends on.
       smooth: those of them that it has a derivative with respect to.
-      from_inputs: whether it depends on the inputs.
+      fed: the inputs, as bits, that it depends on.
+      facts: the facts about the program, as bits, that led to it.
       sources: the operations of interest that lead to it without another one in between.
       trail: the names of its elementwise ancestors.
       constant: its value, if all elements are one known number.
       compares: the name of a value and the number that it is compared with, if this is such a comparison.
-      sum_of: the name of the value that this is the sum of, and over which axes.
+      sum_of: the name of the value that this is the sum of, over which axes, and their labels.
       is_exp: whether it is an exponential.
       is_total: whether it is computed from sums and other reductions alone.
       guarded: whether a positive number was added to it, or is its lower bound.
@@ -60,12 +61,13 @@ class Mark(NamedTuple):
     layer: tuple[tuple[int, ...], str] = ((), "")
     reached: int = 0
     smooth: int = 0
-    from_inputs: bool = False
+    fed: int = 0
+    facts: int = 0
     sources: frozenset = frozenset()
     trail: frozenset = frozenset()
     constant: float | None = None
     compares: tuple[Any, float] | None = None
-    sum_of: tuple[Any, tuple[int, ...]] | None = None
+    sum_of: tuple[Any, tuple[int, ...], tuple[str, ...]] | None = None
     is_exp: bool = False
     is_total: bool = False
     guarded: bool = False
@@ -73,7 +75,7 @@ class Mark(NamedTuple):
     @property
     def is_weight(self) -> bool:
         """Whether it is computed from parameters and not from inputs."""
-        return bool(self.reached) and not self.from_inputs
+        return bool(self.reached) and not self.fed
 
 
 def literal_mark(value: Any) -> Mark:
@@ -97,25 +99,25 @@ def marks_after(equation: JaxprEqn, marks: Sequence[Mark]) -> list[Mark]:
 
     >>> import jax
     >>> add = jax.make_jaxpr(lambda x: x + 1.0)(jnp.ones((2, 3))).jaxpr.eqns[0]
-    >>> marks_after(add, [Mark(0, ("batch", "unit"), from_inputs=True), literal_mark(1.0)])[0].axes
+    >>> marks_after(add, [Mark(0, ("batch", "unit"), fed=1), literal_mark(1.0)])[0].axes
     ('batch', 'unit')
     """
     primitive = equation.primitive.name
     elementwise = primitive in ELEMENTWISE or primitive in MOVES
-    reached = smooth = 0
+    reached = smooth = fed = facts = 0
     for mark in marks:
-        reached, smooth = reached | mark.reached, smooth | mark.smooth
+        reached, smooth, fed, facts = reached | mark.reached, smooth | mark.smooth, fed | mark.fed, facts | mark.facts
     if primitive == "select_n":
         smooth = marks[1].smooth | (marks[2].smooth if len(marks) > 2 else 0)
     inexact = [jnp.issubdtype(var.aval.dtype, jnp.inexact) for var in equation.outvars]
-    weight = any(mark.reached for mark in marks) and not any(mark.from_inputs for mark in marks)
     trail = frozenset().union(*(mark.trail for mark in marks)) if elementwise else frozenset()
     shared = Mark(
         None,
-        leaf=next((mark.leaf for mark in marks if mark.leaf), "") if weight else "",
+        leaf=next((mark.leaf for mark in marks if mark.leaf), "") if reached and not fed else "",
         layer=max((mark.layer for mark in marks), default=((), "")),
         reached=reached,
-        from_inputs=any(mark.from_inputs for mark in marks),
+        fed=fed,
+        facts=facts,
         sources=frozenset().union(*(mark.sources for mark in marks)),
         trail=trail if len(trail) < REMEMBERED else frozenset(),
     )
@@ -146,12 +148,12 @@ def _with_details(mark: Mark, equation: JaxprEqn, marks: Sequence[Mark]) -> Mark
     if primitive.startswith("reduce_") and "axes" in equation.params:
         mark = mark._replace(is_total=True)
     elif primitive in ELEMENTWISE or primitive in MOVES:
-        known = [each for each in marks if each.from_inputs or each.reached]
+        known = [each for each in marks if each.fed or each.reached]
         mark = mark._replace(is_total=bool(known) and all(each.is_total for each in known))
-    if primitive in MOVES:
+    if primitive in MOVES or primitive == "abs":
         return mark._replace(
-            constant=first.constant,
-            compares=first.compares,
+            constant=None if primitive == "abs" else first.constant,
+            compares=None if primitive == "abs" else first.compares,
             sum_of=first.sum_of,
             guarded=first.guarded,
             is_exp=first.is_exp,
@@ -159,13 +161,17 @@ def _with_details(mark: Mark, equation: JaxprEqn, marks: Sequence[Mark]) -> Mark
     if primitive in COMPARISONS and marks[1].constant is not None:
         return mark._replace(compares=(first.name, marks[1].constant))
     if primitive == "reduce_sum":
-        return mark._replace(
-            sum_of=(first.name, tuple(equation.params["axes"])), is_exp=first.is_exp, guarded=first.is_exp
-        )
-    if primitive == "select_n" and any(each.is_exp for each in marks[1:]):  # a masked exponential
-        return mark._replace(is_exp=all(each.is_exp or each.constant == 0 for each in marks[1:]))
+        axes = tuple(equation.params["axes"])
+        total = first.name, axes, tuple(first.axes[axis] for axis in axes)
+        return mark._replace(sum_of=total, is_exp=first.is_exp, guarded=first.is_exp)
+    if primitive == "select_n":
+        values = [each for each in marks[1:] if each.constant is None]
+        if len(values) == 1:  # a value that is replaced where it is masked, or where it is zero
+            kept = values[0]
+            guarded = kept.guarded or (first.compares is not None and first.compares[0] == kept.name)
+            return mark._replace(is_exp=kept.is_exp, sum_of=kept.sum_of, guarded=guarded)
     if primitive == "exp":
-        return mark._replace(is_exp=True, guarded=True)
+        return mark._replace(is_exp=True)
     if primitive in ("add", "max"):
         return mark._replace(guarded=any((each.constant or 0) > 0 or each.guarded for each in marks))
     if primitive == "clamp":

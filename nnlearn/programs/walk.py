@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
 from nnlearn.programs.marks import Mark, fresh_name, joined_axes, literal_mark, marks_after
 from nnlearn.programs.places import Place, place_of
-from nnlearn.programs.read import bind, called_program, closed
+from nnlearn.programs.read import CUSTOM_DERIVATIVES, bind, called_program, closed
 from nnlearn.tree import path_name
 
 SETTLED = 8  # passes over the body of a loop after which the marks of its carry must be constant
@@ -102,7 +103,10 @@ class Walk:
         values, marks = [value for value, _ in operands], [mark for _, mark in operands]
         primitive, called = equation.primitive.name, called_program(equation)
         if called is not None and not self.visitor.is_whole(equation):
-            return self.run(called, values, marks, at, place)
+            results, after = self.run(called, values, marks, at, place)
+            if primitive in CUSTOM_DERIVATIVES:  # it may have a derivative where its operations have none
+                after = [_smooth(mark, marks, var.aval) for mark, var in zip(after, equation.outvars, strict=True)]
+            return results, after
         if primitive == "scan":
             return self._scan(equation, values, marks, at, place)
         if primitive == "cond":
@@ -190,6 +194,12 @@ class Walk:
         return results, [_anew(mark) for mark in joined]
 
 
+def _smooth(mark: Mark, operands: Sequence[Mark], aval: Any) -> Mark:
+    if not jnp.issubdtype(aval.dtype, jnp.inexact):
+        return mark
+    return mark._replace(smooth=functools.reduce(operator.or_, (each.smooth for each in operands), mark.smooth))
+
+
 def _missing(shape: jax.ShapeDtypeStruct) -> jax.Array:
     return jnp.full(shape.shape, jnp.nan, shape.dtype)
 
@@ -208,26 +218,26 @@ def _either(one: Mark, other: Mark) -> Mark:
         layer=max(one.layer, other.layer),
         reached=one.reached | other.reached,
         smooth=one.smooth | other.smooth,
-        from_inputs=one.from_inputs or other.from_inputs,
+        fed=one.fed | other.fed,
+        facts=one.facts | other.facts,
         sources=one.sources | other.sources,
         guarded=one.guarded and other.guarded,
     )
 
 
-def leaf_marks(tree: Any, *, weights: bool, first: int = 0) -> list[Mark]:
-    """Marks of arguments: parameters, each with its path and one bit, or inputs, whose first axis counts examples.
+def leaf_marks(tree: Any, *, weights: bool) -> list[Mark]:
+    """Marks of arguments: parameters, each with its path, or inputs, whose first axis counts examples.
 
     >>> [mark.leaf for mark in leaf_marks({"a": jnp.ones(2), "b": jnp.ones(3)}, weights=True)]
     ['a', 'b']
     """
     found = []
     for number, (path, leaf) in enumerate(jax.tree.leaves_with_path(tree)):
-        rank = jnp.ndim(leaf)
+        rank, bit = jnp.ndim(leaf), 1 << number
         if weights:
-            bit = 1 << (first + number)
             found.append(Mark(fresh_name(), ("",) * rank, path_name(path), reached=bit, smooth=bit))
         else:
-            found.append(Mark(fresh_name(), ("batch",) * min(rank, 1) + ("",) * (rank - 1), from_inputs=True))
+            found.append(Mark(fresh_name(), ("batch",) * min(rank, 1) + ("",) * (rank - 1), fed=bit))
     return [mark._replace(trail=frozenset({mark.name})) for mark in found]
 
 
