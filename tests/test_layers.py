@@ -16,7 +16,7 @@ LEVELS = (
     ("gradients", "optimizers"),
     ("train",),
     ("stream", "sweeps", "compare"),
-    ("tasks",),
+    ("tasks", "diagnose"),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -41,12 +41,19 @@ class Sampler(NamedTuple):
       rows: ``rows(key, order, first, count, stride) -> (order, rows)``, the stacked rows of ``count`` steps from step
         ``first``, which may be traced and is a multiple of ``stride``.
       batch: ``batch(row) -> batch``, the batch of one step.
+      examples: ``examples() -> arrays``, all the examples; None if they are generated.
+      batch_size: the number of examples in a batch, for ``poisson_sampled`` the expected one; None if they are
+        generated.
+      shuffle: whether the order is random.
     """
 
     epoch_steps: int | None
     start: Callable[[Key, int], PyTree]
     rows: Callable[[Key, PyTree, Any, int, int], tuple[PyTree, PyTree]]
     batch: Callable[[PyTree], Batch]
+    examples: Callable[[], Batch] | None = None
+    batch_size: int | None = None
+    shuffle: bool = True
 
 
 def shuffled(examples: Batch, batch_size: int, *, shuffle: bool = True, remainder: Remainder = "mask") -> Sampler:
@@ -128,7 +135,7 @@ def _shuffled(examples: Batch, batch_size: int, shuffle: bool, remainder: Remain
     def batch_of(row):
         return take_in_range(row.indices) if isinstance(row, _Rows) else row
 
-    return Sampler(per_epoch, start, rows, batch)
+    return Sampler(per_epoch, start, rows, batch, lambda: examples, batch_size, shuffle)
 
 
 @comparable
@@ -191,7 +198,7 @@ def poisson_sampled(
         taken = jax.tree.map(lambda array: take_rows(array, indices, spread=True, mode="clip"), examples)
         return MaskedBatch(taken, row.where)
 
-    return Sampler(per_epoch, lambda key, stride: (), rows, batch)
+    return Sampler(per_epoch, lambda key, stride: (), rows, batch, lambda: examples, batch_size)
 
 
 def poisson_capacity(size: int, batch_size: int) -> int:
