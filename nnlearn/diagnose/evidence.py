@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnlearn.diagnose.rerun import Record, batch_at, leaf_names, watch
+from nnlearn.diagnose.plan import QUICK
+from nnlearn.diagnose.rerun import Record, leaf_names, step_keys, watch
 from nnlearn.diagnose.subject import Subject, Unknown
 from nnlearn.tree import global_norm
 from nnlearn.types import Params, PyTree
@@ -86,7 +87,7 @@ class Evidence:
     @functools.cached_property
     def run(self) -> Record:
         """The run again, with its log and its snapshots."""
-        return watch(self.subject)
+        return watch(self.subject, self.subject.plan, self.subject.start())
 
     @functools.cached_property
     def params(self) -> Params:
@@ -97,7 +98,7 @@ class Evidence:
     def initial(self) -> PyTree:
         """Initial parameters of several seeds, stacked along a leading axis; the run's own are the first."""
         keys = [self.subject.key, *(1_000_003 + seed for seed in range(1, SEEDS))]
-        states = [jax.jit(self.subject.start)(key).state for key in keys]
+        states = [self.subject.start(key).state for key in keys]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params_of(state) for state in states))
 
     @functools.cached_property
@@ -196,23 +197,22 @@ def cosine(one: PyTree, other: PyTree) -> jax.Array:
 
 def _slopes(subject: Subject, run: Record) -> Slopes:
     subject.need_loss()
-    step = jax.jit(subject.step())
-    at = jnp.minimum(jnp.asarray(run.at), subject.steps - 1)
+    step, plan, run_key = subject.step(), subject.plan, subject.start().state.key
+    rows = plan.at(jnp.asarray(run.at)[:, None] + jnp.arange(BATCHES))
+    keys = step_keys(run_key, subject.steps + 1)[run.at]
 
     def norms(tree):
         return jnp.stack([leaf_norm(leaf) for leaf in jax.tree.leaves(tree)])
 
-    def one(time_and_state):
-        time, state = time_and_state
-        key = jax.random.fold_in(state.key, time)
+    def one(state, key, rows, examples):
+        state = state._replace(key=run_key)
 
-        def slope(offset):
-            batch = batch_at(subject, time + offset)
-            return jax.value_and_grad(subject.loss)(state.params, batch, key, state.model_state)
+        def slope(row):
+            return jax.value_and_grad(subject.loss)(state.params, plan.batch(row, examples), key, state.model_state)
 
-        losses, grads = jax.lax.map(slope, jnp.arange(BATCHES))
+        losses, grads = jax.lax.map(slope, rows)
         each = [jax.tree.map(lambda leaf, index=index: leaf[index], grads) for index in range(BATCHES)]
-        after, _ = step(state, batch_at(subject, time), key=key)
+        after, _ = step(state, plan.batch(jax.tree.map(lambda leaf: leaf[0], rows), examples), key=key)
         update = jax.tree.map(lambda new, old: new - old, after.params, state.params)
         mean = jax.tree.map(lambda leaf: jnp.mean(leaf.astype(jnp.float32), 0), grads)
         flat = [leaf.reshape(BATCHES, -1) for leaf in jax.tree.leaves(grads)]
@@ -228,14 +228,18 @@ def _slopes(subject: Subject, run: Record) -> Slopes:
             "descent": cosine(update, jax.tree.map(jnp.negative, each[0])),
         }
 
-    found = jax.jit(lambda states: jax.lax.map(one, (at, states)))(run.states)
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def program(states, keys, rows, examples):
+        return jax.lax.map(lambda each: one(*each, examples), (states._replace(key=None), keys, rows))
+
+    found = program(run.states, keys, rows, plan.examples)
     names = leaf_names(jax.eval_shape(lambda state: state.params, run.last))
     return Slopes(**{name: np.asarray(value, np.float64) for name, value in found.items()}, names=names)
 
 
 def _outputs(subject: Subject, state: Any) -> Outputs:
     params, model_state = params_of(state), state.model_state
-    evaluate = jax.jit(lambda inputs, key=None: subject.outputs(params, inputs, key, model_state))
+    evaluate = jax.jit(lambda inputs, key=None: subject.outputs(params, inputs, key, model_state), compiler_options=QUICK)
 
     def predict(inputs, key=None):
         return np.asarray(evaluate(inputs, key) if key is not None else evaluate(inputs), np.float32)
@@ -262,10 +266,10 @@ def _curves(subject: Subject, run: Record) -> tuple[np.ndarray, np.ndarray | Non
             return subject.loss(params_of(state), batch, None, state.model_state)
 
         try:
-            losses = jax.jit(lambda states: jax.lax.map(one, states))(run.states)
+            losses = jax.jit(lambda states: jax.lax.map(one, states), compiler_options=QUICK)(run.states)
         except Exception:  # a loss that needs a key
             keyed = lambda state: subject.loss(params_of(state), batch, jax.random.key(7), state.model_state)  # noqa: E731
-            losses = jax.jit(lambda states: jax.lax.map(keyed, states))(run.states)
+            losses = jax.jit(lambda states: jax.lax.map(keyed, states), compiler_options=QUICK)(run.states)
         return np.asarray(losses, np.float64)
 
     inputs, targets = some((subject.inputs, subject.targets))
