@@ -43,7 +43,7 @@ class Plan(NamedTuple):
 
     def batches(self, steps: Any) -> Batch:
         """The batches of some steps, stacked."""
-        return jax.vmap(self.batch)(self.at(jnp.asarray(steps)))
+        return jax.jit(jax.vmap(self.batch), compiler_options=QUICK)(self.at(np.asarray(steps)))
 
 
 def make_plan(sampler: Sampler, data_key: Key, steps: int) -> Plan:
@@ -51,19 +51,25 @@ def make_plan(sampler: Sampler, data_key: Key, steps: int) -> Plan:
 
     >>> from nnlearn.train.sampler import shuffled
     >>> plan = make_plan(shuffled(jnp.arange(0, 60, 10), 2, shuffle=False, remainder="drop"), jax.random.key(0), 4)
-    >>> plan.batches([0, 3])
-    Array([[ 0, 10],
-           [ 0, 10]], dtype=int32)
+    >>> plan.batches([0, 3]).tolist()
+    [[0, 10], [0, 10]]
     """
     if sampler.over is not None:
         assert sampler.examples is not None
         examples = sampler.examples()
         rows = _drawn(sampler.over(jnp.arange(example_count(examples))), data_key, steps)
-        return Plan(examples, rows)
+        return Plan(examples, on_host(rows))
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(_shape(sampler, data_key)))
     if size * steps <= AHEAD:
-        return Plan(None, _drawn(sampler, data_key, steps))
+        return Plan(None, on_host(_drawn(sampler, data_key, steps)))
     return Plan(None, sampler.rows(data_key, sampler.start(data_key, 1), 0, steps, 1)[1], sampler)
+
+
+def on_host(tree: PyTree) -> PyTree:
+    """The leaves as NumPy arrays, except random keys: small operations on them need no compilation."""
+    return jax.tree.map(
+        lambda leaf: leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.asarray(leaf), tree
+    )
 
 
 def _shape(sampler: Sampler, data_key: Key) -> PyTree:
@@ -84,4 +90,4 @@ def _drawn_inside(sampler: Sampler, data_key: Key, steps: int) -> Batch:
 QUICK = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
 """Options for programs that run once: compiling them takes longer than running them."""
 
-__all__ = ["QUICK", "Plan", "make_plan"]
+__all__ = ["QUICK", "Plan", "make_plan", "on_host"]

@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnlearn.diagnose.plan import Plan
+from nnlearn.diagnose.plan import Plan, on_host
 from nnlearn.diagnose.subject import Subject
 from nnlearn.train.loop import Run
 from nnlearn.train.state import TrainState
-from nnlearn.train.step import step_key
 from nnlearn.tree import path_name
 from nnlearn.types import Key, Params, PyTree
 
@@ -25,7 +24,8 @@ class Record(NamedTuple):
       rate: the recorded learning rate of every step, or None.
       skipped: whether the optimizer skipped the step, or None.
       at: the steps before which the snapshots were taken, shape (times,); the last one is the end of the run.
-      states: the snapshots, stacked along a leading axis.
+      states: the snapshots, stacked along a leading axis, as NumPy arrays and without the key.
+      key: the random key of the steps.
     """
 
     loss: np.ndarray
@@ -35,13 +35,16 @@ class Record(NamedTuple):
     skipped: np.ndarray | None
     at: np.ndarray
     states: TrainState
+    key: Key
 
     @property
     def last(self) -> TrainState:
+        """The state at the end of the run, without its key."""
         return jax.tree.map(lambda leaf: leaf[-1], self.states)
 
     @property
     def first(self) -> TrainState:
+        """The state at the start of the run, without its key."""
         return jax.tree.map(lambda leaf: leaf[0], self.states)
 
 
@@ -62,7 +65,7 @@ def watch(subject: Subject, plan: Plan, start: Run, times: np.ndarray | None = N
         def one(at, carry):
             state, log = carry
             batch = plan.batch(jax.tree.map(lambda leaf: leaf[at], rows), examples)
-            state, info = step(state._replace(key=key), batch, key=keys[at])
+            state, info = step(state._replace(key=key), batch, key=subject.as_key(keys[at]))
             log = jax.tree.map(lambda buffer, value: buffer.at[at].set(value), log, _logged(info))
             return state._replace(key=None), log
 
@@ -77,7 +80,7 @@ def watch(subject: Subject, plan: Plan, start: Run, times: np.ndarray | None = N
         (_, log), states = jax.lax.scan(segment, (state._replace(key=None), log), spans)
         return log, states
 
-    log, states = program(start.state, plan.rows, plan.examples, step_keys(key, subject.steps))
+    log, states = program(start.state, plan.rows, plan.examples, subject.keys)
     log = {name: np.asarray(value) for name, value in log.items()}
     nothing = np.full(subject.steps, np.nan)
     return Record(
@@ -87,13 +90,9 @@ def watch(subject: Subject, plan: Plan, start: Run, times: np.ndarray | None = N
         rate=log.get("rate"),
         skipped=log.get("skipped"),
         at=times,
-        states=states._replace(key=jnp.broadcast_to(key, (len(times),))),
+        states=on_host(states),
+        key=key,
     )
-
-
-def step_keys(key: Key, steps: int) -> jax.Array:
-    """The random keys of the first steps of a run."""
-    return jax.vmap(step_key, in_axes=(None, 0))(key, jnp.arange(steps))
 
 
 def _logged(info: Any) -> dict[str, jax.Array]:
@@ -111,10 +110,10 @@ def _logged(info: Any) -> dict[str, jax.Array]:
 def snapshot_times(steps: int, state: PyTree) -> np.ndarray:
     """The steps to take snapshots at: the start, powers of two, and evenly until the end."""
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.stored)) * 3
-    early = [each for each in (1, 2, 4, 8, 16, 32) if each < steps // 8]
-    count = 8 if (8 + len(early)) * size <= SNAPSHOT_BYTES else 2
+    early = [each for each in (1, 2, 4, 16) if each < max(steps // 6, 3)]
+    count = 6 if (6 + len(early)) * size <= SNAPSHOT_BYTES else 2
     late = np.linspace(0, steps, count + 1).round().astype(int)
-    return np.unique(np.concatenate([late, early if count == 8 else []]).astype(int))
+    return np.unique(np.concatenate([late, early if count == 6 else []]).astype(int))
 
 
 def leaf_names(params: Params) -> tuple[str, ...]:
@@ -122,4 +121,4 @@ def leaf_names(params: Params) -> tuple[str, ...]:
     return tuple(path_name(path) or "params" for path, _ in jax.tree.leaves_with_path(params))
 
 
-__all__ = ["Record", "leaf_names", "snapshot_times", "step_keys", "watch"]
+__all__ = ["Record", "leaf_names", "snapshot_times", "watch"]

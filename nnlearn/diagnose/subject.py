@@ -18,7 +18,7 @@ from nnlearn.train.custom_step import lift_step, made_step
 from nnlearn.train.loop import Run
 from nnlearn.train.run import Train, made_tx
 from nnlearn.train.state import TrainState
-from nnlearn.train.step import Info, make_step
+from nnlearn.train.step import Info, make_step, step_key
 from nnlearn.types import Batch, GradientTransformation, Key, Params, PyTree
 
 INPUTS = ("inputs", "input", "x", "xs", "X", "image", "images", "features", "tokens")
@@ -96,7 +96,26 @@ class Subject:
 
     def start(self, key: Any = None) -> Run:
         """The run before its first step, with unpacked parameters."""
-        return self._start(as_key(self.key if key is None else key))
+        if key is None:
+            return self._first
+        return self._start(as_key(key))
+
+    @functools.cached_property
+    def _first(self) -> Run:
+        return self._start(as_key(self.key))
+
+    @functools.cached_property
+    def keys(self) -> np.ndarray:
+        """The data of the random key of every step, and of a few more."""
+
+        def all_keys(key):
+            return jax.random.key_data(jax.vmap(step_key, (None, 0))(key, jnp.arange(self.steps + MORE)))
+
+        return np.asarray(jax.jit(all_keys, compiler_options=QUICK)(self.start().state.key))
+
+    def as_key(self, data: Any) -> Key:
+        """A random key from its data."""
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(self.start().state.key))
 
     @functools.cached_property
     def plan(self) -> Plan:
