@@ -44,7 +44,7 @@ wandb_offline was_skipped worth_packing
 def exports(module):
     """The names that a module offers by ``from x import y as y``, each with the module that it is from."""
     tree = ast.parse(inspect.getsource(module))
-    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]  # also under TYPE_CHECKING
     return {alias.name: node.module for node in imports for alias in node.names if alias.name == alias.asname}
 
 
