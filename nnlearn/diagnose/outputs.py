@@ -232,8 +232,7 @@ def depends_on_batch(evidence: Evidence, outputs: np.ndarray, values: dict[str, 
     if outputs.ndim == 2 and outputs.min() >= 0 and np.allclose(outputs.sum(0), 1, atol=1e-3):
         text += ", and each column sums to 1: a softmax runs over the batch."
         return [found("wrong_axis_or_reduction", text, values, strength=0.95, where="predict")]
-    batch = evidence.subject.train.batches
-    size = jax.tree.leaves(jax.eval_shape(lambda: evidence.subject.first_batches(1)))[0].shape[1] if batch else 0
+    size = jax.tree.leaves(evidence.subject.plan.batches([0]))[0].shape[1]
     text += ": statistics of the batch are used."
     found_here = [found("evaluation_in_training_mode", text, values, strength=0.7, where="predict")]
     if size <= 4:

@@ -20,8 +20,8 @@ def alignment(evidence: Evidence) -> Seen:
     facts = facts_of(evidence)
     if facts.data.kind == "sequence":
         return sequence_alignment(facts)
-    if same_shape_as_inputs(facts):
-        raise Unknown("the targets have the shape of the inputs")
+    if same_shape_as_inputs(facts) and np.array_equal(facts.targets, facts.data.inputs[facts.rows][:, :64]):
+        raise Unknown("the targets are the inputs")
     mean, deviation = facts.by_chance
     bound = mean + max(5 * deviation, 0.03)
     values = {"predictable": facts.attainable, "shuffled": mean, "deviation of shuffled": deviation}
