@@ -26,7 +26,7 @@ def preparation(evidence: Evidence) -> Seen:
         raise Unknown("the inputs are tokens")
     reached, on_validation = facts.reached, facts.reached_on_validation
     values: dict[str, float | str] = {"on training": reached, "on validation": on_validation}
-    rule = f"not over {GAIN:g} and 40 % of the gap better with the statistics of training, inverted, or with flipped axes"
+    rule = f"not over {GAIN:g} and 40 % of the gap better after a usual change of the inputs"
     if on_validation >= reached - 0.03:
         return Seen(values, rule)
     leaves = jax.tree.leaves(subject.inputs)

@@ -1,11 +1,14 @@
 """Checks of inputs and targets together: do they belong together, are labels wrong, is the answer visible."""
 
+from typing import Any
+
+import jax
 import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.facts import Facts, facts_of
-from nnlearn.diagnose.probes import area_under_curve, neighbours, scores, standard
+from nnlearn.diagnose.probes import area_under_curve, neighbours, ridge, scores, standard
 from nnlearn.diagnose.report import found
 from nnlearn.diagnose.subject import Unknown
 
@@ -116,6 +119,51 @@ def sequence_alignment(facts: Facts) -> Seen:
     if best < 0:
         findings.append(found("target_leak", text, values, strength=0.7, where="targets"))
     return Seen(values, rule, findings)
+
+
+@check("two views of an example belong together")
+def views(evidence: Evidence) -> Seen:
+    """Whether one view predicts the other, better than a shuffled one, in training as in validation."""
+    facts = facts_of(evidence)
+    subject = evidence.subject
+    one, other = two_views(subject.inputs, facts.rows)
+    reached, mean, deviation = view_score(one, other)
+    values = {"predictable": reached, "shuffled": mean, "deviation of shuffled": deviation}
+    rule = "one view predicts the other better than a shuffled one + 5 deviations, if it does in validation"
+    if reached > mean + max(5 * deviation, 0.02):
+        return Seen(values, rule)
+    if subject.validation is None:
+        raise Unknown("one view does not predict the other, and there is no validation to compare with")
+    held_out, mean, deviation = view_score(*two_views(subject.validation[0], facts.validation_rows))
+    values |= {"predictable on validation": held_out}
+    if held_out < mean + max(6 * deviation, 0.05):
+        return Seen(values, rule)
+    text = (
+        f"In training the first view of an example does not predict the second ({reached:.2f}), but in validation it "
+        f"does ({held_out:.2f}): the views are paired wrongly."
+    )
+    return Seen(values, rule, [found("misaligned_labels", text, values, strength=0.95, where="views")])
+
+
+def two_views(inputs: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two arrays of equal shape, or the halves of one array of shape (n, 2, features)."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(inputs)]
+    if len(leaves) == 1 and leaves[0].ndim == 3 and leaves[0].shape[1] == 2 and leaves[0].shape[2] >= 4:
+        leaves = [leaves[0][:, 0], leaves[0][:, 1]]
+    if len(leaves) != 2 or leaves[0].shape != leaves[1].shape or leaves[0].ndim < 2 or leaves[0].dtype.kind != "f":
+        raise Unknown("the inputs are not two views")
+    one, other = (leaf[rows].reshape(len(rows), -1).astype(np.float64) for leaf in leaves)
+    return one, other
+
+
+def view_score(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
+    """The share of a view that the other explains, and the mean and deviation of it for shuffled pairs."""
+    first, second = standard(one)[0], standard(other)[0][:, :64]
+    weights = ridge(first, first, 0.1).weights
+    random = np.random.default_rng(6)
+    shuffled = [second[random.permutation(len(second))] for _ in range(5)]
+    chance = [scores(weights @ each, each, False) for each in shuffled]
+    return scores(weights @ second, second, False), float(np.mean(chance)), float(np.std(chance))
 
 
 @check("labels agree with those of similar examples")
@@ -272,4 +320,4 @@ def visible_future(facts: Facts) -> Seen:
     return Seen(values, rule, [found("target_leak", text, values, strength=0.95, where="inputs", remedies=[remedy])])
 
 
-CHECKS: tuple[NamedCheck, ...] = (alignment, label_noise, visible_answer)
+CHECKS: tuple[NamedCheck, ...] = (alignment, views, label_noise, visible_answer)
