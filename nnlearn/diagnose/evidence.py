@@ -11,7 +11,7 @@ import numpy as np
 from nnlearn.diagnose.optimizer import Answer, ask
 from nnlearn.diagnose.plan import QUICK, on_host
 from nnlearn.diagnose.quality import quality
-from nnlearn.diagnose.rerun import Record, leaf_names, watch
+from nnlearn.diagnose.rerun import Record, leaf_names, rerun
 from nnlearn.diagnose.subject import Subject, Unknown
 from nnlearn.diagnose.variants import Change, Variant, input_statistics, length, run_variants
 from nnlearn.programs.facts import Inspection, inspect_function
@@ -103,7 +103,7 @@ class Evidence:
     @functools.cached_property
     def run(self) -> Record:
         """The run again, with its log and its snapshots."""
-        return watch(self.subject, self.subject.plan, self.subject.start())
+        return rerun(self.subject, self.subject.plan, self.subject.start())
 
     @functools.cached_property
     def params(self) -> Params:
