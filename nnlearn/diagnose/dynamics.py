@@ -108,7 +108,8 @@ def clipping(evidence: Evidence) -> Seen:
     adaptive = slopes[-1] < 0.5 or np.any(np.diff(slopes[: max(linear[0], 1)]) > 0.3) if clipped else True
     if not clipped or adaptive or share < 0.9 or limit > 0.3 * np.median(norms) or helps <= 0:
         return Seen(values, rule)
-    text = f"The gradient has norm {np.median(norms):.3g}, the threshold is about {limit:.1g}: {share:.0%} of the steps are cut."
+    middle = np.median(norms)
+    text = f"The gradient has norm {middle:.3g}, the threshold is about {limit:.1g}: {share:.0%} of the steps are cut."
     return Seen(values, rule, [found("clipping_too_tight", text, values, strength=0.97)])
 
 
