@@ -228,3 +228,5 @@ CHECKS: tuple[NamedCheck, ...] = (
     order_of_batches,
     balance,
 )
+BEFORE: tuple[NamedCheck, ...] = ()
+"""Those that look at the data alone, for ``preflight``."""
