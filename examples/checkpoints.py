@@ -7,7 +7,7 @@ Then the hidden layer starts a network for another task, which tells digits belo
     killed after its first checkpoint and before its last
     resumed: 2000 steps, bits equal to those of the whole run: True
     loaded (2): hidden/0/bias, hidden/0/kernel
-    does not fit (2): output/bias: saved float32[10], wanted float32[2], output/kernel: saved float32[32, 10], ...
+    does not fit (2): output/bias: saved float32[10], wanted float32[2], output/kernel: saved float32[32, 10]
 """
 
 import subprocess
