@@ -86,6 +86,8 @@ from nnlearn.packing import per_buffer as per_buffer
 from nnlearn.packing import unpack as unpack
 from nnlearn.programs.facts import Inspection as Inspection
 from nnlearn.programs.facts import inspect_function as inspect_function
+from nnlearn.programs.nonfinite import Origin as Origin
+from nnlearn.programs.nonfinite import find_nonfinite as find_nonfinite
 from nnlearn.programs.taps import Activation as Activation
 from nnlearn.programs.taps import activations as activations
 from nnlearn.schedules import constant_schedule as constant_schedule
