@@ -102,13 +102,13 @@ def reversal():
     model = transformer(SYMBOLS, layers=2, width=32, heads=2, max_length=16, positions="learned", tied=False, scan=True)
 
     def tx(hp):
-        schedule = nnlearn.warmup_cosine_decay_schedule(0.0, hp["learning_rate"], 40, 401)
+        schedule = nnlearn.warmup_cosine_decay_schedule(0.0, hp["learning_rate"], 40, 301)
         return nnlearn.adamw(schedule, weight_decay=0.01)
 
     return Program(
         name="reversal", kind="transformer", train=copies(0, 3000), validation=copies(1, 200), test=copies(2, 400),
         init=model.init, apply=lambda p, x: model.apply(p, x), loss=masked_nll, tx=tx,
-        hparams={"learning_rate": 1e-2}, steps=400, batch_size=64, measure=masked_accuracy, layout="examples",
+        hparams={"learning_rate": 1e-2}, steps=300, batch_size=32, measure=masked_accuracy, layout="examples",
     )  # fmt: skip
 
 
@@ -285,8 +285,8 @@ FAULTS = [
     Fault("mask_ignored", "mask inverted", "padded-text", inverted_mask),
     Fault("mask_ignored", "loss on padding", "reversal", loss_on_padding),
     Fault("misaligned_labels", "targets shifted twice", "reversal", targets_not_shifted),
-    Fault("vanishing_gradients", "recurrent weights x0.5", "recall-rnn",
-          lambda p: p.with_(init=lambda key: recall_init(key, spectral=0.5)), ("bad_initialisation",)),
+    Fault("vanishing_gradients", "recurrent weights x0.3, 40 steps", "recall-rnn",
+          lambda p: longer(p, 40).with_(init=lambda key: recall_init(key, spectral=0.3)), ("bad_initialisation",)),
     Fault("vanishing_gradients", "sigmoid over 60 steps", "recall-rnn",
           lambda p: longer(p).with_(apply=recall_apply(jax.nn.sigmoid)), ("saturated_activations",)),
     Fault("exploding_gradients", "linear state x1.6, no clipping", "recall-rnn",
