@@ -135,7 +135,7 @@ def digits_clusters():
     return Program(
         name="digits-clusters", kind="contrastive", train=train, validation=validation, test=(x[:400], y[:400]),
         init=model.init, apply=lambda p, x: model.apply(p, x),
-        loss=lambda z, y: nnlearn.supervised_contrastive_loss(z, y, 0.2), measure=neighbour_accuracy,
+        loss=lambda z, y: nnlearn.supervised_contrastive_loss(z, y, temperature=0.2), measure=neighbour_accuracy,
         metric="neighbour", tx=lambda hp: nnlearn.adam(hp["learning_rate"]), hparams={"learning_rate": 3e-3},
         batch_size=70, steps=250, layout="dict",
     )  # fmt: skip
