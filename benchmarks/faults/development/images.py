@@ -346,7 +346,7 @@ FAULTS = [
           lambda p: p.with_(tx=lambda hp: nnlearn.adamw(hp["learning_rate"], weight_decay=100.0))),
     Fault("clipping_too_tight", "norm 1e-3", "digits-convnet", clipped(1e-3)),
     Fault("clipping_too_tight", "norm 0.01", "digits-full-batch", clipped(0.01)),
-    Fault("gradient_accumulation", "sums of 16 not divided", "digits-deep", summed_gradients(16),
+    Fault("gradient_accumulation", "sums of 15 not divided", "digits-deep", summed_gradients(15),
           ("learning_rate_too_high",)),
     Fault("batch_too_small", "one example a step", "digits-convnet", lambda p: p.with_(batch_size=1),
           ("learning_rate_too_high",)),

@@ -53,10 +53,10 @@ def label_loss(logits, y, where=None):
 def shapes_cnn():
     model = from_linen(Net(), jnp.zeros((1, SIDE, SIDE, 1)))
     return Program(
-        name="shapes-cnn", kind="convnet", train=shapes(0, 1200), validation=shapes(1, 300), test=shapes(2, 800),
+        name="shapes-cnn", kind="convnet", train=shapes(0, 1000), validation=shapes(1, 300), test=shapes(2, 800),
         init=model.init, apply=lambda p, x: model.apply(p, x), loss=label_loss,
         tx=lambda hp: optax.adamw(hp["learning_rate"], weight_decay=1e-3), hparams={"learning_rate": 4e-3},
-        batch_size=40, steps=300, layout="examples",
+        batch_size=32, steps=250, layout="examples",
     )  # fmt: skip
 
 
