@@ -49,10 +49,10 @@ def halves(part, seed):
 
 
 def digit_pairs():
-    train, validation, test = (halves(part, seed) for seed, part in enumerate(digits(800, seed=8)))
+    train, validation, test = (halves(part, seed) for seed, part in enumerate(digits(1200, seed=8)))
     model = from_linen(Embed(), jnp.zeros((1, 2, 64)))
     return Program(
-        name="digit-pairs", kind="contrastive", train=train, validation=validation, test=(test[0][:300], test[1][:300]),
+        name="digit-pairs", kind="contrastive", train=train, validation=(validation[0][:100], validation[1][:100]), test=(test[0][:100], test[1][:100]),
         init=model.init, apply=lambda p, x: model.apply(p, x), loss=contrast(), measure=retrieval, metric="retrieval",
         tx=lambda hp: nnlearn.adamw(hp["learning_rate"], weight_decay=0.01), hparams={"learning_rate": 3e-3},
         batch_size=100, steps=300,

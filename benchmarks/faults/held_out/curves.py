@@ -453,7 +453,7 @@ def hoarded(hp):
 
     def update(grads, total, params=None):
         total = jax.tree.map(jnp.add, total, grads)
-        return jax.tree.map(lambda g: -3 * hp["learning_rate"] * g, total), total
+        return jax.tree.map(lambda g: -100 * hp["learning_rate"] * g, total), total
 
     return optax.GradientTransformation(init, update)
 
