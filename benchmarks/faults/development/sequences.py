@@ -279,6 +279,28 @@ def shifted_labels(p):
     return p.with_(train=(p.train[0], down(p.train[1])))
 
 
+def new_optimizer_every(steps):
+    def change(p):
+        def tx(hp):
+            inner = p.tx(hp)
+
+            def init(params):
+                return (inner.init(params), jnp.zeros([], jnp.int32))
+
+            def update(grads, state, params=None):
+                old, count = state
+                fresh = inner.init(params)
+                old = jax.tree.map(lambda a, b: jnp.where(count % steps == 0, a, b), fresh, old)
+                updates, new = inner.update(grads, old, params)
+                return updates, (new, count + 1)
+
+            return optax.GradientTransformation(init, update)
+
+        return p.with_(tx=tx)
+
+    return change
+
+
 FAULTS = [
     Fault("underfitting", "no positions", "reversal", without_positions),
     Fault("mask_ignored", "padding in attention and mean", "padded-text", averaged_padding),
@@ -316,6 +338,7 @@ FAULTS = [
     Fault("unshuffled_data", "sorted by class", "digits-gru", lambda p: p.with_(
         train=(lambda order: (p.train[0][order], p.train[1][order]))(np.argsort(p.train[1], kind="stable")),
         shuffle=False)),
+    Fault("optimizer_state_reset", "a new optimizer at every step", "digits-gru", new_optimizer_every(1)),
     Fault("excessive_regularisation", "weight decay 30", "reversal",
           lambda p: p.with_(tx=lambda hp: nnlearn.adamw(hp["learning_rate"] / 3, weight_decay=30.0))),
 ]  # fmt: skip
