@@ -21,6 +21,7 @@ from nnlearn import serialization as serialization
 from nnlearn import stream as stream
 from nnlearn import train as train
 from nnlearn import transforms as transforms
+from nnlearn.diagnose import diagnose as diagnose
 from nnlearn.losses import absolute_error as absolute_error
 from nnlearn.losses import batch_hard_triplet_loss as batch_hard_triplet_loss
 from nnlearn.losses import binary_dice_loss as binary_dice_loss
@@ -83,6 +84,10 @@ from nnlearn.packing import map_stacks as map_stacks
 from nnlearn.packing import pack as pack
 from nnlearn.packing import per_buffer as per_buffer
 from nnlearn.packing import unpack as unpack
+from nnlearn.programs.facts import Inspection as Inspection
+from nnlearn.programs.facts import inspect_function as inspect_function
+from nnlearn.programs.taps import Activation as Activation
+from nnlearn.programs.taps import activations as activations
 from nnlearn.schedules import constant_schedule as constant_schedule
 from nnlearn.schedules import cosine_annealing_schedule as cosine_annealing_schedule
 from nnlearn.schedules import cosine_annealing_warm_restarts_schedule as cosine_annealing_warm_restarts_schedule

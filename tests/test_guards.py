@@ -1,4 +1,4 @@
-"""Guards that matter in rare runs alone: each test fails if its guard is taken out."""
+"""Guards for rare cases: each test fails if its guard is removed."""
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,8 @@ def run_of(evaluate, **options):
     )
 
 
-def test_a_failed_seed_counts_before_the_mean_of_the_others():
-    """The better mean belongs to a setting that lost a seed, which therefore comes second."""
+def test_a_setting_with_a_failed_seed_ranks_below_one_without():
+    """The setting with the better mean has a failed seed, so it ranks second."""
 
     def evaluate(params, hparams):
         lost = (hparams["rate"] > 0.2) & (hparams["seed"] == 1)
@@ -50,7 +50,7 @@ def test_a_run_whose_checks_are_all_nan_ends_with_trained_parameters():
     np.testing.assert_allclose(state.params, 0.75)  # after two steps, each of which halves the distance to 1
 
 
-def test_counts_of_the_first_device_are_those_of_all():
+def test_integer_state_is_taken_from_the_first_device():
     def loss_fn(params, batch, key, model_state):
         return jnp.mean((params - batch) ** 2), {}, {"count": model_state["count"] + jax.lax.axis_index("d") + 5}
 

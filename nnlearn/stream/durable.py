@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -19,7 +19,7 @@ from nnlearn.stream.interrupt import Interrupt
 from nnlearn.stream.loop import FitResult
 from nnlearn.stream.progress import NoProgress, show_progress
 from nnlearn.train.run import Run, Train
-from nnlearn.train.trace import Trace
+from nnlearn.train.trace import Trace, join
 from nnlearn.types import Key, PyTree
 
 STRETCHES = 100  # of a run that no checkpoint divides: as often the progress bar moves
@@ -93,7 +93,7 @@ def run(
         interrupt = stack.enter_context(Interrupt())
         driver.bar = stack.enter_context(show_progress(progress, at, train.steps))
         if history is not None:
-            driver.writer = stack.enter_context(_Rows(history, at))
+            driver.writer = stack.enter_context(_Rows(history, parts[0] if parts else None))
         return driver.drive(interrupt)
 
 
@@ -156,10 +156,13 @@ class _Driver:
                 self.take(jax.device_get(part))
                 if self.checkpoints is not None and self.checkpoints.is_due(self.at):
                     self.save()
-        finally:
-            if self.checkpoints is not None and self.parts:
-                self.save()
-                self.checkpoints.wait()
+        except BaseException as error:
+            try:
+                self.save_last()
+            except Exception as another:
+                error.add_note(f"the last state could not be saved either: {another}")
+            raise
+        self.save_last()
         return self.result(interrupt.reason if self.at < self.train.steps else None)
 
     def take(self, part: Trace) -> None:
@@ -173,10 +176,18 @@ class _Driver:
             rate = part.info.learning_rate
             self.bar.update(self.at, float(part.loss[-1]), None if rate is None else float(np.mean(rate[-1])))
 
-    def save(self) -> None:
-        if self.saved_at == self.at:
+    def save_last(self) -> None:
+        """Save unless the disk has this step already, and wait for it."""
+        if self.checkpoints is None or not self.parts:
             return
-        self.parts = [_joined(self.parts)]
+        if self.saved_at == self.at:
+            self.checkpoints.wait()
+        if self.at not in self.checkpoints.steps():
+            self.save()
+        self.checkpoints.wait()
+
+    def save(self) -> None:
+        self.parts = [join(self.parts)]
         metrics = {name: float(values[-1]) for name, values in self.parts[0].metrics.items()}
         self.checkpoints.save(self.at, (self.state, self.parts[0]), metrics=metrics, metadata={"run": self.identity})
         self.saved_at = self.at
@@ -184,7 +195,7 @@ class _Driver:
     def result(self, reason: str | None) -> FitResult:
         if not self.parts:
             return FitResult(self.train.finish(self.state), _ended(self.empty_trace(), reason))
-        trace = jax.tree.map(jnp.asarray, _joined(self.parts))
+        trace = jax.tree.map(jnp.asarray, join(self.parts))
         return FitResult(self.train.finish(self.state), _ended(trace, reason))
 
     def empty_trace(self) -> Trace:
@@ -220,15 +231,6 @@ def _wait(tree: PyTree, interrupt: Interrupt) -> bool:
     return True
 
 
-def _joined(parts: Sequence[Trace]) -> Trace:
-    """``join`` in NumPy, which compiles nothing."""
-    if len(parts) == 1:
-        return parts[0]
-    timed = [(part.step, part.info, part.check_step, part.metrics) for part in parts]
-    step, info, check_step, metrics = jax.tree.map(lambda *leaves: np.concatenate(leaves), *timed)
-    return dataclasses.replace(parts[-1], step=step, info=info, check_step=check_step, metrics=metrics)
-
-
 def _ended(trace: Trace, reason: str | None) -> Trace:
     """The trace of a run that a signal has ended."""
     if reason is None or int(trace.reason):
@@ -238,11 +240,13 @@ def _ended(trace: Trace, reason: str | None) -> Trace:
 
 
 class _Rows:
-    """The history of a run: opened with the columns of its first trace."""
+    """The history of a run: opened with the columns of its first trace, or with the trace of a checkpoint."""
 
-    def __init__(self, path: str | Path, first: int):
-        self.path, self.first = path, first
+    def __init__(self, path: str | Path, saved: Trace | None):
+        self.path = path
         self._history: History | None = None
+        if saved is not None:
+            self._history = History(path, list(saved.columns()), saved=_rows(saved))
 
     def __enter__(self) -> "_Rows":
         return self
@@ -252,15 +256,15 @@ class _Rows:
             self._history.__exit__(*error)
 
     def write(self, part: Trace) -> None:
-        table = part.columns()
         if self._history is None:
-            self._history = History(self.path, list(table), self.first)
-        self._history.write(list(_rows(table, set(part.check_step.tolist()), set(part.metrics))))
+            self._history = History(self.path, list(part.columns()))
+        self._history.write(list(_rows(part)))
 
 
-def _rows(table: dict[str, np.ndarray], checks: set[int], metrics: set[str]) -> Iterator[Row]:
-    """Rows of a table, without the metrics where there was no check."""
-    checked = {name for name in table if name in metrics or name.startswith("check/")}
+def _rows(trace: Trace) -> Iterator[Row]:
+    """The rows of a trace, without the metrics where there was no check."""
+    table, checks = trace.columns(), set(np.asarray(trace.check_step).tolist())
+    checked = {name for name in table if name in trace.metrics or name.startswith("check/")}
     for at, step in enumerate(table["step"].tolist()):
         names = table if step in checks else [name for name in table if name not in checked]
         yield {name: table[name][at].item() for name in names}

@@ -1,7 +1,7 @@
 """The host-driven run, for data that do not fit into a compiled program: batches from any iterable."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from nnlearn.checks import check_count
 from nnlearn.stream.blocks import Boundaries, known_length, passes, read_blocks
 from nnlearn.stream.callbacks import Callback, Callbacks, Every, State
 from nnlearn.stream.dispatch import Dispatcher
-from nnlearn.stream.history import History, check_history
+from nnlearn.stream.history import History, Row, check_history
 from nnlearn.stream.host_metrics import HostMetrics
 from nnlearn.stream.interrupt import REASONS, Interrupt
 from nnlearn.stream.loop import FitResult, HostLoop
@@ -184,10 +184,10 @@ def fit(
         interrupt = stack.enter_context(Interrupt())
         bar = stack.enter_context(show_progress(progress, boundaries.first, _total(boundaries, epochs)))
 
-        def open_writers(columns: list[str]) -> list[Writer]:
+        def open_writers(columns: list[str], saved: Iterator[Row] | None) -> list[Writer]:
             writers: list[Writer] = []
             if history is not None:
-                writers.append(stack.enter_context(History(history, columns, boundaries.first)).write)
+                writers.append(stack.enter_context(History(history, columns, begin, saved)).write)
             if listeners:
                 writers.append(listeners.write)
             return writers

@@ -100,13 +100,14 @@ class HostLoop:
         if isinstance(error, Exception) and made_steps and not self._dispatcher.is_lost():
             try:
                 self._save_last()
-                self._save_run()
+                self._save_run(last=True)
             except Exception as another:
                 error.add_note(f"the last state could not be saved either: {another!r}")
 
-    def _save_run(self) -> None:
+    def _save_run(self, last: bool = False) -> None:
         if self._saver is not None:
-            self._saver.save(self._step, self._place, self._dispatcher, self._recorder)
+            save = self._saver.save_last if last else self._saver.save
+            save(self._step, self._place, self._dispatcher, self._recorder)
 
     def _make_steps(self, block: Block) -> None:
         if self._saver is not None:
@@ -163,7 +164,7 @@ class HostLoop:
         if not self._final_called:
             self._call_back(checks, final=True)
         self._recorder.read()
-        self._save_run()
+        self._save_run(last=True)
         dispatcher = self._dispatcher
         trace = self._recorder.trace(
             self._step, dispatcher.reason, dispatcher.best_step, dispatcher.rule_names, self._ended_by or ALL_STEPS

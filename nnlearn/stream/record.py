@@ -1,7 +1,8 @@
 """The records of a host-driven run, read back from the device a few calls late, so that no step waits for them."""
 
+import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from nnlearn.stream.history import Row
 from nnlearn.train.step import Info
 from nnlearn.train.stopping import Metrics
 from nnlearn.train.trace import ALL_STEPS, Trace, info_columns, metric_column
+from nnlearn.tree import path_name
 from nnlearn.types import PyTree
 
 Writer = Callable[[list[Row]], None]
@@ -40,8 +42,8 @@ class Recorder:
       every: record every ``every`` steps.
       metrics: the names of the metrics of checks.
       leaves: the names of the parameters.
-      open_writers: called with the names of all columns before the first rows; returns functions that take rows.
-        If it returns none, no rows are made.
+      open_writers: called before the first rows with the names of all columns, and with the rows of the checkpoint that
+        is resumed, or None; returns functions that take rows. If it returns none, no rows are made.
       watch: called with the step, loss and learning rate (or None) that were read last.
     """
 
@@ -51,13 +53,14 @@ class Recorder:
         metrics: Sequence[str],
         leaves: Sequence[str] = (),
         *,
-        open_writers: Callable[[list[str]], list[Writer]],
+        open_writers: Callable[[list[str], Iterator[Row] | None], list[Writer]],
         watch: Callable[[int, float, float | None], None],
     ):
         self.every, self.metrics, self.leaves = every, list(metrics), tuple(leaves)
         self.latest: dict[str, float] = {}  # metrics of the latest check that was read
         self._open_writers, self._watch = open_writers, watch
         self._writers: list[Writer] = []
+        self._is_resumed = False
         self._far = jax.default_backend() != "cpu"
         self._waiting: deque[_Entry] = deque()
         self._steps: list[np.ndarray] = []
@@ -74,7 +77,9 @@ class Recorder:
             for metric in self.metrics:
                 self._metric_columns[metric] = metric_column(metric, names)
                 names.append(self._metric_columns[metric])
-            self._writers = self._open_writers(names)
+            if self._infos:  # from a checkpoint, with dicts for classes
+                self._infos = [_with_types_of(infos, self._infos[0])]
+            self._writers = self._open_writers(names, self._saved_rows() if self._is_resumed else None)
         if self._far:
             for leaf in jax.tree.leaves(infos):
                 leaf.copy_to_host_async()
@@ -101,8 +106,6 @@ class Recorder:
             whole = jax.tree.map(np.asarray, entry.infos)
             infos = jax.tree.map(lambda leaf: leaf[recorded], whole)
             self._steps.append(steps[recorded])
-            if len(self._infos) == 1:  # perhaps from a checkpoint, with dicts for classes
-                self._infos = [jax.tree.unflatten(jax.tree.structure(infos), jax.tree.leaves(self._infos[0]))]
             self._infos.append(infos)
             rates = whole.learning_rate
             rate = None if rates is None else float(np.mean(rates[entry.steps - 1]))
@@ -117,7 +120,7 @@ class Recorder:
             for write in self._writers:
                 write(rows)
 
-    def _rows(self, steps: np.ndarray, infos: PyTree, metrics: dict[str, float], last: int) -> list[Row]:
+    def _rows(self, steps: np.ndarray, infos: PyTree, metrics: dict[str, float], last: float) -> list[Row]:
         rows: list[Row] = []
         info_parts = self._columns or []
         if infos is not None:
@@ -132,6 +135,17 @@ class Recorder:
             rows[-1].update({self._metric_columns[name]: value for name, value in metrics.items()})
         return rows
 
+    def _saved_rows(self) -> Iterator[Row]:
+        """The rows of the records of a checkpoint, from check to check."""
+        steps, infos = (self._steps[0], self._infos[0]) if self._infos else (np.zeros(0, np.int32), None)
+        begin = 0
+        for last, found in [*self._checks, (math.inf, {})]:
+            end = int(np.searchsorted(steps, last, side="right"))
+            part = jax.tree.map(lambda leaf: leaf[begin:end], infos)  # noqa: B023
+            metrics = {name: _plain(value) for name, value in found.items()}
+            yield from self._rows(steps[begin:end], part, metrics, last)
+            begin = end
+
     def records(self) -> dict[str, Any]:
         """Everything that was read, in NumPy, for a checkpoint."""
         checks = [metrics for _, metrics in self._checks]
@@ -145,6 +159,7 @@ class Recorder:
 
     def restore(self, records: dict[str, Any]) -> None:
         """Begin with the records of a checkpoint; dicts stand for the classes of ``aux``."""
+        self._is_resumed = True
         if records["info"] is not None:
             self._steps, self._infos = [records["step"]], [Info(**records["info"])]
         metrics = records["metrics"]
@@ -175,6 +190,12 @@ class Recorder:
         }
         leaves = self.leaves if getattr(infos, "leaf_grad_norms", None) is not None else ()
         return Trace(**jax.device_put(arrays), rules=tuple(rules), leaves=leaves)
+
+
+def _with_types_of(like: PyTree, saved: PyTree) -> PyTree:
+    """The saved leaves in a tree with the types of ``like``; they are found by their paths."""
+    leaves = {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(saved)}
+    return jax.tree.map_with_path(lambda path, _: leaves[path_name(path)], like)
 
 
 def _no_info() -> Info:

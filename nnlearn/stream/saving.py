@@ -4,7 +4,8 @@ from typing import Any, Literal
 
 import jax
 
-from nnlearn.checkpoints import CheckpointError, Checkpoints, load
+from nnlearn.checkpoints import CheckpointError, Checkpoints
+from nnlearn.checkpoints.folder import load_parts
 from nnlearn.stream.blocks import Block
 from nnlearn.stream.dispatch import Dispatcher
 from nnlearn.stream.identity import refuse_another, shapes_by_path
@@ -55,9 +56,9 @@ class RunSaver:
         like = {"carry": dispatcher.carry, "verdict": dispatcher.verdict}
         now = {"settings": self._settings, "shapes": shapes_by_path(like)}
         self._refuse_another({name: self._saved[name] for name in now}, now)
-        tree = load(path, like, unexpected="ignore")
-        dispatcher.restore(tree["carry"], tree["verdict"], self._saved["steps_since_check"])
-        recorder.restore(load(path)["records"])
+        parts, records = load_parts(path, like, "records")
+        dispatcher.restore(parts["carry"], parts["verdict"], self._saved["steps_since_check"])
+        recorder.restore(records)
 
     def check_program(self, dispatcher: Dispatcher, block: Block) -> None:
         """Compare the step with that of the run that is resumed, once a batch has been seen.
@@ -77,6 +78,15 @@ class RunSaver:
         """Whether to save now: as the checkpoints say, or else after each check."""
         timed = self.checkpoints.every_steps is not None or self.checkpoints.every_minutes is not None
         return self.checkpoints.is_due(step) if timed else checked
+
+    def save_last(self, step: int, place: Place, dispatcher: Dispatcher, recorder: Recorder) -> None:
+        """Save the run as it is after ``step`` unless the disk has it already, and wait for that."""
+        if step == self._step:
+            self.checkpoints.wait()
+            if step not in self.checkpoints.steps():  # it could not be written
+                self._step = None
+        self.save(step, place, dispatcher, recorder)
+        self.checkpoints.wait()
 
     def save(self, step: int, place: Place, dispatcher: Dispatcher, recorder: Recorder) -> None:
         """Save the run as it is after ``step``; nothing if that is saved already."""

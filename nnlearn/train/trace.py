@@ -275,7 +275,7 @@ def _words(path: Sequence[Any]) -> list[str]:
 
 
 def join(parts: Sequence[Trace]) -> Trace:
-    """Concatenate the traces of consecutive stretches of a run.
+    """Concatenate the traces of consecutive stretches of a run; traces in NumPy stay in NumPy.
 
     >>> import nnlearn
     >>> batches = nnlearn.generated(lambda key, step: step)
@@ -289,7 +289,8 @@ def join(parts: Sequence[Trace]) -> Trace:
     last, axis = parts[-1], len(parts[-1].runs)
 
     def along(*leaves):
-        return jnp.concatenate(leaves, axis=axis)
+        on_host = all(isinstance(leaf, np.ndarray) for leaf in leaves)  # then nothing is compiled
+        return (np if on_host else jnp).concatenate(leaves, axis=axis)
 
     timed = [(part.step, part.info, part.check_step, part.metrics) for part in parts]
     step, info, check_step, metrics = jax.tree.map(along, *timed)

@@ -1,0 +1,1 @@
+"""Training programs, healthy and faulty, on which the diagnosis is measured."""

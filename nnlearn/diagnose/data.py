@@ -1,0 +1,5 @@
+"""Checks of the data."""
+
+from nnlearn.diagnose.checking import NamedCheck
+
+CHECKS: tuple[NamedCheck, ...] = ()
