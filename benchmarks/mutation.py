@@ -79,7 +79,7 @@ ALSO = {
     ],
     "nnlearn/sweeps": ["test_sweep.py"],
     "nnlearn/packing": ["test_packing.py", "test_packed_training.py", "test_packing_proof.py"],
-    "nnlearn/stream": ["test_fit.py", "test_fit_host.py", "test_own_steps.py"],
+    "nnlearn/stream": ["test_fit.py", "test_fit_host.py", "test_own_steps.py", "test_durable.py"],
 }
 # Test files that run examples or whole tasks, or start many processes; they run last.
 LONG = {"test_learning.py", "test_examples.py", "test_examples_learning.py", "test_killed_writers.py", "test_speech.py"}
@@ -102,6 +102,8 @@ EQUIVALENT: dict[str, str] = {
     "b4be25c4ef06": "the default of a kernel's argument that the transformation always gives",
     "bda5e76bf88e": "an infinite upper bound is the default",
     "26863b577e8e": "any Python integer stands for no factor",
+    "b70372db3016": "an array without elements",
+    "62c66dcaa1c1": "XLA on a CPU accumulates these products in float32 in any case",
     "08f2621810e8": "what fills the rows after the last step, which are cut off",
 }
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import nnlearn
 from nnlearn.sweeps import choice, sweep
@@ -66,3 +67,28 @@ def test_the_derivative_of_a_division_by_zero_is_zero():
     slopes = jax.grad(lambda n, d: jnp.sum(safe_divide(n, d)), (0, 1))(numerator, denominator)
     np.testing.assert_array_equal(slopes[0], [0.0, 0.0, 0.5])
     np.testing.assert_array_equal(slopes[1], [0.0, 0.0, -0.75])
+
+
+def test_a_sweep_of_the_older_format_is_not_resumed(tmp_path):
+    train, space = run_of(lambda params: {"score": params}), {"rate": choice(0.1)}
+    sweep(train, space, 1, metric="score", folder=tmp_path)
+    header = tmp_path / "sweep.json"
+    header.write_text(header.read_text().replace("nnlearn sweep 2", "nnlearn sweep 1"))
+    with pytest.raises(ValueError, match="older nnlearn.*Results.load"):
+        sweep(train, space, 1, metric="score", folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: nnlearn.transforms.ema(1.5), "decay"),
+        (lambda: nnlearn.transforms.trace(-0.5), "decay"),
+        (lambda: nnlearn.transforms.clip(-1.0), "max_delta"),
+        (lambda: nnlearn.transforms.clip_by_block_rms(-1.0), "threshold"),
+        (lambda: nnlearn.transforms.clip_by_global_norm(-1.0), "max_norm"),
+        (lambda: nnlearn.transforms.adaptive_grad_clip(-0.1), "clipping"),
+    ],
+)
+def test_transformations_check_their_hyperparameters(make, name):
+    with pytest.raises(ValueError, match=name):
+        make()
