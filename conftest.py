@@ -15,8 +15,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 SAMPLED = {
     "test_contract.py": 6,
     "test_convnet.py": 2,
-    "test_docs.py": 4,
+    "test_docs.py": 6,
+    "test_faults.py": 2,
     "test_fit.py": 2,
+    "test_full_disk.py": 2,
     "test_losses.py": 6,
     "test_losses_contrastive.py": 2,
     "test_losses_likelihood.py": 2,
