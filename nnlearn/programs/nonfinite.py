@@ -107,7 +107,7 @@ def find_nonfinite(function: Callable[..., Any], *arguments: Any) -> Origin | No
     if code < 0:
         path = path_name(jax.tree.leaves_with_path(arguments)[-code - 1][0])
         return Origin(
-            "input", Place(scope=path), _kind(np.asarray(results[codes.index(code)][1])), (), False, (), names
+            "input", Place(scope=path), "nan" if np.asarray(results[codes.index(code)][1])[0] else "inf", (), False, (), names
         )
     return reader.origin(code, origin, operands, names)
 

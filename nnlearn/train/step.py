@@ -52,14 +52,9 @@ class Info(NamedTuple):
       leaf_grad_norms: Euclidean norm of each leaf's gradient, shape (leaves,), in the tree's order. Their names are
         in ``Trace.leaves``.
       noise_scale: the variability of the examples' gradients, see ``noise_scale_from_examples``.
-<<<<<<< HEAD
-      skipped: whether the optimizer skipped the step, see ``was_skipped``; None if nothing in it skips steps. The loss
-        and the norms of a skipped step are those of its batch.
-      layers: statistics of each parameter leaf, if ``monitor_layers`` is around the optimizer, or None.
-=======
       skipped: whether the optimizer skipped the step, see ``was_skipped``, or ``RollBack`` undid it; None if nothing
         skips steps. The loss and the norms of a skipped step are those of its batch.
->>>>>>> faults
+      layers: statistics of each parameter leaf, if ``monitor_layers`` is around the optimizer, or None.
     """
 
     loss: jax.Array

@@ -60,13 +60,9 @@ class Trace:
       reason: the index of the rule that stopped the run, counted from 1; 0 if none did. ``stopped_by`` is its name.
       best_step: the check that provided the final state, and the ``step`` of that state; None if no rule keeps one.
       rules: the names of the rules.
-<<<<<<< HEAD
       leaves: the names of the parameters, in the order of ``info.leaf_grad_norms`` and ``info.layers``; empty unless
         one of them is recorded.
-=======
-      leaves: the names of the parameters, in the order of ``info.leaf_grad_norms``; empty unless that is recorded.
       rollbacks: the first and last step of each stretch that ``RollBack`` has undone.
->>>>>>> faults
     """
 
     step: jax.Array
