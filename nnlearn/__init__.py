@@ -89,6 +89,8 @@ from nnlearn.packing import per_buffer as per_buffer
 from nnlearn.packing import unpack as unpack
 from nnlearn.programs.facts import Inspection as Inspection
 from nnlearn.programs.facts import inspect_function as inspect_function
+from nnlearn.programs.nonfinite import Origin as Origin
+from nnlearn.programs.nonfinite import find_nonfinite as find_nonfinite
 from nnlearn.programs.taps import Activation as Activation
 from nnlearn.programs.taps import activations as activations
 from nnlearn.schedules import constant_schedule as constant_schedule
@@ -109,7 +111,9 @@ from nnlearn.schedules import warmup_constant_schedule as warmup_constant_schedu
 from nnlearn.schedules import warmup_cosine_decay_schedule as warmup_cosine_decay_schedule
 from nnlearn.schedules import warmup_exponential_decay_schedule as warmup_exponential_decay_schedule
 from nnlearn.schedules import warmup_stable_decay_schedule as warmup_stable_decay_schedule
+from nnlearn.stream import FaultError as FaultError
 from nnlearn.stream import FitResult as FitResult
+from nnlearn.stream import RollBack as RollBack
 from nnlearn.stream import fit as fit
 from nnlearn.stream import run as run
 from nnlearn.train import Info as Info
@@ -141,6 +145,7 @@ from nnlearn.train import per_example_norms as per_example_norms
 from nnlearn.train import poisson_sampled as poisson_sampled
 from nnlearn.train import reached as reached
 from nnlearn.train import shuffled as shuffled
+from nnlearn.train import skip_budget as skip_budget
 from nnlearn.transforms import *  # noqa: F403
 from nnlearn.tree import global_norm as global_norm
 from nnlearn.types import EmptyState as EmptyState

@@ -21,10 +21,15 @@ def test_the_python_blocks_run_as_printed():
 
 
 def test_three_commands_each_make_an_environment():
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 3 and all(block.startswith("python3 -m venv .venv && ") for block in blocks)
-    assert blocks[0].strip().endswith("nnlearn compare") and "pytest" in blocks[1]
-    assert blocks[2].strip().endswith("nnlearn learn mnist")
+    blocks = dict(re.findall(r"<!-- (\w+) -->\n```bash\n(.*?)```", README, re.DOTALL))
+    assert len(blocks) == README.count("```bash") == 3
+    assert all(block.startswith("python3 -m venv .venv && ") for block in blocks.values())
+    assert blocks["compare"].strip().endswith("nnlearn compare") and "pytest" in blocks["test"]
+    assert blocks["learn"].strip().endswith("nnlearn learn mnist")
+
+
+def test_the_readme_is_short():
+    assert README.count("\n") <= 150
 
 
 # Functions whose docstrings lack something: the list only gets shorter.

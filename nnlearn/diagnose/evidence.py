@@ -94,6 +94,22 @@ class History(NamedTuple):
         return _scores(self.validation, self.validation_targets, len(self.train_loss))
 
 
+class Outputs(NamedTuple):
+    """Predictions of the final parameters.
+
+    Attributes:
+      train, validation: outputs in evaluation mode; validation is None without validation data.
+      train_targets, validation_targets: their targets.
+      noisy: outputs on the same training examples in training mode, with two keys, or None.
+    """
+
+    train: np.ndarray
+    train_targets: np.ndarray
+    validation: np.ndarray | None
+    validation_targets: np.ndarray | None
+    noisy: tuple[np.ndarray, np.ndarray] | None
+
+
 @dataclasses.dataclass(eq=False)
 class Evidence:
     """The evidence of one run; see the properties."""
@@ -138,6 +154,29 @@ class Evidence:
     def history(self) -> History:
         """Outputs and losses of some training and validation examples at every snapshot."""
         return _history(self.subject, self.run)
+
+    @functools.cached_property
+    def outputs(self) -> Outputs:
+        """Predictions of the final parameters on some training and validation examples."""
+        subject, history, state = self.subject, self.history, self.run.last
+        subject.need_predict()
+        if history.train is None:
+            raise Unknown("predict cannot be called with the inputs of the examples")
+        noisy = None
+        if subject.key_mode != "never":
+            inputs = some(subject.inputs)
+            predict = jax.jit(
+                lambda key: subject.outputs(params_of(state), inputs, key, state.model_state), compiler_options=QUICK
+            )
+            noisy = (np.asarray(predict(jax.random.key(1))), np.asarray(predict(jax.random.key(2))))
+        validation = None if history.validation is None else history.validation[-1]
+        return Outputs(history.train[-1], history.train_targets, validation, history.validation_targets, noisy)
+
+    @property
+    def curves(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """The loss at every snapshot on some training examples and on validation, in evaluation mode if possible."""
+        validation = self.history.validation_loss
+        return self.history.train_loss, validation if np.any(np.isfinite(validation)) else None
 
     @functools.cached_property
     def activations(self) -> list[Activation]:
@@ -377,9 +416,11 @@ def _variants(evidence: Evidence) -> dict[str, Variant]:
         jax.tree.map(lambda *leaves: np.stack(leaves), *(each[column] for each in plan)) for column in (1, 2, 3, 4)
     ]
     changes = Change(stacked[1].astype(np.float32), stacked[2].astype(np.float32), *stacked[3])
-    judged = None
+    judged = []
     if subject.predict is not None and subject.targets is not None:
-        judged = some((subject.inputs, subject.targets), 256)
+        judged.append(some((subject.inputs, subject.targets)))
+        if subject.validation is not None:
+            judged.append(some(tuple(subject.validation)))
     return run_variants(subject, [each[0] for each in plan], stacked[0], changes, count, judged)
 
 
@@ -443,4 +484,4 @@ def _history(subject: Subject, run: Record) -> History:
     return History(train_outputs, train[1], train_loss, outputs, targets, loss)
 
 
-__all__ = ["Data", "Evidence", "History", "Slopes", "as_data", "cosine", "params_of", "some"]
+__all__ = ["Data", "Evidence", "History", "Outputs", "Slopes", "as_data", "cosine", "params_of", "some"]

@@ -4,21 +4,13 @@ import jax
 import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
-from nnlearn.diagnose.dynamics import gain
+from nnlearn.diagnose.dynamics import gain, poor
 from nnlearn.diagnose.evidence import Evidence, params_of
 from nnlearn.diagnose.report import Finding, found
 from nnlearn.diagnose.subject import Unknown
 from nnlearn.programs.kinds import RECTIFIED, SMOOTH, SQUASHING
 
 DEAD = 0.9  # share of units
-
-
-def poor(evidence: Evidence) -> bool:
-    """Whether the run did not fit its training examples, as far as that is known."""
-    score = evidence.score
-    if np.isfinite(score):
-        return score < 0.9
-    return not evidence.last_loss < 0.5 * evidence.first_loss
 
 
 @check("every parameter is trained")
