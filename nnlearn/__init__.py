@@ -84,6 +84,10 @@ from nnlearn.packing import map_stacks as map_stacks
 from nnlearn.packing import pack as pack
 from nnlearn.packing import per_buffer as per_buffer
 from nnlearn.packing import unpack as unpack
+from nnlearn.programs.facts import Inspection as Inspection
+from nnlearn.programs.facts import inspect_function as inspect_function
+from nnlearn.programs.taps import Activation as Activation
+from nnlearn.programs.taps import activations as activations
 from nnlearn.schedules import constant_schedule as constant_schedule
 from nnlearn.schedules import cosine_annealing_schedule as cosine_annealing_schedule
 from nnlearn.schedules import cosine_annealing_warm_restarts_schedule as cosine_annealing_warm_restarts_schedule

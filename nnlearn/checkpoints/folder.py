@@ -2,10 +2,10 @@
 
 import contextlib
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ from nnlearn.checkpoints.errors import CheckpointError
 from nnlearn.checkpoints.manifest import ARRAYS, NAME, Manifest, read_manifest, to_bytes
 from nnlearn.checkpoints.nodes import Arrays, Node, build, describe, named_leaves, total_bytes
 from nnlearn.checkpoints.restore import Fitting, LoadReport, Missing, Names, Rename, Unexpected, check
-from nnlearn.files import explaining_full_disk, hold, replacing, sync_folder
+from nnlearn.files import explaining_full_disk, hold, sync_folder
 from nnlearn.types import PyTree
 
 LOCK = ".lock"
@@ -63,15 +63,18 @@ def write(folder: Path, node: Node, arrays: Arrays, metadata: Mapping[str, Any] 
     safe = "The checkpoint that was there is unchanged" if folder.exists() else "Nothing was left behind"
     with explaining_full_disk(folder, safe, total_bytes(arrays)), _draft(folder) as draft:
         name = f"arrays-{os.urandom(8).hex()}.safetensors"
-        written = write_arrays(draft / name, arrays)
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        manifest = Manifest(step, metadata, library_versions(), node, {name: written}, created)
-        with replacing(draft / NAME, "wb") as file:
-            file.write(to_bytes(manifest))
+        with open(draft / name, "wb", buffering=0) as file, open(draft / NAME, "wb") as about:
+            written = write_arrays(file, arrays)
+            about.write(to_bytes(Manifest(step, metadata, library_versions(), node, {name: written}, created)))
+            about.flush()
+            os.fsync(file.fileno())
+            os.fsync(about.fileno())
         sync_folder(draft)
         _commit(draft, folder, name)
 
 
+@functools.cache
 def library_versions() -> dict[str, str]:
     """The installed versions of nnlearn and of the libraries that compute for it."""
     found = {}
@@ -86,7 +89,7 @@ def _draft(folder: Path) -> Iterator[Path]:
     """A new folder beside ``folder``, held until it is committed; removed after an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_drafts(folder)
-    draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.draft")
+    draft = folder.parent / f".{folder.name}.{os.urandom(8).hex()}.draft"
     draft.mkdir()
     try:
         with open(draft / LOCK, "a") as lock:
@@ -169,16 +172,20 @@ def load(
     does not fit (1): head: saved float32[10], wanted float32[3]
     """
     folder = Path(folder)
-    given = only is not None or rename is not None or report is not None
+    check_options(like, missing, unexpected, any(option is not None for option in (only, rename, report)))
+    manifest = read_manifest(folder)
+    arrays = read_all(folder, manifest)
+    return fit_tree(folder, manifest.tree, arrays, like, only, rename, missing, unexpected, report)
+
+
+def check_options(like: PyTree | None, missing: str, unexpected: str, given: bool) -> None:
+    """Refuse options of ``load`` that do not exist, or that need ``like``; ``given`` if there are others."""
     if like is None and (given or missing != "error" or unexpected != "error"):
         raise ValueError("only, rename, missing, unexpected and report need like, a tree to load into")
     if missing not in ("error", "keep"):
         raise ValueError(f"missing must be 'error' or 'keep', got {missing!r}")
     if unexpected not in ("error", "ignore"):
         raise ValueError(f"unexpected must be 'error' or 'ignore', got {unexpected!r}")
-    manifest = read_manifest(folder)
-    arrays = _read_all(folder, manifest)
-    return fit_tree(folder, manifest.tree, arrays, like, only, rename, missing, unexpected, report)
 
 
 def load_parts(folder: Path, like: dict[str, PyTree], other: str) -> tuple[dict[str, PyTree], PyTree]:
@@ -188,12 +195,17 @@ def load_parts(folder: Path, like: dict[str, PyTree], other: str) -> tuple[dict[
       CheckpointError: if a file is damaged, or the saved parts do not fit ``like``.
     """
     manifest = read_manifest(folder)
-    arrays = _read_all(folder, manifest)
+    arrays = read_all(folder, manifest)
     parts = fit_tree(folder, manifest.tree, arrays, like, None, None, "error", "ignore", None)
     return parts, build(manifest.tree["children"][other], arrays)
 
 
-def _read_all(folder: Path, manifest: Manifest) -> Arrays:
+def read_all(folder: Path, manifest: Manifest) -> Arrays:
+    """The arrays of a checkpoint by name, once every byte is checked.
+
+    Raises:
+      CheckpointError: if the file of arrays is damaged, missing or replaced.
+    """
     leaves = named_leaves(manifest.tree).values()
     nodes = [node for node in leaves if node["kind"] in ("array", "key")]
     ((name, written),) = manifest.files.items()

@@ -3,8 +3,6 @@
 None of these formats notices damage; ``nnlearn.checkpoints.save`` does.
 """
 
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -19,7 +17,7 @@ from nnlearn.checkpoints.folder import fit_tree
 from nnlearn.checkpoints.nodes import Node, build, describe, total_bytes
 from nnlearn.checkpoints.restore import LoadReport, Missing, Names, Rename, Unexpected
 from nnlearn.extras import import_extra
-from nnlearn.files import explaining_full_disk, replacing, sync_folder
+from nnlearn.files import explaining_full_disk, replacing
 from nnlearn.packing import Packed, pack_like, unpack
 from nnlearn.packing.serialization import register_with_flax
 from nnlearn.types import PyTree
@@ -60,13 +58,8 @@ def export_safetensors(path: str | Path, tree: PyTree) -> None:
     _, arrays = describe(tree)
     path = Path(path)
     safe = "The file that was there is unchanged" if path.exists() else "Nothing was left behind"
-    with (
-        explaining_full_disk(path, safe, total_bytes(arrays)),
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".draft") as draft,
-    ):
-        write_arrays(Path(draft) / path.name, arrays)
-        os.replace(Path(draft) / path.name, path)
-    sync_folder(path.parent)
+    with explaining_full_disk(path, safe, total_bytes(arrays)), replacing(path, "wb", buffering=0) as file:
+        write_arrays(file, arrays)
 
 
 def import_safetensors(

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from nnlearn.checkpoints.errors import CheckpointError
-from nnlearn.checkpoints.folder import load, verify, write
+from nnlearn.checkpoints.folder import check_options, fit_tree, read_all, verify, write
 from nnlearn.checkpoints.manifest import read_manifest
 from nnlearn.checkpoints.nodes import Arrays, Node, check_leaf, describe, total_bytes
 from nnlearn.checkpoints.restore import LoadReport, Missing, Names, Rename, Unexpected
@@ -156,14 +156,15 @@ class Checkpoints:
         """Delete what no rule keeps, once the newest has been read back."""
         if self.keep_last is None:
             return
-        verify(self.path(newest))
         steps = self.steps()
         kept = {*steps[-self.keep_last :], newest, self._pinned, *self._ranked(steps)[: self.keep_best]}
-        for step in steps:
-            if step not in kept:
-                grave = self.folder / f".{self.path(step).name}.deleted"
-                self.path(step).rename(grave)  # killed while it deletes, no half of a checkpoint is seen
-                shutil.rmtree(grave, ignore_errors=True)
+        old = [step for step in steps if step not in kept]
+        if old:
+            verify(self.path(newest))
+        for step in old:
+            grave = self.folder / f".{self.path(step).name}.deleted"
+            self.path(step).rename(grave)  # killed while it deletes, no half of a checkpoint is seen
+            shutil.rmtree(grave, ignore_errors=True)
 
     def pin(self, step: int | None) -> None:
         """Keep a step whatever the rules say, in place of the one that was pinned before."""
@@ -235,7 +236,7 @@ class Checkpoints:
     def _is_good(self, step: int) -> bool:
         damage = self._damage(step)
         if damage is not None:
-            warnings.warn(f"skipped the damaged checkpoint of step {step}: {damage}", stacklevel=3)
+            _warn_of_damage(step, damage)
         return damage is None
 
     def load(
@@ -259,16 +260,23 @@ class Checkpoints:
           FileNotFoundError: if nothing was saved, or not that step.
           CheckpointError: if the step is damaged, or does not fit ``like``.
         """
+        check_options(like, missing, unexpected, any(option is not None for option in (only, rename, report)))
         self.wait()
-        if step is None:
-            step = self.latest()
-            if step is None:
-                raise FileNotFoundError(f"{str(self.folder)!r} has no checkpoint that can be used")
-        elif step not in self.steps():
-            raise FileNotFoundError(f"{str(self.folder)!r} has no step {step}; it has {list(self.steps())}")
-        self._manifest(step)
-        settings: dict[str, Any] = {"only": only, "rename": rename, "missing": missing, "unexpected": unexpected}
-        return load(self.path(step), like, report=report, **settings)
+        steps = self.steps()
+        if step is not None and step not in steps:
+            raise FileNotFoundError(f"{str(self.folder)!r} has no step {step}; it has {list(steps)}")
+        for candidate in reversed(steps) if step is None else [step]:
+            try:
+                manifest = self._manifest(candidate)
+                arrays = read_all(self.path(candidate), manifest)
+            except (CheckpointError, FileNotFoundError) as error:
+                if step is not None:
+                    raise
+                _warn_of_damage(candidate, error)
+                continue
+            path = self.path(candidate)
+            return fit_tree(path, manifest.tree, arrays, like, only, rename, missing, unexpected, report)
+        raise FileNotFoundError(f"{str(self.folder)!r} has no checkpoint that can be used")
 
     def metadata(self, step: int) -> dict[str, Any]:
         """The metadata that was saved with a step, without its metrics.
@@ -340,6 +348,10 @@ class Checkpoints:
 
     def __repr__(self) -> str:
         return f"Checkpoints({str(self.folder)!r}, steps={list(self.steps())})"
+
+
+def _warn_of_damage(step: int, damage: str | Exception) -> None:
+    warnings.warn(f"skipped the damaged checkpoint of step {step}: {damage}", stacklevel=4)
 
 
 def snapshot(tree: PyTree) -> Callable[[], tuple[Node, Arrays]]:

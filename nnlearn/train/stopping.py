@@ -96,6 +96,13 @@ def patience(
         parameters, optimizer state (including averages and moments), model state and ``step``. This needs the memory
         of one more state: for Adam three times that of the parameters.
 
+    Returns:
+      A ``StopRule``.
+
+    Raises:
+      ValueError: if ``mode`` is unknown, ``checks`` is below 1, or ``min_delta`` is negative or not finite. When the
+        run is traced, if there is no such metric.
+
     Source: Prechelt 1998, "Early Stopping - But When?".
 
     >>> rule = patience("loss", 2)
@@ -128,7 +135,14 @@ def converged(tolerance: Scalar, checks: Scalar = 1, *, metric: str = "train_los
     Args:
       tolerance: the largest change between two checks, >= 0, in the unit of the metric.
       checks: the number of consecutive changes, >= 1.
-      metric: the name of the metric.
+      metric: the name of a metric of ``evaluate``, ``train_loss``, or ``aux/<path>``, see ``StopRule``.
+
+    Returns:
+      A ``StopRule``.
+
+    Raises:
+      ValueError: if ``tolerance`` is negative or not finite, or ``checks`` is below 1. When the run is traced, if there
+        is no such metric.
 
     >>> rule = converged(0.1)
     >>> state, _ = rule.update(rule.init(), {"train_loss": 1.0}, 0)
@@ -156,8 +170,14 @@ def reached(metric: str, target: Scalar, *, mode: Literal["min", "max"] = "min")
 
     Args:
       metric: the name of a metric of ``evaluate``, ``train_loss``, or ``aux/<path>``, see ``StopRule``.
-      target: the value to reach.
+      target: the value to reach, in the unit of the metric.
       mode: ``"min"`` stops at ``metric <= target``, ``"max"`` at ``metric >= target``.
+
+    Returns:
+      A ``StopRule``.
+
+    Raises:
+      ValueError: if ``mode`` is unknown, or ``target`` is NaN. When the run is traced, if there is no such metric.
 
     >>> bool(reached("accuracy", 0.9, mode="max").update((), {"accuracy": 0.95}, 0)[1])
     True
@@ -177,8 +197,14 @@ def diverged(limit: Scalar = float("inf"), *, metric: str = "train_loss") -> Sto
     """Stop when a metric is not finite or exceeds a limit.
 
     Args:
-      limit: the largest value of a healthy run.
-      metric: the name of the metric.
+      limit: the largest value at which the run continues, in the unit of the metric.
+      metric: the name of a metric of ``evaluate``, ``train_loss``, or ``aux/<path>``, see ``StopRule``.
+
+    Returns:
+      A ``StopRule``.
+
+    Raises:
+      ValueError: if ``limit`` is NaN. When the run is traced, if there is no such metric.
 
     >>> [bool(diverged(100.0).update((), {"train_loss": loss}, 0)[1]) for loss in (1.0, 1e3, float("nan"))]
     [False, True, True]
@@ -201,6 +227,12 @@ def keep_best(metric: str, mode: Literal["min", "max"] = "min") -> StopRule:
     Args:
       metric: the name of a metric of ``evaluate``, ``train_loss``, or ``aux/<path>``, see ``StopRule``.
       mode: whether small or large values are better.
+
+    Returns:
+      A ``StopRule``.
+
+    Raises:
+      ValueError: if ``mode`` is unknown. When the run is traced, if there is no such metric.
 
     >>> keep_best("accuracy", "max").keep
     ('accuracy', 'max')
