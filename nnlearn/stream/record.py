@@ -220,7 +220,8 @@ class Recorder:
             "reason": np.array(reason, np.int32),
             "best_step": best_step,
         }
-        leaves = self.leaves if getattr(infos, "leaf_grad_norms", None) is not None else ()
+        by_leaf = any(getattr(infos, name, None) is not None for name in ("leaf_grad_norms", "layers"))
+        leaves = self.leaves if by_leaf else ()
         return Trace(**jax.device_put(arrays), rules=tuple(rules), leaves=leaves, rollbacks=tuple(rollbacks))
 
 

@@ -17,6 +17,7 @@ from nnlearn.train.noise_of_step import make_noise_of
 from nnlearn.train.state import TrainState
 from nnlearn.transforms.hyperparams import is_injected
 from nnlearn.transforms.loss_scale import current_loss_scale
+from nnlearn.transforms.monitor import LayerStats, current_layers
 from nnlearn.transforms.skipping import hold, skip_whole, was_skipped
 from nnlearn.tree import global_norm, widest
 from nnlearn.types import (
@@ -53,6 +54,7 @@ class Info(NamedTuple):
       noise_scale: the variability of the examples' gradients, see ``noise_scale_from_examples``.
       skipped: whether the optimizer skipped the step, see ``was_skipped``, or ``RollBack`` undid it; None if nothing
         skips steps. The loss and the norms of a skipped step are those of its batch.
+      layers: statistics of each parameter leaf, if ``monitor_layers`` is around the optimizer, or None.
     """
 
     loss: jax.Array
@@ -63,6 +65,7 @@ class Info(NamedTuple):
     leaf_grad_norms: jax.Array | None = None
     noise_scale: NoiseScale | None = None
     skipped: jax.Array | None = None
+    layers: LayerStats | None = None
 
 
 class Step(Protocol):
@@ -188,6 +191,7 @@ def make_step(
             leaf_norms(outcome.grads) if "leaf_grad_norms" in record else None,
             noise_of(state, batch, key, outcome, scale, hparams) if "noise_scale" in record else None,
             skipped,
+            current_layers(new.opt_state),
         )
         model_state = hold(skipped, state.model_state, outcome.model_state)
         return TrainState(state.step + 1, new.stored, new.opt_state, state.key, model_state), info

@@ -60,7 +60,8 @@ class Trace:
       reason: the index of the rule that stopped the run, counted from 1; 0 if none did. ``stopped_by`` is its name.
       best_step: the check that provided the final state, and the ``step`` of that state; None if no rule keeps one.
       rules: the names of the rules.
-      leaves: the names of the parameters, in the order of ``info.leaf_grad_norms``; empty unless that is recorded.
+      leaves: the names of the parameters, in the order of ``info.leaf_grad_norms`` and ``info.layers``; empty unless
+        one of them is recorded.
       rollbacks: the first and last step of each stretch that ``RollBack`` has undone.
     """
 
@@ -170,9 +171,9 @@ class Trace:
         """A tidy table with one row for each run and step that has a record or a check. Missing values are NaN.
 
         The columns are ``run_0``, ``run_1`` ... (the axes of the runs), ``step``, all scalars of ``info``, the norm of
-        each parameter's gradient (``leaf_grad_norms/<name>``), each of several learning rates (``learning_rate/0``) and
-        all metrics. A metric with the name of an earlier column, such as ``loss``, becomes ``check/loss``. Rows beyond
-        the end of a run are omitted.
+        each parameter's gradient (``leaf_grad_norms/<name>``) and others like it (``layers/cosine/<name>``), each of
+        several learning rates (``learning_rate/0``) and all metrics. A metric with the name of an earlier column, such
+        as ``loss``, becomes ``check/loss``. Rows beyond the end of a run are omitted.
         """
         lead = len(self.runs)
         steps = np.unique(np.concatenate([np.ravel(self.step), np.ravel(self.check_step)]))
@@ -284,8 +285,8 @@ def info_columns(info: Any, lead: int, leaves: Sequence[str]) -> list[tuple[str,
             continue
         if axes == 0:
             columns.append((name, at, None))
-        elif axes == 1 and name in ("leaf_grad_norms", "learning_rate"):
-            parts = leaves if name == "leaf_grad_norms" and leaves else range(leaf.shape[-1])
+        elif axes == 1 and name.startswith(("leaf_grad_norms", "learning_rate", "layers/")):
+            parts = leaves if name != "learning_rate" and leaves else range(leaf.shape[-1])
             columns += [(f"{name}/{part}", at, index) for index, part in enumerate(parts)]
     return columns
 

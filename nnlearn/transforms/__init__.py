@@ -36,6 +36,9 @@ from nnlearn.transforms.momentum import ema as ema
 from nnlearn.transforms.momentum import scale_by_lion as scale_by_lion
 from nnlearn.transforms.momentum import scale_by_sign as scale_by_sign
 from nnlearn.transforms.momentum import trace as trace
+from nnlearn.transforms.monitor import LayerStats as LayerStats
+from nnlearn.transforms.monitor import MonitorLayersState as MonitorLayersState
+from nnlearn.transforms.monitor import monitor_layers as monitor_layers
 from nnlearn.transforms.plumbing import from_kernel as from_kernel
 from nnlearn.transforms.precision import MasterParamsState as MasterParamsState
 from nnlearn.transforms.precision import assemble as assemble
