@@ -24,6 +24,7 @@ from nnlearn import transforms as transforms
 from nnlearn.diagnose import diagnose as diagnose
 from nnlearn.diagnose import diagnose_trace as diagnose_trace
 from nnlearn.diagnose import preflight as preflight
+from nnlearn.diagnose import repair as repair
 from nnlearn.losses import absolute_error as absolute_error
 from nnlearn.losses import batch_hard_triplet_loss as batch_hard_triplet_loss
 from nnlearn.losses import binary_dice_loss as binary_dice_loss

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,6 +12,15 @@ from nnlearn.diagnose.probes import ROWS, Smoother, neighbours, one_hot, quality
 from nnlearn.diagnose.subject import Unknown
 
 SHUFFLES = 10  # permutations of the targets that show what chance gives
+
+
+class Outputs(NamedTuple):
+    """Outputs of the final parameters in evaluation mode, and their targets; validation may be None."""
+
+    train: np.ndarray
+    train_targets: Any
+    validation: np.ndarray | None
+    validation_targets: Any
 
 
 @dataclasses.dataclass(eq=False)
@@ -121,18 +130,25 @@ class Facts:
     # -- network -------------------------------------------------------------------------------------------------------
 
     @functools.cached_property
+    def outputs(self) -> Outputs:
+        """The final outputs; raises ``Unknown`` without ``predict``."""
+        history = self.evidence.history
+        if history.train is None:
+            raise Unknown("no predict was given, or the parts of the batches are not known")
+        last = None if history.validation is None else history.validation[-1]
+        return Outputs(history.train[-1], history.train_targets, last, history.validation_targets)
+
+    @functools.cached_property
     def reached(self) -> float:
         """The quality of the network's outputs on training examples."""
-        outputs = self.evidence.outputs
-        return _known(quality(outputs.train, outputs.train_targets, self.data.kind))
+        return _known(quality(self.outputs.train, self.outputs.train_targets, self.data.kind))
 
     @functools.cached_property
     def reached_on_validation(self) -> float:
         """The quality of the network's outputs on validation examples."""
-        outputs = self.evidence.outputs
-        if outputs.validation is None or outputs.validation_targets is None:
+        if self.outputs.validation is None or self.outputs.validation_targets is None:
             raise Unknown("no validation data were given")
-        return _known(quality(outputs.validation, outputs.validation_targets, self.data.kind))
+        return _known(quality(self.outputs.validation, self.outputs.validation_targets, self.data.kind))
 
     @functools.cached_property
     def evaluate(self) -> Any:
