@@ -61,7 +61,8 @@ def make_data() -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_params() -> dict[str, jax.Array]:
-    return {name: 0.01 * jax.random.normal(jax.random.key(1), shape) for name, shape in PARAMS.items()}
+    generator = np.random.default_rng(1)
+    return {name: jnp.asarray(0.01 * generator.normal(size=shape), jnp.float32) for name, shape in PARAMS.items()}
 
 
 def loss_fn(params, batch, key):
@@ -382,6 +383,26 @@ class Test:
         self.compare(folder, kind, "full")
 
 
+def machine() -> dict[str, Any]:
+    """``machine_facts`` from another process: it uses JAX's devices, which one that forks must not have."""
+    code = "import json; from machine import machine_facts; print(json.dumps(machine_facts()))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
+    return json.loads(found.stdout)
+
+
+def write_result(path: Path, test: Test, facts: dict[str, Any]) -> None:
+    """The counts so far, as an interrupted test leaves them."""
+    found = facts | {
+        "seconds": time.time() - datetime.datetime.fromisoformat(facts["date"]).timestamp(),
+        "run_seconds": {kind: run.start + run.rest for kind, run in test.references.items()},
+        "counts": dict(sorted(test.counts.items())),
+        "faults": test.faults + [f"SIGTERM took {most:.1f} s" for most in test.waits if most > SAVED_WITHIN],
+    }
+    if test.waits:
+        found["seconds_to_end"] = {"median": float(np.median(test.waits)), "most": max(test.waits)}
+    path.write_text(json.dumps(found, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
@@ -390,43 +411,30 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "kill_test.json")
     arguments = parser.parse_args()
-    began = time.perf_counter()
+    facts = {
+        "command": " ".join(["python", "benchmarks/kill_test.py", *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+    }
     with tempfile.TemporaryDirectory() as scratch:
         jax.config.update("jax_compilation_cache_dir", f"{scratch}/programs")
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
         test = Test(Path(scratch), arguments.seed)
-        for what, number, wanted in (
-            ("kills", signal.SIGKILL, arguments.kills),
-            ("signals", signal.SIGTERM, arguments.signals),
-        ):
+        signals = (("kills", signal.SIGKILL, arguments.kills), ("signals", signal.SIGTERM, arguments.signals))
+        for what, number, wanted in signals:
             for kinds, most in zip(RUNS.values(), (wanted // 2, wanted), strict=True):
                 for kind in itertools.cycle(kinds):
                     if test.counts[what] >= most:
                         break
                     test.disturbed(kind, number, what, most)
-                    print(dict(test.counts), len(test.faults), flush=True)
-        for index in range(10 * arguments.full):
+                    write_result(arguments.out, test, facts)
+        for kind, on_error in itertools.cycle(itertools.product(KINDS, ("raise", "warn"))):
             if test.counts["full"] >= arguments.full:
                 break
-            test.full(KINDS[index % len(KINDS)], ("raise", "warn")[index % 2])
-            print(dict(test.counts), len(test.faults), flush=True)
-    from machine import machine_facts  # it uses JAX's devices, which a fork must not have
-
-    facts = {
-        "command": " ".join(["python", "benchmarks/kill_test.py", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine_facts(),
-        "seconds": time.perf_counter() - began,
-        "run_seconds": {kind: run.start + run.rest for kind, run in test.references.items()},
-        "counts": dict(sorted(test.counts.items())),
-        "faults": test.faults,
-    }
-    if test.waits:
-        facts["seconds_to_end"] = {"median": float(np.median(test.waits)), "most": max(test.waits)}
-        facts["faults"] += [f"SIGTERM took {most:.1f} s" for most in test.waits if most > SAVED_WITHIN]
-    arguments.out.write_text(json.dumps(facts, indent=1) + "\n")
-    print(json.dumps({name: value for name, value in facts.items() if name != "machine"}, indent=1))
+            test.full(kind, on_error)
+            write_result(arguments.out, test, facts)
+    print(arguments.out.read_text())
 
 
 if __name__ == "__main__":

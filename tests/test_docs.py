@@ -68,3 +68,11 @@ def test_every_public_name_is_in_the_reference(tmp_path, monkeypatch):
     documented = {id(api.public_objects()[entry]) for entry in entries}
     for name in api.public_names(nnlearn):
         assert id(getattr(nnlearn, name)) in documented, name
+
+
+def test_the_page_of_findings_has_every_finding():
+    from nnlearn.diagnose.names import FAULTS
+
+    page = (DOCS / "diagnosis.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(FAULTS)
+    assert [name for name, fault in FAULTS.items() if fault.meaning not in page or fault.remedies[0] not in page] == []

@@ -4,11 +4,12 @@ import jax
 import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
-from nnlearn.diagnose.evidence import RATES, Evidence
+from nnlearn.diagnose.evidence import RATES, Evidence, params_of
 from nnlearn.diagnose.optimizer import FACTORS
 from nnlearn.diagnose.report import Finding, found
 from nnlearn.diagnose.subject import Unknown
 
+HALF = ("float16", "bfloat16")
 GAIN = 0.1  # share of the reachable decrease of the loss that a variant must gain
 POINTS = 0.05  # and of the accuracy or R squared
 
@@ -21,16 +22,28 @@ def reach(evidence: Evidence) -> float:
 
 
 def gain(evidence: Evidence, name: str) -> float:
-    """What a variant gains over the whole run, as a share of the reachable decrease; 0 unless the score gains, too."""
+    """What a variant gains over the whole run, as a share of the reachable decrease of the loss.
+
+    It is 0 unless the scores gain, too, on training and on validation examples as far as they are known: a variant that
+    only learns the examples by heart faster is no gain.
+    """
     variant = evidence.variants.get(name)
     if variant is None or not np.isfinite(variant.loss):
         return 0.0
     if not np.isfinite(evidence.last_loss):
         return 1.0 if variant.loss < evidence.first_loss or not np.isfinite(evidence.first_loss) else 0.0
-    more = min((evidence.last_loss - variant.loss) / reach(evidence), 1.0)
-    if np.isfinite(variant.score) and np.isfinite(evidence.score) and variant.score < evidence.score + POINTS:
+    pairs = ((variant.score, evidence.score), (variant.validation_score, evidence.validation_score))
+    if any(np.isfinite(new) and np.isfinite(old) and new < old + POINTS for new, old in pairs):
         return 0.0
+    more = min((evidence.last_loss - variant.loss) / reach(evidence), 1.0)
     return more if more > GAIN else 0.0
+
+
+def poor(evidence: Evidence) -> bool:
+    """Whether the run did not fit its training examples, as far as that is known."""
+    if np.isfinite(evidence.score):
+        return evidence.score < 0.9
+    return not evidence.last_loss < 0.5 * evidence.first_loss
 
 
 @check("the loss does not diverge")
@@ -81,7 +94,8 @@ def schedule(evidence: Evidence) -> Seen:
     rule = "the rate is above 2 % of its largest value in half of the steps, and warm-up ends"
     held = max(gain(evidence, "rate held"), gain(evidence, "rate x10") if rising else 0.0)
     held = max(held, gain(evidence, "rate x100") if rising or low > 0.5 else 0.0)
-    if held <= 0 or not (low > 0.5 or rising or mean < 0.1):
+    stuck = rising and pace[0] < 0.02 and poor(evidence)
+    if not stuck and (held <= 0 or not (low > 0.5 or rising or mean < 0.1)):
         return Seen(values, rule)
     end = int(np.argmax(pace < 0.02)) if low > 0.5 and pace[0] > 0.02 else None
     text = f"The rate is below 2 % of its largest value in {low:.0%} of the {len(pace)} steps."
@@ -108,7 +122,8 @@ def clipping(evidence: Evidence) -> Seen:
     adaptive = slopes[-1] < 0.5 or np.any(np.diff(slopes[: max(linear[0], 1)]) > 0.3) if clipped else True
     if not clipped or adaptive or share < 0.9 or limit > 0.3 * np.median(norms) or helps <= 0:
         return Seen(values, rule)
-    text = f"The gradient has norm {np.median(norms):.3g}, the threshold is about {limit:.1g}: {share:.0%} of the steps are cut."
+    middle = np.median(norms)
+    text = f"The gradient has norm {middle:.3g}, the threshold is about {limit:.1g}: {share:.0%} of the steps are cut."
     return Seen(values, rule, [found("clipping_too_tight", text, values, strength=0.97)])
 
 
@@ -147,6 +162,9 @@ def direction(evidence: Evidence) -> Seen:
         )
         return Seen(values, rule, [found("sign_error", text, values, strength=1.0, step=0)])
     values |= {"first loss": float(loss[0]), "last loss": evidence.last_loss, "score": evidence.score}
+    if loss[0] < 0 and evidence.data.labels is not None and evidence.program.of_kind("softmax"):
+        text = f"The cross-entropy is {loss[0]:.3g} at the start; it cannot be negative."
+        return Seen(values, rule, [found("sign_error", text, values, strength=0.97, step=0)])
     first = evidence.first_score
     falls = not np.isfinite(evidence.last_loss) or evidence.last_loss < min(loss[0], 0) - abs(loss[0])
     if falls and np.isfinite(evidence.score) and evidence.score < first - 0.02 and np.nanmin(loss[-5:], initial=0) < 0:
@@ -166,6 +184,8 @@ def memory(evidence: Evidence) -> Seen:
     rule = "moments and counts never fall back under a constant gradient"
     if len(kept) < 3 or np.max(kept) <= 0:
         return Seen(values, rule)
+    if np.mean(answer.pace <= 1e-6 * np.max(answer.pace)) > 0.2:
+        raise Unknown("the optimizer accumulates gradients, and clears them by design")
     drops = np.flatnonzero((kept[1:] < 0.5 * kept[:-1]) & (counts[1:] <= counts[:-1]))
     forgets = values["coasting"] < 1e-3
     values["resets"] = len(drops)
@@ -207,7 +227,86 @@ def accumulation(evidence: Evidence) -> Seen:
     return Seen(values, rule, findings)
 
 
+@check("numbers are precise enough")
+def precision(evidence: Evidence) -> Seen:
+    """Values that stop being finite although nothing had grown before, and parameters of 16 bits."""
+    run, params = evidence.run, jax.tree.leaves(params_of(evidence.run.last))
+    bad = ~np.isfinite(run.loss) | (~np.isfinite(run.grad_norm) & evidence.subject.has_loss)
+    half = [leaf.dtype.name for leaf in params if leaf.dtype.name in HALF]
+    unguarded = [fact for fact in evidence.program.of_kind("domain") if not fact.guarded and fact.operation != "div"]
+    casts = evidence.program.of_kind("half")
+    values = {"steps not finite": int(bad.sum()), "16-bit parameters": len(half), "casts to 16 bits": len(casts)}
+    values["unguarded"] = [f"{fact.operation} at {fact.where}" for fact in unguarded[:3]]
+    rule = "loss and gradient stay finite unless they grew before; no run in 16 bits that fits badly"
+    if np.any(bad):
+        step = int(np.argmax(bad))
+        norms, losses = run.grad_norm[:step], np.abs(run.loss[:step])
+        calm = step == 0 or bool(norms[-1] <= 30 * np.median(norms) and losses[-1] <= 3 * np.max(losses[:3]))
+        where = values["unguarded"][0] if unguarded else "operations in 16 bits" if casts else ""
+        before = f"{run.loss[step - 1]:.3g} with a gradient norm of {norms[-1]:.3g}" if step else "the first"
+        text = f"Loss or gradient is not finite from step {step} on; the loss before it was {before}."
+        strength = 0.95 if calm else 0.7 if casts or half else 0.0
+        if strength:
+            finding = found("numerical_precision", text, values, strength=strength, step=step, where=where)
+            return Seen(values, rule, [finding])
+    if half and (evidence.score < 0.97 or not np.isfinite(evidence.score)):
+        text = f"{len(half)} of {len(params)} parameters are {half[0]}: small updates are lost when they are added."
+        return Seen(values, rule, [found("numerical_precision", text, values, strength=0.8, where=half[0])])
+    return Seen(values, rule)
+
+
+@check("no penalty rules the loss")
+def penalty(evidence: Evidence) -> Seen:
+    """Whether the gradient of the matrices points along the matrices themselves, as that of a penalty does."""
+    grads, last = evidence.slopes.grads, params_of(evidence.run.last)
+    triples = zip(*map(jax.tree.leaves, (grads, params_of(evidence.run.first), last)), strict=True)
+    matrices = [[np.asarray(leaf, np.float64) for leaf in leaves] for leaves in triples if leaves[0].ndim >= 2]
+    if not matrices:
+        raise Unknown("there are no matrices")
+    pull = sum(np.sum(slope * weight) for slope, weight, _ in matrices)
+    sizes = [np.sqrt(sum(np.sum(each[at] ** 2) for each in matrices)) for at in range(3)]
+    cosine = float(pull / max(sizes[0] * sizes[1], 1e-30))
+    shrunk = float(sizes[2] / max(sizes[1], 1e-30))
+    values = {"cosine of gradient and weights": cosine, "last size of the weights / first": shrunk}
+    rule = "cosine below 0.5, or weights that keep half of their size"
+    if not (cosine > 0.5 and shrunk < 0.5 and poor(evidence)):
+        return Seen(values, rule)
+    text = f"At the start the gradient points along the weights (cosine {cosine:.2f}), and they shrink to {shrunk:.2f}."
+    return Seen(values, rule, [found("excessive_regularisation", text, values, strength=0.9)])
+
+
+@check("batches are large enough")
+def batch_size(evidence: Evidence) -> Seen:
+    plan = evidence.subject.plan
+    batch = jax.eval_shape(lambda: plan.batch(plan.at(0)))
+    size = min((leaf.shape[0] for leaf in jax.tree.leaves(batch) if leaf.ndim), default=0)
+    lower = max(gain(evidence, name) for name in ("rate x0.33", "rate x0.1", "rate x0.01", "rate x0.1 at the end"))
+    cosines = evidence.slopes.cosines
+    values = {"batch size": size, "gain of a lower rate": lower, "cosine of neighbours": float(np.nanmedian(cosines))}
+    rule = "more than 4 examples in a batch, or a run that fits"
+    if not (0 < size <= 4 and (lower > 0 or poor(evidence))):
+        return Seen(values, rule)
+    text = f"Each batch has {size} example{'s' * (size > 1)}; gradients of neighbouring batches have a cosine of "
+    text += f"{values['cosine of neighbours']:.2f}."
+    return Seen(values, rule, [found("batch_too_small", text, values, strength=0.92)])
+
+
+@check("the loss falls")
+def progress(evidence: Evidence) -> Seen:
+    first, last = evidence.first_loss, evidence.last_loss
+    values = {"first loss": first, "last loss": last}
+    rule = "the last tenth of the losses is below 0.97 of the first loss"
+    if not (np.isfinite(last) and first > 0 and last > 0.97 * first):
+        return Seen(values, rule)
+    text = f"The loss was {first:.3g} at the start and is {last:.3g} at the end: nothing was learned."
+    return Seen(values, rule, [found("underfitting", text, values, strength=0.45)])
+
+
 CHECKS: tuple[NamedCheck, ...] = (
+    precision,
+    penalty,
+    batch_size,
+    progress,
     divergence,
     rate,
     schedule,

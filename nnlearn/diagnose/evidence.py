@@ -11,15 +11,17 @@ import numpy as np
 from nnlearn.diagnose.optimizer import Answer, ask
 from nnlearn.diagnose.plan import QUICK, on_host
 from nnlearn.diagnose.quality import quality
-from nnlearn.diagnose.rerun import Record, leaf_names, watch
+from nnlearn.diagnose.rerun import Record, leaf_names, rerun
 from nnlearn.diagnose.subject import Subject, Unknown
 from nnlearn.diagnose.variants import Change, Variant, input_statistics, length, run_variants
+from nnlearn.programs.facts import Inspection, inspect_function
+from nnlearn.programs.taps import Activation, activations
 from nnlearn.tree import global_norm
 from nnlearn.types import Params, PyTree
 
 SEEDS = 3  # initial parameters that are drawn
 BATCHES = 4  # consecutive batches whose gradients are compared at each snapshot
-EXAMPLES = 512  # examples of each part that the network is evaluated on
+EXAMPLES = 256  # examples of each part that the network is evaluated on
 
 
 class Data(NamedTuple):
@@ -67,6 +69,31 @@ class Slopes(NamedTuple):
     names: tuple[str, ...]
 
 
+class History(NamedTuple):
+    """The network at every snapshot, on some training and validation examples, in evaluation mode if possible.
+
+    Attributes:
+      train, validation: outputs, shape (times, n, ...); None without ``predict`` or validation data.
+      train_targets, validation_targets: their targets.
+      train_loss, validation_loss: shape (times,); NaN where the loss cannot be computed.
+    """
+
+    train: np.ndarray | None
+    train_targets: Any
+    train_loss: np.ndarray
+    validation: np.ndarray | None
+    validation_targets: Any
+    validation_loss: np.ndarray
+
+    @property
+    def train_scores(self) -> np.ndarray:
+        return _scores(self.train, self.train_targets, len(self.train_loss))
+
+    @property
+    def validation_scores(self) -> np.ndarray:
+        return _scores(self.validation, self.validation_targets, len(self.train_loss))
+
+
 class Outputs(NamedTuple):
     """Predictions of the final parameters.
 
@@ -92,7 +119,7 @@ class Evidence:
     @functools.cached_property
     def run(self) -> Record:
         """The run again, with its log and its snapshots."""
-        return watch(self.subject, self.subject.plan, self.subject.start())
+        return rerun(self.subject, self.subject.plan, self.subject.start())
 
     @functools.cached_property
     def params(self) -> Params:
@@ -124,9 +151,70 @@ class Evidence:
         return as_data(*self.subject.validation)
 
     @functools.cached_property
+    def history(self) -> History:
+        """Outputs and losses of some training and validation examples at every snapshot."""
+        return _history(self.subject, self.run)
+
+    @functools.cached_property
     def outputs(self) -> Outputs:
         """Predictions of the final parameters on some training and validation examples."""
-        return _outputs(self.subject, self.run.last)
+        subject, history, state = self.subject, self.history, self.run.last
+        subject.need_predict()
+        if history.train is None:
+            raise Unknown("predict cannot be called with the inputs of the examples")
+        noisy = None
+        if subject.key_mode != "never":
+            inputs = some(subject.inputs)
+            predict = jax.jit(
+                lambda key: subject.outputs(params_of(state), inputs, key, state.model_state), compiler_options=QUICK
+            )
+            noisy = (np.asarray(predict(jax.random.key(1))), np.asarray(predict(jax.random.key(2))))
+        validation = None if history.validation is None else history.validation[-1]
+        return Outputs(history.train[-1], history.train_targets, validation, history.validation_targets, noisy)
+
+    @property
+    def curves(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """The loss at every snapshot on some training examples and on validation, in evaluation mode if possible."""
+        validation = self.history.validation_loss
+        return self.history.train_loss, validation if np.any(np.isfinite(validation)) else None
+
+    @functools.cached_property
+    def activations(self) -> list[Activation]:
+        """Activations of some training examples at the first, the middle and the last snapshot, in evaluation mode."""
+        subject, states = self.subject, self.run.states
+        subject.need_predict()
+        chosen = [0, len(self.run.at) // 2, len(self.run.at) - 1]
+        params, model_state = jax.tree.map(lambda leaf: leaf[chosen], (params_of(states), states.model_state))
+        inputs = some(subject.inputs, 256)
+
+        def one(params, model_state):
+            return activations(
+                lambda params, inputs: subject.outputs(params, inputs, None, model_state), params, inputs
+            )
+
+        return jax.jit(jax.vmap(one), compiler_options=QUICK)(params, model_state)
+
+    @functools.cached_property
+    def network(self) -> Inspection:
+        """What the program of ``predict`` shows."""
+        self.subject.need_predict()
+        inputs, state = some(self.subject.inputs, 8), self.run.last
+
+        def function(params, inputs):
+            return self.subject.outputs(params, inputs, None, state.model_state)
+
+        return inspect_function(function, params_of(state), inputs)
+
+    @functools.cached_property
+    def program(self) -> Inspection:
+        """What the program of the loss shows."""
+        self.subject.need_loss()
+        plan, state = self.subject.plan, self.run.last
+        batch = jax.eval_shape(lambda: plan.batch(plan.at(0)))
+        key = jax.random.key(0)
+        return inspect_function(
+            lambda params, batch: self.subject.loss(params, batch, key, state.model_state), params_of(state), batch
+        )
 
     @functools.cached_property
     def first_loss(self) -> float:
@@ -167,26 +255,20 @@ class Evidence:
         """Short runs with one thing changed."""
         return _variants(self)
 
-    @functools.cached_property
+    @property
     def score(self) -> float:
         """The quality of the final parameters on training examples; NaN if it cannot be judged."""
-        try:
-            return quality(self.outputs.train, self.outputs.train_targets)
-        except Unknown:
-            return float("nan")
+        return float(self.history.train_scores[-1])
 
-    @functools.cached_property
+    @property
     def first_score(self) -> float:
         """The quality of the initial parameters on training examples."""
-        inputs, targets = some((self.subject.inputs, self.subject.targets))
-        state = self.run.first
-        predict = jax.jit(lambda inputs: self.subject.outputs(params_of(state), inputs, None, state.model_state))
-        return quality(predict(inputs), targets)
+        return float(self.history.train_scores[0])
 
-    @functools.cached_property
-    def curves(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """The loss at every snapshot on some training examples and on validation, in evaluation mode if possible."""
-        return _curves(self.subject, self.run)
+    @property
+    def validation_score(self) -> float:
+        """The quality of the final parameters on validation examples."""
+        return float(self.history.validation_scores[-1])
 
 
 def params_of(state: Any) -> Params:
@@ -307,7 +389,7 @@ RATES = {"rate x0.01": 0.01, "rate x0.1": 0.1, "rate x0.33": 0.33, "rate x3": 3.
 
 
 def _variants(evidence: Evidence) -> dict[str, Variant]:
-    """Other rates; the schedule held; no decay; the last state with a tenth of the rate; inputs and weights of unit scale."""
+    """Other rates, the schedule held, no decay, a tenth of the rate at the end, inputs and weights of unit scale."""
     subject, first, last = evidence.subject, evidence.run.first, evidence.run.last
     count = length(subject.steps)
     try:
@@ -334,9 +416,11 @@ def _variants(evidence: Evidence) -> dict[str, Variant]:
         jax.tree.map(lambda *leaves: np.stack(leaves), *(each[column] for each in plan)) for column in (1, 2, 3, 4)
     ]
     changes = Change(stacked[1].astype(np.float32), stacked[2].astype(np.float32), *stacked[3])
-    judged = None
+    judged = []
     if subject.predict is not None and subject.targets is not None:
-        judged = some((subject.inputs, subject.targets), 256)
+        judged.append(some((subject.inputs, subject.targets)))
+        if subject.validation is not None:
+            judged.append(some(tuple(subject.validation)))
     return run_variants(subject, [each[0] for each in plan], stacked[0], changes, count, judged)
 
 
@@ -354,46 +438,50 @@ def _rescaled(state: Any) -> Any:
     return state._replace(stored=jax.tree.unflatten(structure, [one(at, leaf) for at, leaf in enumerate(leaves)]))
 
 
-def _outputs(subject: Subject, state: Any) -> Outputs:
-    params, model_state = params_of(state), state.model_state
-    evaluate = jax.jit(
-        lambda inputs, key=None: subject.outputs(params, inputs, key, model_state), compiler_options=QUICK
-    )
-
-    def predict(inputs, key=None):
-        return np.asarray(evaluate(inputs, key) if key is not None else evaluate(inputs), np.float32)
-
-    inputs, targets = some((subject.inputs, subject.targets))
-    validation = (None, None) if subject.validation is None else some(tuple(subject.validation))
-    noisy = None
-    if subject.key_mode != "never":
-        noisy = (predict(inputs, jax.random.key(1)), predict(inputs, jax.random.key(2)))
-    return Outputs(
-        train=predict(inputs),
-        train_targets=targets,
-        validation=None if validation[0] is None else predict(validation[0]),
-        validation_targets=validation[1],
-        noisy=noisy,
-    )
+def _scores(outputs: Any, targets: Any, count: int) -> np.ndarray:
+    if outputs is None or targets is None:
+        return np.full(count, np.nan)
+    return np.array([quality(each, targets) for each in outputs])
 
 
-def _curves(subject: Subject, run: Record) -> tuple[np.ndarray, np.ndarray | None]:
-    def curve(inputs, targets):
-        batch = subject.batch_of(inputs, targets)
+def _history(subject: Subject, run: Record) -> History:
+    train = some((subject.inputs, subject.targets), EXAMPLES)
+    validation = None if subject.validation is None else some(tuple(subject.validation), EXAMPLES)
+    parts = [train] if validation is None else [train, validation]
 
-        def one(state):
-            return subject.loss(params_of(state), batch, None, state.model_state)
+    def losses(state, part, key):
+        return subject.loss(params_of(state), subject.batch_of(*part), key, state.model_state)
 
+    def judge(function, *arguments):
+        """Whether a function can be traced."""
         try:
-            losses = jax.jit(lambda states: jax.lax.map(one, states), compiler_options=QUICK)(run.states)
-        except Exception:  # a loss that needs a key
-            keyed = lambda state: subject.loss(params_of(state), batch, jax.random.key(7), state.model_state)  # noqa: E731
-            losses = jax.jit(lambda states: jax.lax.map(keyed, states), compiler_options=QUICK)(run.states)
-        return np.asarray(losses, np.float64)
+            jax.eval_shape(function, *arguments)
+            return True
+        except Exception:
+            return False
 
-    inputs, targets = some((subject.inputs, subject.targets))
-    validation = None if subject.validation is None else curve(*some(tuple(subject.validation)))
-    return curve(inputs, targets), validation
+    first, key = run.first, jax.random.key(7)
+    keys = [each for each in (None, key) if judge(lambda key=each: losses(first, train, key))]
+    has_outputs = subject.predict is not None and all(
+        judge(lambda part=part: subject.outputs(params_of(first), part[0], None, first.model_state)) for part in parts
+    )
+
+    def one(state):
+        result = []
+        for part in parts:
+            loss = losses(state, part, keys[0]) if keys else jnp.full((), jnp.nan)
+            outputs = subject.outputs(params_of(state), part[0], None, state.model_state) if has_outputs else None
+            result.append((loss, outputs))
+        return result
+
+    found = jax.jit(lambda states: jax.lax.map(one, states), compiler_options=QUICK)(run.states)
+    found = [
+        (np.asarray(loss, np.float64), None if outputs is None else np.asarray(outputs)) for loss, outputs in found
+    ]
+    (train_loss, train_outputs), *others = found
+    loss, outputs = others[0] if others else (np.full(len(train_loss), np.nan), None)
+    targets = None if validation is None else validation[1]
+    return History(train_outputs, train[1], train_loss, outputs, targets, loss)
 
 
-__all__ = ["Data", "Evidence", "Outputs", "Slopes", "as_data", "cosine", "params_of", "some"]
+__all__ = ["Data", "Evidence", "History", "Outputs", "Slopes", "as_data", "cosine", "params_of", "some"]

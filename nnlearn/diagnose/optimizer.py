@@ -27,8 +27,8 @@ class Answer(NamedTuple):
       counts: sum of the integers in the state at each step.
       coasting: norms of the updates under zero gradients, afterwards, shape (AFTER,).
       turning: cosine of the update with the new negative gradient after the sign of the gradient changes, (AFTER,).
-      drift: relative growth of the parameters in one step under a zero gradient at the first step: negative for decay.
-      response: norm of the first update under the gradient times each of ``FACTORS``.
+      drift: relative growth of the parameters in the second step under zero gradients: negative for decay.
+      response: norm of the second update under the gradient times each of ``FACTORS``.
     """
 
     pace: np.ndarray
@@ -74,7 +74,8 @@ def ask(subject: Subject, params: Params, grads: Grads, steps: int) -> Answer:
             return state, look(updates, state)
 
         def answer(factor):
-            updates, _ = update(times(factor), first)
+            updates, state = update(times(factor), first)
+            updates, state = update(times(factor), state)  # the rate of the first step may be zero
             return global_norm(updates), dot(updates, params) / jnp.maximum(dot(params, params), 1e-30)
 
         first = tx.init(params)

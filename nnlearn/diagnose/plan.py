@@ -87,7 +87,7 @@ def _drawn_inside(sampler: Sampler, data_key: Key, steps: int) -> Batch:
     return jax.lax.map(sampler.batch, rows)
 
 
-QUICK = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
+QUICK = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
 """Options for programs that run once: compiling them takes longer than running them."""
 
 __all__ = ["QUICK", "Plan", "make_plan", "on_host"]

@@ -8,15 +8,17 @@ import numpy as np
 def quality(outputs: Any, targets: Any) -> float:
     """Accuracy, or R squared, at most 1; NaN if outputs and targets do not match, 0 if an output is not finite.
 
-    >>> quality(np.array([[2.0, 1.0], [0.0, 3.0]]), np.array([0, 0])), quality(np.array([1.0, 3.0]), np.array([1.0, 2.0]))
-    (0.5, -1.0)
+    >>> quality(np.array([[2.0, 1.0], [0.0, 3.0]]), np.array([0, 0]))
+    0.5
+    >>> quality(np.array([1.0, 3.0]), np.array([1.0, 2.0]))
+    -1.0
     """
     outputs, targets = np.asarray(outputs, np.float64), np.asarray(targets)
     if not np.all(np.isfinite(outputs)):
         return 0.0
-    if targets.dtype.kind in "iub" and outputs.shape[: targets.ndim] == targets.shape and outputs.ndim > targets.ndim:
-        if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] > 1:
-            return float(np.mean(np.argmax(outputs, -1) == targets))
+    scored = outputs.ndim == targets.ndim + 1 and outputs.shape[:-1] == targets.shape and outputs.shape[-1] > 1
+    if targets.dtype.kind in "iub" and scored:
+        return float(np.mean(np.argmax(outputs, -1) == targets))
     if outputs.size != targets.size:
         return float("nan")
     outputs, targets = outputs.reshape(len(targets), -1), targets.reshape(len(targets), -1).astype(np.float64)

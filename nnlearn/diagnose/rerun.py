@@ -1,12 +1,13 @@
 """A run again, with a log of every step and snapshots of the state."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnlearn.diagnose.plan import Plan, on_host
+from nnlearn.diagnose.plan import QUICK, Plan, on_host
 from nnlearn.diagnose.subject import Subject
 from nnlearn.train.loop import Run
 from nnlearn.train.state import TrainState
@@ -48,7 +49,7 @@ class Record(NamedTuple):
         return jax.tree.map(lambda leaf: leaf[0], self.states)
 
 
-def watch(subject: Subject, plan: Plan, start: Run, times: np.ndarray | None = None) -> Record:
+def rerun(subject: Subject, plan: Plan, start: Run, times: np.ndarray | None = None) -> Record:
     """Run a subject again and take snapshots of its state.
 
     Args:
@@ -57,10 +58,10 @@ def watch(subject: Subject, plan: Plan, start: Run, times: np.ndarray | None = N
       start: the run before its first step.
       times: increasing steps to take snapshots at; None for the start, some early ones, and some until the end.
     """
-    step, key = subject.step(), start.state.key
+    step, key = jax.jit(subject.step()), start.state.key
     times = snapshot_times(subject.steps, start.state) if times is None else times
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICK)
     def program(state, rows, examples, keys):
         def one(at, carry):
             state, log = carry
@@ -121,4 +122,4 @@ def leaf_names(params: Params) -> tuple[str, ...]:
     return tuple(path_name(path) or "params" for path, _ in jax.tree.leaves_with_path(params))
 
 
-__all__ = ["Record", "leaf_names", "snapshot_times", "watch"]
+__all__ = ["Record", "leaf_names", "rerun", "snapshot_times"]

@@ -77,6 +77,10 @@ class Subject:
         if not self.has_loss:
             raise Unknown("the run has a step of its own, not a loss_fn and an optimizer")
 
+    def need_predict(self) -> None:
+        if self.predict is None:
+            raise Unknown("no predict was given")
+
     def step(self) -> Callable[..., tuple[TrainState, Info]]:
         """``step(state, batch, key=key) -> (state, info)``, the run's own."""
         if not self.has_loss:

@@ -40,13 +40,14 @@ class Variant(NamedTuple):
       name: what was changed.
       losses: the loss of each step.
       loss: the mean loss of the last steps.
-      score: the quality on the training examples after the last step; NaN if unknown.
+      score, validation_score: the quality on training and validation examples after the last step; NaN if unknown.
     """
 
     name: str
     losses: np.ndarray
     loss: float
     score: float
+    validation_score: float
 
 
 def length(steps: int) -> int:
@@ -60,7 +61,7 @@ def run_variants(
     starts: TrainState,
     changes: Change,
     count: int,
-    examples: tuple[Any, Any] | None,
+    examples: list[tuple[Any, Any]],
     tx: GradientTransformation | None = None,
 ) -> dict[str, Variant]:
     """Run variants of a subject from their own first states.
@@ -70,7 +71,7 @@ def run_variants(
       names: the names of the variants.
       starts, changes: stacked over the variants; states without keys.
       count: the number of steps.
-      examples: ``(inputs, targets)`` to judge the network on, or None.
+      examples: ``(inputs, targets)`` of training and of validation to judge the network on, as far as there are.
       tx: another optimizer in place of the run's own.
     """
     subject.need_loss()
@@ -94,16 +95,16 @@ def run_variants(
 
     states, losses = program(starts, changes, plan.at(slice(count)), subject.keys[:count], plan.examples)
     losses = np.asarray(losses, np.float64).T
-    scores = _scores(subject, states, changes, examples, len(names))
+    judged = [_scores(subject, states, changes, each, len(names)) for each in examples]
+    judged += [[float("nan")] * len(names)] * (2 - len(judged))
     tail = max(3, count // 8)
     return {
-        name: Variant(name, losses[at], float(np.mean(losses[at, -tail:])), scores[at]) for at, name in enumerate(names)
+        name: Variant(name, losses[at], float(np.mean(losses[at, -tail:])), judged[0][at], judged[1][at])
+        for at, name in enumerate(names)
     }
 
 
 def _scores(subject: Subject, states: Any, changes: Change, examples: Any, count: int) -> list[float]:
-    if examples is None or subject.predict is None:
-        return [float("nan")] * count
     inputs, targets = examples
 
     def predict(state, change):

@@ -300,28 +300,6 @@ def never_cleared(hp):
     return optax.GradientTransformation(init, update)
 
 
-def new_optimizer_every(steps):
-    def change(p):
-        def tx(hp):
-            inner = p.tx(hp)
-
-            def init(params):
-                return (inner.init(params), jnp.zeros([], jnp.int32))
-
-            def update(grads, state, params=None):
-                old, count = state
-                fresh = inner.init(params)
-                old = jax.tree.map(lambda a, b: jnp.where(count % steps == 0, a, b), fresh, old)
-                updates, new = inner.update(grads, old, params)
-                return updates, (new, count + 1)
-
-            return optax.GradientTransformation(init, update)
-
-        return p.with_(tx=tx)
-
-    return change
-
-
 def growing_weights(p):
     """Decay with the wrong sign: weights grow by themselves."""
     return p.with_(tx=lambda hp: optax.chain(optax.add_decayed_weights(-3.0), p.tx(hp)))
@@ -384,7 +362,6 @@ FAULTS = [
     Fault("blocked_gradient", "rounded prediction", "diabetes", rounded_output),
     Fault("excessive_regularisation", "L2 of strength 1", "waves", l2(1.0)),
     Fault("gradient_accumulation", "never cleared", "diabetes", lambda p: p.with_(tx=never_cleared)),
-    Fault("optimizer_state_reset", "every step", "parity", new_optimizer_every(1)),
     Fault("sign_error", "decay with the wrong sign", "breast-cancer", growing_weights),
     Fault("schedule_mistimed", "warm-up of 100,000 steps", "parity", lambda p: p.with_(tx=endless_warmup),
           ("learning_rate_too_low",)),
