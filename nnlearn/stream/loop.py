@@ -75,21 +75,24 @@ class HostLoop:
             item = ahead.get(lambda: interrupt.reason is not None)
             if interrupt.reason is not None:
                 self._ended_by = interrupt.reason
-            elif item is None:
+                break
+            if item is None:
                 self._ended_by = ALL_STEPS
-            elif isinstance(item, Block):
+                break
+            if isinstance(item, Block):
                 self._make_steps(item)
+                self._place = item.place  # from here on a signal or an error must save both, the steps and the place
                 last = self._step == self._boundaries.last or (item.end is not None and item.end.last)
                 at_epoch_end = item.end is not None and self._boundaries.epoch_ends
                 at_period = self._check_every is not None and self._step % self._check_every == 0
                 self._after_steps(last or at_epoch_end or at_period, last)
-            elif item.last or self._boundaries.epoch_ends:
-                self._after_steps(self._dispatcher.steps_since_check > 0, item.last)
-            if item is not None and interrupt.reason is None:
+            else:
                 self._place = item.place
-                checked = self._dispatcher.steps_since_check == 0
-                if self._saver is not None and self._saver.is_due(self._step, checked):
-                    self._save_run()
+                if item.last or self._boundaries.epoch_ends:
+                    self._after_steps(self._dispatcher.steps_since_check > 0, item.last)
+            checked = self._dispatcher.steps_since_check == 0
+            if self._saver is not None and self._saver.is_due(self._step, checked):
+                self._save_run()
         return self._finish()
 
     def rescue(self, error: BaseException) -> None:
