@@ -1,11 +1,11 @@
-"""Damaged checkpoints: how often each format loads wrong numbers without a word.
+"""Damaged checkpoints: how often each format silently loads wrong numbers.
 
     python benchmarks/damage_test.py --copies 2000 --rivals 400
 
-Each copy of a checkpoint of 4 arrays of 5,000 float32 is damaged in one way: a bit or a byte flipped, truncated, a page
-zeroed, a file missing or exchanged with that of another step, the manifest of another step, a forged header.
-A load is ``refused`` (an error), ``harmless`` (the right numbers), or ``wrong``; ``unnamed`` counts the refusals of
-nnlearn that do not name the path. ``memory`` is the most that a load of nnlearn allocated, by tracemalloc.
+Each copy of a checkpoint of 4 arrays of 5,000 float32 is damaged in one way: a bit or a byte is flipped, a file is
+truncated or missing, a page is zeroed, a file or the manifest comes from another step, or a header is forged.
+A load is ``refused`` (an error), ``harmless`` (the right numbers) or ``wrong``; ``unnamed`` counts the refusals of
+nnlearn that do not name the path. ``memory`` is the peak allocation of a load of nnlearn, by tracemalloc.
 """
 
 import argparse
@@ -126,7 +126,7 @@ def formats() -> dict[str, Format]:
 
 
 def judge(load: Callable[[Path, Tree], Tree], path: Path, like: Tree, tree: Tree, named: bool) -> str:
-    """What a load of a damaged copy has come to."""
+    """The outcome of loading a damaged copy."""
     try:
         got = load(path, like)
     except Exception as error:

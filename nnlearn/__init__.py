@@ -22,6 +22,9 @@ from nnlearn import stream as stream
 from nnlearn import train as train
 from nnlearn import transforms as transforms
 from nnlearn.diagnose import diagnose as diagnose
+from nnlearn.diagnose import diagnose_trace as diagnose_trace
+from nnlearn.diagnose import preflight as preflight
+from nnlearn.diagnose import repair as repair
 from nnlearn.losses import absolute_error as absolute_error
 from nnlearn.losses import batch_hard_triplet_loss as batch_hard_triplet_loss
 from nnlearn.losses import binary_dice_loss as binary_dice_loss
@@ -84,6 +87,12 @@ from nnlearn.packing import map_stacks as map_stacks
 from nnlearn.packing import pack as pack
 from nnlearn.packing import per_buffer as per_buffer
 from nnlearn.packing import unpack as unpack
+from nnlearn.programs.facts import Inspection as Inspection
+from nnlearn.programs.facts import inspect_function as inspect_function
+from nnlearn.programs.nonfinite import Origin as Origin
+from nnlearn.programs.nonfinite import find_nonfinite as find_nonfinite
+from nnlearn.programs.taps import Activation as Activation
+from nnlearn.programs.taps import activations as activations
 from nnlearn.schedules import constant_schedule as constant_schedule
 from nnlearn.schedules import cosine_annealing_schedule as cosine_annealing_schedule
 from nnlearn.schedules import cosine_annealing_warm_restarts_schedule as cosine_annealing_warm_restarts_schedule
@@ -102,7 +111,9 @@ from nnlearn.schedules import warmup_constant_schedule as warmup_constant_schedu
 from nnlearn.schedules import warmup_cosine_decay_schedule as warmup_cosine_decay_schedule
 from nnlearn.schedules import warmup_exponential_decay_schedule as warmup_exponential_decay_schedule
 from nnlearn.schedules import warmup_stable_decay_schedule as warmup_stable_decay_schedule
+from nnlearn.stream import FaultError as FaultError
 from nnlearn.stream import FitResult as FitResult
+from nnlearn.stream import RollBack as RollBack
 from nnlearn.stream import fit as fit
 from nnlearn.stream import run as run
 from nnlearn.train import Info as Info
@@ -134,6 +145,7 @@ from nnlearn.train import per_example_norms as per_example_norms
 from nnlearn.train import poisson_sampled as poisson_sampled
 from nnlearn.train import reached as reached
 from nnlearn.train import shuffled as shuffled
+from nnlearn.train import skip_budget as skip_budget
 from nnlearn.transforms import *  # noqa: F403
 from nnlearn.tree import global_norm as global_norm
 from nnlearn.types import EmptyState as EmptyState

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -328,3 +329,52 @@ def test_a_forked_worker_does_not_keep_the_folder(tmp_path):
     finally:
         os.kill(worker, signal.SIGKILL)
         os.waitpid(worker, 0)
+
+
+def test_the_minutes_between_two_checkpoints(tmp_path, monkeypatch):
+    """With a clock of its own: each check takes a minute."""
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: None)
+    monkeypatch.setattr("nnlearn.checkpoints.manager.time", clock)
+    monkeypatch.setattr("nnlearn.stream.durable.time", clock)
+
+    def pass_a_minute(_):
+        now[0] += 60
+
+    with Checkpoints(tmp_path / "alone", every_minutes=2.5, every_steps=100) as checkpoints:
+        due = []
+        for step in (10, 20, 30, 40, 100, 110):
+            due.append(checkpoints.is_due(step))
+            if due[-1]:
+                checkpoints.save(step, jnp.ones(1))
+            pass_a_minute(None)
+        assert due == [False, False, False, True, True, False]
+    train = make(steps=60)
+    with Checkpoints(tmp_path / "run", every_minutes=3, keep_last=None) as checkpoints:
+        nnlearn.run(train, HPARAMS, 0, checkpoints=checkpoints, watch=pass_a_minute, progress=False)
+        assert checkpoints.steps() == (15, 30, 45, 60)
+    params = {"w": jnp.zeros(5), "b": jnp.zeros(())}
+    state = nnlearn.init_state(params, nnlearn.MultiSteps(nnlearn.adamw(0.1), 2), key=0)
+    options = {"callbacks": pass_a_minute, "check_every": 5, "progress": False}
+    with Checkpoints(tmp_path / "fit", every_minutes=3, keep_last=None) as checkpoints:
+        nnlearn.fit(STEP, state, list(shuffled_anew(0)) * 10, checkpoints=checkpoints, **options)
+        assert checkpoints.steps() == (15, 30, 40)
+
+
+def test_long_stretches_become_shorter_than_the_minutes_between_checkpoints(tmp_path, monkeypatch):
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: None)
+    monkeypatch.setattr("nnlearn.checkpoints.manager.time", clock)
+    monkeypatch.setattr("nnlearn.stream.durable.time", clock)
+    monkeypatch.setattr("nnlearn.stream.durable.STRETCHES", 3)
+    stretches = []
+
+    def slow(part):
+        stretches.append(len(part.step))
+        now[0] += 60.0 * len(part.step)
+
+    train = make()
+    with Checkpoints(tmp_path, every_minutes=6) as checkpoints:
+        result = nnlearn.run(train, HPARAMS, 0, checkpoints=checkpoints, watch=slow, progress=False)
+    assert stretches == [20, 20, 5, 5, 5, 5]
+    assert_same(tuple(result), jax.jit(train)(HPARAMS, 0))

@@ -14,9 +14,9 @@ from typing import Any
 from nnlearn.checkpoints.blobs import check_file, read_arrays, write_arrays
 from nnlearn.checkpoints.errors import CheckpointError
 from nnlearn.checkpoints.manifest import ARRAYS, NAME, Manifest, read_manifest, to_bytes
-from nnlearn.checkpoints.nodes import Arrays, Node, build, describe, named_leaves
+from nnlearn.checkpoints.nodes import Arrays, Node, build, describe, named_leaves, total_bytes
 from nnlearn.checkpoints.restore import Fitting, LoadReport, Missing, Names, Rename, Unexpected, check
-from nnlearn.files import hold
+from nnlearn.files import explaining_full_disk, hold, sync_folder
 from nnlearn.types import PyTree
 
 LOCK = ".lock"
@@ -40,9 +40,10 @@ def save(
 
     Raises:
       TypeError: if a leaf cannot be saved, or ``metadata`` is not JSON; nothing is written.
-      OSError: if the disk is full or refuses; an older checkpoint stays as it is.
+      OSError: if the disk refuses, ``nnlearn.files.FullDiskError`` if it is full; an older checkpoint is unchanged.
 
-    >>> import tempfile, jax.numpy as jnp
+    >>> import tempfile
+    >>> import jax.numpy as jnp
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save(folder + "/params", {"w": jnp.ones(2)})
     ...     load(folder + "/params", like={"w": jnp.zeros(2)})
@@ -59,9 +60,8 @@ def write(folder: Path, node: Node, arrays: Arrays, metadata: Mapping[str, Any] 
         json.dumps(metadata, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise TypeError(f"metadata must be JSON values, and finite numbers: {error}; got {metadata!r}") from error
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    remove_drafts(folder)
-    with _draft(folder) as draft:
+    safe = "The checkpoint that was there is unchanged" if folder.exists() else "Nothing was left behind"
+    with explaining_full_disk(folder, safe, total_bytes(arrays)), _draft(folder) as draft:
         name = f"arrays-{os.urandom(8).hex()}.safetensors"
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         with open(draft / name, "wb", buffering=0) as file, open(draft / NAME, "wb") as about:
@@ -87,6 +87,8 @@ def library_versions() -> dict[str, str]:
 @contextlib.contextmanager
 def _draft(folder: Path) -> Iterator[Path]:
     """A new folder beside ``folder``, held until it is committed; removed after an error."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_drafts(folder)
     draft = folder.parent / f".{folder.name}.{os.urandom(8).hex()}.draft"
     draft.mkdir()
     try:
@@ -127,16 +129,6 @@ def _commit(draft: Path, folder: Path, name: str) -> None:
     sync_folder(folder.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk; where the system cannot, do nothing."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def load(
     folder: str | Path,
     like: PyTree | None = None,
@@ -170,7 +162,8 @@ def load(
       FileNotFoundError: if there is no such folder.
       CheckpointError: if a file is damaged, or the saved tree does not fit ``like``; the message lists the leaves.
 
-    >>> import tempfile, jax.numpy as jnp
+    >>> import tempfile
+    >>> import jax.numpy as jnp
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save(folder + "/old", {"encoder": jnp.ones(2), "head": jnp.ones(10)})
     ...     params = {"encoder": jnp.zeros(2), "head": jnp.zeros(3)}
@@ -193,6 +186,18 @@ def check_options(like: PyTree | None, missing: str, unexpected: str, given: boo
         raise ValueError(f"missing must be 'error' or 'keep', got {missing!r}")
     if unexpected not in ("error", "ignore"):
         raise ValueError(f"unexpected must be 'error' or 'ignore', got {unexpected!r}")
+
+
+def load_parts(folder: Path, like: dict[str, PyTree], other: str) -> tuple[dict[str, PyTree], PyTree]:
+    """Parts of a saved dict, read once: those of ``like`` with its types, and another as nested dicts.
+
+    Raises:
+      CheckpointError: if a file is damaged, or the saved parts do not fit ``like``.
+    """
+    manifest = read_manifest(folder)
+    arrays = read_all(folder, manifest)
+    parts = fit_tree(folder, manifest.tree, arrays, like, None, None, "error", "ignore", None)
+    return parts, build(manifest.tree["children"][other], arrays)
 
 
 def read_all(folder: Path, manifest: Manifest) -> Arrays:

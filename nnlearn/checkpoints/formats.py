@@ -14,10 +14,10 @@ import numpy as np
 from nnlearn.checkpoints.blobs import read_header_file, write_arrays
 from nnlearn.checkpoints.errors import CheckpointError
 from nnlearn.checkpoints.folder import fit_tree
-from nnlearn.checkpoints.nodes import Node, build, describe
+from nnlearn.checkpoints.nodes import Node, build, describe, total_bytes
 from nnlearn.checkpoints.restore import LoadReport, Missing, Names, Rename, Unexpected
 from nnlearn.extras import import_extra
-from nnlearn.files import replacing
+from nnlearn.files import explaining_full_disk, replacing
 from nnlearn.packing import Packed, pack_like, unpack
 from nnlearn.packing.serialization import register_with_flax
 from nnlearn.types import PyTree
@@ -57,7 +57,8 @@ def export_safetensors(path: str | Path, tree: PyTree) -> None:
     """
     _, arrays = describe(tree)
     path = Path(path)
-    with replacing(path, "wb", buffering=0) as file:
+    safe = "The file that was there is unchanged" if path.exists() else "Nothing was left behind"
+    with explaining_full_disk(path, safe, total_bytes(arrays)), replacing(path, "wb", buffering=0) as file:
         write_arrays(file, arrays)
 
 
