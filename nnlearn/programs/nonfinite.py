@@ -106,9 +106,8 @@ def find_nonfinite(function: Callable[..., Any], *arguments: Any) -> Origin | No
     names = tuple(path for path, other in zip(paths, codes, strict=True) if other == code)
     if code < 0:
         path = path_name(jax.tree.leaves_with_path(arguments)[-code - 1][0])
-        return Origin(
-            "input", Place(scope=path), _kind(np.asarray(results[codes.index(code)][1])), (), False, (), names
-        )
+        value = "nan" if results[codes.index(code)][1][0] else "inf"
+        return Origin("input", Place(scope=path), value, (), False, (), names)
     return reader.origin(code, origin, operands, names)
 
 
