@@ -22,6 +22,9 @@ from nnlearn import stream as stream
 from nnlearn import train as train
 from nnlearn import transforms as transforms
 from nnlearn.diagnose import diagnose as diagnose
+from nnlearn.diagnose import diagnose_trace as diagnose_trace
+from nnlearn.diagnose import preflight as preflight
+from nnlearn.diagnose import repair as repair
 from nnlearn.gradients.curvature import adam_preconditioner as adam_preconditioner
 from nnlearn.gradients.curvature import best_fixed_rate as best_fixed_rate
 from nnlearn.gradients.curvature import extreme_eigenvalues as extreme_eigenvalues
@@ -121,7 +124,9 @@ from nnlearn.schedules import warmup_constant_schedule as warmup_constant_schedu
 from nnlearn.schedules import warmup_cosine_decay_schedule as warmup_cosine_decay_schedule
 from nnlearn.schedules import warmup_exponential_decay_schedule as warmup_exponential_decay_schedule
 from nnlearn.schedules import warmup_stable_decay_schedule as warmup_stable_decay_schedule
+from nnlearn.stream import FaultError as FaultError
 from nnlearn.stream import FitResult as FitResult
+from nnlearn.stream import RollBack as RollBack
 from nnlearn.stream import fit as fit
 from nnlearn.stream import run as run
 from nnlearn.train import Info as Info
@@ -153,6 +158,7 @@ from nnlearn.train import per_example_norms as per_example_norms
 from nnlearn.train import poisson_sampled as poisson_sampled
 from nnlearn.train import reached as reached
 from nnlearn.train import shuffled as shuffled
+from nnlearn.train import skip_budget as skip_budget
 from nnlearn.transforms import *  # noqa: F403
 from nnlearn.tree import global_norm as global_norm
 from nnlearn.types import EmptyState as EmptyState

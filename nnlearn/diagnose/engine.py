@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from nnlearn.checks import as_key
-from nnlearn.diagnose import data, dynamics, fit, network, program
+from nnlearn.diagnose import data, dynamics, fit, held_out, masks, network, outputs, pairs, program
 from nnlearn.diagnose.checking import NamedCheck
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.ranking import rank
@@ -14,7 +14,8 @@ from nnlearn.train.run import Train
 from nnlearn.train.stopping import check_mode
 from nnlearn.types import Key, PyTree
 
-CHECKS: tuple[NamedCheck, ...] = (*data.CHECKS, *program.CHECKS, *dynamics.CHECKS, *network.CHECKS, *fit.CHECKS)
+ROOMS = (data, pairs, masks, held_out, outputs, program, dynamics, network, fit)
+CHECKS: tuple[NamedCheck, ...] = tuple(check for room in ROOMS for check in room.CHECKS)
 
 
 def diagnose(

@@ -1,16 +1,18 @@
 """A run again, with a log of every step and snapshots of the state."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nnlearn.diagnose.plan import QUICK, Plan, on_host
 from nnlearn.diagnose.subject import Subject
+from nnlearn.train.loop import Run
 from nnlearn.train.state import TrainState
-from nnlearn.train.step import step_key
 from nnlearn.tree import path_name
-from nnlearn.types import Batch, Params, PyTree
+from nnlearn.types import Key, Params, PyTree
 
 SNAPSHOT_BYTES = 256 << 20  # of all snapshots together
 
@@ -23,7 +25,8 @@ class Record(NamedTuple):
       rate: the recorded learning rate of every step, or None.
       skipped: whether the optimizer skipped the step, or None.
       at: the steps before which the snapshots were taken, shape (times,); the last one is the end of the run.
-      states: the snapshots, stacked along a leading axis.
+      states: the snapshots, stacked along a leading axis, as NumPy arrays and without the key.
+      key: the random key of the steps.
     """
 
     loss: np.ndarray
@@ -33,52 +36,52 @@ class Record(NamedTuple):
     skipped: np.ndarray | None
     at: np.ndarray
     states: TrainState
+    key: Key
 
     @property
     def last(self) -> TrainState:
+        """The state at the end of the run, without its key."""
         return jax.tree.map(lambda leaf: leaf[-1], self.states)
 
     @property
     def first(self) -> TrainState:
+        """The state at the start of the run, without its key."""
         return jax.tree.map(lambda leaf: leaf[0], self.states)
 
 
-def watch(subject: Subject, times: np.ndarray | None = None) -> Record:
+def rerun(subject: Subject, plan: Plan, start: Run, times: np.ndarray | None = None) -> Record:
     """Run a subject again and take snapshots of its state.
 
     Args:
       subject: the run.
+      plan: its batches.
+      start: the run before its first step.
       times: increasing steps to take snapshots at; None for the start, some early ones, and some until the end.
     """
-    train, step = subject.plain_train, jax.jit(subject.step())
-    run = jax.jit(subject.start)()
-    times = snapshot_times(subject.steps, run.state) if times is None else times
-    sampler, data_key, key = train.batches, run.data_key, run.state.key
+    step, key = jax.jit(subject.step()), start.state.key
+    times = snapshot_times(subject.steps, start.state) if times is None else times
 
-    def one(at, carry):
-        state, order, log = carry
-        order, rows = sampler.rows(data_key, order, at, 1, 1)
-        batch = sampler.batch(jax.tree.map(lambda row: row[0], rows))
-        state, info = step(state._replace(key=key), batch, key=step_key(key, at))
-        log = jax.tree.map(lambda buffer, value: buffer.at[at].set(value), log, _logged(info))
-        return state._replace(key=None), order, log
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def program(state, rows, examples, keys):
+        def one(at, carry):
+            state, log = carry
+            batch = plan.batch(jax.tree.map(lambda leaf: leaf[at], rows), examples)
+            state, info = step(state._replace(key=key), batch, key=subject.as_key(keys[at]))
+            log = jax.tree.map(lambda buffer, value: buffer.at[at].set(value), log, _logged(info))
+            return state._replace(key=None), log
 
-    def segment(carry, span):
-        carry = jax.lax.fori_loop(span[0], span[1], one, carry)
-        return carry, carry[0]
+        def segment(carry, span):
+            carry = jax.lax.fori_loop(span[0], span[1], one, carry)
+            return carry, carry[0]
 
-    @jax.jit
-    def program(state):
-        order = sampler.start(data_key, 1)
-        batch = jax.eval_shape(lambda: batch_at(subject, 0))
-        info = jax.eval_shape(lambda batch: step(state, batch, key=key)[1], batch)
-        log = jax.tree.map(lambda value: jnp.zeros(subject.steps, value.dtype), jax.eval_shape(_logged, info))
-        carry = (state._replace(key=None), order, log)
+        first = plan.batch(jax.tree.map(lambda leaf: leaf[0], rows), examples)
+        shapes = jax.eval_shape(lambda: _logged(step(state, first, key=key)[1]))
+        log = jax.tree.map(lambda value: jnp.zeros(subject.steps, value.dtype), shapes)
         spans = jnp.array([np.concatenate([[0], times[:-1]]), times]).T
-        (_, _, log), states = jax.lax.scan(segment, carry, spans)
+        (_, log), states = jax.lax.scan(segment, (state._replace(key=None), log), spans)
         return log, states
 
-    log, states = program(run.state)
+    log, states = program(start.state, plan.rows, plan.examples, subject.keys)
     log = {name: np.asarray(value) for name, value in log.items()}
     nothing = np.full(subject.steps, np.nan)
     return Record(
@@ -88,7 +91,8 @@ def watch(subject: Subject, times: np.ndarray | None = None) -> Record:
         rate=log.get("rate"),
         skipped=log.get("skipped"),
         at=times,
-        states=states._replace(key=jnp.broadcast_to(key, (len(times),))),
+        states=on_host(states),
+        key=key,
     )
 
 
@@ -107,19 +111,10 @@ def _logged(info: Any) -> dict[str, jax.Array]:
 def snapshot_times(steps: int, state: PyTree) -> np.ndarray:
     """The steps to take snapshots at: the start, powers of two, and evenly until the end."""
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.stored)) * 3
-    early = [each for each in (1, 2, 4, 8, 16, 32) if each < steps // 8]
-    count = 8 if (8 + len(early)) * size <= SNAPSHOT_BYTES else 2
+    early = [each for each in (1, 2, 4, 16) if each < max(steps // 6, 3)]
+    count = 6 if (6 + len(early)) * size <= SNAPSHOT_BYTES else 2
     late = np.linspace(0, steps, count + 1).round().astype(int)
-    return np.unique(np.concatenate([late, early if count == 8 else []]).astype(int))
-
-
-def batch_at(subject: Subject, at: Any) -> Batch:
-    """The batch of one step of the run, which may be traced."""
-    sampler = subject.train.batches
-    stride = sampler.epoch_steps or 1  # so that the order of the epoch is computed, not stored
-    data_key = subject.start().data_key
-    _, rows = sampler.rows(data_key, sampler.start(data_key, stride), at, 1, stride)
-    return sampler.batch(jax.tree.map(lambda row: row[0], rows))
+    return np.unique(np.concatenate([late, early if count == 6 else []]).astype(int))
 
 
 def leaf_names(params: Params) -> tuple[str, ...]:
@@ -127,4 +122,4 @@ def leaf_names(params: Params) -> tuple[str, ...]:
     return tuple(path_name(path) or "params" for path, _ in jax.tree.leaves_with_path(params))
 
 
-__all__ = ["Record", "batch_at", "leaf_names", "snapshot_times", "watch"]
+__all__ = ["Record", "leaf_names", "rerun", "snapshot_times"]

@@ -13,13 +13,17 @@ import numpy as np
 from nnlearn.calls import asks_for, hand
 from nnlearn.checks import as_key
 from nnlearn.data import MaskedBatch, example_count
+from nnlearn.diagnose.plan import QUICK, Plan, make_plan
 from nnlearn.train.custom_step import lift_step, made_step
+from nnlearn.train.loop import Run
 from nnlearn.train.run import Train, made_tx
 from nnlearn.train.state import TrainState
-from nnlearn.train.step import Info, make_step
+from nnlearn.train.step import Info, make_step, step_key
 from nnlearn.types import Batch, GradientTransformation, Key, Params, PyTree
 
 INPUTS = ("inputs", "input", "x", "xs", "X", "image", "images", "features", "tokens")
+MORE = 4  # batches beyond the end of the run, for comparisons of neighbours
+GENERATED = 32  # generated batches that stand for the data
 TARGETS = ("targets", "target", "y", "ys", "Y", "label", "labels")
 
 
@@ -54,8 +58,10 @@ class Subject:
 
     @functools.cached_property
     def plain_train(self) -> Train:
-        """The run with unpacked parameters, without rules, so that all steps are made and leaves are parameters."""
-        return dataclasses.replace(self.train, packing={"packed": False, "labels": None}, stop=(), evaluate=None)
+        """The run with unpacked parameters and without rules; its batches are in ``plan``."""
+        batches = self.train.batches._replace(start=lambda key, stride: ())
+        packing = {"packed": False, "labels": None} if self.has_loss else self.train.packing
+        return dataclasses.replace(self.train, packing=packing, stop=(), evaluate=None, batches=batches)
 
     @property
     def has_loss(self) -> bool:
@@ -71,6 +77,10 @@ class Subject:
         if not self.has_loss:
             raise Unknown("the run has a step of its own, not a loss_fn and an optimizer")
 
+    def need_predict(self) -> None:
+        if self.predict is None:
+            raise Unknown("no predict was given")
+
     def step(self) -> Callable[..., tuple[TrainState, Info]]:
         """``step(state, batch, key=key) -> (state, info)``, the run's own."""
         if not self.has_loss:
@@ -84,23 +94,46 @@ class Subject:
         result = hand(self.train.loss_fn, params, batch, key, model_state=model_state, hparams=self.hparams)
         return jnp.asarray(result[0] if isinstance(result, tuple) else result)
 
-    def start(self, key: Any = None) -> Any:
-        """The run before its first step, with unpacked parameters."""
-        return self.plain_train.start(self.hparams, as_key(self.key if key is None else key))
+    @functools.cached_property
+    def _start(self) -> Callable[[Key], Run]:
+        return jax.jit(lambda key: self.plain_train.start(self.hparams, key), compiler_options=QUICK)
 
-    # -- data ----------------------------------------------------------------------------------------------------------
+    def start(self, key: Any = None) -> Run:
+        """The run before its first step, with unpacked parameters."""
+        if key is None:
+            return self._first
+        return self._start(as_key(key))
 
     @functools.cached_property
-    def sampled(self) -> bool:
-        """Whether batches are drawn from stored examples."""
-        return self.train.batches.examples is not None
+    def _first(self) -> Run:
+        return self._start(as_key(self.key))
+
+    @functools.cached_property
+    def keys(self) -> np.ndarray:
+        """The data of the random key of every step, and of a few more."""
+
+        def all_keys(key):
+            return jax.random.key_data(jax.vmap(step_key, (None, 0))(key, jnp.arange(self.steps + MORE)))
+
+        return np.asarray(jax.jit(all_keys, compiler_options=QUICK)(self.start().state.key))
+
+    def as_key(self, data: Any) -> Key:
+        """A random key from its data."""
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(self.start().state.key))
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """The batches of the run, and a few more."""
+        return make_plan(self.train.batches, self.start().data_key, self.steps + MORE)
+
+    # -- data ----------------------------------------------------------------------------------------------------------
 
     @functools.cached_property
     def examples(self) -> Batch:
         """All stored examples, or those of the first generated batches, as NumPy arrays."""
         if self.train.batches.examples is not None:
             return jax.tree.map(np.asarray, self.train.batches.examples())
-        batches = self.first_batches(16)
+        batches = self.plan.batches(np.arange(min(GENERATED, self.steps)))
         stacked = jax.tree.map(np.asarray, batches)
         leaves = jax.tree.leaves(stacked)
         if not leaves or any(leaf.ndim < 2 for leaf in leaves):
@@ -108,10 +141,6 @@ class Subject:
         if isinstance(stacked, MaskedBatch):
             stacked = stacked.examples
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), stacked)
-
-    def first_batches(self, count: int) -> Batch:
-        """The first batches of the run, stacked along a leading axis."""
-        return draw_batches(self.train.batches, self.start().data_key, count)
 
     @functools.cached_property
     def _parts(self) -> tuple[Any, Any]:
@@ -129,7 +158,7 @@ class Subject:
 
     def batch_of(self, inputs: PyTree, targets: Any) -> Batch:
         """A batch of these examples, in the form that ``loss_fn`` takes."""
-        like = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], self.first_batches(1)))
+        like = jax.eval_shape(lambda: self.plan.batch(self.plan.at(0)))
         masked = isinstance(like, MaskedBatch)
         examples = with_parts(like.examples if masked else like, inputs, targets)
         if not masked:
@@ -169,19 +198,6 @@ class Subject:
         else:
             result = self.predict(params, inputs, *arguments)
         return result[0] if isinstance(result, tuple) else result
-
-
-def draw_batches(sampler: Any, data_key: Key, count: int, first: int = 0) -> Batch:
-    """``count`` batches of a sampler, stacked along a leading axis."""
-    order = sampler.start(data_key, 1)
-
-    def one(order, step):
-        order, rows = sampler.rows(data_key, order, step, 1, 1)
-        return order, sampler.batch(jax.tree.map(lambda row: row[0], rows))
-
-    # From the start, so that a stored order is that of the epoch.
-    skipped = jax.lax.fori_loop(0, first, lambda step, order: one(order, step)[0], order) if first else order
-    return jax.lax.scan(one, skipped, first + jnp.arange(count))[1]
 
 
 def parts_of(examples: Batch) -> tuple[Any, Any]:
@@ -229,4 +245,4 @@ def with_parts(like: Batch, inputs: Any, targets: Any) -> Batch:
     raise Unknown("the batches hold more than inputs and targets")
 
 
-__all__ = ["Subject", "Unknown", "draw_batches", "parts_of", "with_parts"]
+__all__ = ["Subject", "Unknown", "parts_of", "with_parts"]

@@ -52,8 +52,8 @@ class Info(NamedTuple):
       leaf_grad_norms: Euclidean norm of each leaf's gradient, shape (leaves,), in the tree's order. Their names are
         in ``Trace.leaves``.
       noise_scale: the variability of the examples' gradients, see ``noise_scale_from_examples``.
-      skipped: whether the optimizer skipped the step, see ``was_skipped``; None if nothing in it skips steps. The loss
-        and the norms of a skipped step are those of its batch.
+      skipped: whether the optimizer skipped the step, see ``was_skipped``, or ``RollBack`` undid it; None if nothing
+        skips steps. The loss and the norms of a skipped step are those of its batch.
       layers: statistics of each parameter leaf, if ``monitor_layers`` is around the optimizer, or None.
     """
 
@@ -270,6 +270,25 @@ def count_skipped(info: Info) -> jax.Array | int:
     return 0 if skipped is None else jnp.sum(skipped, dtype=jnp.int32)
 
 
+class Skips(NamedTuple):
+    """The skipped steps since the last check.
+
+    Attributes:
+      count: how many there were, int32.
+      last_made: the last step that was not skipped, int32; 0 if all were.
+    """
+
+    count: jax.Array
+    last_made: jax.Array
+
+    def plus(self, info: Info, step: jax.Array) -> "Skips":
+        """With those among further steps, counted from 1."""
+        skipped = getattr(info, "skipped", None)
+        made = step if skipped is None else jnp.where(skipped, 0, step)
+        last = jnp.maximum(self.last_made, jnp.max(made).astype(jnp.int32))
+        return Skips(self.count + count_skipped(info), last)
+
+
 def jit_step(step: AnyStep) -> AnyStep:
     """Compile a step and donate its state: the new state reuses the memory of the old one, which becomes invalid.
 
@@ -325,6 +344,7 @@ def _times(rate: jax.Array, factor: Scalar) -> jax.Array:
 
 __all__ = [
     "Info",
+    "Skips",
     "check_record",
     "count_skipped",
     "counted_loss",

@@ -49,6 +49,8 @@ from nnlearn.transforms.scaling import scale_by_schedule as scale_by_schedule
 from nnlearn.transforms.scaling import scale_by_trust_ratio as scale_by_trust_ratio
 from nnlearn.transforms.skipping import skip_whole as skip_whole
 from nnlearn.transforms.skipping import was_skipped as was_skipped
+from nnlearn.transforms.spikes import SkipSpikesState as SkipSpikesState
+from nnlearn.transforms.spikes import skip_spikes as skip_spikes
 from nnlearn.transforms.storage import Slot as Slot
 from nnlearn.transforms.wrapping import by_leaf as by_leaf
 
