@@ -21,6 +21,19 @@ from nnlearn import serialization as serialization
 from nnlearn import stream as stream
 from nnlearn import train as train
 from nnlearn import transforms as transforms
+from nnlearn.gradients.curvature import adam_preconditioner as adam_preconditioner
+from nnlearn.gradients.curvature import best_fixed_rate as best_fixed_rate
+from nnlearn.gradients.curvature import extreme_eigenvalues as extreme_eigenvalues
+from nnlearn.gradients.curvature import filter_normalized as filter_normalized
+from nnlearn.gradients.curvature import gauss_newton_product as gauss_newton_product
+from nnlearn.gradients.curvature import hessian_product as hessian_product
+from nnlearn.gradients.curvature import hutchinson_trace as hutchinson_trace
+from nnlearn.gradients.curvature import lanczos as lanczos
+from nnlearn.gradients.curvature import loss_along as loss_along
+from nnlearn.gradients.curvature import loss_on_plane as loss_on_plane
+from nnlearn.gradients.curvature import sharpness as sharpness
+from nnlearn.gradients.curvature import spectral_density as spectral_density
+from nnlearn.gradients.noise_scale import batch_cost as batch_cost
 from nnlearn.losses import absolute_error as absolute_error
 from nnlearn.losses import batch_hard_triplet_loss as batch_hard_triplet_loss
 from nnlearn.losses import binary_dice_loss as binary_dice_loss
@@ -163,7 +176,8 @@ for _name in ("Event", "FitResult", "every", "fit", "tensorboard", "wandb_offlin
 
 # Imported at first use: name -> module. They are a third of the import time, and many programs need none of them.
 _LAZY = {name: f"nnlearn.{name}" for name in ("datasets", "models", "sweeps", "tasks")}
-_LAZY |= {"sweep": "nnlearn.sweeps", "Task": "nnlearn.tasks", "load_task": "nnlearn.tasks"}
+_LAZY |= {"sweep": "nnlearn.sweeps", "find_learning_rate": "nnlearn.sweeps"}
+_LAZY |= {"Task": "nnlearn.tasks", "load_task": "nnlearn.tasks"}
 _LAZY |= dict.fromkeys(("diagnose", "diagnose_trace", "preflight", "repair"), "nnlearn.diagnose")
 
 if _typing.TYPE_CHECKING:
@@ -175,6 +189,7 @@ if _typing.TYPE_CHECKING:
     from nnlearn.diagnose import diagnose_trace as diagnose_trace
     from nnlearn.diagnose import preflight as preflight
     from nnlearn.diagnose import repair as repair
+    from nnlearn.sweeps import find_learning_rate as find_learning_rate
     from nnlearn.sweeps import sweep as sweep
     from nnlearn.tasks import Task as Task
     from nnlearn.tasks import load_task as load_task

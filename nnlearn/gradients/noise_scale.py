@@ -94,6 +94,47 @@ def noise_scale_from_batches(
     return _noise_scale(_mean_square(small_norm), _mean_square(big_norm), small_size, big_size)
 
 
+class BatchCost(NamedTuple):
+    """What training to a given loss costs with a batch size, relative to the least that any batch size can reach.
+
+    Attributes:
+      steps: the factor on the number of steps; 1 for very large batches.
+      examples: the factor on the number of examples; 1 for very small batches.
+    """
+
+    steps: jax.Array
+    examples: jax.Array
+
+
+def batch_cost(scale: Scalar, batch_size: Scalar) -> BatchCost:
+    r"""What a batch size costs in steps and in examples, from the noise scale.
+
+    .. math:: \text{steps} = 1 + \frac{\text{scale}}{B}, \qquad \text{examples} = 1 + \frac{B}{\text{scale}}
+
+    With ``B = scale`` both are 2. Much smaller batches waste steps: 4 times the batch then takes nearly a quarter of
+    the steps. Much larger ones waste examples.
+
+    Args:
+      scale: ``NoiseScale.scale``, best from averages over several batches.
+      batch_size: the number of examples in a batch.
+
+    Returns:
+      A ``BatchCost``.
+
+    Raises:
+      ValueError: if ``batch_size`` is below 1.
+
+    Source: McCandlish et al. 2018, arXiv:1812.06162.
+
+    >>> cost = batch_cost(300.0, 100)
+    >>> float(cost.steps), round(float(cost.examples), 3)
+    (4.0, 1.333)
+    """
+    check_number("batch_size", batch_size, low=1)
+    scale = jnp.maximum(jnp.asarray(scale, float), 0)
+    return BatchCost(1 + scale / batch_size, 1 + batch_size / scale)
+
+
 def _mean_square(norms: ArrayLike | Sequence[float]) -> jax.Array:
     norms = jnp.asarray(norms)
     return jnp.mean(jnp.square(norms.astype(compute_dtype(norms.dtype))))
@@ -107,4 +148,4 @@ def _noise_scale(small_square: jax.Array, big_square: jax.Array, small_size: Sca
     return NoiseScale(noise, signal, noise / signal)
 
 
-__all__ = ["NoiseScale", "noise_scale_from_batches", "noise_scale_from_examples"]
+__all__ = ["BatchCost", "NoiseScale", "batch_cost", "noise_scale_from_batches", "noise_scale_from_examples"]

@@ -6,6 +6,8 @@ from nnlearn.sweeps.halving import Halving as Halving
 from nnlearn.sweeps.halving import Rung as Rung
 from nnlearn.sweeps.halving import plan_rungs as plan_rungs
 from nnlearn.sweeps.halving import successive_halving as successive_halving
+from nnlearn.sweeps.learning_rate import LearningRates as LearningRates
+from nnlearn.sweeps.learning_rate import find_learning_rate as find_learning_rate
 from nnlearn.sweeps.population import Population as Population
 from nnlearn.sweeps.population import train_population as train_population
 from nnlearn.sweeps.results import Execution as Execution
