@@ -13,17 +13,18 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # File -> n: one of n cases of its parametrised tests is drawn; and of the tests marked slow.
 SAMPLED = {
-    "test_contract.py": 6,
+    "test_contract.py": 18,
     "test_convnet.py": 2,
     "test_fit.py": 2,
+    "test_in_place.py": 3,
     "test_losses.py": 6,
     "test_losses_contrastive.py": 2,
     "test_losses_likelihood.py": 2,
     "test_losses_overlap.py": 2,
     "test_meshes.py": 3,
     "test_models.py": 2,
-    "test_native.py": 3,
-    "test_packed_training.py": 6,
+    "test_native.py": 6,
+    "test_packed_training.py": 12,
     "test_packing.py": 6,
     "test_packing_proof.py": 2,
     "test_per_example.py": 2,
@@ -54,13 +55,13 @@ def pytest_addoption(parser):
 
 def pytest_report_header(config):
     if not config.getoption("--whole"):
-        return f"a share of the large tables and slow tests: NNLEARN_SAMPLE={rotation() % 12} (--whole runs all)"
+        return f"a share of the large tables and slow tests: NNLEARN_SAMPLE={rotation() % 36} (--whole runs all)"
 
 
 def pytest_collection_modifyitems(config, items):
     """Keep a share of the slow tests and of each large table; the offset differs between the tests of a table.
 
-    Six consecutive values of ``NNLEARN_SAMPLE`` draw every case. Tests marked ``always`` and tests named on the command
+    18 consecutive values of ``NNLEARN_SAMPLE`` draw every case. Tests marked ``always`` and tests named on the command
     line are never left out.
     """
     named = any("::" in argument for argument in config.args)

@@ -2,15 +2,6 @@
 
 import typing as _typing
 
-from optax import apply_updates as apply_updates
-from optax import chain as chain
-from optax import identity as identity
-from optax import masked as masked
-from optax import named_chain as named_chain
-from optax import partition as partition
-from optax import set_to_zero as set_to_zero
-from optax import with_extra_args_support as with_extra_args_support
-
 from nnlearn import checkpoints as checkpoints
 from nnlearn import data as data
 from nnlearn import datasets as datasets
@@ -25,6 +16,7 @@ from nnlearn import sweeps as sweeps
 from nnlearn import tasks as tasks
 from nnlearn import train as train
 from nnlearn import transforms as transforms
+from nnlearn.borrowed import *  # noqa: F403
 from nnlearn.losses import absolute_error as absolute_error
 from nnlearn.losses import batch_hard_triplet_loss as batch_hard_triplet_loss
 from nnlearn.losses import binary_dice_loss as binary_dice_loss
@@ -161,7 +153,20 @@ for _name in ("Event", "FitResult", "every", "fit", "tensorboard", "wandb_offlin
 
 def __dir__() -> list[str]:
     """The public names, without internal modules."""
-    inner = {"calls", "checks", "cli", "extras", "figures", "files", "programs", "settings", "sharding", "sums", "tree"}
+    inner = {
+        "borrowed",
+        "calls",
+        "checks",
+        "cli",
+        "extras",
+        "figures",
+        "files",
+        "programs",
+        "settings",
+        "sharding",
+        "sums",
+        "tree",
+    }
     return sorted(name for name in globals() if name not in inner and not (name[0] == "_" and name[1] != "_"))
 
 
