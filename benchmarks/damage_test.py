@@ -1,11 +1,11 @@
-"""Damaged checkpoints: how often each format loads wrong numbers without a word.
+"""Damaged checkpoints: how often each format silently loads wrong numbers.
 
     python benchmarks/damage_test.py --copies 2000 --rivals 400
 
-Each copy of a checkpoint of 4 arrays of 5,000 float32 is damaged in one way: a bit or a byte flipped, truncated, a page
-zeroed, a file missing or exchanged with that of another step, the manifest of another step, a forged header.
-A load is ``refused`` (an error), ``harmless`` (the right numbers), or ``wrong``; ``unnamed`` counts the refusals of
-nnlearn that do not name the path. ``memory`` is the most that a load of nnlearn allocated, by tracemalloc.
+Each copy of a checkpoint of 4 arrays of 5,000 float32 is damaged in one way: a bit or a byte is flipped, a file is
+truncated or missing, a page is zeroed, a file or the manifest comes from another step, or a header is forged.
+A load is ``refused`` (an error), ``harmless`` (the right numbers) or ``wrong``; ``unnamed`` counts the refusals of
+nnlearn that do not name the path. ``memory`` is the peak allocation of a load of nnlearn, by tracemalloc.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from damage import KINDS, damage
 from harness import RESULTS
 from machine import machine_facts
 from rich.console import Console
@@ -30,7 +31,6 @@ from safetensors.numpy import load_file, save_file
 
 from nnlearn import checkpoints
 
-KINDS = ("bit", "byte", "truncated", "page", "missing", "swapped", "other manifest", "length", "header", "longer")
 Tree = dict[str, np.ndarray]
 
 
@@ -38,49 +38,6 @@ def make_tree(seed: int) -> Tree:
     """Four arrays of random numbers."""
     random = np.random.default_rng(seed)
     return {f"layer_{at}": random.normal(size=5000).astype(np.float32) for at in range(4)}
-
-
-def damage(kind: str, files: list[Path], others: list[Path], random: np.random.Generator) -> bool:
-    """Damage one of ``files`` in place; ``others`` are those of another step. False if nothing has changed."""
-    path = files[random.integers(len(files))]
-    content = bytearray(path.read_bytes())
-    before = bytes(content)
-    at = int(random.integers(max(len(content), 1)))
-    if kind == "missing":
-        path.unlink()
-        return True
-    if not content:
-        return False
-    if kind == "bit":
-        content[at] ^= 1 << int(random.integers(8))
-    elif kind == "byte":
-        content[at] ^= int(random.integers(1, 256))
-    elif kind == "truncated":
-        del content[at:]
-    elif kind == "page":
-        begin = at // 4096 * 4096
-        content[begin : begin + 4096] = bytes(len(content[begin : begin + 4096]))
-    elif kind == "swapped":
-        content = bytearray(others[random.integers(len(others))].read_bytes())
-    elif kind == "other manifest":
-        names = [at for at, file in enumerate(files) if file.suffix not in (".safetensors", ".msgpack")]
-        if not names or len(files) != len(others):
-            return False
-        path = files[names[random.integers(len(names))]]
-        before, content = path.read_bytes(), bytearray(others[files.index(path)].read_bytes())
-    elif kind == "length":
-        content[:8] = int(random.integers(1 << 62)).to_bytes(8, "little")
-    elif kind == "header":
-        text = bytes(content)
-        swaps = ((b'"layer_1"', b'"layer_0"'), (b'"layer_2"', b'"../a/b/"'), (b"data_offsets", b"data_offsetz"))
-        for old, new in swaps:
-            if old in text and random.integers(2):
-                text = text.replace(old, new)
-        content = bytearray(text)
-    elif kind == "longer":
-        content += bytes(int(random.integers(1, 200)))
-    path.write_bytes(content)
-    return bytes(content) != before
 
 
 class Format:
@@ -126,7 +83,7 @@ def formats() -> dict[str, Format]:
 
 
 def judge(load: Callable[[Path, Tree], Tree], path: Path, like: Tree, tree: Tree, named: bool) -> str:
-    """What a load of a damaged copy has come to."""
+    """The outcome of loading a damaged copy."""
     try:
         got = load(path, like)
     except Exception as error:

@@ -26,7 +26,7 @@ LOOKS = {
     "nnlearn": ("#00798c", "o"),
     "nnlearn, packed": ("#00798c", "D"),
 }
-SPREAD = 0.76  # fraction of the height of a regime for its rivals
+SPREAD = 0.76  # fraction of a regime's height for its rivals
 
 
 def rows_of(rows: list[dict], **wanted) -> list[dict]:

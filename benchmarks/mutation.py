@@ -1,15 +1,15 @@
-"""Mutation score of the tests: small faults are put into the package, and the tests must notice each of them.
+"""Mutation score of the tests: small faults are inserted into the package, and the tests must detect each of them.
 
     python benchmarks/mutation.py --count 120
     python benchmarks/mutation.py --only nnlearn/train --count 30 --whole --resume
 
-A mutant is the package with one edit in one place: a flipped comparison, a changed sign, a dropped check, a swapped
-branch. It runs in a copy of the repository, against the doctests of its module and the test files that concern it, and
-stops at the first failure. Which mutants are made follows from a hash of what is edited, not from line numbers, so an
-edit elsewhere in a file changes nothing. Docstrings, messages, annotations and decorators are never edited.
+A mutant is the package with one edit: a flipped comparison, a changed sign, a dropped check or a swapped branch. It is
+tested in a copy of the repository, by the doctests of its module and the related test files, until the first failure.
+Mutants are chosen by a hash of the edit, not by line numbers, so changes elsewhere in a file do not affect the choice.
+Docstrings, messages, annotations and decorators are never edited.
 
-Each result is appended to a JSON-lines file at once; ``--resume`` skips the mutants that the file has, and
-``--again survived`` runs those again that survived. EQUIVALENT lists the mutants that no test can notice, and why.
+Each result is immediately appended to a JSON-lines file. ``--resume`` skips the mutants in that file, and
+``--again survived`` repeats those that survived. EQUIVALENT lists the mutants that no test can detect, with the reason.
 """
 
 import os
@@ -66,7 +66,7 @@ COMPARISONS = {
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult}
 OPERATORS |= {ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd}
 
-# Test files that concern a room or a file although they do not import the module or its public names.
+# Related test files that do not import the module or its public names.
 ALSO = {
     "nnlearn/transforms": ["test_contract.py", "test_transforms.py", "test_skipped_steps.py", "test_edges.py"],
     "nnlearn/losses": ["test_losses.py", "test_losses_edges.py", "test_losses_properties.py"],
@@ -79,9 +79,9 @@ ALSO = {
     ],
     "nnlearn/sweeps": ["test_sweep.py"],
     "nnlearn/packing": ["test_packing.py", "test_packed_training.py", "test_packing_proof.py"],
-    "nnlearn/stream": ["test_fit.py", "test_fit_host.py", "test_own_steps.py"],
+    "nnlearn/stream": ["test_fit.py", "test_fit_host.py", "test_own_steps.py", "test_durable.py"],
 }
-# Test files that run examples or whole tasks, or start many processes: they come last.
+# Test files that run examples or whole tasks, or start many processes; they run last.
 LONG = {"test_learning.py", "test_examples.py", "test_examples_learning.py", "test_killed_writers.py", "test_speech.py"}
 LONG |= {
     "test_tasks.py",
@@ -91,7 +91,7 @@ LONG |= {
     "test_native.py",
     "test_identity.py",
 }
-NEVER = {"test_examples_learning.py", "test_learning.py"}  # minutes, and none of them asks for more than a good result
+NEVER = {"test_examples_learning.py", "test_learning.py"}  # take minutes, and check only that results are good
 
 CONDITIONAL = {"check", "and or", "comparison", "not"}
 OF_ERRORS = ("fault", "refuse", "wrong", "error", "raise", "named", "bad_", "invalid", "message")
@@ -102,6 +102,8 @@ EQUIVALENT: dict[str, str] = {
     "b4be25c4ef06": "the default of a kernel's argument that the transformation always gives",
     "bda5e76bf88e": "an infinite upper bound is the default",
     "26863b577e8e": "any Python integer stands for no factor",
+    "b70372db3016": "an array without elements",
+    "62c66dcaa1c1": "XLA on a CPU accumulates these products in float32 in any case",
     "08f2621810e8": "what fills the rows after the last step, which are cut off",
 }
 
@@ -133,7 +135,7 @@ def _with(node: ast.AST, **changes: object) -> ast.AST:
 
 
 def edits_of(node: ast.AST) -> Iterator[tuple[str, ast.AST | str]]:
-    """The kinds of edits that one node allows, each with what replaces it."""
+    """The kinds of edits of one node, with their replacements."""
     match node:
         case ast.Compare(ops=[operator, *_]) if type(operator) in COMPARISONS:
             yield "comparison", _with(node, ops=[COMPARISONS[type(operator)](), *node.ops[1:]])
@@ -180,7 +182,7 @@ def edits_of(node: ast.AST) -> Iterator[tuple[str, ast.AST | str]]:
 
 
 def _visited(node: ast.AST, function: str = "") -> Iterator[tuple[str, ast.AST]]:
-    """The nodes that may be edited, each with the name of the function or class that it is in."""
+    """The nodes that may be edited, with the names of their functions or classes."""
     yield function, node
     for field, value in ast.iter_fields(node):
         if field in {"annotation", "returns", "decorator_list", "type_params", "bases"}:
@@ -208,7 +210,7 @@ def mutants_of(path: str, source: str) -> list[Mutant]:
     for function, node in _visited(ast.parse(source)):
         for kind, other in edits_of(node):
             place = node
-            if other == "condition":  # the body stays as it is
+            if other == "condition":  # the body does not change
                 place, other = node.test, ast.UnaryOp(ast.Not(), node.test)
             start = lines[place.lineno - 1] + place.col_offset
             stop = lines[place.end_lineno - 1] + place.end_col_offset
@@ -231,7 +233,7 @@ def all_mutants(root: Path, only: str = "nnlearn") -> list[Mutant]:
 
 
 def chosen(mutants: list[Mutant], count: int, seed: int) -> list[Mutant]:
-    """``count`` of them, spread over the files and the kinds, in the order of a hash."""
+    """Choose ``count`` mutants, spread over files and kinds, in the order of a hash."""
 
     def order(mutant: Mutant) -> str:
         return hashlib.sha256(f"{seed}{mutant.key}".encode()).hexdigest()
@@ -253,13 +255,13 @@ def _words(text: str) -> set[str]:
 
 
 class Selection:
-    """Which test files concern a mutant, the nearest first."""
+    """The test files for a mutant, the most closely related first."""
 
     def __init__(self, root: Path):
         self.tests = {path.name: path.read_text() for path in sorted((root / "tests").glob("*.py"))}
         self.words = {name: _words(text) for name, text in self.tests.items()}
         helpers = [name for name in self.tests if not name.startswith("test_")]
-        for name, words in self.words.items():  # a test has the words of the helpers that it imports
+        for name, words in self.words.items():  # includes the words of imported helpers
             for helper in helpers:
                 if name.startswith("test_") and Path(helper).stem in words:
                     words |= self.words[helper]
@@ -267,7 +269,7 @@ class Selection:
         self.root = root
 
     def names_in(self, path: str) -> set[str]:
-        """The functions and classes that a file defines, without the private ones."""
+        """The public functions and classes that a file defines."""
         body = ast.parse(self.modules[self.root / path]).body
         defined = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
         return {name for name in defined if not name.startswith("_") and len(name) > 3}
@@ -279,7 +281,7 @@ class Selection:
         return [other.relative_to(self.root).as_posix() for other in found if other.name != "__init__.py"]
 
     def near(self, mutant: Mutant) -> set[str]:
-        """The words by which a test that concerns a mutant may be known: the function, its file, who calls it."""
+        """Words that identify the tests of a mutant: the names of its function and file."""
         words = {mutant.function.split(".")[0], Path(mutant.path).stem}
         words |= {word for name in words for word in (name.strip("_"), name.strip("_").removeprefix("scale_by_"))}
         return {word.removesuffix("_kernel") for word in words if len(word) > 2}
@@ -287,7 +289,7 @@ class Selection:
     def files_for(self, mutant: Mutant, most: int) -> list[str]:
         """The module itself for its doctests, then at most ``most`` test files.
 
-        A word that a mutant and a test file share counts for as much as it is rare among the files.
+        A word that a mutant and a test file share is weighted by its rarity among the files.
         """
         names, near = self.names_in(mutant.path), self.near(mutant)
         importers = self.importers(mutant.path)
@@ -309,10 +311,10 @@ class Selection:
 
 
 class Order:
-    """A plugin of pytest: keeps the first failure, and sorts the tests by how soon they may find it.
+    """A plugin of pytest that records the first failure, and sorts the tests so that it comes early.
 
-    First tests of errors, which compile nothing, if the mutant is one of a condition; then those whose names have one
-    of the words; slow ones last.
+    Tests of errors, which compile nothing, come first if the mutant changes a condition. Tests whose names have one of
+    the words follow, and slow tests come last.
     """
 
     def __init__(self, words: Collection[str], folder: Path, conditional: bool):
@@ -352,9 +354,9 @@ def make_copy(folder: Path) -> Path:
 def run_tests(
     folder: Path, arguments: list[str], limit: float, words: Collection[str] = (), conditional: bool = False
 ) -> tuple[int | None, str, float]:
-    """The exit status of pytest, or None if it took ``limit`` seconds of processor time; its last lines; the seconds.
+    """The exit status of pytest (None after ``limit`` seconds of processor time), its last lines, and its seconds.
 
-    The tests run in a fork of this process, which has imported all but nnlearn.
+    The tests run in a fork of this process, which has imported everything except nnlearn.
     """
     (folder / "first_failure").unlink(missing_ok=True)
     began, status = time.perf_counter(), None
@@ -362,7 +364,7 @@ def run_tests(
     if child == 0:
         resource.setrlimit(resource.RLIMIT_CPU, (int(limit), int(limit) + 5))
         _run_here(folder, arguments, words, conditional)
-    while time.perf_counter() < began + 10 * limit:  # it may wait for ever, too
+    while time.perf_counter() < began + 10 * limit:  # it may also wait forever
         done, code = os.waitpid(child, os.WNOHANG)
         if done:
             status = os.waitstatus_to_exitcode(code)
@@ -381,7 +383,7 @@ def _run_here(folder: Path, arguments: list[str], words: Collection[str], condit
     status = 70
     try:
         os.setsid()
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
         output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
@@ -398,7 +400,7 @@ def _run_here(folder: Path, arguments: list[str], words: Collection[str], condit
 
 
 def run_apart(mutant: Mutant, folder: Path, options: argparse.Namespace) -> dict:
-    """``run_mutant`` in a copy of the repository that this process has for itself."""
+    """``run_mutant`` in this process's own copy of the repository."""
     own = folder / f"copy{os.getpid()}"
     return run_mutant(mutant, own if own.exists() else make_copy(own), selection_of(ROOT), options)
 
@@ -430,17 +432,17 @@ def run_mutant(mutant: Mutant, folder: Path, selection: Selection, options: argp
     return facts | {"commit": options.commit, "load": os.getloadavg()[0]}
 
 
-_failing: list[str] = []  # tests that fail without any mutant, and so say nothing
+_failing: list[str] = []  # tests that also fail without a mutant
 
 
 @functools.cache
 def _passes(test: str, folder: Path, limit: float) -> bool:
-    """Whether a test passes on the package as it is."""
+    """Whether a test passes on the unchanged package."""
     return run_tests(folder, [test], limit)[0] == 0
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a module and forget its bytecode, which is trusted by size and second of change."""
+    """Write a module and delete its bytecode, which Python validates only by size and modification time."""
     path.write_bytes(content)
     for cached in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
         cached.unlink()
@@ -530,7 +532,7 @@ def main() -> None:
             importlib.import_module(heavy)
     if options.folder:
         for old in options.folder.glob("copy*"):
-            shutil.rmtree(old)  # it may hold the mutant at which an earlier run was cut short
+            shutil.rmtree(old)  # it may have the mutant of an interrupted run
     context = multiprocessing.get_context("fork")
     with contextlib.ExitStack() as stack:
         folder = (options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))).resolve()

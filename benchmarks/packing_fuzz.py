@@ -42,12 +42,12 @@ def judge(number: int) -> tuple[str, bool]:
         different = differs(lambda: random_transformation(number)[1], problem)
     except Exception as error:  # it fails on the leaves as well
         return (
-            f"accepted, and does not run: {type(error).__name__}" if accepted else "refused, and does not run",
+            f"accepted, but fails: {type(error).__name__}" if accepted else "refused, and fails",
             honest,
         )
     if accepted:
         return "WRONGLY ACCEPTED" if different else "accepted, and the same", honest
-    return ("refused, and different" if different else "refused, though the same"), honest
+    return ("refused, and different" if different else "refused, but the same"), honest
 
 
 def main() -> int:

@@ -4,19 +4,19 @@ import typing as _typing
 
 from nnlearn import checkpoints as checkpoints
 from nnlearn import data as data
-from nnlearn import datasets as datasets
 from nnlearn import losses as losses
-from nnlearn import models as models
 from nnlearn import optimizers as optimizers
 from nnlearn import packing as packing
 from nnlearn import schedules as schedules
 from nnlearn import serialization as serialization
 from nnlearn import stream as stream
-from nnlearn import sweeps as sweeps
-from nnlearn import tasks as tasks
 from nnlearn import train as train
 from nnlearn import transforms as transforms
 from nnlearn.borrowed import *  # noqa: F403
+from nnlearn.diagnose import diagnose as diagnose
+from nnlearn.diagnose import diagnose_trace as diagnose_trace
+from nnlearn.diagnose import preflight as preflight
+from nnlearn.diagnose import repair as repair
 from nnlearn.losses import absolute_error as absolute_error
 from nnlearn.losses import batch_hard_triplet_loss as batch_hard_triplet_loss
 from nnlearn.losses import binary_dice_loss as binary_dice_loss
@@ -79,6 +79,12 @@ from nnlearn.packing import map_stacks as map_stacks
 from nnlearn.packing import pack as pack
 from nnlearn.packing import per_buffer as per_buffer
 from nnlearn.packing import unpack as unpack
+from nnlearn.programs.facts import Inspection as Inspection
+from nnlearn.programs.facts import inspect_function as inspect_function
+from nnlearn.programs.nonfinite import Origin as Origin
+from nnlearn.programs.nonfinite import find_nonfinite as find_nonfinite
+from nnlearn.programs.taps import Activation as Activation
+from nnlearn.programs.taps import activations as activations
 from nnlearn.schedules import constant_schedule as constant_schedule
 from nnlearn.schedules import cosine_annealing_schedule as cosine_annealing_schedule
 from nnlearn.schedules import cosine_annealing_warm_restarts_schedule as cosine_annealing_warm_restarts_schedule
@@ -97,12 +103,11 @@ from nnlearn.schedules import warmup_constant_schedule as warmup_constant_schedu
 from nnlearn.schedules import warmup_cosine_decay_schedule as warmup_cosine_decay_schedule
 from nnlearn.schedules import warmup_exponential_decay_schedule as warmup_exponential_decay_schedule
 from nnlearn.schedules import warmup_stable_decay_schedule as warmup_stable_decay_schedule
+from nnlearn.stream import FaultError as FaultError
 from nnlearn.stream import FitResult as FitResult
+from nnlearn.stream import RollBack as RollBack
 from nnlearn.stream import fit as fit
 from nnlearn.stream import run as run
-from nnlearn.sweeps import sweep as sweep
-from nnlearn.tasks import Task as Task
-from nnlearn.tasks import load_task as load_task
 from nnlearn.train import Info as Info
 from nnlearn.train import Policy as Policy
 from nnlearn.train import StopRule as StopRule
@@ -132,6 +137,7 @@ from nnlearn.train import per_example_norms as per_example_norms
 from nnlearn.train import poisson_sampled as poisson_sampled
 from nnlearn.train import reached as reached
 from nnlearn.train import shuffled as shuffled
+from nnlearn.train import skip_budget as skip_budget
 from nnlearn.transforms import *  # noqa: F403
 from nnlearn.tree import global_norm as global_norm
 from nnlearn.types import EmptyState as EmptyState
@@ -151,6 +157,20 @@ for _name in ("Event", "FitResult", "every", "fit", "tensorboard", "wandb_offlin
     setattr(train, _name, getattr(stream, _name))
 
 
+# Imported at first use: name -> module. They are a quarter of the import time, and many programs need none of them.
+_LAZY = {name: f"nnlearn.{name}" for name in ("datasets", "models", "sweeps", "tasks")}
+_LAZY |= {"sweep": "nnlearn.sweeps", "Task": "nnlearn.tasks", "load_task": "nnlearn.tasks"}
+
+if _typing.TYPE_CHECKING:
+    from nnlearn import datasets as datasets
+    from nnlearn import models as models
+    from nnlearn import sweeps as sweeps
+    from nnlearn import tasks as tasks
+    from nnlearn.sweeps import sweep as sweep
+    from nnlearn.tasks import Task as Task
+    from nnlearn.tasks import load_task as load_task
+
+
 def __dir__() -> list[str]:
     """The public names, without internal modules."""
     inner = {
@@ -168,26 +188,31 @@ def __dir__() -> list[str]:
         "tree",
     }
     return sorted(name for name in globals() if name not in inner and not (name[0] == "_" and name[1] != "_"))
+    inner = {"calls", "checks", "cli", "extras", "figures", "files", "programs", "settings", "sharding", "sums", "tree"}
+    return sorted(name for name in {*globals(), *_LAZY} - inner if not (name[0] == "_" and name[1] != "_"))
 
 
-def _missing(name: str) -> object:
-    """Raise an ``AttributeError`` that says where optax or nnlearn has the name, or which name is nearest."""
+def _load(name: str) -> object:
+    """Import a name of ``_LAZY``; otherwise raise ``AttributeError`` and say where the name is, or which is nearest."""
     import difflib
+    import importlib
+
+    if name in _LAZY:
+        module = importlib.import_module(_LAZY[name])
+        value = module if module.__name__ == f"nnlearn.{name}" else getattr(module, name)
+        globals()[name] = value
+        return value
 
     import optax
     import optax.contrib
 
     cure = ""
     if not name.startswith("_"):
-        parts = {"optax.": optax, "optax.contrib.": optax.contrib, "optax.tree.": optax.tree}
-        parts = {
-            "nnlearn.models.": models,
-            "nnlearn.sweeps.": sweeps,
-            "nnlearn.stream.": stream,
-            "nnlearn.train.": train,
-        } | parts
+        rooms = {f"nnlearn.{room}.": f"nnlearn.{room}" for room in ("models", "sweeps", "stream", "train")}
+        parts = {place: importlib.import_module(module) for place, module in rooms.items()}
+        parts |= {"optax.": optax, "optax.contrib.": optax.contrib, "optax.tree.": optax.tree}
         places = [f"{place}{name}" for place, part in parts.items() if hasattr(part, name)]
-        near = difflib.get_close_matches(name.lower(), [known for known in globals() if known[0] != "_"], 1)
+        near = difflib.get_close_matches(name.lower(), [known for known in __dir__() if known[0] != "_"], 1)
         if places:
             cure = f": use {places[0]}" + (", which works inside nnlearn" if places[0].startswith("optax") else "")
         elif near:
@@ -196,4 +221,4 @@ def _missing(name: str) -> object:
 
 
 if not _typing.TYPE_CHECKING:  # with a __getattr__, type checkers would accept any name
-    __getattr__ = _missing
+    __getattr__ = _load

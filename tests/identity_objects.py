@@ -1,4 +1,4 @@
-"""Objects of every kind that a program may send to another process, made alike in both."""
+"""Objects of every kind that can be pickled, built equally in two processes."""
 
 import functools
 
@@ -48,7 +48,7 @@ def make_train():
 
 
 def equal_by_settings() -> dict:
-    """What must equal what is made again, in whatever process."""
+    """Objects that must equal newly built ones in any process."""
     adam = nnlearn.adam(1e-3, b1=np.float32(0.8))
     injected = nnlearn.inject_hyperparams(with_options)
     cosine = schedules.warmup_cosine_decay_schedule(0.0, 0.1, 2, 10)
@@ -79,7 +79,7 @@ def equal_by_settings() -> dict:
 
 
 def states() -> dict:
-    """Pytrees; their structure and their arrays must be those made again."""
+    """Pytrees whose structure and arrays must equal newly built ones."""
     halves = jax.make_mesh((2,), ("half",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
     placed = jax.device_put(jnp.arange(4.0), jax.NamedSharding(halves, jax.P("half")))
     tx = nnlearn.chain(nnlearn.clip_by_global_norm(1.0), nnlearn.MultiSteps(nnlearn.adamw(1e-3), 2))
@@ -92,7 +92,7 @@ def states() -> dict:
 
 
 def whole() -> dict:
-    """What must come back and work; these compare by identity."""
+    """Objects that must unpickle and work; they compare by identity."""
     data = Examples(np.linspace(0, 1, 40 * 16, dtype=np.float32).reshape(40, 4, 4, 1), np.arange(40) % 2)
     return {
         "train": make_train(),

@@ -1,4 +1,4 @@
-"""What every loss is held to: a plain reference in float64, masks that hide anything, float32 at least, traced numbers.
+"""Checks of every loss: a plain reference in float64, masks, precision of float32 at least, and traced numbers.
 
 A case is ``(function, reference, arrays, options)``. ``function(*arrays, **options)`` is the loss, ``reference`` the
 same in NumPy. The leading axis of every array is that of the examples, and ``where`` masks it.
@@ -14,7 +14,7 @@ GARBAGE = [np.nan, np.inf, -np.inf, 3e38]
 
 
 def total(function, *arrays, **options):
-    """The losses' sum, weighted so that no two count alike, and the losses."""
+    """The sum of the losses with different weights, and the losses."""
     loss = jnp.asarray(function(*arrays, **options))
     return jnp.sum(loss * (1 + jnp.arange(loss.size, dtype=loss.dtype).reshape(loss.shape))), loss
 
@@ -24,7 +24,7 @@ def floating(arrays):
 
 
 def slope(function, x, step=1e-6):
-    """The gradient of a function of one float64 array to a number, by central differences."""
+    """The gradient of a scalar function of one float64 array, by central differences."""
     x = np.asarray(x, np.float64)
     grad = np.zeros(x.shape)
     for index in np.ndindex(x.shape):
@@ -35,7 +35,7 @@ def slope(function, x, step=1e-6):
 
 
 def check_reference(function, reference, arrays, options, differentiate=None):
-    """Values and gradients with respect to all floating arrays equal those of the reference."""
+    """Check that values and gradients with respect to all floating arrays equal those of the reference."""
     places = floating(arrays) if differentiate is None else differentiate
     with jax.enable_x64(True):
         run = jax.jit(jax.grad(functools.partial(total, function, **options), places, has_aux=True))
@@ -54,7 +54,7 @@ def check_reference(function, reference, arrays, options, differentiate=None):
 
 
 def check_masks_and_dtypes(function, reference, arrays, options):
-    """What is masked has no part, a mask that keeps nothing gives 0, and bfloat16 is computed in float32."""
+    """Check that masked entries have no effect, an empty mask gives 0, and bfloat16 is computed in float32."""
     places, batch = floating(arrays), len(arrays[0])
     keep = np.arange(batch) % 3 != 1
     run = jax.jit(jax.grad(functools.partial(total, function, **options), places, has_aux=True))
@@ -83,7 +83,7 @@ def check_masks_and_dtypes(function, reference, arrays, options):
 
 
 def check_number(function, values):
-    """A numeric argument may be mapped over and differentiated, and gives what a Python number gives."""
+    """Check that a numeric argument can be vmapped and differentiated, and equals a Python number."""
     with jax.enable_x64(True):
         low, middle, high = values
         mapped, slopes = jax.jit(jax.vmap(lambda v: (function(v), jax.jacfwd(function)(v))))(
@@ -95,7 +95,7 @@ def check_number(function, values):
 
 
 def check_torch(ours, theirs, first, *rest):
-    """Value and gradient of two functions of the first array that return a number, the second one of torch tensors."""
+    """Compare values and gradients of two scalar functions of the first array; the second takes torch tensors."""
     import torch
 
     with jax.enable_x64(True):

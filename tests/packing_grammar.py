@@ -1,7 +1,7 @@
-"""Random transformations, elementwise and not, and what they do to parameters that are packed and to such that are not.
+"""Random transformations, elementwise and not, for comparing packed with unpacked parameters.
 
-A transformation is a chain of links. A link is a small program in registers that hold trees and scalars; its operations
-are drawn from the tables below, and each function of one leaf is reached by a route drawn from ``ROUTES``.
+A transformation is a chain of links. A link is a small program on registers that hold trees and scalars. Its operations
+are drawn from the tables below, and each function of one leaf is called in a way drawn from ``ROUTES``.
 """
 
 import functools
@@ -202,7 +202,7 @@ def running(leaves):
 
 
 def through_one_vector(function):
-    """What is done to the concatenation of all leaves, in the order of the leaves."""
+    """Apply a function to the concatenation of all leaves, in the order of the leaves."""
 
     def on(leaves):
         flat = function(jnp.concatenate([leaf.ravel() for leaf in leaves]))
@@ -356,7 +356,7 @@ ROUTES = {
 
 
 class Registers:
-    """What a program may use next: trees and scalars, the newest preferred."""
+    """The operands for the next operation: trees and scalars, preferably the newest."""
 
     def __init__(self, trees: int, scalars: int):
         self.trees, self.scalars = trees, scalars
@@ -395,7 +395,7 @@ def pick(draw: random.Random, table: dict) -> tuple[str, Any]:
 
 
 def random_operation(draw: random.Random, registers: Registers, honest: bool) -> Operation:
-    """The next operation; an honest one treats all numbers alike."""
+    """The next operation; an honest one is elementwise."""
     kinds = {"elementwise": 5, "elementwise2": 4, "with scalar": 4, "global": 3, "scalar": 1.5, "scalar2": 1, "loss": 1}
     kinds |= {"loss value": 0.5}
     if not honest:
@@ -404,7 +404,7 @@ def random_operation(draw: random.Random, registers: Registers, honest: bool) ->
     x, y, s, t = registers.tree(draw), draw.randrange(registers.trees), registers.scalar(draw), 0
     t = draw.randrange(registers.scalars)
     route, wrap = pick(draw, ROUTES) if draw.random() < 0.35 else ("", ROUTES[""])
-    if honest and route in ("scan", "fori", "map"):  # of these a leaf is one whole, whatever they do
+    if honest and route in ("scan", "fori", "map"):  # these operations depend on whole leaves
         route, wrap = "", ROUTES[""]
     if kind in ("elementwise", "by leaf"):
         name, function = pick(draw, ELEMENTWISE if kind == "elementwise" else BY_LEAF)
@@ -518,11 +518,11 @@ def by_name(params):
 
 @jax.tree_util.register_static
 class Age(int):
-    """A number that is part of a state's structure."""
+    """A number in the static structure of a state."""
 
 
 def ageing() -> optax.GradientTransformation:
-    """A transformation that normalises each leaf from its fourth step on, by a count that no program sees."""
+    """A transformation that normalises each leaf from the fourth step on, with a count outside of the program."""
 
     def update(updates, state, params=None):
         updates = jax.tree.map(BY_LEAF["norm"], updates) if state["age"] > 1 else updates
@@ -532,7 +532,7 @@ def ageing() -> optax.GradientTransformation:
 
 
 def history(leaf_by_leaf: bool) -> optax.GradientTransformation:
-    """The mean of the last two updates, kept in a stack; of the norms of leaves, if so."""
+    """The mean of the last two updates, or of the norms of their leaves, from a stack in the state."""
 
     def update(updates, state, params=None):
         state = jax.tree.map(lambda old, new: jnp.concatenate([old[1:], new[None]]), state, updates)
@@ -544,7 +544,7 @@ def history(leaf_by_leaf: bool) -> optax.GradientTransformation:
 
 
 def remembering() -> optax.GradientTransformation:
-    """A transformation that keeps in Python how many leaves there were at the start."""
+    """A transformation that stores the number of leaves at initialisation in Python."""
     seen = []
 
     def init(params):
@@ -557,7 +557,7 @@ def remembering() -> optax.GradientTransformation:
 
 
 def counting() -> optax.GradientTransformation:
-    """A transformation that asks the host for the next number, once for each array."""
+    """A transformation that gets the next number from the host, once for each array."""
     count = iter(range(1, 1_000_000))
 
     def ask(leaf):
@@ -578,7 +578,7 @@ def leaf_counts() -> optax.GradientTransformation:
 
 
 def of_a_dict() -> optax.GradientTransformation:
-    """A transformation that looks at what kind of tree it has."""
+    """A transformation that depends on the type of the tree."""
     return optax.stateless(lambda u, p: jax.tree.map(lambda x: x if isinstance(u, dict | tuple | list) else 2 * x, u))
 
 
@@ -615,9 +615,9 @@ KNOWN_BY_LEAF = {
 
 
 def random_transformation(seed: int) -> tuple[str, optax.GradientTransformationExtraArgs, bool]:
-    """A transformation, its description, and whether it was made to treat all numbers alike.
+    """A transformation, its description, and whether it is elementwise by construction.
 
-    Equal seeds give equal transformations that share nothing which they remember.
+    Equal seeds give equal transformations without shared state.
     """
     draw = random.Random(seed)
     honest = draw.random() < 0.5

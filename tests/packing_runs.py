@@ -1,4 +1,4 @@
-"""Really running transformations with packed parameters and with the leaves, and comparing all that they return."""
+"""Run transformations with packed and with unpacked parameters, and compare all results."""
 
 import functools
 import random
@@ -34,14 +34,14 @@ class Problem(NamedTuple):
 
 
 def loss_of(params):
-    """A loss with curvature, within leaves and across them."""
+    """A loss with curvature within and between leaves."""
     flat = jnp.concatenate([leaf.ravel().astype(jnp.float64) for leaf in jax.tree.leaves(params)])
     own = jnp.sum(jnp.sin(flat + np.arange(flat.size)) * np.linspace(1.0, 2.0, flat.size))
     return own + jnp.tanh(jnp.sum(flat)) + flat[0] * jnp.sum(flat**2)
 
 
 def random_problem(seed: int, steps: int = 3) -> Problem:
-    """Parameters, gradients for some steps, and sometimes labels."""
+    """Parameters, gradients of several steps, and in some cases labels."""
     draw, numbers = random.Random(-1 - seed), np.random.default_rng(seed)
     shapes = draw.choice(TREES)
     is_shape = lambda node: isinstance(node, tuple) and all(isinstance(part, int) for part in node)  # noqa: E731
@@ -119,7 +119,7 @@ def cut(x, params):
 
 
 def run_equation(equation, values: list) -> list:
-    """The results of one operation by NumPy, or by JAX where NumPy has none like it."""
+    """The results of one operation by NumPy, or by JAX if NumPy does not have it."""
     name, params = equation.primitive.name, equation.params
     out = equation.outvars[0].aval if equation.outvars else None
     if CALLS.get(name) in params:
@@ -172,7 +172,7 @@ def loop(params, values):
 
 
 def evaluate(program, arguments: list) -> list:
-    """The results of a traced program; tens of times faster than operations of JAX one by one."""
+    """Evaluate a traced program, tens of times faster than JAX's own operations one by one."""
     jaxpr, consts = getattr(program, "jaxpr", program), getattr(program, "consts", ())
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*map(numpy_like, consts), *arguments], strict=True))
 
@@ -186,7 +186,7 @@ def evaluate(program, arguments: list) -> list:
 
 
 def traced(function):
-    """A function that is traced for each form of its arguments once, and then evaluated."""
+    """A function that is traced once for each structure of its arguments, and then evaluated."""
     programs = {}
 
     def call(*arguments):
@@ -231,16 +231,16 @@ def trajectory(tx, problem: Problem, packed: bool) -> list:
 
 
 def differs(make: Callable, problem: Problem, rtol: float = 1e-6) -> bool:
-    """Whether a transformation really gives packed parameters other updates; ``make`` returns a fresh one.
+    """Whether a transformation gives packed parameters different updates; ``make`` returns a new instance.
 
     Raises:
-      Exception: it does not run on the leaves.
+      Exception: if it does not run on the leaves.
     """
     with np.errstate(all="ignore"):
         plain = trajectory(make(), problem, packed=False)
         try:
             packed = trajectory(make(), problem, packed=True)
-        except Exception:  # whatever it is, the leaves were fine
+        except Exception:  # any error counts, as the leaves had none
             return True
     if any(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(problem.params)):
         rtol = 1e-3

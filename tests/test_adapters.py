@@ -1,4 +1,4 @@
-"""Networks of flax and equinox train like in the training loops of their own documentation."""
+"""Networks of flax and equinox train as in the loops of their documentation."""
 
 import functools
 
@@ -130,7 +130,7 @@ NORMED = from_nnx(Normed)
 
 
 @pytest.mark.slow
-def test_a_linen_resnet_trains_as_in_flaxs_own_loop():
+def test_a_linen_resnet_trains_as_in_the_loop_of_flax():
     from flax.training import train_state
 
     class TrainState(train_state.TrainState):
@@ -162,11 +162,11 @@ def test_a_linen_resnet_trains_as_in_flaxs_own_loop():
     assert_close(state.params, theirs.params)
     assert_close(state.model_state, {"batch_stats": theirs.batch_stats})
 
-    running = {"params": state.params, **state.model_state}  # at inference, as flax itself would
+    running = {"params": state.params, **state.model_state}  # inference, as in flax
     assert_close(RESNET.apply(state.params, state.model_state, IMAGES[0])[0], ResNet().apply(running, IMAGES[0], False))
 
 
-def test_a_linen_module_without_state_is_a_model_and_its_flag_may_be_named_or_a_field():
+def test_a_linen_module_without_state_is_a_model_with_a_train_argument_or_field():
     model = from_linen(Perceptron(), jax.ShapeDtypeStruct((1, 5), jnp.float32))
     params = model.init(KEY)
     theirs = Perceptron().init(KEY, POINTS[0])["params"]
@@ -199,7 +199,7 @@ def test_a_linen_module_without_state_is_a_model_and_its_flag_may_be_named_or_a_
 
 
 def nnx_loop(module, inputs, state):
-    """The loop of nnx's documentation; random streams are set to the step's key as the adapter sets them."""
+    """The loop in nnx's documentation; the random streams are set from the step's key, as the adapter does."""
     optimizer = nnx.Optimizer(module, TX, wrt=nnx.Param)
     module.train()
 
@@ -221,9 +221,9 @@ def nnx_loop(module, inputs, state):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("net", "model", "inputs"), [(Transformer, TRANSFORMER, TOKENS), (Normed, NORMED, POINTS)])
-def test_an_nnx_module_trains_as_in_nnxs_own_loop(net, model, inputs):
+def test_an_nnx_module_trains_as_in_the_loop_of_nnx(net, model, inputs):
     state = trained(model, inputs)
-    make = nnx.jit(lambda: net(nnx.Rngs(KEY)))  # all at once, which takes less time
+    make = nnx.jit(lambda: net(nnx.Rngs(KEY)))  # as one call, which is faster
     theirs = nnx_loop(make(), inputs, state)
     assert_close(state.params, nnx.to_pure_dict(nnx.state(theirs, nnx.Param)))
     theirs.eval()
@@ -236,14 +236,14 @@ def test_an_nnx_module_trains_as_in_nnxs_own_loop(net, model, inputs):
     forward = nnx.jit(lambda module: module(inputs[0]))
     assert_close(outputs, forward(theirs))
 
-    mine = make()  # and the numbers go back into a module
+    mine = make()  # conversion back to a module
     nnx.update(mine, state.params, state.model_state or {})
     mine.eval()
     assert_close(forward(mine), outputs)
 
 
 @pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning")
-def test_an_nnx_models_randomness_is_its_keys_and_each_layers_own():
+def test_the_key_determines_the_random_numbers_of_each_nnx_layer():
     class Twice(nnx.Module):
         def __init__(self, rngs):
             self.calls = nnx.BatchStat(jnp.zeros((), jnp.int32))
@@ -268,7 +268,7 @@ def test_an_nnx_models_randomness_is_its_keys_and_each_layers_own():
     assert after == {"calls": 3}
 
 
-def test_an_nnx_module_that_is_given_begins_with_its_numbers_of_now():
+def test_a_given_nnx_module_starts_from_its_current_parameters():
     module = Normed(nnx.Rngs(0))
     model = from_nnx(module)
     assert model == from_nnx(module)
@@ -310,7 +310,7 @@ def equinox_net(rate=0.2):
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_an_equinox_perceptron_trains_as_in_equinoxs_own_loop(given):
+def test_an_equinox_perceptron_trains_as_in_the_loop_of_equinox(given):
     eqx = equinox()
     module = eqx.nn.MLP(5, 3, 8, 1, key=KEY)
     model = from_equinox(module if given else functools.partial(eqx.nn.MLP, 5, 3, 8, 1))
@@ -333,7 +333,7 @@ def test_an_equinox_perceptron_trains_as_in_equinoxs_own_loop(given):
     assert model == from_equinox(module if given else functools.partial(eqx.nn.MLP, 5, 3, 8, 1)) or not given
 
 
-def test_an_equinox_module_with_batch_normalisation_trains_as_in_equinoxs_own_loop():
+def test_an_equinox_module_with_batch_normalisation_trains_as_in_the_loop_of_equinox():
     eqx = equinox()
     make = equinox_net()
     model = from_equinox(make)
@@ -369,7 +369,7 @@ def test_an_equinox_module_with_batch_normalisation_trains_as_in_equinoxs_own_lo
     assert_close(after, state.model_state, 0)
 
 
-def test_equinox_arrays_that_are_not_trained_are_state_and_whole_batches_go_in_at_once():
+def test_untrained_equinox_arrays_are_state_and_modules_may_take_whole_batches():
     eqx = equinox()
 
     class Shifted(eqx.Module):
@@ -396,7 +396,7 @@ def test_equinox_arrays_that_are_not_trained_are_state_and_whole_batches_go_in_a
     np.testing.assert_array_equal(outputs, POINTS[0][:, jax.random.permutation(KEY, 5)] + POINTS[1])
 
 
-# --- all of them in all runs ----------------------------------------------------------------------------------------
+# --- every library in every run -------------------------------------------------------------------------------------
 
 
 def models():
@@ -412,7 +412,7 @@ def models():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["linen", "nnx", "nnx with state", "equinox", "equinox with state"])
-def test_fit_and_make_train_take_them_unchanged(name):
+def test_fit_and_make_train_accept_adapted_models(name):
     model, inputs = models()[name]
     loss_fn = loss_of(model)
     state = begin(model)
@@ -439,16 +439,16 @@ def test_fit_and_make_train_take_them_unchanged(name):
     assert not np.allclose(trace.loss[0], trace.loss[1])
 
 
-# --- what the core owes to models of others -------------------------------------------------------------------------
+# --- requirements of other libraries' models ------------------------------------------------------------------------
 
 
-def test_state_that_has_no_mean_goes_through_microbatches_and_devices():
+def test_state_without_a_mean_works_with_microbatches_and_devices():
     start = {
-        "count": jnp.uint32(2**31 + 1),  # float32 has no such number
+        "count": jnp.uint32(2**31 + 1),  # not representable in float32
         "flag": jnp.array(False),
         "key": jax.random.key(3),
         "mask": jnp.array([0.0, -jnp.inf]),
-        "mean": jnp.asarray(1.0),  # of a weak dtype
+        "mean": jnp.asarray(1.0),  # weakly typed
     }
 
     def loss_fn(params, batch, key, model_state):
@@ -462,7 +462,7 @@ def test_state_that_has_no_mean_goes_through_microbatches_and_devices():
 
     tx = nnlearn.sgd(0.1)
     state = nnlearn.init_state(jnp.zeros(2), tx, model_state=start)
-    batch = nnlearn.data.MaskedBatch(jnp.arange(8.0), jnp.arange(8) < 3)  # the second half does not count at all
+    batch = nnlearn.data.MaskedBatch(jnp.arange(8.0), jnp.arange(8) < 3)  # the second half is masked entirely
     whole = jax.jit(nnlearn.make_step(loss_fn, tx))
     parts = jax.jit(nnlearn.make_step(loss_fn, tx, microbatches=2))
     spread = nnlearn.make_step(loss_fn, tx, axis_name="device")
@@ -472,14 +472,14 @@ def test_state_that_has_no_mean_goes_through_microbatches_and_devices():
     for step in (whole, parts, sharded):
         got = step(state, batch)[0]
         got = step(got, batch)[0].model_state
-        assert step._cache_size() <= (1 if step is not sharded else 2)  # where it lies may change once
+        assert step._cache_size() <= (1 if step is not sharded else 2)  # its placement may change once
         assert int(got["count"]) == 2**31 + 3 and not got["flag"] and got["mean"] == 1.0
         assert jnp.all(got["mask"] == start["mask"])
         expected = jax.random.fold_in(jax.random.fold_in(start["key"], 1), 1)
         assert jnp.all(jax.random.key_data(got["key"]) == jax.random.key_data(expected))
 
 
-def test_equinox_modules_are_trees_wherever_a_function_could_stand():
+def test_equinox_modules_are_treated_as_trees_not_as_functions():
     eqx = equinox()
     module = eqx.nn.MLP(5, 3, 8, 1, key=KEY)
     params, static = eqx.partition(module, eqx.is_inexact_array)
@@ -501,7 +501,7 @@ def test_equinox_modules_are_trees_wherever_a_function_could_stand():
 
 
 @pytest.mark.parametrize("tx", [TX, nnlearn.adamw(1e-2, weight_decay=0.1), nnlearn.lion(1e-2)])
-def test_what_has_no_gradient_may_be_anything_in_params(tx):
+def test_params_may_hold_leaves_without_gradient(tx):
     eqx = equinox()
     module = eqx.nn.MLP(5, 3, 8, 1, key=KEY)
     params = eqx.filter(module, eqx.is_inexact_array)
@@ -522,7 +522,7 @@ def test_a_loss_that_calls_the_module_itself_trains_too():
 
     graph, params, rest = nnx.split(Normed(nnx.Rngs(0)), nnx.Param, ...)
 
-    def straight_nnx(params, batch, key, model_state):  # random streams and all in the state
+    def straight_nnx(params, batch, key, model_state):  # including random streams in the state
         module = nnx.merge(graph, params, model_state)
         loss = cross_entropy(module(batch["x"]), batch)
         return loss, None, nnx.state(module, nnx.Not(nnx.Param))
@@ -536,7 +536,7 @@ def test_a_loss_that_calls_the_module_itself_trains_too():
         assert state.model_state["dropout"]["rngs"]["count"][...] == 8
 
 
-def test_faults_are_named():
+def test_errors_name_the_argument():
     with pytest.raises(TypeError, match="module must be an instance of flax.linen.Module, got <class"):
         from_linen(Perceptron)
     with pytest.raises(ValueError, match="train_argument='training' is not an argument of the module"):

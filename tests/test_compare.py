@@ -40,7 +40,7 @@ def test_digits_compared_with_optax(tmp_path):
     assert results["adamw"]["nnlearn"].test_sre.max() > 0.85
     for word in ("adamw", "sgd", "nnlearn", "optax", "accuracy", "compile", "steps/s", "Optical Recognition"):
         assert word in text
-    assert "…" not in text  # no cell is truncated at 80 columns
+    assert "…" not in text  # no cell is cut off at 80 columns
 
     document = json.loads((tmp_path / "results.json").read_text())
     assert document["complete"] and document["settings"]["seeds"] == 2
@@ -155,7 +155,7 @@ def test_an_interrupt_reports_complete_curves_and_exits_with_130(tmp_path):
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
     finally:
-        process.kill()  # a process that ignores the interrupt would run for hours
+        process.kill()  # without the interrupt the process would run for hours
     assert process.returncode == 130, output
     assert "interrupted; complete until then: nothing" in output
     assert "Traceback" not in output

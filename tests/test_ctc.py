@@ -94,7 +94,7 @@ SEQUENCES = [(), (1,), (2, 1), (1, 1), (1, 2, 1), (2, 2, 1), (1, 2, 1, 2), (1, 1
 
 
 @pytest.mark.parametrize("blank_id", [0, 2])
-def test_is_the_sum_over_all_alignments(blank_id):
+def test_the_loss_equals_the_sum_over_all_alignments(blank_id):
     sequences = [tuple((one + blank_id) % 3 for one in labels) for labels in SEQUENCES]
     frame_counts = [4, 4, 4, 4, 4, 4, 4, 4, 4]
     logits = 2 * np.random.default_rng(0).normal(size=(len(sequences), 4, 3))
@@ -110,7 +110,7 @@ def test_is_the_sum_over_all_alignments(blank_id):
     assert np.isinf(losses).sum() == 2 and np.abs(gradient).max() > 0.1
 
 
-def test_padding_is_skipped_wherever_it_stands_whatever_it_holds():
+def test_padding_at_any_position_with_any_content_is_skipped():
     rng = np.random.default_rng(0)
     frames, kept = np.array([1, 0, 0, 1, 1, 0, 1], bool), np.array([0, 1, 1, 0, 1], bool)
     logits, labels = rng.normal(size=(1, 7, 4)), np.array([[-7, 2, 2, 99, 1]])
@@ -175,11 +175,11 @@ def test_agrees_with_optax(blank_id=3):
     logits, weights = rng.normal(size=(4, 12, 6)).astype(np.float32), np.array([1.0, -2.0, 0.5, 3.0])
     labels = rng.choice([one for one in range(6) if one != blank_id], (4, 4))
     others = paddings([12, 9, 5, 7], 12), labels, paddings([4, 2, 0, 3], 4)
-    others[0][0, 4:6] = 1  # skipped in the middle, too
+    others[0][0, 4:6] = 1  # also skipped in the middle
     losses, gradient = losses_and_gradient(ctc_loss, weights, blank_id=blank_id)(logits, *others)
     expected, expected_gradient = losses_and_gradient(optax.ctc_loss, weights, blank_id=blank_id)(logits, *others)
     np.testing.assert_allclose(losses, expected, rtol=1e-6)
-    np.testing.assert_allclose(gradient, expected_gradient, atol=2e-5)  # optax's own rounding
+    np.testing.assert_allclose(gradient, expected_gradient, atol=2e-5)  # rounding in optax
 
 
 def random_problem(batch=2, frames=6, classes=4, size=3, seed=0):
@@ -206,13 +206,13 @@ def test_first_and_second_derivatives_by_finite_differences():
     assert np.abs(second).max() > 1e-2
 
 
-def test_the_kernel_is_the_operations(monkeypatch):
+def test_the_kernel_equals_the_jax_operations(monkeypatch):
     if not is_native():
         pytest.skip(native_status())
     logits, frame_paddings, labels, label_paddings = random_problem(5, 40, 37, 9)
     logits, frame_paddings = logits.astype(np.float32), paddings([40, 33, 0, 8, 25], 40)
     frame_paddings[1, 3:9] = 1
-    logits[1, 4] = np.nan  # in a frame that does not exist
+    logits[1, 4] = np.nan  # in a padding frame
     others = frame_paddings, labels, paddings([9, 8, 2, 9, 0], 9)
     direction = np.random.default_rng(1).normal(size=logits.shape).astype(np.float32)
 
@@ -239,7 +239,7 @@ def test_the_kernel_is_the_operations(monkeypatch):
     assert np.isinf(operations[-1]).sum() == 2  # labels without frames, and more than frames
 
 
-def test_what_is_different_on_an_accelerator_gives_the_same(monkeypatch):
+def test_the_accelerator_version_gives_the_same_result(monkeypatch):
     logits, *others = random_problem(3, 21, 5, 6)
     expected = BOTH(logits.astype(np.float32), *others)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -249,7 +249,7 @@ def test_what_is_different_on_an_accelerator_gives_the_same(monkeypatch):
 
 
 @both_ways
-def test_gradient_of_many_frames_keeps_its_digits():
+def test_the_gradient_of_many_frames_is_accurate():
     logits, *others = random_problem(2, 300, 200, 40)
     losses, gradient = BOTH(3 * logits.astype(np.float32), *others)
     with jax.enable_x64(True):
@@ -288,9 +288,9 @@ def log_space_reference(logits_tk, labels):
 
 @both_ways
 @pytest.mark.parametrize("size", [0.0, 30.0, 3000.0])
-def test_nothing_is_lost_below_the_range_of_floats(size):
+def test_probabilities_below_the_range_of_floats_are_accurate(size):
     rng = np.random.default_rng(0)
-    labels = [(1, 1, 2, 2) * 8, (1, 2, 3, 3, 3, 1) * 4, (1,) * 28]  # the last leaves a single alignment
+    labels = [(1, 1, 2, 2) * 8, (1, 2, 3, 3, 3, 1) * 4, (1,) * 28]  # the last has only one alignment
     logits = (size * rng.normal(size=(3, 55, 4))).astype(np.float32)
     padded, label_paddings = pad_labels(labels, 32)
     losses, gradient = BOTH(logits, np.zeros((3, 55)), padded, label_paddings)
@@ -301,7 +301,7 @@ def test_nothing_is_lost_below_the_range_of_floats(size):
 
 
 @both_ways
-def test_impossible_labels_cost_infinity_or_zero_and_have_no_gradient():
+def test_impossible_labels_have_infinite_or_zero_loss_and_no_gradient():
     logits, *_ = random_problem(4, 3, 4)
     labels, label_paddings = pad_labels([(1, 1, 2), (1, 2), (1,), ()], 3)
     frame_paddings = paddings([3, 1, 0, 0], 3)
@@ -313,10 +313,10 @@ def test_impossible_labels_cost_infinity_or_zero_and_have_no_gradient():
 
 
 @both_ways
-def test_classes_that_do_not_exist():
+def test_missing_classes():
     logits = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
-    logits[:, 1, 4] = -np.inf  # no label names it
-    logits[1, :, 2] = -np.inf  # its label can never be emitted
+    logits[:, 1, 4] = -np.inf  # not the class of any label
+    logits[1, :, 2] = -np.inf  # its label cannot be emitted
     logits[2, 2] = -np.inf  # nothing can
     labels, label_paddings = pad_labels([(2, 1), (2,), (1,)], 2)
     losses, gradient = BOTH(logits, np.zeros((3, 4)), labels, label_paddings)
@@ -329,7 +329,7 @@ def test_classes_that_do_not_exist():
 
 @both_ways
 @pytest.mark.parametrize("size", [1.0, 30.0, 1e4, 1e30])
-def test_is_never_negative_nor_nan(size):
+def test_the_loss_is_never_negative_or_nan(size):
     best = np.array([[0, 1, 1, 0, 2], [1, 0, 1, 2, 2], [0, 0, 0, 0, 0]])
     labels, label_paddings = pad_labels([(1, 2), (1, 1, 2), ()], 3)
     for shift in (0.0, size):
@@ -340,7 +340,7 @@ def test_is_never_negative_nor_nan(size):
 
 
 @both_ways
-def test_labels_that_are_no_class_are_nan():
+def test_labels_out_of_range_give_nan():
     logits, frame_paddings, *_ = random_problem(4, 6, 4)
     for dtype in (np.int32, np.int8):
         labels = np.array([[1, 2], [1, -1], [4, 1], [0, 1]], dtype)
@@ -362,7 +362,7 @@ def test_empty_axes(frames, size):
 
 
 @both_ways
-def test_scores_without_digits_left_give_bounded_gradients():
+def test_scores_beyond_float32_precision_give_bounded_gradients():
     logits = 1e8 * np.random.default_rng(0).normal(size=(3, 55, 4)).astype(np.float32)
     labels, label_paddings = pad_labels([(1, 1, 2, 2) * 8, (1, 2, 3, 3, 3, 1) * 4, (1,) * 28], 32)
     losses, gradient = BOTH(logits, np.zeros((3, 55)), labels, label_paddings)
@@ -390,7 +390,7 @@ def test_where_and_reductions():
 
 
 @both_ways
-def test_vmap_is_a_loop_and_scan_carries_it():
+def test_vmap_equals_a_loop_and_scan_works():
     logits, *others = random_problem(4)
     logits = logits.astype(np.float32)
     losses, gradient = BOTH(logits, *others)
@@ -413,7 +413,7 @@ def test_low_precision_is_computed_in_float32(dtype, classes):
     np.testing.assert_allclose(gradient.astype(jnp.float32), exact_gradient, rtol=1e-2, atol=1e-6)
 
 
-def test_faults_are_named():
+def test_errors_name_the_argument():
     logits, *others = random_problem()
     for blank_id, error in {4: ValueError, -1: ValueError, 1.0: TypeError}.items():
         with pytest.raises(error, match="blank_id"):
@@ -445,7 +445,7 @@ def as_tuples(labels, label_paddings):
 
 
 @pytest.mark.parametrize("blank_id", [0, 2])
-def test_greedy_decoding_is_the_best_alignment_collapsed(blank_id):
+def test_greedy_decoding_collapses_the_best_alignment(blank_id):
     logits = np.random.default_rng(0).normal(size=(6, 9, 3)).astype(np.float32)
     frame_paddings = paddings([9, 9, 5, 1, 0, 9], 9)
     frame_paddings[5, [2, 3, 6]] = 1
@@ -458,7 +458,7 @@ def test_greedy_decoding_is_the_best_alignment_collapsed(blank_id):
 
 
 @pytest.mark.parametrize(("frames", "classes", "blank_id"), [(5, 3, 0), (4, 4, 1)])
-def test_a_beam_of_all_prefixes_finds_the_likeliest_labels(frames, classes, blank_id):
+def test_a_beam_of_all_prefixes_finds_the_most_likely_labels(frames, classes, blank_id):
     logits = np.random.default_rng(0).normal(size=(6, frames, classes)).astype(np.float32)
     paths = 5
     decode = jax.jit(lambda *both: ctc_beam_search_decode(*both, 130, blank_id, top_paths=paths))
@@ -471,7 +471,7 @@ def test_a_beam_of_all_prefixes_finds_the_likeliest_labels(frames, classes, blan
         assert as_tuples(decoded.labels[b], decoded.label_paddings[b]) == best
         np.testing.assert_allclose(np.exp(decoded.scores[b]), [found[one] for one in best], rtol=1e-5)
         differs += best[0] != collapse(x.argmax(1), blank_id)
-    assert differs  # from what greedy decoding finds
+    assert differs  # from the result of greedy decoding
     repeated = np.repeat(logits[:, None], paths, 1).reshape(-1, frames, classes)
     flat = [np.asarray(one).reshape(-1, frames) for one in decoded[:2]]
     losses = jax.jit(ctc_loss, static_argnums=4)(repeated, np.zeros(repeated.shape[:2]), *flat, blank_id)
@@ -497,7 +497,7 @@ def narrow_beam(logits_tk, width):
     return [(prefix, np.logaddexp(*pair)) for prefix, pair in beam.items()]
 
 
-def test_a_narrow_beam_prunes_as_a_dictionary_does():
+def test_a_narrow_beam_equals_a_search_with_a_dictionary():
     logits = np.random.default_rng(1).normal(size=(4, 20, 5)).astype(np.float32)
     frame_paddings = paddings([20, 20, 13, 0], 20)
     frame_paddings[1, 4:9] = 1
@@ -541,7 +541,7 @@ def test_edit_distance(pairs):
         )
 
 
-def test_edit_distance_under_vmap_and_of_nothing():
+def test_edit_distance_under_vmap_and_of_empty_sequences():
     rng = np.random.default_rng(0)
     labels = [
         rng.integers(0, 3, (2, 3, 4)),
@@ -556,7 +556,7 @@ def test_edit_distance_under_vmap_and_of_nothing():
     np.testing.assert_array_equal(EDITS(labels[2][0, :2], labels[3][0, :2], empty, empty), [6, 6])
 
 
-def test_error_rates_of_nothing_and_their_faults():
+def test_error_rates_of_empty_texts_and_their_errors():
     assert character_error_rate([""], [""]) == word_error_rate([], []) == 0
     assert character_error_rate(["a"], [""]) == word_error_rate(["a b"], [" "]) == math.inf
     assert word_error_rate(["a  b\nc"], ["a b d"]) == pytest.approx(1 / 3)

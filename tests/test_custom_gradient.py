@@ -48,8 +48,8 @@ def private(loss_fn, **options):
 
 
 @pytest.mark.parametrize("batch_size", [None, 20.0])
-def test_noise_is_added_once_for_any_parts(batch_size):
-    """All parts clip alike, so equal noise gives equal steps; n or ``batch_size`` divides both sum and noise."""
+def test_noise_is_added_once_for_any_number_of_parts(batch_size):
+    """All parts clip equally, so equal noise gives equal steps; n or ``batch_size`` divides both sum and noise."""
     tx, batch = nnlearn.sgd(0.1), MaskedBatch(jnp.asarray(X), jnp.asarray(WHERE))
     own = functools.partial(private, batch_size=batch_size)
     make = functools.partial(nnlearn.make_step, loss_fn, tx, value_and_grad=own)
@@ -65,7 +65,7 @@ def test_noise_is_added_once_for_any_parts(batch_size):
     np.testing.assert_allclose(noise, drawn * 2.0 * 0.5 / size, rtol=1e-3, atol=1e-6)
 
 
-def test_an_empty_poisson_batch_gives_only_noise():
+def test_the_gradient_of_an_empty_poisson_batch_is_noise():
     tx, batch = nnlearn.sgd(0.1), MaskedBatch(jnp.asarray(X), jnp.zeros(16, bool))
     own = functools.partial(private, batch_size=4.0)
     step = nnlearn.make_step(loss_fn, tx, value_and_grad=own, record=("grad_norm",), microbatches=2)
@@ -200,7 +200,7 @@ def test_a_line_search_on_many_devices_uses_the_loss_of_all_devices(mapped, own)
         np.testing.assert_allclose(grad["w"], 2 * residuals @ x / len(x), rtol=1e-4)
 
 
-def test_a_derivative_of_a_run_is_the_same_on_many_devices():
+def test_the_derivative_of_a_run_is_the_same_on_many_devices():
     """Differentiates inside the mapped axis, with respect to the rate and a hyper-parameter of the loss."""
 
     def ridge(params, batch, key, hparams):

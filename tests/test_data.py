@@ -18,15 +18,15 @@ KEY = jax.random.key(0)
 
 @settings(max_examples=12, deadline=None, derandomize=True, database=None)
 @given(st.integers(1, 40), st.integers(1, 50), st.booleans(), st.integers(0, 5))
-def test_every_example_exactly_once(size, batch_size, shuffle, seed):
+def test_every_example_occurs_exactly_once(size, batch_size, shuffle, seed):
     indices_nb, where_nb = epoch_indices(jax.random.key(seed), size, batch_size, shuffle=shuffle)
     assert indices_nb.shape == where_nb.shape == (batch_count(size, batch_size), batch_size)
     assert indices_nb.dtype == jnp.int32 and where_nb.dtype == jnp.bool_
     indices_nb, where_nb = np.asarray(indices_nb), np.asarray(where_nb)
     assert sorted(indices_nb[where_nb]) == list(range(size))
-    assert indices_nb.min() >= 0 and indices_nb.max() < size  # the filling too can be gathered
+    assert indices_nb.min() >= 0 and indices_nb.max() < size  # padding indices are valid too
     assert where_nb[:-1].all() and where_nb[-1].any()
-    assert (np.diff(where_nb.ravel().astype(int)) <= 0).all()  # only the end is filling
+    assert (np.diff(where_nb.ravel().astype(int)) <= 0).all()  # only the end is padding
     if not shuffle:
         assert indices_nb[where_nb].tolist() == list(range(size))
 
@@ -50,7 +50,7 @@ def test_orders_differ_by_key_and_repeat_with_it():
     assert not np.array_equal(first, epoch_indices(jax.random.fold_in(KEY, 1), 50, 7)[0])
 
 
-def test_every_place_gets_every_example_equally_often():
+def test_every_position_gets_every_example_equally_often():
     orders = jax.vmap(lambda key: epoch_indices(key, 4, 2)[0].reshape(-1))(jax.random.split(KEY, 4000))
     counts = np.stack([np.bincount(place, minlength=4) for place in np.asarray(orders).T])
     assert np.all(np.abs(counts - 1000) < 4 * np.sqrt(4000 * 0.25 * 0.75))
@@ -101,7 +101,7 @@ def test_batches_larger_than_the_data_are_one_masked_batch():
         (lambda: epoch_indices(None, 10, 4), ValueError, "key must be a random key.*shuffle=False"),
     ],
 )
-def test_bad_batches(call, error, message):
+def test_bad_batch_arguments_are_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
 
@@ -140,13 +140,13 @@ def test_take_refuses_masks_and_floats():
         ({}, "there are no arrays"),
     ],
 )
-def test_faulty_examples(arrays, message):
+def test_faulty_examples_are_refused(arrays, message):
     for call in (example_count, lambda arrays: take(arrays, 0), split):
         with pytest.raises(ValueError, match=message):
             call(arrays)
 
 
-def test_a_whole_data_set_in_place_of_a_part_is_named():
+def test_the_error_names_a_whole_data_set_given_as_a_part():
     with pytest.raises(ValueError, match=r"'name' is text.*bundle\.train"):
         example_count(load("xor"))
     assert jax.tree.map(jnp.shape, load("xor").parts).train.inputs == (4, 2)
@@ -175,7 +175,7 @@ def test_split_is_disjoint_complete_and_stratified(fractions, class_sizes, seed,
     try:
         parts = split(Examples(numbers, labels), fractions, seed=seed, stratify=labels if stratified else None)
     except ValueError as error:
-        # refused only where a part must come out empty, or nearly so
+        # refused only if a part must be empty, or nearly so
         assert min(fraction * len(labels) for fraction in fractions if fraction > 0) < 2, error
         return
     assert sorted(np.concatenate([part.inputs for part in parts])) == numbers.tolist()
@@ -202,13 +202,13 @@ def test_many_small_classes_do_not_all_round_the_same_way():
         ((50, 25, 50), (0.23, 0.19, 0.58), 29),  # 0.58 * 50 is 28.999999999999996
     ],
 )
-def test_whole_quotas_are_met_in_spite_of_rounding(class_sizes, fractions, quota):
+def test_integer_quotas_are_met_despite_rounding(class_sizes, fractions, quota):
     labels = np.repeat(np.arange(3), class_sizes)
     parts = split(labels, fractions, stratify=labels)
     assert quota in [np.count_nonzero(part == 2) for part in parts]
 
 
-def test_split_is_decided_by_the_seed_and_mixes_the_classes():
+def test_the_seed_determines_the_split_and_classes_are_mixed():
     labels = np.repeat(["no", "yes"], 100)
     numbers = np.arange(200)
     first = split(numbers, seed=3, stratify=labels)
@@ -216,7 +216,7 @@ def test_split_is_decided_by_the_seed_and_mixes_the_classes():
         np.testing.assert_array_equal(one, other)
     assert set(first.train) != set(split(numbers, seed=4, stratify=labels).train)
     assert [len(part) for part in first] == [140, 30, 30]
-    for part in first:  # neither in the order of the data nor sorted by class
+    for part in first:  # neither in data order nor sorted by class
         assert 0.2 < np.mean(part[: len(part) // 2] < 100) < 0.8 and not np.all(np.diff(part) > 0)
 
 
@@ -239,7 +239,7 @@ def test_a_fraction_of_zero_gives_an_empty_part():
         ({"stratify": np.zeros(3)}, r"one class for each of 20 examples, got shape \(3,\)"),
     ],
 )
-def test_bad_splits(arguments, message):
+def test_bad_split_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         split(np.arange(20), **arguments)
 
@@ -261,7 +261,7 @@ def test_standardize_fits_on_train_only():
 
 
 def test_constant_features_are_shifted_only():
-    # The mean of three times 0.1 is not 0.1: a scale made of that rounding error would blow it up.
+    # The mean of three times 0.1 is not 0.1, and a scale from that rounding error would amplify it.
     train = np.stack([np.full(3, 0.1), np.arange(3.0)], axis=1)
     (train_z, test_z), statistics = standardize(train, np.array([[1.1, 1.0]]))
     assert np.std(train[:, 0]) > 0 and np.all(train_z[:, 0] == 0) and statistics.scale[0] == 1
@@ -274,7 +274,7 @@ def test_standardize_keeps_precision_with_a_large_mean():
     np.testing.assert_allclose(train_z[:, 1, 1], (np.arange(4) - 1.5) / np.sqrt(1.25), rtol=1e-6)
 
 
-def test_bad_standardize():
+def test_bad_standardize_arguments_are_refused():
     with pytest.raises(ValueError, match="NaN or an infinity"):
         standardize(np.array([[1.0], [np.nan]]))
     with pytest.raises(ValueError, match=r"array 1 has features of shape \(3,\), train has \(2,\)"):

@@ -51,7 +51,7 @@ def test_parts_are_disjoint_and_scaled(loaded):
     else:
         np.testing.assert_allclose(bundle.train.inputs.mean(0), 0, atol=1e-5)
         np.testing.assert_allclose(bundle.train.inputs.std(0), 1, rtol=1e-4)
-        assert np.abs(bundle.test.inputs.mean(0)).max() > 1e-3  # it is not standardised by its own mean
+        assert np.abs(bundle.test.inputs.mean(0)).max() > 1e-3  # not standardised by its own mean
 
 
 @pytest.mark.parametrize("name", [name for name, (*_, classes) in EXPECTED.items() if classes])

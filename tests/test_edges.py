@@ -1,4 +1,4 @@
-"""Corners of models, tasks, runs and sweeps where a wrong number would pass for a right one."""
+"""Edge cases of models, tasks, runs and sweeps where a wrong number would go unnoticed."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ KEY = jax.random.key(0)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_max_pooling_has_a_derivative_inside_of_a_program(dtype):
+def test_max_pooling_is_differentiable_under_jit(dtype):
     def total(x):
         return jnp.sum(max_pool(2, dimensions=1).apply({}, x).astype(jnp.float32))
 
@@ -38,7 +38,7 @@ def test_max_pooling_has_a_derivative_inside_of_a_program(dtype):
         np.testing.assert_array_equal(gradient(x).astype(np.float32).ravel(), [0, 1, 0, 1])
 
 
-def test_edges_count_whatever_integers_name_their_ends():
+def test_edges_may_have_any_integer_dtype():
     net, nodes = graph_network(2, 4, 1, readout="nodes"), jnp.cos(jnp.arange(512.0)).reshape(256, 2)
     params = jax.jit(net.init)(KEY)
 
@@ -49,7 +49,7 @@ def test_edges_count_whatever_integers_name_their_ends():
         np.testing.assert_array_equal(out(dtype), out(jnp.int32))
 
 
-def test_small_integers_have_no_vector_below_zero_either():
+def test_negative_indices_of_small_integer_types_give_nan():
     for count in (256, 300):
         table = embedding(count, 2)
         got = table.apply(table.init(KEY), jnp.array([-1, 3], jnp.int8))
@@ -57,7 +57,7 @@ def test_small_integers_have_no_vector_below_zero_either():
 
 
 @pytest.mark.parametrize(("width", "fraction", "most"), [(100, 0.05, 1), (100, 0.1, 3), (100, 0.01, 0), (4, 1.0, 4)])
-def test_masks_over_time_are_as_wide_as_they_may_be_and_each_width_is_as_likely(width, fraction, most):
+def test_masks_over_time_have_all_allowed_widths_with_equal_probability(width, fraction, most):
     options = {"time_masks": 1, "time_width": width, "time_fraction": fraction, "mel_masks": 0}
     masked = spec_augment(KEY, jnp.ones((4000, 30, 1)), **options)
     shares = np.bincount(np.asarray((masked[:, :, 0] == 0).sum(1))) / 4000
@@ -69,7 +69,7 @@ def test_a_fourier_transform_of_odd_length_is_refused():
         log_mel_spectrogram(jnp.zeros(400), fft_size=255)
 
 
-def test_speed_changes_as_scipy_resamples():
+def test_change_of_speed_equals_resampling_by_scipy():
     signal = pytest.importorskip("scipy.signal")
     random = np.random.default_rng(0)
     for samples in (79, 80, 81):
@@ -80,7 +80,7 @@ def test_speed_changes_as_scipy_resamples():
     assert change_speed(np.zeros(1), 5.0).shape == (1,)
 
 
-def test_a_generation_checks_what_it_draws_from_and_whether_there_is_room():
+def test_generation_checks_its_arguments_and_the_cache_size():
     model = transformer(10, layers=1, width=8, heads=2, max_length=16)
     params = jax.jit(model.init)(KEY)
     for options, name in (({"top_k": 0}, "top_k"), ({"top_p": 0.0}, "top_p"), ({"top_p": 2.0}, "top_p")):
@@ -90,13 +90,13 @@ def test_a_generation_checks_what_it_draws_from_and_whether_there_is_room():
         model.decode(params, jnp.array([[5]]), model.empty_cache(1, 4), 4)
 
 
-def test_a_batch_of_nothing_goes_through():
+def test_an_empty_batch_is_accepted():
     norm, cell = group_norm(4, 2), gru(3, 2)
     assert norm.apply(norm.init(KEY), jnp.zeros((0, 2, 2, 4))).shape == (0, 2, 2, 4)
     assert cell.apply(cell.init(KEY), jnp.zeros((0, 5, 3))).shape == (0, 5, 2)
 
 
-def test_equinox_modules_that_may_do_without_a_state():
+def test_equinox_modules_with_an_optional_state():
     eqx = pytest.importorskip("equinox")
     net = eqx.nn.Sequential([eqx.nn.Linear(3, 4, key=KEY), eqx.nn.Lambda(jax.nn.relu)])
     model = nnlearn.models.adapters.from_equinox(net)
@@ -104,7 +104,7 @@ def test_equinox_modules_that_may_do_without_a_state():
     np.testing.assert_allclose(model.apply(model.init(KEY), x), jax.vmap(net)(x), rtol=1e-6)
 
 
-def test_the_baseline_of_a_text_is_in_bits_a_character_in_any_script():
+def test_baselines_are_in_bits_per_character_for_any_alphabet():
     random = np.random.default_rng(0)
     numbers = random.integers(0, 32, 4000)
     small = {"layers": 1, "width": 8, "heads": 2, "context": 8}
@@ -115,7 +115,7 @@ def test_the_baseline_of_a_text_is_in_bits_a_character_in_any_script():
         text.shakespeare(text="".join(map(chr, range(1000, 1300))) * 20, **small)
 
 
-def test_objectives_of_a_batch_of_which_nothing_counts_are_zero():
+def test_objectives_of_a_fully_masked_batch_are_zero():
     model, nothing = dense(2, 2), jnp.zeros(3, bool)
     params = model.init(KEY)
     for make, targets in ((classification, jnp.zeros(3, jnp.int32)), (regression, jnp.zeros((3, 2)))):
@@ -125,7 +125,7 @@ def test_objectives_of_a_batch_of_which_nothing_counts_are_zero():
         assert all(float(value) == 0 for value in metrics_fn(params, batch).values())
 
 
-def test_what_is_hidden_for_a_metric_is_the_same_in_batches_of_any_size():
+def test_the_pixels_hidden_for_metrics_do_not_depend_on_the_batch_size():
     task = masked_digits(hidden=8)
     params = jax.jit(task.model.init)(KEY)
     values = [task.evaluation("validation", size)(params)["loss"] for size in (64, len(task.validation))]
@@ -145,7 +145,7 @@ def make_run(**options):
     )
 
 
-def test_a_trace_in_bfloat16_comes_back_from_its_file(tmp_path):
+def test_a_trace_in_bfloat16_can_be_saved_and_loaded(tmp_path):
     train = make_run(init=jnp.zeros((), jnp.bfloat16))
     _, trace = train({"rate": 0.1}, 0)
     trace.save(tmp_path / "trace.npz")
@@ -158,7 +158,7 @@ def test_a_trace_in_bfloat16_comes_back_from_its_file(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [bool, int])
-def test_the_best_of_a_metric_is_one_that_was_measured(kind):
+def test_the_best_value_of_boolean_and_integer_metrics(kind):
     def evaluate(params):
         return {"high": params > 1} if kind is bool else {"high": jnp.where(params > 1, 5, 7)}
 
@@ -177,12 +177,12 @@ def test_rules_and_evaluation_in_float64():
         assert float(mean(0.0)["mean"]) == 100_000_002
 
 
-def test_a_score_that_is_not_finite_is_the_worst():
+def test_a_non_finite_score_is_the_worst():
     for mode in ("min", "max"):
         assert np.argmax(goodness(np.array([-np.inf, 1.0, np.inf, np.nan]), mode, np)) == 1
 
 
-def test_a_member_that_is_copied_is_never_replaced():
+def test_a_copied_member_is_never_replaced():
     from nnlearn.sweeps import log_uniform, train_population
 
     train = make_run(steps=12, check_every=4)
@@ -205,14 +205,14 @@ def test_directions_of_very_long_and_short_vectors_in_float64():
         assert float(distance) == pytest.approx(1e200)
 
 
-def test_a_probability_a_rounding_above_one():
+def test_a_probability_slightly_above_one_by_rounding():
     one = jnp.full((1, 3, 1), np.float32(1.0000001))
     for gamma in (1.0, 4 / 3):
         value = losses.tversky_loss(one, jnp.ones((1, 3, 1)), apply_softmax=False, gamma=gamma)
         assert 0 <= float(value[0]) < 1e-6
 
 
-def test_large_integers_have_an_order():
+def test_large_integers_are_ordered_exactly():
     late = jnp.array([1_700_000_001, 1_700_000_000])
     scores = jnp.array([0.0, 5.0])
     for labels, small in ((late, jnp.array([1, 0])), (late[::-1], jnp.array([0, 1]))):

@@ -1,4 +1,4 @@
-"""The examples of what deep networks need, and of what keeps a network from learning by heart, keep their promises."""
+"""The examples on depth and on regularization print what their docstrings say."""
 
 import re
 
@@ -16,12 +16,12 @@ def without_numbers(lines):
 
 
 @pytest.mark.slow
-def test_depth_stalls_a_plain_network_and_not_a_residual_one(capsys, tmp_path):
+def test_a_deep_plain_network_stalls_and_a_residual_one_does_not(capsys, tmp_path):
     module, found, printed = run("depth", capsys, tmp_path / "depth.png")
     (plain_norms, plain), (residual_norms, residual) = found.values()
     assert plain.max() < 0.2 and residual.max() > 0.95
     assert plain_norms.shape == residual_norms.shape == (50,)
-    assert np.all(np.asarray(plain_norms[:-1]) < np.asarray(plain_norms[1:]))  # every layer loses some
+    assert np.all(np.asarray(plain_norms[:-1]) < np.asarray(plain_norms[1:]))  # each layer reduces it
     assert 0 < plain_norms[0] < 1e-20 * plain_norms[-1]
     assert residual_norms.max() < 100 * residual_norms.min()
     promised = promised_lines(module)
@@ -33,13 +33,13 @@ def test_depth_stalls_a_plain_network_and_not_a_residual_one(capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_each_cure_narrows_the_gap_on_its_own(capsys):
+def test_each_regularization_narrows_the_gap(capsys):
     module, found, printed = run("regularization", capsys)
     plain, plain_right = (np.asarray(values) for values in found["nothing"])
     assert plain.shape == plain_right.shape == (8,)
     for cure in ("dropout", "weight decay", "early stopping"):
         gap, right = (np.asarray(values) for values in found[cure])
-        narrower = plain - gap  # seed by seed: each has its own digits
+        narrower = plain - gap  # compared by seed, as each seed has other digits
         assert narrower.mean() > 5 * narrower.std(ddof=1) / np.sqrt(8), cure
         assert np.all(narrower > 0) and gap.mean() < 0.8 * plain.mean()
         assert right.mean() > plain_right.mean()

@@ -1,4 +1,4 @@
-"""Numbers that are finite and extreme: norms whose squares leave float32, decays next to 1, logits of 100."""
+"""Extreme finite numbers: norms whose squares overflow float32, decays close to 1, logits of 100."""
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ def test_updates_of_any_size(name):
             g, w = direction * np.float32(scale), weights * np.float32(weight)
             alone, in_a_batch, packed = outcomes(g, w)
             want = reference(g.astype(np.float64), w)
-            if np.all(np.abs(want) > 1e-37):  # else XLA flushes it to 0
+            if np.all(np.abs(want) > 1e-37):  # otherwise XLA flushes it to 0
                 close(alone, want)
                 close(in_a_batch, want)
                 if name != "clip_by_global_norm":
@@ -62,7 +62,7 @@ def test_updates_of_any_size(name):
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_an_infinite_entry_is_a_large_one(name):
+def test_an_infinite_entry_counts_as_a_large_one(name):
     tx = TRANSFORMS[name][0]
 
     def outcomes():
@@ -104,14 +104,14 @@ def test_norms_of_any_size_and_their_derivatives():
     close(hessian, np.array([[16, -12], [-12, 9]]) / 125)
 
 
-def test_a_norm_in_range_is_one_sum_under_vmap_too():
+def test_a_norm_in_range_takes_one_sum_also_under_vmap():
     text = jax.jit(jax.vmap(lambda x: scaled_norm((x,))[0])).lower(jnp.ones((3, BRANCH_SIZE))).as_text()
     assert "stablehlo.case" in text or "stablehlo.if" in text
     mixed = jnp.array([[3e20, 4e20], [3.0, 4.0], [3e-30, 4e-30], [0.0, 0.0]])
     close(jax.jit(jax.vmap(jax.vmap(global_norm)))(mixed[None])[0], [5e20, 5, 5e-30, 0])
 
 
-def test_centralize_of_numbers_whose_sum_overflows():
+def test_centralize_does_not_overflow_in_the_sum():
     tx = nnlearn.centralize()
     rows = jnp.array([[3e38, 3e38, 1e38, 1e38], [jnp.inf, 1.0, 1.0, 2.0]])
     got = tx.update(rows, tx.init(rows))[0]
@@ -167,7 +167,7 @@ def test_running_statistics_stay_finite():
 DECAYS = [0.0, 0.9, 0.999, 0.999999, 0.9999999]
 
 
-def test_a_constant_is_its_own_average():
+def test_the_average_of_a_constant_is_that_constant():
     constant = jnp.array([0.7, -3e-3, 1e4])
 
     def averages(decay, steps):
@@ -200,7 +200,7 @@ def test_averages_near_1_follow_the_equation():
         np.testing.assert_allclose(means[steps - 1], want, rtol=1e-5, atol=1e-6)
 
 
-def test_an_average_that_overflowed_makes_no_nan():
+def test_an_overflowed_average_gives_no_nan():
     tx = nnlearn.rmsprop(1.0, bias_correction=True)
     state, params = tx.init(jnp.ones(2)), jnp.ones(2)
     for gradient in ([1e30, 1.0], [1.0, 1.0], [1.0, 1.0]):
@@ -232,7 +232,7 @@ def test_focal_loss_and_two_derivatives_at_large_logits():
         np.testing.assert_allclose(ours[known], theirs[known], rtol=2e-4, atol=1e-7)
 
 
-def test_norms_of_examples_whose_squares_overflow():
+def test_per_example_norms_do_not_overflow_in_the_squares():
     def loss(params, batch, key):
         return jnp.mean((jnp.tanh(batch["x"] @ params["w"] + params["b"][None]) @ params["v"]) * batch["y"])
 
@@ -247,7 +247,7 @@ def test_norms_of_examples_whose_squares_overflow():
     close(global_norm(clipped[1]), 2.0)
 
 
-def test_the_focal_loss_has_its_slope_in_the_label_at_large_logits():
+def test_the_focal_loss_has_the_right_label_gradient_at_large_logits():
     """``u**gamma (-x + gamma H (1 - 2 p) / u)``, where ``u = H = exp(-x)`` for large x and the label 1."""
     slope = jax.grad(lambda y: nnlearn.sigmoid_focal_loss(jnp.float32(200.0), y, gamma=0.1))(jnp.float32(1.0))
     np.testing.assert_allclose(slope, np.exp(-20.0) * (-200.0 - 0.1), rtol=3e-5)

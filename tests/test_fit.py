@@ -1,4 +1,4 @@
-"""The host-driven run equals the compiled run, for any stream of batches and any end."""
+"""The host-driven run equals the compiled run, for any stream of batches and any way to end."""
 
 import csv
 import functools
@@ -30,6 +30,7 @@ from nnlearn.stream.dispatch import make_block
 from nnlearn.stream.fit import fit
 from nnlearn.stream.loggers import tensorboard, wandb_offline
 from nnlearn.sums import zero_total
+from nnlearn.train.step import Skips
 
 MODEL = mlp((6, 8, 3))
 TX = nnlearn.adamw(1e-2)
@@ -179,7 +180,7 @@ def test_a_state_continues_its_run():
     assert middle.state.step.is_deleted()
 
 
-def test_it_compiles_once_for_all_block_lengths():
+def test_fit_compiles_once_for_all_block_lengths():
     traces = []
 
     def counting(params, batch, key):
@@ -197,14 +198,14 @@ def test_it_compiles_once_for_all_block_lengths():
     fit(step, result.state, batches_of(23), **options)
     assert traces == ["evaluate", "loss"]
     block = make_block(step)
-    carry = (start(), zero_total(), jnp.int32(0), {})
+    carry = (start(), zero_total(), Skips(jnp.int32(0), jnp.int32(0)), {})
     for count in (1, 3, 2):
         carry, _ = block(carry, stacked(batches_of(4)), np.int32(count), 4)
     assert block._cache_size() == 1
 
 
-def test_programs_live_as_long_as_their_step():
-    """A cached program must not keep its step, and the arrays that this closes over, in memory."""
+def test_cached_programs_are_freed_with_their_step():
+    """A cached program must not keep its step, or the arrays in the step's closure, in memory."""
     step = nnlearn.make_step(loss_fn, TX)
     fit(step, start(), batches_of(3), evaluate=lambda params: {"zero": jnp.float32(0)})
     alive = weakref.ref(step)
@@ -258,7 +259,7 @@ def test_the_stream_is_not_read_far_ahead():
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
-def test_an_error_of_the_stream_is_raised_after_the_steps_before_it(prefetch):
+def test_an_error_of_the_stream_is_raised_after_the_preceding_steps(prefetch):
     def stream():
         yield from batches_of(9)
         raise OSError("disk gone")
@@ -278,7 +279,7 @@ def test_an_error_of_the_stream_is_raised_after_the_steps_before_it(prefetch):
     assert_bits(saved["last"][1], scanned(batches_of(9))[0].params)
 
 
-def test_a_batch_unlike_the_first_is_refused():
+def test_a_batch_that_differs_from_the_first_is_refused():
     good = batches_of(6)
     short = Examples(good[5].inputs[:2], good[5].targets[:2])
     cases = [
@@ -559,7 +560,7 @@ class Unknown:
         (lambda batches: lambda epoch: iter(batches), {"epochs": 3}),
     ],
 )
-def test_a_period_that_meets_a_check_and_the_end_is_one_call_and_one_row(tmp_path, name, check_every, kind, options):
+def test_a_period_a_check_and_the_end_at_one_step_give_one_call_and_one_row(tmp_path, name, check_every, kind, options):
     often, checks, path = [], [], tmp_path / name
     callbacks = [every(5, often.append), checks.append]
     data, options = kind(batches_of(5)), {"check_every": check_every, "history": path, **options}
@@ -577,7 +578,7 @@ def test_a_period_that_meets_a_check_and_the_end_is_one_call_and_one_row(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["run.csv", "run.jsonl"])
-def test_metrics_found_after_a_callback_go_into_the_same_row(tmp_path, name):
+def test_metrics_computed_after_a_callback_are_in_the_same_row(tmp_path, name):
     """Without reading ahead, the end of an epoch is known only after the callback, which may also end the run."""
     path, often = tmp_path / name, []
     options = {"history": path, "prefetch": 0}
@@ -655,7 +656,7 @@ def raises(params, batch, key):
 # Files, signals, the terminal
 
 
-def test_history_parses_back(tmp_path):
+def test_history_can_be_parsed(tmp_path):
     tx = nnlearn.sgd(1e30)
     step, state = nnlearn.make_step(loss_fn, tx), nnlearn.init_state(start().params, tx)
     options = {"check_every": 4, "evaluate": lambda params: {"norm": nnlearn.train.step.global_norm(params)}}

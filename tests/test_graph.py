@@ -24,7 +24,7 @@ def drawn(seed=0, *lead):
 
 def made(**options):
     model = graph_network(FEATURES, HIDDEN, OUTPUTS, layers=2, edge_features=EDGE_FEATURES, **options)
-    random = np.random.default_rng(1)  # no bias at its start of 0, no scale at 1: each must matter
+    random = np.random.default_rng(1)  # no bias of 0 and no scale of 1, so that each has an effect
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return model, jax.tree.map(lambda leaf: random.normal(0.2, 0.4, leaf.shape).astype(np.float32), shapes)
 
@@ -63,14 +63,14 @@ def slow_graph_network(params, graph, aggregate, readout):
 
 
 @pytest.mark.parametrize(("aggregate", "readout"), [("sum", "sum"), ("mean", "mean"), ("sum", "nodes")])
-def test_the_network_is_the_loop_over_edges(aggregate, readout):
+def test_the_network_equals_a_loop_over_edges(aggregate, readout):
     model, params = made(aggregate=aggregate, readout=readout)
     graph = drawn()
     got = jax.jit(model.apply)(params, graph)
     np.testing.assert_allclose(got, slow_graph_network(params, graph, aggregate, readout), rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_not_there_makes_no_difference_and_gets_no_gradient():
+def test_padding_has_no_effect_and_no_gradient():
     model, params = made()
     apply = jax.jit(model.apply)
     graph = drawn()
@@ -108,10 +108,10 @@ def test_the_order_of_nodes_and_edges_does_not_matter():
     )
     np.testing.assert_allclose(apply(params, shuffled), apply(params, graph), rtol=1e-4, atol=1e-4)
     swapped = shuffled._replace(senders=shuffled.receivers, receivers=shuffled.senders)
-    assert not np.allclose(apply(params, swapped), apply(params, graph), atol=1e-3)  # the direction does
+    assert not np.allclose(apply(params, swapped), apply(params, graph), atol=1e-3)  # the direction has an effect
 
 
-def test_a_batch_is_its_graphs_and_one_disjoint_graph_too():
+def test_a_batch_equals_its_graphs_and_their_disjoint_union():
     model, params = made(readout="nodes")
     batch = drawn(1, 2)
     apply = jax.jit(model.apply)
@@ -134,7 +134,7 @@ def test_dropout_needs_a_key_and_differs_between_the_graphs_of_a_batch():
     np.testing.assert_array_equal(*jax.jit(model.apply)(params, twice))
 
 
-def test_a_set_is_the_sum_over_its_members():
+def test_a_set_equals_the_sum_over_its_members():
     model = set_model(FEATURES, HIDDEN, OUTPUTS, readout="mean")
     params, apply = jax.jit(model.init)(jax.random.key(0)), jax.jit(model.apply)
     members = np.random.default_rng(0).normal(size=(2, 5, FEATURES)).astype(np.float32)
@@ -156,7 +156,7 @@ def test_a_set_is_the_sum_over_its_members():
     np.testing.assert_allclose(nobody, np.stack([of_none, of_none]), rtol=1e-4, atol=1e-5)
 
 
-def test_faults_name_their_cure():
+def test_errors_name_the_cure():
     model, params = made()
     graph = drawn()
     with pytest.raises(TypeError, match="takes Graphs"):

@@ -1,8 +1,9 @@
-"""Guards that matter in rare runs alone: each test fails if its guard is taken out."""
+"""Guards for rare cases: each test fails if its guard is removed."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import nnlearn
 from nnlearn.sweeps import choice, sweep
@@ -23,8 +24,8 @@ def run_of(evaluate, **options):
     )
 
 
-def test_a_failed_seed_counts_before_the_mean_of_the_others():
-    """The better mean belongs to a setting that lost a seed, which therefore comes second."""
+def test_a_setting_with_a_failed_seed_ranks_below_one_without():
+    """The setting with the better mean has a failed seed, so it ranks second."""
 
     def evaluate(params, hparams):
         lost = (hparams["rate"] > 0.2) & (hparams["seed"] == 1)
@@ -50,7 +51,7 @@ def test_a_run_whose_checks_are_all_nan_ends_with_trained_parameters():
     np.testing.assert_allclose(state.params, 0.75)  # after two steps, each of which halves the distance to 1
 
 
-def test_counts_of_the_first_device_are_those_of_all():
+def test_integer_state_is_taken_from_the_first_device():
     def loss_fn(params, batch, key, model_state):
         return jnp.mean((params - batch) ** 2), {}, {"count": model_state["count"] + jax.lax.axis_index("d") + 5}
 
@@ -66,3 +67,28 @@ def test_the_derivative_of_a_division_by_zero_is_zero():
     slopes = jax.grad(lambda n, d: jnp.sum(safe_divide(n, d)), (0, 1))(numerator, denominator)
     np.testing.assert_array_equal(slopes[0], [0.0, 0.0, 0.5])
     np.testing.assert_array_equal(slopes[1], [0.0, 0.0, -0.75])
+
+
+def test_a_sweep_of_the_older_format_is_not_resumed(tmp_path):
+    train, space = run_of(lambda params: {"score": params}), {"rate": choice(0.1)}
+    sweep(train, space, 1, metric="score", folder=tmp_path)
+    header = tmp_path / "sweep.json"
+    header.write_text(header.read_text().replace("nnlearn sweep 2", "nnlearn sweep 1"))
+    with pytest.raises(ValueError, match="older nnlearn.*Results.load"):
+        sweep(train, space, 1, metric="score", folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: nnlearn.transforms.ema(1.5), "decay"),
+        (lambda: nnlearn.transforms.trace(-0.5), "decay"),
+        (lambda: nnlearn.transforms.clip(-1.0), "max_delta"),
+        (lambda: nnlearn.transforms.clip_by_block_rms(-1.0), "threshold"),
+        (lambda: nnlearn.transforms.clip_by_global_norm(-1.0), "max_norm"),
+        (lambda: nnlearn.transforms.adaptive_grad_clip(-0.1), "clipping"),
+    ],
+)
+def test_transformations_check_their_hyperparameters(make, name):
+    with pytest.raises(ValueError, match=name):
+        make()

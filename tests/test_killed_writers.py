@@ -1,4 +1,4 @@
-"""A process that was killed while it wrote leaves every folder usable, and two that write at once do not mix."""
+"""A process that is killed while writing leaves every folder usable, and concurrent writers do not mix."""
 
 import json
 import os
@@ -24,7 +24,7 @@ OPTIONS = {"metric": "train_loss", "width": 1, "workers": 1}
 
 
 class Killed(BaseException):
-    """Stands for the end of the process: nothing may clean up after it."""
+    """Simulates the end of the process, after which no cleanup runs."""
 
 
 def make(target=3.0, rate=1.0, data=None, steps=4):
@@ -41,7 +41,7 @@ def one_device(**options):
 
 
 def die_at(monkeypatch, call):
-    """Let the process die at the n-th replacement of a file: the draft stays, and nothing is renamed."""
+    """End the process at the n-th replacement of a file: the draft remains, and nothing is renamed."""
     counted, real_replace, real_unlink = [0], os.replace, Path.unlink
 
     def replace(source, target):
@@ -51,7 +51,7 @@ def die_at(monkeypatch, call):
         real_replace(source, target)
 
     def unlink(path, missing_ok=False):
-        if counted[0] < call:  # nobody cleans up after the end
+        if counted[0] < call:  # no cleanup runs after the end
             real_unlink(path, missing_ok)
 
     monkeypatch.setattr(os, "replace", replace)
@@ -60,7 +60,7 @@ def die_at(monkeypatch, call):
 
 @pytest.fixture(scope="module")
 def killed_twice(tmp_path_factory):
-    """A folder, and what was found in it, after a sweep was killed while it wrote sweep.json and the first batch."""
+    """A folder and its content after a sweep was killed while writing sweep.json and the first batch."""
     folder = tmp_path_factory.mktemp("sweep")
     for call in (1, 2):
         with pytest.MonkeyPatch.context() as patched, pytest.raises(Killed):
@@ -76,7 +76,7 @@ def finished(killed_twice, tmp_path):
     return shutil.copytree(killed_twice[0], tmp_path / "sweep")
 
 
-def test_a_sweep_goes_on_after_it_was_killed_anywhere(killed_twice):
+def test_a_sweep_killed_at_any_write_can_be_resumed(killed_twice):
     folder, found = killed_twice
     assert found.done.all() and found.execution.batches == 2
     assert not any(path.suffix == ".part" for path in folder.iterdir())
@@ -93,7 +93,7 @@ with only_one(sys.argv[1], "running a sweep"):
 """
 
 
-def test_a_second_job_is_refused_until_the_first_has_ended_however_it_did(finished):
+def test_a_second_job_is_refused_until_the_first_has_ended(finished):
     job = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(finished)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -105,10 +105,10 @@ def test_a_second_job_is_refused_until_the_first_has_ended_however_it_did(finish
         job.kill()
         job.communicate()
     found = sweep(make(), SPACE, folder=finished, **one_device())
-    with pytest.raises(ValueError, match="differs in seeds"):  # whoever is refused holds nothing
+    with pytest.raises(ValueError, match="differs in seeds"):  # a refused process holds no lock
         sweep(make(), SPACE, 2, folder=finished, **one_device())
     found.save(finished)
-    with only_one(finished, "looking"), pytest.raises(ValueError, match="is in use"):  # nor do threads share it
+    with only_one(finished, "looking"), pytest.raises(ValueError, match="is in use"):  # threads cannot share it either
         found.save(finished)
 
 
@@ -125,7 +125,7 @@ def test_a_folder_of_another_train_is_refused(finished, what):
         sweep(OTHERS[what](), SPACE, folder=finished, **one_device())
 
 
-def test_static_functions_are_told_apart_by_what_they_compute(tmp_path, monkeypatch):
+def test_static_functions_are_distinguished_by_what_they_compute(tmp_path, monkeypatch):
     monkeypatch.setattr(Runner, "finish", lambda runner, at, resources: None)  # only the header matters
 
     def of(static):
@@ -139,7 +139,7 @@ def test_static_functions_are_told_apart_by_what_they_compute(tmp_path, monkeypa
     sweep(of, SPACE, static={"by": like}, folder=tmp_path, **one_device())
 
 
-def test_folders_of_other_versions_say_so(finished):
+def test_folders_of_other_versions_are_refused(finished):
     path = finished / "sweep.json"
     header = json.loads(path.read_text())
 
@@ -154,17 +154,17 @@ def test_folders_of_other_versions_say_so(finished):
     write({"format": "nnlearn sweep 1"}, without=("programs",))
     with pytest.raises(ValueError, match="older nnlearn, which did not record what was trained"):
         sweep(make(), SPACE, folder=finished, **one_device())
-    assert Results.load(finished).done.all()  # what it found can still be read
+    assert Results.load(finished).done.all()  # its results can still be read
 
 
-def test_a_damaged_batch_is_named_with_the_cure(finished):
+def test_the_error_names_a_damaged_batch_and_the_cure(finished):
     batch = sorted(finished.glob("batch-*"))[0]
     batch.write_bytes(batch.read_bytes()[:100])
     with pytest.raises(ValueError, match=f"{batch.name}.*delete it, and a sweep in this folder repeats its runs"):
         sweep(make(), SPACE, folder=finished, **one_device())
 
 
-def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
+def test_a_file_is_complete_or_unchanged(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     path.write_text("before")
     with pytest.raises(Killed), replacing(path) as file:
@@ -175,7 +175,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
 
 class TestHistory:
     @pytest.mark.parametrize("name", ["run.csv", "run.jsonl"])
-    def test_it_goes_on_after_a_line_that_was_not_finished(self, tmp_path, name):
+    def test_history_continues_after_an_incomplete_line(self, tmp_path, name):
         path = tmp_path / name
         for cut in ("", "st", None):
             if cut is not None:
@@ -185,7 +185,7 @@ class TestHistory:
             assert path.read_text().splitlines()[-1] in ("6,0.5", '{"step": 6, "loss": 0.5}')
             path.unlink()
 
-    def test_two_runs_do_not_write_one_file(self, tmp_path):
+    def test_two_runs_cannot_write_one_file(self, tmp_path):
         path = tmp_path / "run.csv"
         with History(path, ["step", "loss"], 0) as history:
             history.write([{"step": 1, "loss": 0.5}])

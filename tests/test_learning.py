@@ -1,4 +1,4 @@
-"""From data to a trained model, through the library's front door: what is learned, resumed, mapped and compared."""
+"""From data to a trained model with the public interface: learning, resuming, vmapping and comparing."""
 
 import inspect
 
@@ -27,7 +27,7 @@ LINE_OPTIMIZERS = {
     "sign_sgd": lambda rate: nnlearn.sign_sgd(rate),
 }
 
-# Whatever takes a learning rate first, so that an optimizer added later is held to this file too.
+# Every function whose first argument is a learning rate, so that later optimizers are tested too.
 OPTIMIZERS = sorted(
     name
     for name, value in vars(nnlearn.optimizers).items()
@@ -36,7 +36,7 @@ OPTIMIZERS = sorted(
 
 
 def numbers(state):
-    """A state as NumPy arrays, its key as the integers it is made of."""
+    """A state as NumPy arrays, with the key as its integers."""
     return jax.tree.map(np.asarray, state._replace(key=jax.random.key_data(state.key)))
 
 
@@ -74,7 +74,7 @@ def cancer():
 
 
 def dropout_run(train):
-    """An epoch of a network with dropout, mini-batches that do not come out even, and a schedule; and its start."""
+    """An epoch of a network with dropout, a remainder of the batches and a schedule; and its initial state."""
     model = mlp((30, 16, 2), dropout=0.3, norm="layer")
 
     def loss_fn(params, batch, key):
@@ -87,14 +87,14 @@ def dropout_run(train):
     return epoch, nnlearn.init_state(model.init(jax.random.key(1)), tx, key=2)
 
 
-def test_epochs_resumed_midway_end_at_the_same_bits(cancer):
+def test_resumed_epochs_end_with_the_same_bits(cancer):
     epoch, start = dropout_run(cancer.train)
     keys = jax.random.split(jax.random.key(3), EPOCHS)
     epochs = jax.jit(lambda state, keys: jax.lax.scan(epoch, state, keys))
     whole, trace = epochs(start, keys)
 
     middle, first = epochs(start, keys[: EPOCHS // 2])
-    saved = numbers(middle)  # as a file would hold it
+    saved = numbers(middle)  # as stored in a file
     restored = jax.tree.map(jnp.asarray, saved)._replace(key=jax.random.wrap_key_data(saved.key))
     resumed, second = epochs(restored, keys[EPOCHS // 2 :])
     jax.tree.map(np.testing.assert_array_equal, numbers(whole), numbers(resumed))
@@ -106,7 +106,7 @@ def test_epochs_resumed_midway_end_at_the_same_bits(cancer):
     assert trace.aux["accuracy"][-1].mean() > 0.95
 
 
-def test_another_key_makes_another_run(cancer):
+def test_another_key_gives_another_run(cancer):
     epoch, start = dropout_run(cancer.train)
     epoch = jax.jit(epoch)
     _, one = epoch(start, jax.random.key(0))
@@ -136,12 +136,12 @@ def test_a_grid_of_seeds_and_rates_equals_its_single_runs(cancer):
         for column, rate in enumerate(rates):
             cell = jax.tree.map(lambda leaf, row=row, column=column: leaf[row, column], grid)
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), cell, single(seed, rate))
-    assert single._cache_size() == 1  # a new rate is no new program
+    assert single._cache_size() == 1  # a new rate needs no new program
     _, trace = grid
     np.testing.assert_array_equal(trace.learning_rate[1, :, -1], rates)
     final = trace.loss[:, :, -1]
     assert len(np.unique(final)) == 9
-    assert jnp.all(final[:, 1] < final[:, 0])  # in 30 steps of Adam 0.001 does not get far
+    assert jnp.all(final[:, 1] < final[:, 0])  # 30 steps of Adam with 0.001 are not enough
 
 
 def test_the_optimizers_were_found():
@@ -150,8 +150,8 @@ def test_the_optimizers_were_found():
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_loss_goes_down(name, cancer):
-    """Of six rates the best at least halves the loss in 60 steps, and a rate of 0 changes nothing."""
+def test_the_loss_decreases(name, cancer):
+    """The best of six rates at least halves the loss in 60 steps, and a rate of 0 changes nothing."""
     model = mlp((30, 8, 2), activation="tanh")
 
     def losses(rate):

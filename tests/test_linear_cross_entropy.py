@@ -14,7 +14,7 @@ from nnlearn.losses.linear_cross_entropy import linear_cross_entropy
 
 TOKENS, WIDTH, CLASSES, CHUNK = 29, 5, 36, 12
 OPTIONS = ("label_smoothing", "z_loss", "softcap", "class_weights")
-# The arrays are tiny, so compiling is what takes time.
+# The arrays are tiny, so compilation takes most of the time.
 jit = functools.partial(
     jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 )
@@ -22,7 +22,7 @@ jit = functools.partial(
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Blocks so small that the tests' arrays need several, of which the last two overlap."""
+    """Blocks so small that the test arrays need several, the last two of which overlap."""
     module = sys.modules[linear_cross_entropy.__module__]
     monkeypatch.setattr(module, "ROWS", 4)
     monkeypatch.setattr(module, "COLUMNS", 16)
@@ -83,7 +83,7 @@ def assert_same(ours, theirs, tolerance):
 
 
 def reference(hidden, weight, labels, bias, softcap, label_smoothing, z_loss, class_weights, where):
-    """The mean loss of the tokens kept, token by token, in float64."""
+    """The mean loss of the unmasked tokens, token by token, in float64."""
     total = count = 0.0
     for row, label, kept in zip(np.asarray(hidden, np.float64), np.asarray(labels), np.asarray(where), strict=True):
         if not kept:
@@ -97,7 +97,7 @@ def reference(hidden, weight, labels, bias, softcap, label_smoothing, z_loss, cl
     return total / count
 
 
-def test_value_is_the_textbooks():
+def test_the_value_equals_the_definition():
     arrays, labels = make_problem(**dict.fromkeys(OPTIONS, True))
     where = jnp.arange(TOKENS) % 3 != 0
     numbers = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
@@ -116,7 +116,7 @@ def test_value_is_the_textbooks():
     ],
     ids=str,
 )
-def test_value_and_all_gradients_are_those_of_the_logits(used, reduction):
+def test_the_value_and_all_gradients_equal_those_from_logits(used, reduction):
     arrays, labels = make_problem(**dict.fromkeys(used, True))
     static = {"reduction": reduction, "where": jnp.arange(TOKENS) % 5 != 1}
     ours = value_and_grads(linear_cross_entropy, arrays, labels, chunk=CHUNK, **static)
@@ -152,7 +152,7 @@ def test_transposed_weight_and_batch_axes():
     assert losses.shape == (4, 7)
 
 
-def test_what_is_masked_may_hold_anything():
+def test_masked_tokens_have_no_effect():
     arrays, labels = make_problem(label_smoothing=True, class_weights=True)
     where = jnp.arange(TOKENS) % 4 != 2
     clean = value_and_grads(linear_cross_entropy, arrays, labels, where=where, chunk=CHUNK)
@@ -167,14 +167,14 @@ def test_what_is_masked_may_hold_anything():
 
 
 @pytest.mark.parametrize("tokens", [0, 3])
-def test_no_tokens_cost_nothing(tokens):
+def test_the_loss_of_no_tokens_is_zero(tokens):
     arrays, labels = make_problem(tokens=tokens, label_smoothing=True)
     found = value_and_grads(linear_cross_entropy, arrays, labels, where=jnp.zeros(tokens, bool))
     assert all(jnp.all(leaf == 0) for leaf in jax.tree.leaves(found))
     assert found[1]["hidden"].shape == (tokens, WIDTH)
 
 
-def test_a_label_that_is_no_class_makes_nan():
+def test_a_label_out_of_range_gives_nan():
     arrays, labels = make_problem()
     losses = compiled_loss(arrays, labels.at[3].set(-1).at[9].set(CLASSES), reduction="none", chunk=CHUNK)
     assert np.flatnonzero(np.isnan(losses)).tolist() == [3, 9]
@@ -182,7 +182,7 @@ def test_a_label_that_is_no_class_makes_nan():
     assert all(jnp.any(jnp.isnan(leaf)) for leaf in (value, *grads.values()))
 
 
-def test_classes_that_do_not_exist():
+def test_missing_classes():
     arrays, labels = make_problem(label_smoothing=jnp.array(0.0), z_loss=True)
     arrays |= {"bias": arrays["bias"].at[30:].set(-jnp.inf)}
     labels = labels % 30
@@ -191,7 +191,7 @@ def test_classes_that_do_not_exist():
     assert compiled_loss(arrays, labels.at[0].set(33)) == jnp.inf
 
 
-def test_large_logits_keep_their_digits():
+def test_large_logits_are_accurate():
     arrays, labels = make_problem()
     arrays |= {"bias": arrays["bias"] + 1e5, "hidden": jnp.round(100 * arrays["hidden"])}
     ours = value_and_grads(linear_cross_entropy, arrays, labels, chunk=CHUNK)
@@ -332,7 +332,7 @@ def test_tokens_and_classes_divided_over_devices():
     np.testing.assert_array_equal(np.isnan(losses), np.arange(24) == 3)
 
 
-def test_pytorch_agrees():
+def test_values_and_gradients_equal_those_of_pytorch():
     torch = pytest.importorskip("torch")
     arrays, labels = make_problem(class_weights=True)
     tensors = {name: torch.tensor(np.asarray(array), requires_grad=True) for name, array in arrays.items()}

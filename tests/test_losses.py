@@ -19,7 +19,7 @@ BINARY = (Y > 0).astype(float)
 SIGNS = np.sign(Y)
 INTEGERS = RNG.integers(0, SHAPE[-1], SHAPE[:-1])
 CLASSES = RNG.random(SHAPE) < 0.7
-CLASSES[np.arange(SHAPE[0]), INTEGERS] = True  # optax's integer form gives a number without meaning otherwise
+CLASSES[np.arange(SHAPE[0]), INTEGERS] = True  # otherwise optax's integer form gives a meaningless number
 ROWS = np.array([True, False, True, True])
 KEPT = P * CLASSES / (P * CLASSES).sum(-1, keepdims=True)
 
@@ -86,7 +86,7 @@ def value_and_grad(function, x, *args, **kwargs):
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_values_and_gradients_equal_optax_s(case):
+def test_values_and_gradients_equal_those_of_optax(case):
     name, x, args, kwargs = case
 
     def both(x):
@@ -103,7 +103,7 @@ def test_values_and_gradients_equal_optax_s(case):
 
 
 @pytest.mark.parametrize("name", sorted({case[0] for case in CASES.values()} | {"convex_kl_divergence"}))
-def test_signatures_begin_as_optax_s(name):
+def test_signatures_start_like_those_of_optax(name):
     ours, theirs = (inspect.signature(getattr(lib, name)).parameters for lib in (losses, optax.losses))
     assert [(p.name, p.kind, p.default) for p in ours.values()][: len(theirs)] == [
         (p.name, p.kind, p.default) for p in theirs.values()
@@ -117,7 +117,7 @@ def plain_focal(x, y, gamma):
 
 
 def test_gradients_with_respect_to_labels():
-    """Also at labels of exactly 0 and 1, where a derivative taken on one branch only would be lost."""
+    """Also at labels of exactly 0 and 1, where the derivative of a single branch would be wrong."""
     labels = np.where(np.arange(20).reshape(SHAPE) % 3 == 0, P, BINARY)
     with jax.enable_x64(True):
         for ours, exact in (
@@ -209,7 +209,7 @@ def test_softmax_at_extreme_logits_is_exact_and_finite(form):
     np.testing.assert_allclose(grad, exact_grad * (1 + np.arange(8))[:, None], rtol=1e-5, atol=1e-6)
 
 
-def test_minus_infinity_without_label_weight_costs_nothing_where_optax_has_nan():
+def test_minus_infinity_without_label_weight_has_no_loss_where_optax_gives_nan():
     logits, labels = jnp.array([1.0, 2.0, -jnp.inf]), jnp.array([0.25, 0.75, 0.0])
     loss, grad = jax.value_and_grad(losses.softmax_cross_entropy)(logits, labels)
     np.testing.assert_allclose(loss, losses.softmax_cross_entropy(logits[:2], labels[:2]), rtol=1e-6)
@@ -219,7 +219,7 @@ def test_minus_infinity_without_label_weight_costs_nothing_where_optax_has_nan()
 
 
 @pytest.mark.parametrize("row", [[1.0, -np.inf, 0.0], [-np.inf] * 3])
-def test_a_label_on_a_missing_class_costs_infinity_without_nan(row):
+def test_a_label_on_a_missing_class_has_infinite_loss_without_nan(row):
     logits = jnp.array(row)
     for function, labels in ((integer_loss, 1), (losses.softmax_cross_entropy, jnp.array([0.0, 1.0, 0.0]))):
         loss, grad = jax.value_and_grad(function)(logits, labels)
@@ -230,14 +230,14 @@ def test_a_label_on_a_missing_class_costs_infinity_without_nan(row):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("form", ["integer", "soft"])
-def test_traced_options_equal_python_numbers_even_beside_missing_classes(smoothing, form):
-    """Among classes that do not exist, smoothing of 0 must not become ``0 * inf``."""
+def test_traced_options_equal_python_numbers_even_with_missing_classes(smoothing, form):
+    """With missing classes, a smoothing of 0 must not become ``0 * inf``."""
     labels = EXTREME_LABELS if form == "integer" else np.eye(5)[EXTREME_LABELS]
     loss = functools.partial(losses.cross_entropy, jnp.asarray(EXTREME_ROWS), labels, reduction="none")
     traced = jax.jit(lambda s, z: loss(label_smoothing=s, z_loss=z))(smoothing, 0.0)
     np.testing.assert_allclose(traced, loss(label_smoothing=smoothing), rtol=1e-6)
     assert not np.isnan(traced).any()
-    if smoothing == 0:  # a missing class has a share of the smoothed label, and costs infinity
+    if smoothing == 0:  # a missing class has a share of the smoothed label, so the loss is infinite
         assert np.isfinite(traced).all()
     else:
         np.testing.assert_array_equal(np.isinf(traced), np.isinf(EXTREME_ROWS).any(-1))
@@ -271,7 +271,7 @@ def test_z_loss_gradient():
 
 @pytest.mark.parametrize("label", [-1, -100, 5, 1000])
 @pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.int16])
-def test_a_label_that_is_no_class_is_nan_unless_masked(label, dtype):
+def test_a_label_out_of_range_gives_nan_unless_masked(label, dtype):
     labels = np.array([2, label]).astype(dtype)
     if labels[1] in range(5):
         pytest.skip("wraps around to a class in this dtype")
@@ -287,7 +287,7 @@ def test_a_label_that_is_no_class_is_nan_unless_masked(label, dtype):
     np.testing.assert_allclose(kept, alone, rtol=1e-6)
 
 
-def test_optax_takes_minus_one_for_the_last_class():
+def test_optax_treats_minus_one_as_the_last_class():
     logits = jnp.asarray(X[0], jnp.float32)
     theirs = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.array(-1))
     assert theirs == optax.softmax_cross_entropy_with_integer_labels(logits, jnp.array(4))
@@ -324,7 +324,7 @@ def test_binary_losses_at_extreme_logits_are_exact_and_finite(label, gamma):
         np.testing.assert_allclose(grad, exact_grad * (1 + np.arange(len(grad))), rtol=5e-5, atol=1e-36)
 
 
-def test_infinite_binary_logits_cost_nothing_if_right_and_infinity_if_wrong():
+def test_infinite_binary_logits_have_zero_loss_if_right_and_infinite_loss_if_wrong():
     logits, labels = jnp.array([-jnp.inf, jnp.inf, -jnp.inf, jnp.inf]), jnp.array([0, 1, 1, 0])
     for function in (losses.sigmoid_binary_cross_entropy, losses.sigmoid_focal_loss):
         value, grad = value_and_grad(function, logits, labels)
@@ -372,7 +372,7 @@ def test_focal_loss_needs_fewer_temporaries_than_optax_s():
     assert temporaries(losses.sigmoid_binary_cross_entropy, x, x) < 1.5
 
 
-def test_integer_cross_entropy_stores_nothing_of_the_logits_size():
+def test_integer_cross_entropy_stores_no_array_of_the_logits_size():
     logits, labels = jnp.ones((256, 1024)), jnp.zeros(256, int)
     assert temporaries(integer_loss, logits, labels) < 0.5
     assert temporaries(losses.softmax_cross_entropy, logits, jnp.ones((256, 1024))) < 1.5
@@ -381,7 +381,7 @@ def test_integer_cross_entropy_stores_nothing_of_the_logits_size():
 # Divergences and hinges ----------------------------------------------------------------------------------------------
 
 
-def test_divergences_take_zero_times_infinity_for_zero():
+def test_divergences_treat_zero_times_infinity_as_zero():
     log_predictions, targets = jnp.array([-jnp.inf, 0.0, -2.0]), jnp.array([0.0, 1.0, 0.0])
     for function, target in (
         (losses.kl_divergence, targets),
@@ -425,7 +425,7 @@ MASKABLE = {
 
 
 @pytest.mark.parametrize(("name", "kwargs"), MASKABLE.items(), ids=MASKABLE.keys())
-def test_what_a_mask_leaves_out_has_no_part(name, kwargs):
+def test_masked_entries_have_no_effect(name, kwargs):
     """Neither in the loss nor, as a NaN times 0, in the gradient."""
     function = getattr(losses, name)
     x, targets = np.float32(np.concatenate([X, Y])), np.float32(np.concatenate([Q, P]))
@@ -468,7 +468,7 @@ def test_weighted_means():
     assert not jax.grad(losses.mean_squared_error)(jnp.asarray(X), Y, where=np.zeros(4, bool)).any()
 
 
-def test_smoothed_labels_give_missing_classes_nothing():
+def test_smoothed_labels_give_missing_classes_no_weight():
     smooth = losses.smooth_labels(jnp.asarray(KEPT, jnp.float32), 0.3, where=CLASSES)
     np.testing.assert_allclose(smooth.sum(-1), 1, rtol=1e-6)
     assert not smooth[~CLASSES].any()
@@ -508,7 +508,7 @@ def test_low_precision_is_widened_before_any_arithmetic(name):
     np.testing.assert_array_equal(loss, exact)
 
 
-def test_gradients_come_back_in_the_logits_dtype():
+def test_gradients_have_the_dtype_of_the_logits():
     logits = jnp.asarray(X, jnp.bfloat16)
     assert jax.grad(lambda x: losses.cross_entropy(x, INTEGERS))(logits).dtype == jnp.bfloat16
 
@@ -620,7 +620,7 @@ SHAPE_ERRORS |= {
 
 
 @pytest.mark.parametrize(("call", "words"), SHAPE_ERRORS.values(), ids=SHAPE_ERRORS.keys())
-def test_shapes_that_do_not_fit_are_refused(call, words):
+def test_shapes_that_do_not_match_are_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()
     with pytest.raises(ValueError, match=words):  # and while tracing
@@ -670,7 +670,7 @@ def test_numbers_out_of_range_are_refused(call, words):
         call(jnp.ones(3))
 
 
-def test_scalar_targets_are_the_one_broadcast():
+def test_only_scalar_targets_are_broadcast():
     np.testing.assert_array_equal(losses.squared_error(jnp.arange(3.0), 1), [1, 0, 1])
     np.testing.assert_allclose(losses.sigmoid_binary_cross_entropy(jnp.zeros(2), 1), np.log([2, 2]), rtol=1e-6)
 

@@ -105,7 +105,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_values_and_gradients_equal_a_plain_reference_s(case):
+def test_values_and_gradients_equal_those_of_a_plain_reference(case):
     check_reference(*case)
 
 
@@ -118,7 +118,7 @@ def test_masks_and_dtypes(name):
 
 @pytest.mark.parametrize(("ours", "theirs"), [(ntxent, optax.losses.ntxent),
                                               (triplet_margin_loss, optax.losses.triplet_margin_loss)])  # fmt: skip
-def test_signatures_begin_as_optax_s(ours, theirs):
+def test_signatures_start_like_those_of_optax(ours, theirs):
     ours, theirs = (list(inspect.signature(function).parameters.values()) for function in (ours, theirs))
     assert [(p.name, p.kind, p.default) for p in ours[: len(theirs)]] == [(p.name, p.kind, p.default) for p in theirs]
 
@@ -126,7 +126,7 @@ def test_signatures_begin_as_optax_s(ours, theirs):
 # Against optax and torch ---------------------------------------------------------------------------------------------
 
 
-def test_values_and_gradients_equal_optax_s():
+def test_values_and_gradients_equal_those_of_optax():
     def both(x, y, z):
         return [
             [jax.grad(functools.partial(total, function), has_aux=True)(x, *rest) for function in functions]
@@ -156,7 +156,7 @@ def test_ntxent_without_positives_or_without_negatives():
         assert np.isnan(theirs) == (labels[0] != labels[1])
 
 
-def test_triplets_where_optax_has_nan():
+def test_triplets_where_optax_gives_nan():
     """At odd norm degrees, optax takes roots of negative sums; without eps, it divides by a distance of 0."""
     anchors, positives, negatives = (jnp.asarray(array, jnp.float32) for array in (X, Y, Z))
     for function, broken in ((optax.losses.triplet_margin_loss, True), (triplet_margin_loss, False)):
@@ -166,7 +166,7 @@ def test_triplets_where_optax_has_nan():
 
 
 @pytest.mark.parametrize(("degree", "swap"), [(1.0, False), (2.0, True), (3.5, False)])
-def test_triplet_margin_loss_equals_torch_s(degree, swap):
+def test_triplet_margin_loss_equals_that_of_torch(degree, swap):
     torch = pytest.importorskip("torch")
     theirs = torch.nn.TripletMarginLoss(margin=0.8, p=degree, eps=0.0, swap=swap, reduction="sum")
     check_torch(
@@ -174,7 +174,7 @@ def test_triplet_margin_loss_equals_torch_s(degree, swap):
     )
 
 
-def test_info_nce_equals_torch_s_cross_entropy():
+def test_info_nce_equals_the_cross_entropy_of_torch():
     torch = pytest.importorskip("torch")
 
     def theirs(queries, keys):
@@ -212,7 +212,7 @@ def test_zero_vectors_equal_vectors_and_extreme_sizes(name):
             assert all(np.isfinite(grad).all() for grad in grads)
 
 
-def test_opposite_keys_at_a_low_temperature_cost_what_they_should():
+def test_opposite_keys_at_a_low_temperature_have_the_right_loss():
     """Similarities of 1 and -1 at a temperature of 1e-4 are logits of 1e4 and -1e4."""
     queries = np.float32([[1, 0], [-1, 0]])
     run = jax.jit(jax.value_and_grad(lambda keys, t: info_nce_loss(queries, keys, temperature=t), 1))
@@ -290,7 +290,7 @@ def test_component_masks_shorten_the_vectors():
         (lambda: batch_hard_triplet_loss(X, LABELS, where=np.ones(3, bool)), r"where must have shape \(7,\)"),
     ],
 )
-def test_what_does_not_fit_is_refused(call, words):
+def test_wrong_values_and_shapes_are_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()
 

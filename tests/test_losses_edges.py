@@ -26,13 +26,13 @@ def test_margin_losses_at_extreme_scores(name):
 
 @pytest.mark.parametrize("name", MARGIN)
 @pytest.mark.parametrize("scores", [[0.0, -np.inf, 1.0], [-np.inf] * 3])
-def test_a_right_class_that_does_not_exist_costs_infinity_without_nan(name, scores):
+def test_a_label_on_a_missing_class_has_infinite_margin_loss_without_nan(name, scores):
     value, grad = jax.value_and_grad(getattr(losses, name))(jnp.array(scores), jnp.array(1))
     assert value == np.inf and np.isfinite(grad).all()
 
 
 @pytest.mark.parametrize("name", MARGIN)
-def test_a_label_that_is_no_class_makes_its_margin_loss_nan_and_no_other(name):
+def test_a_label_out_of_range_makes_only_its_own_margin_loss_nan(name):
     value = jax.jit(getattr(losses, name))(jnp.zeros((4, 3)), jnp.array([-1, 0, 3, 2]))
     np.testing.assert_array_equal(np.isnan(value), [True, False, True, False])
 
@@ -47,7 +47,7 @@ def test_a_log_target_that_underflows_counts_as_zero():
     np.testing.assert_array_equal(grad, [-1, 0])
 
 
-def test_cross_entropy_keeps_digits_that_a_large_normalizer_would_round_away():
+def test_cross_entropy_is_accurate_with_a_large_normalizer():
     logits, exact = jnp.array([1e4, 1e4 - 5]), np.log1p(np.exp(-5))
     theirs = optax.losses.softmax_cross_entropy_with_integer_labels(logits, jnp.array(0))
     assert abs(theirs - exact) > 1e-4
@@ -60,8 +60,8 @@ def test_cross_entropy_keeps_digits_that_a_large_normalizer_would_round_away():
 
 
 @pytest.mark.parametrize("label", [0.0, 1.0])
-def test_focal_loss_of_a_hopeless_case_pulls_with_full_force(label):
-    side = 1 - 2 * label  # towards the wrong answer
+def test_focal_loss_of_a_very_wrong_logit_has_full_gradient(label):
+    side = 1 - 2 * label  # in favour of the wrong answer
     value, slope = jax.vmap(jax.value_and_grad(losses.sigmoid_focal_loss), (0, None))(
         side * jnp.array([1e4, 1e30, 3e38, jnp.inf]), label
     )
@@ -69,7 +69,7 @@ def test_focal_loss_of_a_hopeless_case_pulls_with_full_force(label):
     np.testing.assert_allclose(slope, side * np.ones(4), rtol=1e-6)
 
 
-def test_second_derivatives_pass_over_missing_classes():
+def test_second_derivatives_ignore_missing_classes():
     def loss(logits):
         return losses.softmax_cross_entropy_with_integer_labels(logits, jnp.array(0), label_smoothing=0.0, z_loss=0.1)
 
@@ -87,7 +87,7 @@ WEIGHTED = {
 
 @pytest.mark.parametrize("name", WEIGHTED)
 @pytest.mark.parametrize("kind", [np.array, jnp.array, list])
-def test_known_negative_weights_are_refused(name, kind):
+def test_concrete_negative_weights_are_refused(name, kind):
     with pytest.raises(ValueError, match=f"^{name} must be >= 0, got a smallest value of -1.0"):
         WEIGHTED[name](kind([1.0, -1.0, 2.0]))
     assert np.isfinite(WEIGHTED[name](kind([1.0, 0.0, 2.0])))
@@ -104,7 +104,7 @@ def test_weights_may_be_traced_and_differentiated(name):
 
 
 @pytest.mark.parametrize("name", ["mean_squared_error", "mean_absolute_error"])
-def test_a_mask_covers_weights_that_are_nan(name):
+def test_a_mask_hides_weights_that_are_nan(name):
     where, weights = jnp.array([True, False, True]), jnp.array([1.0, jnp.nan, 3.0])
     loss_fn = functools.partial(getattr(losses, name), where=where, weights=weights)
     value, grad = jax.value_and_grad(loss_fn)(jnp.array([1.0, jnp.inf, -2.0]), jnp.zeros(3))
@@ -124,14 +124,14 @@ def test_integer_labels_of_every_width():
 
 @pytest.mark.parametrize("label", [-1, 3, 2**31 - 1])
 @pytest.mark.parametrize("options", [{}, {"class_weights": np.ones(3, np.float32)}, {"label_smoothing": 0.1}])
-def test_no_option_hides_a_label_that_is_no_class(label, options):
+def test_no_option_hides_a_label_out_of_range(label, options):
     loss_fn = functools.partial(losses.softmax_cross_entropy_with_integer_labels, **options)
     loss = loss_fn(jnp.zeros((2, 3)), jnp.array([label, 1]))
     np.testing.assert_array_equal(np.isnan(loss), [True, False])
     assert np.isnan(losses.cross_entropy(jnp.zeros((2, 3)), jnp.array([label, 1]), **options))
 
 
-def test_a_label_left_out_gives_class_weights_no_gradient():
+def test_a_masked_label_gives_class_weights_no_gradient():
     def loss(class_weights):
         return losses.cross_entropy(
             jnp.zeros((2, 3)), jnp.array([1, -100]), where=jnp.array([True, False]), class_weights=class_weights

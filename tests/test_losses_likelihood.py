@@ -68,7 +68,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_values_and_gradients_equal_a_plain_reference_s(case):
+def test_values_and_gradients_equal_those_of_a_plain_reference(case):
     check_reference(*case)
 
 
@@ -88,7 +88,7 @@ def test_masks_and_dtypes(name):
 # Against torch -------------------------------------------------------------------------------------------------------
 
 
-def test_gaussian_equals_torch_s_also_below_the_least_variance():
+def test_gaussian_equals_that_of_torch_also_below_the_smallest_variance():
     torch = pytest.importorskip("torch")
     theirs = torch.nn.GaussianNLLLoss(full=True, eps=0.5, reduction="sum")
     ours = functools.partial(gaussian_negative_log_likelihood, full=True, epsilon=0.5)
@@ -97,13 +97,13 @@ def test_gaussian_equals_torch_s_also_below_the_least_variance():
     check_torch(lambda v: ours(X, Y, v).sum(), lambda v: theirs(torch.tensor(X), torch.tensor(Y), v), VARIANCES)
 
 
-def test_poisson_equals_torch_s():
+def test_poisson_equals_that_of_torch():
     torch = pytest.importorskip("torch")
     theirs = torch.nn.PoissonNLLLoss(reduction="sum")
     check_torch(lambda *a: poisson_negative_log_likelihood(*a).sum(), theirs, X, COUNTS)
 
 
-def test_divergence_equals_torch_s():
+def test_divergence_equals_that_of_torch():
     torch = pytest.importorskip("torch")
 
     def theirs(m, v, n, w):
@@ -122,7 +122,7 @@ def test_the_best_constant_is_the_quantile():
     assert np.argmin(costs) == 90
 
 
-def test_half_the_absolute_error_has_no_derivative_where_it_is_right():
+def test_half_the_absolute_error_has_zero_derivative_at_zero_error():
     assert jax.grad(lambda x: quantile_loss(x, 1.0, 0.5))(1.0) == 0
 
 
@@ -132,8 +132,8 @@ def test_extreme_log_variances():
     for mean, given, value, slope in (
         (0.0, -1e4, 0.5 * floor, 0.5),
         (0.0, -np.inf, 0.5 * floor, 0.5),
-        (1e-3, -1e4, 0.5 * (floor + 1), 0.0),  # the error is as large as the least deviation: the variance may stay
-        (2e-3, -1e4, 0.5 * (floor + 4), -1.5),  # it is larger: the variance is drawn back up
+        (1e-3, -1e4, 0.5 * (floor + 1), 0.0),  # the error equals the smallest deviation: the variance has no gradient
+        (2e-3, -1e4, 0.5 * (floor + 4), -1.5),  # the error is larger: the variance grows
         (1e4, 1e4, 5e3, 0.5),
     ):
         found, (_, along) = run(jnp.float32(mean), jnp.float32(given))
@@ -146,7 +146,7 @@ def test_a_variance_of_zero_can_grow_again():
     np.testing.assert_allclose([value, grad], [0.5 * (np.log(1e-6) + 1e6), 0.5 * (1e6 - 1e12)], rtol=1e-5)
 
 
-def test_a_count_of_zero_at_a_rate_of_zero_is_certain():
+def test_a_count_of_zero_at_a_rate_of_zero_has_no_loss():
     run = jax.jit(jax.vmap(jax.value_and_grad(poisson_negative_log_likelihood)))
     value, grad = run(jnp.array([-jnp.inf, -1e4, -1e4]), jnp.array([0, 0, 2]))
     np.testing.assert_allclose(value, [0, 0, 2e4])
@@ -154,7 +154,7 @@ def test_a_count_of_zero_at_a_rate_of_zero_is_certain():
 
 
 @pytest.mark.parametrize("x64", [False, True])
-def test_divergence_near_the_prior_keeps_its_digits_and_is_never_negative(x64):
+def test_divergence_near_the_prior_is_accurate_and_never_negative(x64):
     with jax.enable_x64(x64):
         dtype = np.float64 if x64 else np.float32
         v = np.concatenate([10.0 ** np.arange(-15, 2), -(10.0 ** np.arange(-15, 2)), [0.249, 0.251, -0.249, -0.251]])
@@ -176,7 +176,7 @@ def test_divergence_at_extremes():
     np.testing.assert_allclose(value, 0.5 * (1e4 - 1), rtol=1e-6)
     assert all(np.isfinite(grad).all() for grad in grads)
     narrow = jax.jit(jax.value_and_grad(lambda m: gaussian_kl_divergence(m, jnp.full(1, -1e4), m + 0.0, -1e4)))
-    value, grad = narrow(jnp.ones(1))  # one and the same distribution, whose variance is below float32
+    value, grad = narrow(jnp.ones(1))  # equal distributions, with a variance below the range of float32
     assert value == 0 and not grad.any()
 
 
@@ -234,7 +234,7 @@ def test_the_bound_is_above_the_likelihood_of_a_linear_model():
         (lambda: negative_evidence_lower_bound(X, Y[:3]), r"reconstruction_losses \(6, 3\) and divergences \(3, 3\)"),
     ],
 )
-def test_what_does_not_fit_is_refused(call, words):
+def test_wrong_values_and_shapes_are_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()
 
@@ -253,7 +253,7 @@ def test_wrong_types_are_refused(call, words):
         call()
 
 
-def test_what_a_mask_leaves_out_is_not_checked():
+def test_masked_entries_are_not_checked():
     where = COUNTS > 1
     counts, variances = np.where(where, COUNTS, -999), np.where(where, VARIANCES, -1.0)
     found = poisson_negative_log_likelihood(X, counts, where=where)

@@ -85,14 +85,14 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_values_and_gradients_equal_a_plain_reference_s(case):
+def test_values_and_gradients_equal_those_of_a_plain_reference(case):
     check_reference(*case, differentiate=(0,))
 
 
 @pytest.mark.parametrize("name", ["dice", "generalized", "binary", "tversky"])
 def test_masks_and_dtypes(name):
     function, reference, arrays, options = CASES[name]
-    arrays = (arrays[0], arrays[1].astype(int))  # of their own dtype, so that only the predictions are differentiated
+    arrays = (arrays[0], arrays[1].astype(int))  # of another dtype, so that only the predictions are differentiated
     check_masks_and_dtypes(example_masks(function), reference, arrays, options)
 
 
@@ -110,13 +110,13 @@ def example_masks(function):
 
 
 @pytest.mark.parametrize("ours", [dice_loss, multiclass_generalized_dice_loss, binary_dice_loss])
-def test_signatures_begin_as_optax_s(ours):
+def test_signatures_start_like_those_of_optax(ours):
     theirs = getattr(optax.losses, ours.__name__)
     ours, theirs = (list(inspect.signature(function).parameters.values()) for function in (ours, theirs))
     assert [(p.name, p.kind, p.default) for p in ours[: len(theirs)]] == [(p.name, p.kind, p.default) for p in theirs]
 
 
-def test_values_and_gradients_equal_optax_s():
+def test_values_and_gradients_equal_those_of_optax():
     options = CASES["dice-options"][3] | {"axis": 1, "ignore_background": True, "class_weights": jnp.asarray(WEIGHTS)}
     cases = [
         (dice_loss, LOGITS, TARGETS, {}),
@@ -143,7 +143,7 @@ def test_values_and_gradients_equal_optax_s():
 
 
 def test_probabilities_where_optax_cannot_take_them():
-    """Under jit, its check of their sum fails on a tracer; a single probability does not sum to 1."""
+    """Under jit, the check of their sum in optax fails on a tracer, and a single probability does not sum to 1."""
     probabilities = 1 / (1 + np.exp(-LOGITS[..., 0]))
     expected = plain_binary(LOGITS[..., 0], BINARY)
     np.testing.assert_allclose(binary_dice_loss(probabilities, BINARY, apply_sigmoid=False), expected, rtol=1e-5)
@@ -156,8 +156,8 @@ def test_probabilities_where_optax_cannot_take_them():
         jax.jit(functools.partial(optax.losses.dice_loss, apply_softmax=False))(softmax, TARGETS)
 
 
-def test_a_class_without_pixels_does_not_drown_the_others_as_in_optax():
-    """optax gives it the weight ``1 / 1e-7``, so that its absence outweighs all wrong pixels."""
+def test_a_class_without_pixels_does_not_dominate_as_in_optax():
+    """optax gives such a class the weight ``1 / 1e-7``, which outweighs all wrong pixels."""
     targets = np.eye(3)[CLASSES % 2]
     wrong = np.float32(20 * targets[..., [1, 0, 2]] - 20 * np.array([0, 0, 1]))
     with jax.numpy_rank_promotion("allow"):
@@ -165,7 +165,7 @@ def test_a_class_without_pixels_does_not_drown_the_others_as_in_optax():
     assert jax.jit(multiclass_generalized_dice_loss)(wrong, targets) > 0.3
 
 
-def test_an_empty_image_without_smoothing_is_right_where_optax_has_nan():
+def test_an_empty_image_without_smoothing_is_right_where_optax_gives_nan():
     logits, targets = jnp.full((1, 4), -200.0), jnp.zeros((1, 4))
     value, grad = jax.jit(jax.value_and_grad(lambda x: binary_dice_loss(x, targets, smooth=0.0)[0]))(logits)
     assert value == 0 and not grad.any()
@@ -196,15 +196,15 @@ def test_extreme_logits(smooth):
         assert not values.any() if size > 0 else (values > 0.1).all()
 
 
-def test_small_losses_keep_their_digits():
-    """One minus a fraction near 1 has none left in float32."""
+def test_small_losses_are_accurate():
+    """In float32, one minus a fraction near 1 has no correct digits."""
     logits = np.float32([[14, 15, -16]])
     found = jax.jit(functools.partial(binary_dice_loss, smooth=0.0))(logits, np.float32([[1, 1, 0]]))
     q = 1 / (1 + np.exp(np.float64([14, 15, 16])))
     np.testing.assert_allclose(found, 0.5 * q.sum() / (2 - q[:2].sum() + 0.5 * q.sum()), rtol=1e-5)
 
 
-def test_pixel_masks_cut_pixels_out_and_class_masks_classes():
+def test_masks_remove_pixels_or_classes():
     pixels = np.array([True, False, True, True, False])
     where = np.broadcast_to(pixels, (4, 5))
     spoiled = np.where(where[..., None], LOGITS, np.nan)
@@ -252,7 +252,7 @@ def test_numbers_may_be_traced(name):
         (lambda: iou_loss(np.float32(1), 1), "predictions must have a class axis"),
     ],
 )
-def test_what_does_not_fit_is_refused(call, words):
+def test_wrong_values_and_shapes_are_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()
 

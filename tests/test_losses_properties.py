@@ -1,6 +1,6 @@
 """Properties of losses that hold for all inputs.
 
-Shapes come from a short list, since every new shape compiles anew; the numbers are what varies.
+Shapes come from a short list, because each new shape triggers a compilation; the values vary.
 """
 
 import functools
@@ -76,14 +76,14 @@ def test_losses_are_finite_and_not_negative_with_finite_gradients(name, batch):
     logits, labels, distribution, _ = batch
     value, grad = compiled(name)(logits, targets_for(name, labels, distribution, logits))
     assert np.isfinite(value).all() and np.isfinite(grad).all()
-    # A distance of directions is 1 less a cosine, exact only to the rounding of 1.
+    # A cosine distance is 1 minus a cosine, exact only to the rounding of 1.
     assert (value >= (-1e-6 if name == "cosine_distance" else 0)).all()
 
 
 @pytest.mark.parametrize("name", TARGET_OF)
 @few
 @hypothesis.given(batches(moderate, shapes=((3, 4),)))
-def test_compiled_is_as_written(name, batch):
+def test_compiled_losses_equal_uncompiled_ones(name, batch):
     logits, labels, distribution, _ = batch
     targets = targets_for(name, labels, distribution, logits)
     value, _ = compiled(name)(logits, targets)
@@ -93,7 +93,7 @@ def test_compiled_is_as_written(name, batch):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @few
 @hypothesis.given(batch=batches(moderate, shapes=((3, 4),)))
-def test_low_precision_gives_what_its_float32_gives(dtype, batch):
+def test_low_precision_equals_float32_of_the_same_numbers(dtype, batch):
     logits, labels, distribution, _ = batch
     narrow = jnp.asarray(logits).astype(dtype)
     for name, targets in [
@@ -120,7 +120,7 @@ def test_cross_entropy_does_not_change_with_a_constant_added_to_the_logits(batch
         moved, moved_grad = compiled(name)(logits + constant, targets)
         np.testing.assert_allclose(value, moved, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(grad, moved_grad, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(grad.sum(-1), 0, atol=1e-6)  # the same, as a derivative
+        np.testing.assert_allclose(grad.sum(-1), 0, atol=1e-6)  # the derivative of that equality
 
 
 @few
@@ -156,7 +156,7 @@ def test_a_masked_mean_is_the_mean_of_the_subset(batch, garbage):
 
 @few
 @hypothesis.given(batches(moderate, shapes=((3, 4),)))
-def test_a_missing_class_is_a_class_cut_out(batch):
+def test_a_missing_class_equals_a_removed_class(batch):
     logits, labels, _, _ = batch
     labels = labels % 3
     missing = logits.copy()
@@ -211,7 +211,7 @@ def test_vmap_over_a_number_is_the_loop_over_python_numbers(name, argument, data
 
 @few
 @hypothesis.given(batches(moderate))
-def test_accuracy_counts_what_numpy_counts(batch):
+def test_accuracy_equals_that_of_numpy(batch):
     logits, labels, _, where = batch
     right = logits.argmax(-1) == labels
     np.testing.assert_allclose(losses.accuracy(logits, labels), right.mean(), rtol=1e-6)

@@ -79,7 +79,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_values_and_gradients_equal_a_plain_reference_s(name):
+def test_values_and_gradients_equal_those_of_a_plain_reference(name):
     check_reference(*CASES[name], differentiate=(0, 1) if name == "margin" else (0,))
 
 
@@ -97,7 +97,7 @@ def test_masks_and_dtypes(name):
         check_masks_and_dtypes(function, reference, arrays, {k: v for k, v in options.items() if k != "weights"})
 
 
-def test_items_left_out_may_hold_anything():
+def test_masked_items_have_no_effect():
     garbage = np.resize(np.float32([np.nan, np.inf, -np.inf, 3e38]), X.shape)
     scores, labels = (np.where(ITEMS, array, garbage).astype(np.float32) for array in (X, RELEVANCE))
     weights = np.where(ITEMS, WEIGHTS, garbage)
@@ -116,7 +116,7 @@ def test_items_left_out_may_hold_anything():
 # Against optax and torch ---------------------------------------------------------------------------------------------
 
 
-def test_signature_is_optax_s():
+def test_the_signature_equals_that_of_optax():
     ours, theirs = (
         list(inspect.signature(function).parameters.values())
         for function in (ranking_softmax_loss, optax.losses.ranking_softmax_loss)
@@ -124,7 +124,7 @@ def test_signature_is_optax_s():
     assert [(p.name, p.kind, p.default) for p in ours] == [(p.name, p.kind, p.default) for p in theirs]
 
 
-def test_values_and_gradients_equal_optax_s():
+def test_values_and_gradients_equal_those_of_optax():
     cases = [{}, {"where": ITEMS}, {"weights": WEIGHTS, "reduce_fn": jnp.sum}, {"where": ITEMS, "reduce_fn": None}]
 
     def both(x):
@@ -145,7 +145,7 @@ def test_values_and_gradients_equal_optax_s():
             assert np.isfinite(grad).all()
 
 
-def test_margin_ranking_loss_equals_torch_s():
+def test_margin_ranking_loss_equals_that_of_torch():
     torch = pytest.importorskip("torch")
     theirs = torch.nn.MarginRankingLoss(margin=0.3, reduction="sum")
     check_torch(lambda *a: margin_ranking_loss(*a, margin=0.3).sum(), theirs, X, Y, SIGNS)
@@ -172,7 +172,7 @@ def test_extreme_scores():
             np.testing.assert_allclose(value, plain(np.float64(scores), labels, reduce_fn=None), rtol=1e-5)
 
 
-def test_an_order_that_is_right_by_far_costs_nothing_and_lists_without_pairs_do_not_count():
+def test_a_clearly_right_order_has_no_loss_and_lists_without_pairs_do_not_count():
     scores, labels = jnp.array([[90.0, 60.0, 30.0], [1.0, 2.0, 3.0]]), jnp.array([[2, 1, 0], [1, 1, 1]])
     run = jax.jit(jax.value_and_grad(pairwise_logistic_loss))
     value, grad = run(scores, labels)
@@ -181,7 +181,7 @@ def test_an_order_that_is_right_by_far_costs_nothing_and_lists_without_pairs_do_
     np.testing.assert_allclose(swapped, (30 + 30 + 60) / 3, rtol=1e-6)  # the mean over one list, not two
 
 
-def test_the_softmax_order_is_drawn_with_the_likelihood_of_the_list():
+def test_the_list_likelihood_is_the_probability_of_the_order():
     """The probabilities of all orders sum to 1."""
     import itertools
 
@@ -190,7 +190,7 @@ def test_the_softmax_order_is_drawn_with_the_likelihood_of_the_list():
     np.testing.assert_allclose(np.exp(-losses).sum(), 1, rtol=1e-6)
 
 
-def test_any_reduction_is_handed_the_lists_that_count():
+def test_a_custom_reduction_receives_only_the_unmasked_lists():
     found = ranking_softmax_loss(X, RELEVANCE, where=ITEMS, reduce_fn=lambda loss, where: jnp.stack([loss, where]))
     assert found.shape == (2, 6)
     np.testing.assert_array_equal(found[1], ITEMS.any(-1))
@@ -214,7 +214,7 @@ def test_margin_may_be_traced():
         (lambda: margin_ranking_loss(X, Y, 1, margin=np.inf), "margin must be in"),
     ],
 )
-def test_what_does_not_fit_is_refused(call, words):
+def test_wrong_values_and_shapes_are_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()
 

@@ -38,7 +38,7 @@ def plain_multiclass(scores, labels):
 
 
 def plain_binary(logits, labels):
-    """The multiclass loss of a label's distribution, between a logit of x and one of -x, by its definition."""
+    """The multiclass loss of a label distribution, for the logits x and -x, by its definition."""
     p = np.clip((1 + logits) / 2, 0, 1)
     return (p - labels) * logits + p * (1 - p) - labels * (1 - labels)
 
@@ -57,7 +57,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_values_and_gradients_equal_a_plain_reference_s(case):
+def test_values_and_gradients_equal_those_of_a_plain_reference(case):
     check_reference(*case)
 
 
@@ -77,13 +77,13 @@ def test_masks_and_dtypes(name):
 
 
 @pytest.mark.parametrize("ours", [multiclass_sparsemax_loss, sparsemax_loss, make_fenchel_young_loss])
-def test_signatures_begin_as_optax_s(ours):
+def test_signatures_start_like_those_of_optax(ours):
     theirs = getattr(optax.losses, ours.__name__)
     ours, theirs = (list(inspect.signature(function).parameters.values()) for function in (ours, theirs))
     assert [(p.name, p.kind, p.default) for p in ours[: len(theirs)]] == [(p.name, p.kind, p.default) for p in theirs]
 
 
-def test_values_and_gradients_equal_optax_s():
+def test_values_and_gradients_equal_those_of_optax():
     cases = [
         (multiclass_sparsemax_loss, optax.losses.multiclass_sparsemax_loss, LABELS),
         (sparsemax_loss, optax.losses.sparsemax_loss, BINARY),
@@ -148,7 +148,7 @@ def test_extreme_scores_and_missing_labels():
     np.testing.assert_array_equal(grad, [0, -1, 0, -1, 0, 0, -0.5])
 
 
-def test_small_losses_keep_their_digits_where_the_printed_form_has_none():
+def test_small_losses_are_accurate_where_the_published_form_is_not():
     gap = np.float32(2.0**-12)
     run = jax.jit(lambda *a: (multiclass_sparsemax_loss(*a), optax.losses.multiclass_sparsemax_loss(*a)))
     ours, theirs = run(jnp.array([[1 - gap, 0.0, -3.0]]), jnp.array([0]))
@@ -157,7 +157,7 @@ def test_small_losses_keep_their_digits_where_the_printed_form_has_none():
     assert np.abs(theirs / exact - 1) > 0.1
 
 
-def test_a_label_that_is_no_class_is_nan_unless_masked():
+def test_a_label_out_of_range_gives_nan_unless_masked():
     run = jax.jit(jax.value_and_grad(lambda s, w: multiclass_sparsemax_loss(s, jnp.array([0, 9]), where=w).sum()))
     assert np.isnan(run(jnp.asarray(X[:2], jnp.float32), jnp.array([True, True]))[0])
     value, grad = run(jnp.asarray(X[:2], jnp.float32), jnp.array([True, False]))
@@ -165,7 +165,7 @@ def test_a_label_that_is_no_class_is_nan_unless_masked():
     assert not grad[1].any()
 
 
-def test_second_derivatives_are_those_of_the_projection():
+def test_second_derivatives_equal_those_of_the_projection():
     """The Hessian of the loss is the derivative of the probabilities: a projection on the support."""
     with jax.enable_x64(True):
         x = jnp.array([0.3, 0.1, -2.0])
@@ -173,7 +173,7 @@ def test_second_derivatives_are_those_of_the_projection():
         np.testing.assert_allclose(hessian, [[0.5, -0.5, 0], [-0.5, 0.5, 0], [0, 0, 0]], atol=1e-12)
 
 
-def test_arguments_reach_the_function_where_optax_drops_or_refuses_them():
+def test_arguments_are_passed_to_the_function_where_optax_drops_or_refuses_them():
     def half_square(scores, scale=1.0):
         return scale * jnp.sum(scores**2) / 2
 
@@ -200,7 +200,7 @@ def test_arguments_reach_the_function_where_optax_drops_or_refuses_them():
         (lambda: fenchel_young_loss(X, SOFT, where=BINARY), "where must have shape"),
     ],
 )
-def test_what_does_not_fit_is_refused(call, words):
+def test_wrong_values_and_shapes_are_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()
 

@@ -67,7 +67,7 @@ def test_cross_entropy_without_ignored_labels(weighted):
 
 @pytest.mark.parametrize(("label_smoothing", "weighted"), [(0.0, False), (0.2, False), (0.2, True)])
 def test_cross_entropy_from_distributions(label_smoothing, weighted):
-    # Sums, because torch divides by the number of examples here, whatever the class weights.
+    # Sums, because torch divides by the number of examples here, for any class weights.
     weights = CLASS_WEIGHTS if weighted else None
     assert_same(
         lambda x: losses.cross_entropy(
@@ -84,7 +84,7 @@ def test_cross_entropy_from_distributions(label_smoothing, weighted):
     )
 
 
-def test_weighted_mean_is_the_same_from_integers_and_from_one_hot_labels_where_torch_s_is_not():
+def test_the_weighted_mean_is_the_same_for_integer_and_one_hot_labels_unlike_in_torch():
     one_hot, weights = np.eye(5)[LABELS], torch.tensor(CLASS_WEIGHTS)
     theirs = functional.cross_entropy(torch.tensor(LOGITS), torch.tensor(LABELS), weight=weights).item()
     from_one_hot = functional.cross_entropy(torch.tensor(LOGITS), torch.tensor(one_hot), weight=weights).item()
@@ -138,7 +138,7 @@ def test_cosine_similarity():
     )
 
 
-def test_multiclass_hinge_loss_has_torch_s_zero_set():
+def test_multiclass_hinge_loss_is_zero_where_that_of_torch_is():
     # torch's multi_margin_loss sums the violations, over classes, where this takes the largest: with 2 classes, and
     # its division by their number undone, they are one.
     assert_same(

@@ -1,4 +1,4 @@
-"""What a newcomer does wrong, and the error that names the cure."""
+"""Common mistakes, and errors that name the cure."""
 
 import re
 
@@ -150,12 +150,12 @@ def test_an_error_of_the_loss_with_a_bare_batch_keeps_its_message():
     assert str(raised.value) == "too few examples"
 
 
-def test_what_is_not_there_is_not_there():
+def test_unknown_names_are_not_attributes():
     assert not hasattr(nnlearn, "nothing_of_this_name") and not hasattr(nnlearn, "__wrapped__")
 
 
 @pytest.mark.parametrize("refused", [{}, {"value": None}], ids=["all", "all but value"])
-def test_a_step_hands_only_what_an_optimizer_takes(refused):
+def test_a_step_passes_only_arguments_that_the_optimizer_accepts(refused):
     def plain(updates, state, params=None):
         return jax.tree.map(lambda leaf: -0.1 * leaf, updates), state
 
@@ -168,7 +168,7 @@ def test_a_step_hands_only_what_an_optimizer_takes(refused):
     np.testing.assert_allclose(state.params["w"], 1 - 0.1 * factor * 4 * np.ones(2), rtol=1e-6)  # of 4 (2 (w1 + w2))
 
 
-def test_hyperparams_of_one_name_are_told_apart():
+def test_hyperparams_of_equal_names_are_distinguished():
     rate = nnlearn.inject_hyperparams(nnlearn.sgd)
     tx = nnlearn.partition({"a": rate(0.1), "b": nnlearn.chain(nnlearn.clip(1.0), rate(0.001))}, by_rule)
     state = tx.init(PARAMS)

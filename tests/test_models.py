@@ -122,7 +122,7 @@ def test_equal_settings_make_equal_models_and_one_trace():
         ("lecun_uniform", 1 / 400),
     ],
 )
-def test_kernel_has_the_promised_variance(name, variance):
+def test_kernels_have_the_documented_variance(name, variance):
     params = dense(400, 600, kernel_init=name).init(KEY)
     kernel = np.asarray(params["kernel"], np.float64)
     assert kernel.shape == (400, 600)
@@ -137,7 +137,7 @@ def test_mlp_chooses_the_initialiser_by_activation(activation_name, gain):
     assert abs(kernel.std() * np.sqrt(500 / gain) - 1) < 0.01
 
 
-def test_he_keeps_the_scale_of_a_deep_relu_network():
+def test_he_preserves_the_scale_of_a_deep_relu_network():
     model = mlp((256,) * 11)
     inputs = jax.random.normal(jax.random.key(1), (64, 256))
     mean_square = jnp.mean(jnp.square(model.apply(model.init(KEY), inputs)))
@@ -159,7 +159,7 @@ def test_bfloat16_parameters_are_rounded_float32_ones(kernel_init):
     np.testing.assert_array_equal(low, wide.astype(jnp.bfloat16))
 
 
-def test_initialiser_functions_pass_through_and_unknown_names_list_the_known():
+def test_initialiser_functions_are_accepted_and_unknown_names_are_refused():
     model = dense(3, 2, kernel_init=lambda key, shape, dtype: jnp.full(shape, 7, dtype), bias_init="ones")
     params = model.init(KEY)
     assert np.all(params["kernel"] == 7) and np.all(params["bias"] == 1)
@@ -261,7 +261,7 @@ def test_activations_are_elementwise_with_finite_gradients(name):
     assert y[-1] > y[1] and np.all(np.isfinite(jax.vmap(jax.grad(activation_function(name)))(x)))
 
 
-def test_unknown_activation_lists_the_known():
+def test_an_unknown_activation_lists_the_known_ones():
     with pytest.raises(ValueError, match="relu, .*tanh, .*'rleu'"):
         activation_function("rleu")
     with pytest.raises(ValueError, match="'rleu'"):
@@ -282,7 +282,7 @@ def test_dropout_keeps_the_mean_and_drops_the_fraction(rate, dtype):
     assert abs(y.mean() / 3 - 1) < 4 * error / (1 - rate) + (0 if dtype == jnp.float32 else 4e-3)
 
 
-def test_dropout_is_decided_by_the_key_alone_and_off_without_one():
+def test_the_key_determines_dropout_and_without_one_it_is_off():
     model, x = dropout(0.5), jnp.ones((20, 20))
     np.testing.assert_array_equal(model.apply({}, x, KEY), model.apply({}, x, KEY))
     assert not np.array_equal(model.apply({}, x, KEY), model.apply({}, x, jax.random.key(1)))
@@ -313,7 +313,7 @@ def test_dropout_at_a_traced_rate_of_one_is_zero_and_finite():
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan")])
-def test_bad_dropout_rates(rate):
+def test_bad_dropout_rates_are_refused(rate):
     with pytest.raises(ValueError, match=r"rate must be in \[0.0, 1.0\), got"):
         dropout(rate)
     with pytest.raises(ValueError, match=r"rate must be in \[0.0, 1.0\), got"):
@@ -378,7 +378,7 @@ def identity_kernel(key, shape, dtype):
     return jnp.eye(*shape, dtype=dtype)
 
 
-def test_mlp_dropout_is_drawn_anew_in_each_layer_and_off_without_a_key():
+def test_mlp_draws_dropout_separately_in_each_layer_and_not_without_a_key():
     x = jnp.ones((100, 30))
     model = mlp((30, 30, 30, 30), activation="identity", kernel_init=identity_kernel, dropout=0.5)
     params = model.init(KEY)
@@ -389,7 +389,7 @@ def test_mlp_dropout_is_drawn_anew_in_each_layer_and_off_without_a_key():
     assert np.isfinite(grad) and grad != 0
 
 
-def test_mlp_drops_activations_not_what_goes_into_them():
+def test_mlp_drops_the_outputs_of_activations_not_their_inputs():
     model = mlp((30, 30, 30), activation="sigmoid", kernel_init=identity_kernel, dropout=0.5)
     outputs = np.asarray(model.apply(model.init(KEY), jnp.zeros((100, 30)), KEY))
     assert set(outputs.ravel()) == {0.0, 1.0}  # sigmoid(0) / (1 - rate), or nothing
@@ -442,7 +442,7 @@ def test_mlp_learns_xor():
         (rms_norm(4), (2, 1), r"rms_norm\(4\) expects"),
     ],
 )
-def test_wrong_inputs_name_layer_shapes_and_cure(model, shape, message):
+def test_errors_of_inputs_name_layer_shapes_and_cure(model, shape, message):
     params = model.init(KEY)
     with pytest.raises(ValueError, match=message):
         model.apply(params, jnp.ones(shape))
@@ -450,7 +450,7 @@ def test_wrong_inputs_name_layer_shapes_and_cure(model, shape, message):
         jax.jit(model.apply)(params, jnp.ones(shape))
 
 
-def test_wrong_params_are_named():
+def test_errors_name_wrong_params():
     with pytest.raises(ValueError, match=r"dense\(3, 2\) needs a parameter 'kernel', got \['bias'\]"):
         dense(3, 2).apply({"bias": jnp.ones(2)}, jnp.ones((1, 3)))
     with pytest.raises(ValueError, match="'kernel' of shape .*these are the params of another model"):
@@ -476,7 +476,7 @@ def test_wrong_params_are_named():
         (lambda: mlp((4, 8, 2), residual=True), ValueError, "at least two hidden layers of equal width"),
     ],
 )
-def test_bad_arguments(make, error, message):
+def test_bad_arguments_are_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
 

@@ -1,4 +1,4 @@
-"""The library under the modes that people look for faults with: debug_nans, strict promotion, x64, leak checks."""
+"""The library in JAX's debugging modes: debug_nans, strict promotion, x64, leak checks."""
 
 import contextlib
 import functools
@@ -182,7 +182,7 @@ def make_run(tx, stop, **options):
     )  # fmt: skip
 
 
-def test_a_run_of_any_mode_keeps_its_dtypes():
+def test_a_run_keeps_its_dtypes_in_every_mode():
     run = make_run(nnlearn.adam(0.1), [nnlearn.patience("error", 2), nnlearn.converged(1e-9), nnlearn.diverged()])
     plain = dtypes(jax.eval_shape(run, {}, jax.random.key(0)))
     for mode in (strict_x64(), jax.checking_leaks(), jax.default_matmul_precision("highest")):
@@ -196,7 +196,7 @@ def test_a_run_of_any_mode_keeps_its_dtypes():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_healthy_runs_make_no_nan():
+def test_healthy_runs_compute_no_nan():
     run = jax.jit(make_run(nnlearn.sgd(0.5), nnlearn.reached("error", 0.6)))
     before = run({}, 0)[1]
     assert not before.made.all() and before.made.sum() == before.stop_step
@@ -204,7 +204,7 @@ def test_healthy_runs_make_no_nan():
     step = nnlearn.make_step(loss_fn, tx)
     stepped = nnlearn.jit_step(step)(nnlearn.init_state(PARAMS, tx), EXAMPLES)[1]
     with jax.debug_nans(True):
-        trace = run({}, 0)[1]  # the program that was compiled before someone looked for a NaN
+        trace = run({}, 0)[1]  # the program that was compiled before debug_nans was set
         np.testing.assert_array_equal(trace.loss, before.loss)
         assert len(trace.columns()["loss"]) == before.stop_step
         info = nnlearn.jit_step(step)(nnlearn.init_state(PARAMS, tx), EXAMPLES)[1]
@@ -219,7 +219,7 @@ def test_healthy_runs_make_no_nan():
         assert sweep.best().setting["rate"] in (0.1, 0.5)
 
 
-def test_masked_labels_and_rows_make_no_nan_even_eagerly():
+def test_masked_labels_and_rows_compute_no_nan_even_eagerly():
     logits, labels = jnp.asarray(X), jnp.array([0, -100, 2, 99])
     keep = jnp.asarray(ROWS)
     frames, bad = jnp.zeros((2, 3, 3), jnp.bfloat16).at[1].set(jnp.inf), jnp.array([[1], [-100]])
@@ -232,4 +232,4 @@ def test_masked_labels_and_rows_make_no_nan_even_eagerly():
     with jax.debug_nans(True):
         for loss, x in cases:
             assert np.isfinite(jax.grad(loss)(x).astype(jnp.float32)).all()
-    assert np.isnan(nnlearn.cross_entropy(logits, labels))  # one that counts is still a fault that shows
+    assert np.isnan(nnlearn.cross_entropy(logits, labels))  # a NaN in a valid entry is still an error

@@ -1,4 +1,4 @@
-"""Kernels in C: every operation against NumPy, every optimizer against XLA's program, and what happens without them."""
+"""Kernels in C: every operation against NumPy, every optimizer against XLA's program, and the cases without kernels."""
 
 import os
 import re
@@ -34,7 +34,7 @@ SIZE = 2 * BLOCK + 77
 
 
 def refuse(*arguments):
-    raise AssertionError("the update found nothing for a pass")
+    raise AssertionError("no kernel was found for the update")
 
 
 def plain(tx):
@@ -99,7 +99,7 @@ def test_every_optimizer_gives_the_same_numbers(case, dtype, everything_large):
 @pytest.mark.parametrize("library_of", [nnlearn, optax], ids=["nnlearn", "optax"])
 @pytest.mark.parametrize("name", ["adamw", "lion", "sgd"])
 def test_several_blocks_in_place(library_of, name):
-    """More numbers than a thread takes at a time, and not a multiple; nothing is copied, nothing else is touched."""
+    """More elements than one block, and not a multiple; nothing is copied, and nothing else is written."""
     settings = {"momentum": 0.9} if name == "sgd" else {"weight_decay": 0.1}
     tx = optax.chain(nnlearn.clip_by_global_norm(1.0), getattr(library_of, name)(1e-2, **settings))
     params = {"large": jnp.linspace(-1.0, 1.0, SIZE), "small": jnp.ones(3)}
@@ -152,8 +152,8 @@ FUNCTIONS = {
 @needs_compiler
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_every_operation_is_numpy_s(name, dtype, everything_large):
-    """With zeros of both signs, the smallest and largest numbers, infinities and NaN, in all pairs."""
+def test_every_operation_equals_that_of_numpy(name, dtype, everything_large):
+    """All pairs of zeros of both signs, the smallest and largest numbers, infinities and NaN."""
     if (name, dtype) == ("powers", "bfloat16"):
         pytest.skip("left to XLA, which may round between the factors")
     x, y = (each.reshape(-1) for each in np.meshgrid(SPECIAL, SPECIAL))
@@ -201,7 +201,7 @@ def test_subnormal_numbers_are_flushed_where_xla_flushes_them(dtype, everything_
 
 
 @needs_compiler
-def test_derivatives_and_vmap_are_the_updates_own(everything_large):
+def test_derivatives_and_vmap_equal_those_of_the_update(everything_large):
     def loss(rate, decay, update_of):
         tx = nnlearn.chain(nnlearn.clip_by_global_norm(1.0), nnlearn.adamw(rate, weight_decay=decay))
         params, _ = steps_of(update_of(tx), tx, {"w": jnp.linspace(-1.0, 1.0, 6)}, count=3)
@@ -221,15 +221,15 @@ def test_derivatives_and_vmap_are_the_updates_own(everything_large):
         return jnp.sum(update(jnp.zeros(6), tx.init(params), params)[0] ** 2)
 
     zero_gradient = [jax.jit(jax.grad(last), static_argnums=1)(params, way(tx)) for way in (plain, fast)]
-    assert_close(*zero_gradient, 1e-6)  # where the root of 0 has a slope of its own
+    assert_close(*zero_gradient, 1e-6)  # where the derivative of the root at 0 is defined separately
 
 
-def test_what_no_pass_can_be_made_of():
+def test_programs_that_cannot_be_fused():
     def found(update, *trees):
         return find_kernels(jax.make_jaxpr(update)(*trees).jaxpr, [])
 
     large = jnp.ones(LARGE)
-    assert not found(lambda x: (x + 1, jnp.exp(x)), large)  # one result alone; exp is not known
+    assert not found(lambda x: (x + 1, jnp.exp(x)), large)  # only one result; exp is not supported
     assert not found(lambda x: (x.reshape(2, -1) + 1, x.reshape(2, -1) * 2), large)
     assert not found(lambda x: (jnp.cumsum(x) + 1, jnp.cumsum(x) * 2), large)
     assert not found(lambda x: (x + 1, x * 2), large[1:])  # too small
@@ -237,11 +237,11 @@ def test_what_no_pass_can_be_made_of():
     assert not found(lambda x: (x.astype(jnp.float16) + 1, x.astype(jnp.float16) * 2), large)
     assert len(found(lambda x, y: (x + 1, x * 2, y + 1, y * 2), large, large)) == 2
     assert len(found(lambda x, y: (x + 1, y * 2, x + y), large, large)) == 1
-    assert len(found(lambda x: (x + jnp.sum(jnp.exp(x)), x * 2), large)) == 1  # the sum is XLA's
+    assert len(found(lambda x: (x + jnp.sum(jnp.exp(x)), x * 2), large)) == 1  # the sum is left to XLA
 
 
 @needs_compiler
-def test_two_results_of_one_number_take_one_place(everything_large):
+def test_two_equal_results_share_memory(everything_large):
     def init(params):
         return {"one": params, "two": 2 * params}
 
@@ -290,8 +290,8 @@ LEAVES = {f"leaf{n:02}": (n % 5, 3) if n % 7 else (n,) for n in range(40)}  # so
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
-def test_packed_leaves_are_taken_out_and_laid_down_by_a_kernel(monkeypatch, dtype):
-    """Forward, in reverse, twice, and under vmap, the same numbers as by XLA's slices."""
+def test_a_kernel_splits_and_joins_packed_leaves(monkeypatch, dtype):
+    """First and second derivatives, forward and reverse, and vmap equal those of XLA's slices."""
     with jax.enable_x64(True):
         random = np.random.default_rng(0)
         params = {name: jnp.asarray(random.normal(size=shape), dtype) for name, shape in LEAVES.items()}
@@ -300,7 +300,7 @@ def test_packed_leaves_are_taken_out_and_laid_down_by_a_kernel(monkeypatch, dtyp
 
         def loss(packed, scale):
             tree = nnlearn.unpack(packed)
-            kept = [tree[name] for name in sorted(tree) if name != "leaf03"]  # one that has no part in it
+            kept = [tree[name] for name in sorted(tree) if name != "leaf03"]  # an unused part
             return scale * sum(jnp.sum(jnp.sin(n * leaf.astype(float))) for n, leaf in enumerate(kept))
 
         def everything(packed, other):
@@ -330,8 +330,8 @@ def test_packing_is_checked_through_kernels(monkeypatch):
 
 
 @needs_compiler
-def test_the_smallest_numbers_take_no_longer(everything_large):
-    """Below the least normal number a processor may take a hundred times as long, unless it is told to flush them."""
+def test_subnormal_numbers_take_no_longer(everything_large):
+    """Subnormal numbers may take a processor a hundred times as long unless it flushes them to 0."""
     tx, params = nnlearn.adamw(1e-3), jnp.linspace(-1.0, 1.0, 16 * BLOCK)
     seconds = {}
     for size in (1.0, 1e-30):
@@ -346,7 +346,7 @@ def test_the_smallest_numbers_take_no_longer(everything_large):
 
 @needs_compiler
 def test_many_programs_at_once():
-    """Threads that run kernels at the same time share the pool, and none waits for ever or sees another's numbers."""
+    """Threads that run kernels concurrently share the pool, without deadlocks or wrong results."""
     tx, params = nnlearn.adamw(1e-2), jnp.linspace(-1.0, 1.0, 8 * BLOCK)
     step = jax.jit(fast(tx))
     expected = step(params, tx.init(params), params)
@@ -367,7 +367,7 @@ def test_many_programs_at_once():
 
 
 @needs_compiler
-def test_a_step_on_one_cpu_takes_it(monkeypatch):
+def test_a_step_on_one_cpu_uses_the_kernel(monkeypatch):
     tx, batch, params = nnlearn.adamw(1e-3), jnp.ones((2, 256)), {"w": jnp.ones((256, LARGE // 256)), "b": jnp.ones(3)}
 
     def text_and_result(packed):
@@ -391,7 +391,7 @@ def test_a_step_on_one_cpu_takes_it(monkeypatch):
 
 
 @needs_compiler
-def test_a_kernel_that_does_not_compile_gives_way_to_xla(monkeypatch):
+def test_xla_replaces_a_kernel_that_does_not_compile(monkeypatch):
     def refused(*words):
         raise library.CannotCompile("no")
 
@@ -425,7 +425,7 @@ print(nnlearn.native_status(), "|", "nnlearn_one_pass" in text)
     ],
     ids=["usual", "no compiler", "no real compiler", "no cache", "switched off"],
 )
-def test_it_says_whether_it_works_and_works_without(variables, status, used, tmp_path):
+def test_the_status_says_whether_kernels_work_and_programs_run_without_them(variables, status, used, tmp_path):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "NNLEARN_CACHE": str(tmp_path), **variables}
     said = subprocess.run([sys.executable, "-c", REPORT], env=environment, capture_output=True, text=True, check=True)
     assert re.match(status, said.stdout) and said.stdout.strip().endswith(str(used))
@@ -494,7 +494,7 @@ def test_a_user_without_a_home_has_a_cache(monkeypatch):
     assert cache_folder().name == f"nnlearn-{os.getuid()}"
 
 
-def test_no_fault_of_a_compiler_ends_a_program(tmp_path, monkeypatch):
+def test_a_compiler_error_does_not_end_a_program(tmp_path, monkeypatch):
     compiler = tmp_path / "my cc"
     compiler.write_bytes(
         b"#!/bin/sh\n[ \"$1\" = --version ] && echo 'caf\xe9 1.0' || { echo 'error: \xff\xe9' >&2; exit 1; }\n"
@@ -542,14 +542,14 @@ def test_a_program_that_leaves_the_process_is_traced_without_kernels(monkeypatch
 
 
 @needs_compiler
-def test_a_source_that_is_wrong_says_what_the_compiler_says(tmp_path, monkeypatch):
+def test_the_error_of_a_wrong_source_has_the_compiler_s_message(tmp_path, monkeypatch):
     monkeypatch.setenv("NNLEARN_CACHE", str(tmp_path))
     with pytest.raises(library.CannotCompile, match="says:.*error"):
         library.target_name("wrong", "this is no C")
     assert not list((tmp_path / "native").iterdir())
 
 
-def test_equations_are_known_by_their_numbers():
+def test_kernels_with_different_in_place_pairs_differ():
     program = jax.make_jaxpr(lambda x, s: (x * s, x + 1.0))(jnp.ones(4), 2.0).jaxpr
     known = [equation for equation in program.eqns if can_compute(equation)]
     first, second = (
@@ -559,8 +559,8 @@ def test_equations_are_known_by_their_numbers():
     assert first != second and hash(first) != hash(second) and first == first
 
 
-def test_the_usual_way_is_left_where_there_is_nothing_to_gain(monkeypatch):
-    """A program of many small arrays is not read at all."""
+def test_small_programs_are_not_analysed(monkeypatch):
+    """A program of many small arrays is not analysed."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(in_place_module, "in_one_pass", refuse)
     tx, params = nnlearn.adamw(1e-3), [jnp.ones(3)] * 4

@@ -1,6 +1,6 @@
-"""Where optax breaks today, shown, and what nnlearn does in the same place.
+"""Faults of optax, and what nnlearn does in the same case.
 
-Each test pins both sides. When a newer optax mends a fault, its half of the test fails, and can go.
+Each test checks both. If a newer optax fixes a fault, that half of the test fails and can be removed.
 """
 
 import functools
@@ -19,7 +19,7 @@ def finite(tree):
     return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(tree))
 
 
-def test_float16_zero_gradients_make_no_nan():
+def test_float16_zero_gradients_give_no_nan():
     def survives(factory):
         params = jnp.array([1.0, -2.0, 0.5], jnp.float16)
         tx = factory(learning_rate=0.01)
@@ -67,7 +67,7 @@ def test_second_moment_of_bfloat16_parameters_does_not_stall():
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lion", "rmsprop", "lamb"])
 def test_bfloat16_weights_learn_at_small_rates(name):
-    """A weight of 1.0 in bfloat16 does not feel a step of 1e-4; a float32 master copy adds the steps up."""
+    """A bfloat16 weight of 1.0 does not change with a step of 1e-4; a float32 master copy accumulates the steps."""
 
     def moved(tx):
         params = jnp.ones(100, jnp.bfloat16)
@@ -88,7 +88,7 @@ def test_bfloat16_weights_learn_at_small_rates(name):
         np.testing.assert_allclose(value, 0.98, atol=0.004)
 
 
-def test_hyperparameters_keep_their_precision_beside_bfloat16_parameters():
+def test_hyperparameters_keep_their_precision_with_bfloat16_parameters():
     params = jnp.ones(3, jnp.bfloat16)
     theirs = optax.inject_hyperparams(optax.adam)(learning_rate=1e-3, b2=0.999)
     state = theirs.init(params)
@@ -115,7 +115,7 @@ def test_a_mask_function_is_not_taken_for_a_schedule():
         updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
         return float(updates["w"][0, 0]), float(updates["b"][0])
 
-    assert decayed(optax) == (0.0, 0.0)  # the mask of the step count, which is no matrix
+    assert decayed(optax) == (0.0, 0.0)  # the mask receives the step count, which is not a matrix
     assert decayed(nnlearn) == pytest.approx((-0.05, 0.0))
 
 
@@ -199,7 +199,7 @@ def test_meta_gradient_through_adam_at_zero_gradients():
     np.testing.assert_allclose(slope, difference, rtol=1e-2)
 
 
-def test_a_schedule_in_place_of_a_rate_keeps_the_state_s_structure():
+def test_replacing_a_rate_by_a_schedule_keeps_the_structure_of_the_state():
     params = make_params()
     schedule = nnlearn.cosine_decay_schedule(0.1, 100)
 
@@ -228,7 +228,7 @@ def test_schedules_share_one_counter():
     np.testing.assert_allclose(state.hyperparams["weight_decay"], 0.3, rtol=1e-6)
 
 
-def test_the_contract_would_notice_a_wrong_factor():
+def test_the_contract_detects_a_wrong_factor():
     """optax's own optimizer tests pass with every update times 1.1; the comparison used here must not."""
     params, noise = make_params(), make_noise(20)
     for case in IN_OPTAX:

@@ -1,4 +1,4 @@
-"""Steps of one's own in every loop, and metrics out of what steps record, against plain loops."""
+"""Custom steps in every kind of run, and metrics from what steps record, compared with plain loops."""
 
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from nnlearn.train.custom_step import as_info, check_step
 
 
 class Pair(NamedTuple):
-    """Two players with optimizers of their own: ``x`` descends, ``y`` ascends ``x * y + (x**2 - y**2) / 4``."""
+    """Two players, each with an optimizer: ``x`` descends and ``y`` ascends ``x * y + (x**2 - y**2) / 4``."""
 
     x: Any
     y: Any
@@ -86,7 +86,7 @@ def outcome(game):
     return jax.jit(game)({"rate": 0.2}, 0)
 
 
-def test_two_optimizers_and_trees_are_those_of_a_plain_loop(reference, outcome, tmp_path):
+def test_two_optimizers_and_trees_equal_a_plain_loop(reference, outcome, tmp_path):
     (states, infos), (state, trace) = reference, outcome
     distances = [float(distance(states[at - 1])["distance"]) for at in (4, 8, 10)]
     best = int(np.argmin(distances))
@@ -98,13 +98,13 @@ def test_two_optimizers_and_trees_are_those_of_a_plain_loop(reference, outcome, 
     np.testing.assert_allclose(
         trace.metrics["aux/size"], [sizes[:4].mean(), sizes[4:8].mean(), sizes[8:].mean()], rtol=1e-5
     )
-    assert np.unique(trace.info.aux["noise"]).size == STEPS  # every step has a key of its own
+    assert np.unique(trace.info.aux["noise"]).size == STEPS  # each step has another key
     np.testing.assert_allclose(trace.columns()["aux/size"], sizes, rtol=1e-5)
     trace.save(tmp_path / "trace.npz")
     np.testing.assert_array_equal(nnlearn.Trace.load(tmp_path / "trace.npz").info.aux["size"], trace.info.aux["size"])
 
 
-def test_stretches_and_vmapped_runs_are_the_whole_run(game, outcome):
+def test_runs_in_parts_and_vmapped_runs_equal_the_whole_run(game, outcome):
     def in_parts(rate):
         hparams = {"rate": rate}
         run, first = game.advance(hparams, game.start(hparams, 0), 0, 8)
@@ -115,14 +115,14 @@ def test_stretches_and_vmapped_runs_are_the_whole_run(game, outcome):
     assert_same(jax.tree.map(lambda leaf: leaf[1], parts), (outcome[0], outcome[1].loss))
 
 
-def test_a_step_of_make_step_gives_the_ordinary_run():
+def test_a_step_of_make_step_gives_the_standard_run():
     def loss_fn(params, batch, key):
         return jnp.mean((params - batch) ** 2) + jax.random.normal(key) * params, {"x": params}
 
     tx, examples = nnlearn.adam(0.1), nnlearn.shuffled(jnp.arange(8.0), 4, remainder="drop")
     ordinary = nnlearn.make_train(loss_fn, tx, examples, jnp.ones(()), epochs=2)
 
-    def first_state(key):  # of the same key as the ordinary run's
+    def first_state(key):  # with the same key as the standard run
         return nnlearn.init_state(jnp.ones(()), tx, jax.random.split(jax.random.key(3), 3)[1])
 
     own = nnlearn.make_train(
@@ -139,7 +139,7 @@ def counting(state, batch, key):
     return {**state, "w": state["w"] + batch, "drawn": jax.random.uniform(key)}, {"loss": state["w"] ** 2, "w": batch}
 
 
-def test_fit_and_epochs_take_the_same_step():
+def test_fit_and_epochs_accept_the_same_step():
     first = {"w": 1.0, "drawn": 0.0, "key": jax.random.key(0)}
     saved = []
     result = nnlearn.fit(
@@ -157,7 +157,7 @@ def test_fit_and_epochs_take_the_same_step():
     assert nnlearn.fit(lambda s, b: (s + b, {"loss": s}), 0.0, [np.float32(1)] * 3).state == 3.0
 
 
-def test_a_count_goes_on_where_the_state_has_one():
+def test_the_step_count_continues_from_the_state():
     def count(state, batch):
         return {"step": state["step"] + 1}, {"loss": batch}
 
@@ -179,7 +179,7 @@ def far_means(rate, goal):
     return np.abs(params - goal).reshape(2, 3).mean(axis=1)
 
 
-def test_searches_go_by_what_steps_recorded():
+def test_sweeps_and_halving_use_recorded_metrics():
     rates, goal, metric = [0.05, 0.15, 0.45], 0.3, "aux/far/from"
     results = nnlearn.sweep(aux_train(), {"rate": choice(*rates), "goal": goal}, metric=metric)
     expected = [far_means(rate, goal) for rate in rates]
@@ -199,7 +199,7 @@ def test_searches_go_by_what_steps_recorded():
         nnlearn.sweep(aux_train(), {"rate": choice(0.1, 0.2), "goal": 0.1}, metric="aux/far")
 
 
-def test_rules_go_by_aux_and_skipped_steps_do_not_count():
+def test_rules_use_aux_metrics_and_ignore_skipped_steps():
     def loss_fn(params, batch, key):
         return params * jnp.where(batch == 1, jnp.nan, 1.0), batch
 
@@ -236,12 +236,12 @@ def test_rules_go_by_aux_and_skipped_steps_do_not_count():
         ({"init": lambda key: {"f": "text"}}, TypeError, "leaf 'f' is a str"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_a_step_is_said(change, error, message):
+def test_errors_of_a_custom_step_name_the_fault(change, error, message):
     with pytest.raises(error, match=message):
         jax.eval_shape(nnlearn.make_train(**(OPTIONS | change)), {"rate": 0.1}, jax.random.key(0))
 
 
-def test_infos_and_forms():
+def test_infos_and_state_forms():
     class Own(NamedTuple):
         loss: Any
         grad_norm: Any

@@ -1,4 +1,4 @@
-"""Training on packed parameters: the trajectory of the leaves, and a check that tells when it would not be."""
+"""Training on packed parameters follows the trajectory of the leaves, and a check refuses cases where it would not."""
 
 import functools
 
@@ -17,13 +17,13 @@ from nnlearn.packing import is_packed, pack, pack_like, unpack
 from nnlearn.programs.packable import _foreign
 
 STEPS = 200
-# Compiled as it stands, without fusing a product and a sum in one loop and not in another, arithmetic is the same to
-# the last bit whatever shape it runs on; it also compiles faster.
+# Without optimisations XLA does not fuse a product and a sum in one loop and not in another, so results do not depend
+# on shapes, to the last bit. Compilation is also faster.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def mixed_params():
-    """A tree of the shapes that are easily forgotten, in two dtypes."""
+    """A tree of unusual shapes in two dtypes."""
     random = np.random.default_rng(0)
     shapes = {"w": (4, 3), "v": (4, 3), "b": (3,), "one": (1,), "s": (), "empty": (0, 3)}
     made = {name: jnp.asarray(random.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
@@ -36,7 +36,7 @@ def noise_like(params, steps=STEPS, seed=1):
 
 
 def both(tx, params, noise, labels=None):
-    """Parameters and state after a run on leaves, and after one on buffers."""
+    """Parameters and state after a run on leaves and after one on buffers."""
     packed = pack(params, labels)
     jitted = jit(functools.partial(run, tx))
     return jitted(params, noise), jitted(packed, pack_like(packed.layout, noise))
@@ -60,7 +60,7 @@ def assert_same_run(plain, packed, exact=True, rounding=1e-6):
 
 
 def moved(params, result):
-    """Whether every leaf that holds numbers went somewhere, so that two runs which agree say something."""
+    """Whether every non-empty leaf has changed, so that the agreement of two runs is meaningful."""
     return all(
         leaf.size == 0 or not np.array_equal(numbers(leaf), numbers(other))
         for leaf, other in zip(jax.tree.leaves(params), jax.tree.leaves(result), strict=True)
@@ -75,7 +75,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize(("tx", "exact", "rounding"), SETTINGS.values(), ids=SETTINGS.keys())
-def test_every_optimizer_goes_the_way_of_the_leaves(tx, exact, rounding):
+def test_every_optimizer_follows_the_trajectory_of_the_leaves(tx, exact, rounding):
     params = mixed_params()
     assert packing_difference(tx, params) == ""
     plain, packed = both(tx, params, noise_like(params))
@@ -84,7 +84,7 @@ def test_every_optimizer_goes_the_way_of_the_leaves(tx, exact, rounding):
 
 
 def planted(params, steps=20):
-    """Gradients of which one has a NaN in one leaf and another an infinity."""
+    """Gradients, one with a NaN in one leaf and one with an infinity."""
     noise = noise_like(params, steps)
     w, s = noise["w"].at[7, 1, 1].set(jnp.nan), noise["s"].at[11].set(jnp.inf)
     return noise | {"w": w, "s": s}
@@ -124,17 +124,17 @@ WITH_NORMS |= {name for name in recipes() if name.startswith("by_leaf")} | {"opt
 FINITE = ("MultiSteps-skip", "apply_if_finite")
 
 
-# those that go the way of another here run in the check only
+# those equal to another here run only in the check
 ALIKE = {"MultiSteps", "MultiSteps-bound", "optax-apply_if_finite", "by_leaf-lamb", "clip_by_block_rms", "centralize"}
 
 
 @pytest.mark.parametrize("name", [name for name in recipes() if name not in ALIKE])
-def test_every_recipe_goes_the_way_of_the_leaves(name):
+def test_every_recipe_follows_the_trajectory_of_the_leaves(name):
     tx, params = recipes()[name], mixed_params()
     if name.startswith("by_leaf"):
-        params = {name: params[name] for name in ("w", "b", "s")}  # optax's mean of nothing is not finite
+        params = {name: params[name] for name in ("w", "b", "s")}  # optax's mean of an empty leaf is not finite
     if name == "optax-clip-adamw":
-        params.pop("half")  # optax sums squares in bfloat16, leaf by leaf or all at once
+        params.pop("half")  # optax sums squares in bfloat16, over each leaf or over all
     noise = planted(params) if name in FINITE else noise_like(params, 20)
     plain, packed = both(tx, params, noise)
     assert all(np.isfinite(numbers(leaf)).all() for leaf in jax.tree.leaves(plain[0]))
@@ -143,7 +143,7 @@ def test_every_recipe_goes_the_way_of_the_leaves(name):
 
 
 @pytest.mark.parametrize("name", recipes())
-def test_the_check_lets_every_recipe_pass(name):
+def test_the_check_accepts_every_recipe(name):
     params = mixed_params()
     if name == "optax-clip-adamw":
         assert "a sum in bfloat16" in packing_difference(recipes()[name], params)
@@ -177,7 +177,7 @@ def test_masks_with_labels(name):
     assert packing_difference(tx, params, labels) == ""
     assert packing_difference(tx, params) != ""
     if name in ("decay-tree", "decay-lion", "freeze-function"):
-        return  # as those beside them
+        return  # like their neighbours
     plain, packed = both(tx, params, noise_like(params, 20), labels)
     assert_same_run(plain, packed, exact=name != "lars")
     assert jax.tree.structure(packed[0]) == jax.tree.structure(pack(params, labels))
@@ -196,7 +196,7 @@ WIDTH, DEPTH = 3, 8
 
 
 def network(depth=DEPTH):
-    """Seventeen small leaves: enough that they are packed by default."""
+    """Seventeen small leaves, enough to be packed by default."""
     random = np.random.default_rng(0)
     layer = lambda: {"w": jnp.asarray(random.normal(size=(WIDTH, WIDTH)) / 2), "b": jnp.zeros(WIDTH)}  # noqa: E731
     return {"layers": [layer() for _ in range(depth)], "gain": jnp.ones(())}
@@ -245,17 +245,17 @@ class TestInitState:
         ],
         ids=["few", "large", "large on average"],
     )
-    def test_few_or_large_leaves_are_not(self, params):
+    def test_few_or_large_leaves_are_not_packed(self, params):
         params = params()
         assert not is_packed(nnlearn.init_state(params, nnlearn.sgd(0.1)).stored)
         assert is_packed(nnlearn.init_state(params, nnlearn.sgd(0.1), packed=True).stored)
 
-    def test_false_leaves_them_alone(self):
+    def test_packed_false_packs_nothing(self):
         state = nnlearn.init_state(network(), ADAMW, packed=False)
         assert not any(map(is_packed, jax.tree.leaves(state, is_leaf=is_packed)))
 
     @pytest.mark.parametrize("tx", [optax.lamb(0.1), optax.adafactor(0.1)], ids=["lamb", "adafactor"])
-    def test_what_works_with_whole_leaves_is_not_packed_by_default_and_refused_if_told_to(self, tx):
+    def test_whole_leaf_transformations_are_not_packed_by_default_and_refused_on_request(self, tx):
         assert not is_packed(nnlearn.init_state(network(), tx).stored)
         with pytest.raises(ValueError, match=r"packed=True, but this optimizer.*differently: .*by_leaf.*packed=None"):
             nnlearn.init_state(network(), tx, packed=True)
@@ -270,7 +270,7 @@ class TestInitState:
         ],
         ids=["ndim", "path", "tree"],
     )
-    def test_optax_s_masks_are_refused_if_told_to_pack(self, mask):
+    def test_masks_of_optax_are_refused_with_packed_true(self, mask):
         tx = optax.adamw(0.1, mask=mask)
         assert not is_packed(nnlearn.init_state(network(), tx).stored)
         with pytest.raises(ValueError, match=r"(?s)packed=True, but this optimizer .*differently: .*Give labels"):
@@ -285,7 +285,7 @@ class TestInitState:
         state = nnlearn.init_state(network(), tx, labels=mask)
         assert [buffer.label for buffer in state.stored.layout.buffers] == [False, True]
 
-    def test_packed_parameters_stay_so_with_their_labels(self):
+    def test_packed_parameters_remain_packed_with_their_labels(self):
         given = pack(mixed_params(), matrices)
         state = nnlearn.init_state(given, nnlearn.adamw(0.1, mask=matrices))
         assert state.stored.layout == given.layout
@@ -296,15 +296,15 @@ class TestInitState:
             nnlearn.init_state(given, optax.lamb(0.1), packed=True)
 
     @pytest.mark.parametrize("bad", [2, "yes", 0.5])
-    def test_packed_is_a_flag(self, bad):
+    def test_packed_must_be_a_flag_or_none(self, bad):
         with pytest.raises(ValueError, match="packed must be True, False or None"):
             nnlearn.init_state(network(), ADAMW, packed=bad)
 
-    def test_what_cannot_be_trained_is_still_named(self):
+    def test_errors_still_name_leaves_that_cannot_be_trained(self):
         with pytest.raises(TypeError, match="'i' is int32"):
             nnlearn.init_state(pack({"w": jnp.ones(1), "i": jnp.ones(1, jnp.int32)}), ADAMW)
 
-    def test_the_callers_arrays_outlive_a_donated_step(self):
+    def test_the_caller_s_arrays_survive_a_donated_step(self):
         params = network(1)
         given = pack(params)
         step = nnlearn.jit_step(nnlearn.make_step(loss_fn, ADAMW))
@@ -325,7 +325,7 @@ RECORD = ("grad_norm", "update_norm", "leaf_grad_norms")
 
 class TestSteps:
     @pytest.mark.parametrize("microbatches", [1, 2])
-    def test_a_packed_state_takes_the_steps_of_the_tree(self, microbatches):
+    def test_steps_of_a_packed_state_equal_those_of_the_tree(self, microbatches):
         step = nnlearn.make_step(loss_fn, ADAMW, microbatches=microbatches, record=RECORD)
         batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[make_batch(seed=seed) for seed in range(10)])
         runs = [jit(functools.partial(jax.lax.scan, step))(state, batches) for state in states()]
@@ -335,7 +335,7 @@ class TestSteps:
         assert jax.tree.structure(runs[1][0].params) == jax.tree.structure(network(1))
         assert moved(network(1), runs[1][0].params)
 
-    def test_it_compiles_once_and_donates_all_it_can(self):
+    def test_a_packed_step_compiles_once_and_donates_its_buffers(self):
         step = nnlearn.jit_step(nnlearn.make_step(loss_fn, ADAMW, packed=True))
         state = states()[1]
         for seed in range(3):
@@ -344,7 +344,7 @@ class TestSteps:
         step(states()[1], make_batch())
         assert step._cache_size() == 1
 
-    def test_a_step_insists_on_its_kind_of_state(self):
+    def test_a_step_refuses_the_other_kind_of_state(self):
         plain, packed = states()
         with pytest.raises(ValueError, match=r"made with packed=True.* not packed: .*init_state\(..., packed=True\)"):
             nnlearn.make_step(loss_fn, ADAMW, packed=True)(plain, make_batch())
@@ -352,7 +352,7 @@ class TestSteps:
             nnlearn.make_step(loss_fn, ADAMW, packed=False)(packed, make_batch())
 
     @pytest.mark.parametrize(("mapped", "microbatches"), [("vmap", 2), ("shard_map", 1)])
-    def test_many_devices_take_the_step_of_one(self, mapped, microbatches):
+    def test_a_step_on_many_devices_equals_that_on_one(self, mapped, microbatches):
         def quiet(params, batch, key):
             return loss_fn(params, batch, jax.random.key(0))
 
@@ -409,19 +409,19 @@ class TestSteps:
         np.testing.assert_allclose(*slopes, rtol=1e-4)
         assert abs(slopes[0]) > 1e-3
 
-    def test_value_fn_and_grad_reach_optax_s_extra_arguments(self):
+    def test_value_fn_and_grad_are_passed_as_extra_arguments_of_optax(self):
         plateau = nnlearn.chain(nnlearn.sgd(0.1), optax.contrib.reduce_on_plateau(patience=0, factor=0.5, rtol=0.5))
         polyak = optax.polyak_sgd(max_learning_rate=0.1)
         for tx in (plateau, polyak):
             step = jit(nnlearn.make_step(loss_fn, tx))
             assert_close(*[step(step(state, make_batch())[0], make_batch()) for state in states(tx)])
 
-    def test_by_leaf_hands_a_line_search_the_leaves(self):
+    def test_by_leaf_passes_the_leaves_to_a_line_search(self):
         tx = nnlearn.by_leaf(optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(5)))
         step = jit(nnlearn.make_step(loss_fn, tx))
         assert_close(*[step(state, make_batch()) for state in states(tx)])
 
-    def test_an_epoch(self):
+    def test_an_epoch_with_packed_parameters(self):
         def masked_loss(params, batch, key):
             return loss_fn(params, batch.examples, key)[0] * jnp.mean(batch.where)
 
@@ -439,7 +439,7 @@ class TestSteps:
         ),
     }.items(),
 )
-def test_an_update_needs_no_more_than_a_buffer_beside_its_state(name, tx):
+def test_an_update_needs_at_most_one_buffer_in_addition_to_its_state(name, tx):
     params = [jnp.ones((50, 50)) for _ in range(40)]
     packed = pack(params)
 
@@ -470,7 +470,7 @@ def on_tree(function):
 
 
 def counted(function):
-    """A transformation from a function on a leaf's update and the number of steps made."""
+    """A transformation from a function on a leaf's update and the step count."""
     return optax.GradientTransformation(
         lambda params: jnp.zeros([], jnp.int32),
         lambda updates, count, params=None: (jax.tree.map(lambda u: function(u, count), updates), count + 1),
@@ -478,7 +478,7 @@ def counted(function):
 
 
 def flat(function):
-    """A function on a leaf's numbers in a row, for leaves of any shape."""
+    """A function on flattened leaves, for leaves of any shape."""
     return stateless(lambda u, p: function(u.ravel()).reshape(u.shape))
 
 
@@ -496,7 +496,7 @@ def by_path(updates, params):
 
 
 def init_of(function):
-    """A transformation that multiplies by what its state began with."""
+    """A transformation that multiplies by its initial state."""
     return optax.GradientTransformation(
         lambda params: jax.tree.map(function, params),
         lambda updates, state, params=None: (jax.tree.map(jnp.multiply, updates, state), state),
@@ -603,7 +603,7 @@ def random_tree(shapes, seed):
 
 
 def really_differs(tx, shapes):
-    """Whether an update of packed parameters is another one; None if it does not run on the leaves."""
+    """Whether the update of packed parameters differs; None if it does not run on the leaves."""
     params, grads = random_tree(shapes, 0), random_tree(shapes, 1)
     packed, gradient = pack(params), pack(grads)
     try:
@@ -615,7 +615,7 @@ def really_differs(tx, shapes):
 
 
 @pytest.mark.parametrize("name", LEAF_DEPENDENT)
-def test_what_treats_leaves_as_wholes_is_refused(name):
+def test_transformations_of_whole_leaves_are_refused(name):
     for shapes in TREES.values():
         tree = jax.tree.map(jnp.zeros, shapes, is_leaf=lambda node: isinstance(node, tuple))
         if packing_difference(LEAF_DEPENDENT[name], tree) == "":
@@ -625,7 +625,7 @@ def test_what_treats_leaves_as_wholes_is_refused(name):
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
-def test_what_treats_all_numbers_alike_is_let_pass(name):
+def test_elementwise_transformations_are_accepted(name):
     shapes = TREES["with a scalar" if name != "vmap" else "different"]
     assert packing_difference(ELEMENTWISE[name], random_tree(shapes, 0)) == ""
     assert really_differs(ELEMENTWISE[name], shapes) is False
@@ -674,23 +674,23 @@ SHAPES = {"w": (4, 3), "v": (4, 3), "b": (3,), "one": (1,)}
 
 
 @pytest.mark.parametrize("name", elementwise_in_optax())
-def test_optax_s_elementwise_optimizers_pass(name):
+def test_elementwise_optimizers_of_optax_are_accepted(name):
     assert packing_difference(elementwise_in_optax()[name], random_tree(SHAPES | {"s": ()}, 0)) == ""
 
 
 @pytest.mark.parametrize("name", by_leaf_in_optax())
-def test_optax_s_optimizers_of_whole_leaves_do_not_pass_but_by_leaf(name):
+def test_optimizers_of_whole_leaves_of_optax_are_accepted_only_by_leaf(name):
     tx, params = by_leaf_in_optax()[name], random_tree(SHAPES, 0)
     assert packing_difference(tx, params) != ""
     assert packing_difference(nnlearn.by_leaf(tx), params) == ""
 
 
-def test_flattening_a_tree_is_not_what_packing_does():
+def test_flattening_differs_from_packing():
     assert packing_difference(optax.flatten(optax.adam(0.1)), random_tree(SHAPES, 0)) != ""
 
 
 @pytest.mark.parametrize("count", [3, 20])
-def test_the_check_needs_no_values_and_looks_at_few_of_many_leaves(count):
+def test_the_check_needs_no_values_and_examines_few_of_many_leaves(count):
     shapes = [jax.ShapeDtypeStruct((4, 4), jnp.float32), jax.ShapeDtypeStruct((4,), jnp.float32)] * count
     assert packing_difference(ADAMW, shapes) == ""
     assert packing_difference(optax.lamb(0.1), shapes) == "the update of '0'"
@@ -701,15 +701,15 @@ def test_the_check_needs_no_values_and_looks_at_few_of_many_leaves(count):
     assert packing_difference(optax.adamw(0.1, mask=matrices), shapes, matrices) == "the update of '0'"
 
 
-def test_one_leaf_is_packed_as_it_is():
-    """Alone in its buffer, and already flat, a leaf is the buffer."""
+def test_a_single_leaf_is_packed():
+    """A flat leaf that is alone in its buffer is the buffer."""
     assert packing_difference(optax.lamb(0.1), jnp.ones(4)) == ""
     assert packing_difference(optax.lamb(0.1), {"a": jnp.ones(4), "b": jnp.ones(3)}, {"a": "a", "b": "b"}) == ""
     assert packing_difference(optax.centralize(), jnp.ones((4, 2))) != ""
     assert packing_difference(optax.sgd(0.1), {}) == ""
 
 
-def test_a_wrong_state_is_told_from_a_wrong_update():
+def test_a_wrong_state_is_distinguished_from_a_wrong_update():
     held = optax.GradientTransformation(
         lambda params: jax.tree.map(lambda p: jnp.full_like(p, p.size), params),
         lambda updates, state, params=None: (updates, state),
@@ -733,7 +733,7 @@ SHARDED = {
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-def test_leaves_cut_over_devices_are_looked_at_as_they_are_packed(kind):
+def test_sharded_leaves_are_checked_as_they_are_packed(kind):
     mesh = jax.make_mesh((4,), ("x",), axis_types=(kind,))
     params = {
         name: jax.device_put(random_tree({name: shape}, 0)[name], jax.sharding.NamedSharding(mesh, spec))
@@ -745,7 +745,7 @@ def test_leaves_cut_over_devices_are_looked_at_as_they_are_packed(kind):
     cumsum = stateless(lambda u, p: jnp.cumsum(u, axis=0))
     for tx in (optax.adamw(0.1, mask=matrices), flat_decay, optax.lamb(0.1), optax.centralize(), cumsum):
         assert packing_difference(tx, params) != ""
-    vectors = {"a": params["long"], "b": params["long"]}  # of which the buffer is a matrix
+    vectors = {"a": params["long"], "b": params["long"]}  # whose buffer is a matrix
     assert packing_difference(optax.adamw(0.1, mask=matrices), vectors) != ""
     alone = {"square": jax.device_put(jnp.ones((4, 4)), jax.sharding.NamedSharding(mesh, P(None, "x")))}
     assert packing_difference(cumsum, alone) != ""  # its buffer has the leaf's shape, but is its transpose
@@ -756,7 +756,7 @@ def rate(step):
 
 
 class Keeper(optax.schedules.StatefulSchedule):
-    """A schedule that is handed the gradient."""
+    """A schedule that receives the gradient."""
 
     def init(self):
         return 0
@@ -787,8 +787,8 @@ class Keeper(optax.schedules.StatefulSchedule):
         (optax.inject_hyperparams(lambda rate: optax.sgd(rate))(rate), True),
     ],
 )
-def test_functions_of_others_count_but_for_schedules(tx, foreign):
-    """A schedule sees the step alone; anything else may go by the names of leaves."""
+def test_unknown_functions_are_checked_except_schedules(tx, foreign):
+    """A schedule receives only the step; other functions may depend on the names of leaves."""
     assert _foreign(tx) is foreign
 
 

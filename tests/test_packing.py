@@ -1,4 +1,4 @@
-"""Packing: a tree as a few large buffers and back, to the bit, through whatever JAX does with a tree."""
+"""Packing: trees to a few large buffers and back, bit for bit, under all transformations of JAX."""
 
 import io
 import re
@@ -28,7 +28,7 @@ class Pair(NamedTuple):
 
 
 def filled(shape, dtype, seed=0):
-    """Numbers of any dtype, all different where it can hold them."""
+    """Numbers of any dtype, all different if the dtype permits."""
     size = int(np.prod(shape))
     numbers = np.random.default_rng(seed).permutation(size).reshape(shape) + 1 + seed
     dtype = jnp.dtype(dtype)
@@ -52,7 +52,7 @@ def every_kind():
 
 
 def assert_same(left, right):
-    """Two trees are the same in structure, dtypes, shapes and bits."""
+    """Assert that two trees have equal structure, dtypes, shapes and bits."""
     assert jax.tree.structure(left) == jax.tree.structure(right)
     for one, other in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
         assert (one.dtype, one.shape) == (other.dtype, other.shape)
@@ -63,7 +63,7 @@ def small():
     return {"w": filled((3, 4), jnp.float32), "b": filled((4,), jnp.float32, 20), "s": filled((), jnp.float32, 40)}
 
 
-def test_every_kind_of_tree_comes_back_to_the_bit():
+def test_every_kind_of_tree_is_unpacked_bit_for_bit():
     params = every_kind()
     packed = pack(params)
     assert_same(unpack(packed), params)
@@ -72,7 +72,7 @@ def test_every_kind_of_tree_comes_back_to_the_bit():
     assert sum(buffer.size for buffer in packed.buffers) == sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def test_leaves_of_equal_shape_lie_side_by_side_in_the_trees_order():
+def test_leaves_of_equal_shape_are_adjacent_in_tree_order():
     packed = pack([filled((2,), jnp.float32), filled((3,), jnp.float32, 10), filled((2,), jnp.float32, 20)])
     np.testing.assert_array_equal(packed.buffers[0], jnp.concatenate([packed["0"], packed["2"], packed["1"]]))
 
@@ -98,7 +98,7 @@ def test_only_zero_size_leaves():
     assert_same(jax.jit(jax.grad(lambda packed: jnp.sum(unpack(packed)["a"])))(pack(params)), pack(params))
 
 
-def test_python_and_numpy_numbers_come_back_as_arrays_of_their_dtype():
+def test_python_and_numpy_numbers_become_arrays_of_their_dtype():
     params = {"float": 1.5, "int": 3, "bool": True, "complex": 1j, "numpy": np.ones(2, np.float16), "np": np.int32(4)}
     assert_same(unpack(pack(params)), jax.tree.map(jnp.asarray, params))
 
@@ -120,7 +120,7 @@ trees = st.recursive(
 
 @few
 @hypothesis.given(trees, st.data())
-def test_any_tree_comes_back_whatever_its_labels(params, data):
+def test_any_tree_with_any_labels_is_unpacked_exactly(params, data):
     label = st.sampled_from(["x", "y", 0, 1, True, False])
     marks = [data.draw(label) for _ in jax.tree.leaves(params)]
     packed = pack(params, jax.tree.structure(params).unflatten(marks))
@@ -136,12 +136,12 @@ def test_any_tree_comes_back_whatever_its_labels(params, data):
     [("word", "str"), (object(), "object"), (len, "builtin_function_or_method"), (np.array(["a"]), "<U1")],
     ids=["str", "object", "function", "array of str"],
 )
-def test_what_is_no_array_of_numbers_is_refused_by_its_path(leaf, kind):
+def test_the_error_for_a_non_numeric_leaf_names_its_path(leaf, kind):
     with pytest.raises(TypeError, match=rf"'outer/1'.*{kind}.*remove it from params"):
         pack({"outer": [jnp.ones(1), leaf]})
 
 
-def test_random_keys_are_no_parameters():
+def test_random_keys_are_refused():
     with pytest.raises(TypeError, match=r"'key' has dtype key<.*is not numeric"):
         pack({"key": jax.random.key(0)})
 
@@ -149,7 +149,7 @@ def test_random_keys_are_no_parameters():
 class TestLabels:
     params = {"enc": {"w": jnp.ones((2, 2)), "b": jnp.zeros(2)}, "dec": {"w": jnp.ones((2, 3)), "b": jnp.zeros(3)}}
 
-    def test_a_tree_a_prefix_and_a_function_say_the_same(self):
+    def test_a_tree_a_prefix_and_a_function_give_equal_labels(self):
         tree = {"enc": {"w": "e", "b": "e"}, "dec": {"w": "d", "b": "d"}}
         layouts = [
             pack(self.params, tree).layout,
@@ -161,7 +161,7 @@ class TestLabels:
         assert [buffer.name for buffer in layouts[0].buffers] == ["float32/d", "float32/e"]
 
     @pytest.mark.parametrize("truth", [bool, np.bool_])
-    def test_a_mask(self, truth):
+    def test_a_boolean_mask_as_labels(self, truth):
         mask = jax.tree.map(lambda leaf: truth(leaf.ndim > 1), self.params)
         packed = pack(self.params, mask)
         assert {buffer.label for buffer in packed.layout.buffers} == {True, False}
@@ -171,7 +171,7 @@ class TestLabels:
     def test_one_label_for_all_is_one_buffer(self):
         assert repr(pack(self.params, "all")) == "Packed(4 leaves: float32/all[15])"
 
-    def test_labels_of_different_kinds_stay_apart(self):
+    def test_labels_of_different_types_are_distinct(self):
         packed = pack({"a": jnp.ones(1), "b": jnp.ones(2)}, {"a": 1, "b": True})
         assert [(type(buffer.label), buffer.label) for buffer in packed.layout.buffers] == [(int, 1), (bool, True)]
 
@@ -179,7 +179,7 @@ class TestLabels:
         packed = pack({"a": jnp.ones(1), "b": jnp.ones(2), "c": jnp.ones(3)}, {"a": True, "b": "True", "c": "x"})
         assert [buffer.name for buffer in packed.layout.buffers] == ["float32/True", "float32/'True'", "float32/x"]
 
-    def test_labels_part_within_a_dtype_only(self):
+    def test_labels_separate_leaves_of_one_dtype(self):
         params = {"a": jnp.ones(1), "b": jnp.ones(2, jnp.bfloat16), "c": jnp.ones(3), "d": jnp.ones(4, jnp.bfloat16)}
         packed = pack(params, {"a": "x", "b": "x", "c": "y", "d": "x"})
         assert repr(packed) == "Packed(4 leaves: float32/x[1], bfloat16/x[6], float32/y[3])"
@@ -188,12 +188,12 @@ class TestLabels:
         assert pack(self.params).layout.labels is None
 
     @pytest.mark.parametrize("bad", [1.5, b"x", jnp.array(True), np.float32(1)], ids=repr)
-    def test_only_strings_booleans_and_integers(self, bad):
+    def test_labels_must_be_strings_booleans_or_integers(self, bad):
         with pytest.raises(TypeError, match="labels must be strings, booleans or integers"):
             pack({"a": jnp.ones(1)}, {"a": bad})
 
     @pytest.mark.parametrize("bad", [{"a": "x"}, ["x", "y"], {"a": "x", "b": None}, {"a": {"deep": "x"}, "b": "y"}])
-    def test_labels_that_do_not_fit(self, bad):
+    def test_labels_of_the_wrong_structure_are_refused(self, bad):
         for labels in (bad, lambda params: bad):
             with pytest.raises(ValueError, match="labels must be a tree like the parameters"):
                 pack({"a": jnp.ones(1), "b": jnp.ones(2)}, labels)
@@ -209,12 +209,12 @@ class TestByPath:
         for path, leaf in zip(paths, jax.tree.leaves(every_kind()), strict=True):
             assert_same(self.packed[path], leaf)
 
-    def test_a_dict_of_it(self):
+    def test_conversion_to_a_dict(self):
         found = dict(self.packed)
         assert list(found) == list(self.packed.keys())
         assert_same(list(found.values()), jax.tree.leaves(every_kind()))
 
-    def test_an_unknown_path_names_near_ones(self):
+    def test_the_error_for_an_unknown_path_names_similar_ones(self):
         with pytest.raises(KeyError, match=r"no leaf at 'deep/er/complx'; there are 11, such as .*'deep/er/complex'"):
             self.packed["deep/er/complx"]
         with pytest.raises(KeyError, match=r"no leaf at 0; there are 11, such as 'deep/er/complex', "):
@@ -226,20 +226,20 @@ class TestByPath:
             packed["a/b"]
         assert "a/b" in packed and packed["c"].shape == (3,)
 
-    def test_a_buffer_of_another_shape_is_told(self):
+    def test_a_buffer_of_the_wrong_shape_is_refused(self):
         sums = jax.tree.map(jnp.sum, pack(small()))
         for read in (unpack, lambda packed: packed["w"]):
             with pytest.raises(ValueError, match=r"buffer 'float32' holds an array of shape \(\), .*packed as \(17,\)"):
                 read(sums)
 
-    def test_it_reads_leaves_inside_of_jit_and_of_buffers_with_axes_in_front(self):
+    def test_leaves_can_be_read_inside_jit_and_with_leading_axes(self):
         packed = pack(small())
         assert_same(jax.jit(lambda packed: packed["w"])(packed), small()["w"])
         stacked = jax.tree.map(lambda buffer: jnp.stack([buffer, 2 * buffer]), packed)
         assert_same(stacked["w"], jnp.stack([small()["w"], 2 * small()["w"]]))
         assert_same(stacked["s"], jnp.stack([small()["s"], 2 * small()["s"]]))
 
-    def test_repr_tells_buffers_dtypes_and_what_stands_for_them(self):
+    def test_repr_shows_buffers_dtypes_and_other_values(self):
         params = {"a": jnp.ones((2, 2)), "b": jnp.ones(3, jnp.bfloat16)}
         packed = pack(params)
         assert repr(packed) == "Packed(2 leaves: float32[4], bfloat16[3])"
@@ -250,7 +250,7 @@ class TestByPath:
 
 
 class TestLayout:
-    def test_two_made_alike_are_one(self):
+    def test_equal_layouts_are_one_object(self):
         one, other = pack(every_kind()).layout, pack(every_kind()).layout
         assert one == other and hash(one) == hash(other)
         copy = Layout(one.treedef, one.leaves, one.buffers)
@@ -270,10 +270,10 @@ class TestLayout:
         ],
         ids=["path", "shape", "dtype", "container", "fewer", "none"],
     )
-    def test_two_made_of_different_trees_are_not(self, other):
+    def test_layouts_of_different_trees_differ(self, other):
         assert pack({"a": jnp.ones((2, 3)), "b": jnp.ones(2)}).layout != pack(other).layout
 
-    def test_labels_tell_apart(self):
+    def test_layouts_with_different_labels_differ(self):
         layouts = [None, "x", "y", 1, True, {"a": "x", "b": "y"}]
         made = [make_layout({"a": jnp.ones(1), "b": jnp.ones(2)}, labels) for labels in layouts]
         assert len(set(made)) == len(made)
@@ -282,7 +282,7 @@ class TestLayout:
     def test_the_tree_of_shapes(self):
         assert make_layout(every_kind()).tree() == jax.eval_shape(every_kind)
 
-    def test_a_compiled_function_takes_one_made_anew(self):
+    def test_an_equal_layout_does_not_trigger_recompilation(self):
         traces = Counter()
 
         @jax.jit
@@ -298,7 +298,7 @@ class TestLayout:
         double(pack(small(), labels="other"))
         assert traces["double"] == 2
 
-    def test_packing_as_another_tree_is(self):
+    def test_packing_in_the_layout_of_another_tree(self):
         layout = pack(small()).layout
         wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), small())
         assert_same(unpack(pack_like(layout, wide)), wide)
@@ -307,7 +307,7 @@ class TestLayout:
         assert packed.buffers[0].shape == (2, 17)
         assert_same(unpack(packed), stacked)
 
-    def test_packing_another_tree_is_refused(self):
+    def test_packing_a_tree_that_does_not_match_is_refused(self):
         layout = pack(small()).layout
         with pytest.raises(ValueError, match="the tree does not have the structure"):
             pack_like(layout, {"w": jnp.ones((3, 4))})
@@ -331,7 +331,7 @@ class TestAsAPytree:
         assert_same(unpack(doubled), jax.tree.map(lambda leaf: leaf + leaf, every_kind()))
         assert jax.tree.structure(doubled) == jax.tree.structure(packed)
 
-    def test_in_a_larger_tree_all_are_unpacked(self):
+    def test_all_packed_trees_in_a_larger_tree_are_unpacked(self):
         state = {"count": jnp.zeros(()), "moments": (pack(small()), [pack(small(), labels="x")]), "none": None}
         assert_same(unpack(state), {"count": jnp.zeros(()), "moments": (small(), [small()]), "none": None})
         assert unpack(3) == 3 and unpack(None) is None
@@ -357,7 +357,7 @@ class TestAsAPytree:
         twice = jax.tree.map(lambda buffer: jnp.stack([buffer, buffer]), stacked)
         assert_same(unpack(twice), jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), stack(small())))
 
-    def test_scan_carries_it_and_stacks_it(self):
+    def test_scan_can_carry_and_stack_packed_trees(self):
         def body(packed, x):
             packed = jax.tree.map(lambda buffer: buffer * x, packed)
             return packed, packed
@@ -369,7 +369,7 @@ class TestAsAPytree:
         xs, taken = jax.lax.scan(lambda carry, packed: (carry, unpack(packed)), None, trace)
         assert_same(taken, unpack(trace))
 
-    def test_cond_while_and_checkpoint_take_it(self):
+    def test_cond_while_and_checkpoint_accept_packed_trees(self):
         def body(packed):
             double = lambda packed: jax.tree.map(lambda buffer: 2 * buffer, packed)  # noqa: E731
             return jax.lax.cond(packed["s"] < 100, double, lambda packed: packed, packed)
@@ -377,20 +377,20 @@ class TestAsAPytree:
         done = jax.lax.while_loop(lambda packed: packed["s"] < 100, jax.checkpoint(body), pack(small()))
         assert_same(unpack(done), jax.tree.map(lambda leaf: 4 * leaf, small()))
 
-    def test_donation_takes_the_buffers(self):
+    def test_donation_consumes_the_buffers(self):
         packed, params = pack(small()), small()
         add = jax.jit(lambda packed: jax.tree.map(lambda buffer: buffer + 1, packed), donate_argnums=0)
         result = add(packed)
         assert all(buffer.is_deleted() for buffer in packed.buffers)
         assert_same(unpack(result), jax.tree.map(lambda leaf: leaf + 1, params))
 
-    def test_eval_shape_gives_its_shapes_and_back(self):
+    def test_eval_shape_gives_a_packed_tree_of_shapes(self):
         shapes = jax.eval_shape(pack, every_kind())
         assert shapes.layout == pack(every_kind()).layout
         assert [(s.shape, s.dtype) for s in shapes.buffers] == [(b.shape, b.dtype) for b in pack(every_kind()).buffers]
         assert jax.eval_shape(unpack, shapes) == jax.eval_shape(every_kind)
 
-    def test_arrays_on_the_host_stand_in_for_the_buffers(self):
+    def test_buffers_may_be_numpy_arrays(self):
         host = jax.device_get(pack(every_kind()))
         assert all(isinstance(buffer, np.ndarray) for buffer in host.buffers)
         assert_same(unpack(host), every_kind())
@@ -410,7 +410,7 @@ class TestAsAPytree:
         restored = treedef.unflatten([saved[nnlearn.tree.path_name(path)] for path, _ in named])
         assert_same(unpack(restored["params"]), params)
 
-    def test_what_stands_for_a_buffer_stands_for_its_leaves(self):
+    def test_a_value_in_place_of_a_buffer_applies_to_its_leaves(self):
         packed = pack(small(), labels={"w": "m", "b": "v", "s": "v"})
         mask = jax.tree.map(lambda buffer: buffer.size > 5, packed)
         assert unpack(mask) == {"w": True, "b": False, "s": False}
@@ -423,7 +423,7 @@ class TestAsAPytree:
 
 
 def primitives(function, *arguments):
-    """How often each primitive occurs in a program, those inside of others included."""
+    """Count each primitive in a program, including nested ones."""
     found = Counter()
 
     def count(jaxpr):
@@ -458,7 +458,7 @@ class TestDerivatives:
     def packed_loss(self, packed):
         return self.loss(unpack(packed))
 
-    def test_the_gradient_is_one_concatenation_a_buffer(self):
+    def test_the_gradient_is_one_concatenation_per_buffer(self):
         packed = pack(self.params, self.labels)
         counts = primitives(jax.grad(self.packed_loss), packed)
         assert len(packed.buffers) == 3 and len(packed.layout.buffers[1].leaves) > 1
@@ -471,11 +471,11 @@ class TestDerivatives:
         counts = primitives(jax.grad(lambda p: p["w"].sum() + p["b"].sum() + p["s"]), pack(small()))
         assert counts["pad"] and counts["add_any"]
 
-    def test_of_leaves_that_the_loss_leaves_out(self):
+    def test_unused_leaves_have_zero_gradients(self):
         gradient = jax.grad(lambda packed: jnp.sum(unpack(packed)["b"]))(pack(small()))
         assert_same(unpack(gradient), jax.tree.map(jnp.zeros_like, small()) | {"b": jnp.ones(4)})
 
-    def test_gradient_value_and_hessian_vector_product_are_those_of_the_leaves(self):
+    def test_gradients_and_hessian_vector_products_equal_those_of_the_leaves(self):
         packed = pack(self.params, self.labels)
         tangents = jax.tree.map(lambda leaf: jnp.cos(leaf), self.params)
         value, gradient = jax.jit(jax.value_and_grad(self.packed_loss))(packed)
@@ -508,7 +508,7 @@ class TestDerivatives:
         np.testing.assert_allclose(found["d"], expected["d"], rtol=1e-6)
         assert found["i"].dtype == expected["i"].dtype == jax.dtypes.float0
 
-    def test_under_vmap_and_scan_too(self):
+    def test_derivatives_under_vmap_and_scan(self):
         xs = jnp.array([0.5, 1.0, 2.0])
         loss = lambda params, x: self.loss(params | {"s": params["s"] * x})  # noqa: E731
         packed = pack(self.params, self.labels)
@@ -580,7 +580,7 @@ class TestSharded:
                 mine = np.concatenate([part[shard.device].reshape(-1) for part in held])
                 np.testing.assert_array_equal(np.sort(np.asarray(shard.data).reshape(-1)), np.sort(mine))
 
-    def test_leaves_come_back_to_the_bit_where_they_were(self, shape, names, kind, leaves, buffers):
+    def test_leaves_are_unpacked_bit_for_bit_with_their_sharding(self, shape, names, kind, leaves, buffers):
         params = spread(make_mesh(shape, names, kind), leaves)
         packed = pack(params)
         compiled = jax.jit(unpack).lower(packed).compile()
@@ -590,7 +590,7 @@ class TestSharded:
             for name, leaf in back.items():
                 assert leaf.sharding.is_equivalent_to(params[name].sharding, leaf.ndim), name
 
-    def test_gradients_and_moments_lie_as_the_parameters(self, shape, names, kind, leaves, buffers):
+    def test_gradients_and_moments_are_sharded_like_the_parameters(self, shape, names, kind, leaves, buffers):
         params = spread(make_mesh(shape, names, kind), leaves)
         packed, tx = pack(params), nnlearn.adam(1.0)
 
@@ -606,7 +606,7 @@ class TestSharded:
             for one, other in zip(tree.buffers, packed.buffers, strict=True):
                 assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
 
-    def test_whole_leaves_in_stacks_and_axes_in_front(self, shape, names, kind, leaves, buffers):
+    def test_stacks_of_sharded_leaves_and_leading_axes(self, shape, names, kind, leaves, buffers):
         params = spread(make_mesh(shape, names, kind), leaves)
         packed = pack(params)
 
@@ -643,7 +643,7 @@ def test_layouts_of_sharded_trees_made_twice_are_equal():
 
 
 @pytest.mark.parametrize("spec", [P("x"), P(None, ("y", "x")), P("x", "y")])
-def test_a_mesh_of_two_kinds_of_axes_is_refused_where_it_cannot_be_packed(spec):
+def test_a_mesh_of_auto_and_explicit_axes_is_refused_where_packing_is_impossible(spec):
     mesh = jax.make_mesh((2, 2), ("x", "y"), axis_types=(AxisType.Auto, AxisType.Explicit))
     with pytest.raises(ValueError, match=r"leaf 'bad' is sharded .*Auto and Explicit.*leave the parameters unpacked"):
         pack(spread(mesh, {"fine": ((4,), jnp.float32, P("y")), "bad": ((4, 4), jnp.float32, spec)}))
@@ -660,7 +660,16 @@ def test_a_mesh_axis_of_one_device():
         assert leaf.sharding.is_equivalent_to(params[name].sharding, leaf.ndim)
 
 
-def test_inside_of_jit_an_explicit_mesh_tells_where_leaves_lie():
+def test_an_explicit_mesh_of_one_device():
+    """Its axes are in the type of an array, so leaves that name them share no buffer with others."""
+    params = spread(make_mesh((1,), ("x",), AxisType.Explicit), LINE)
+    packed = pack(params)
+    for name, leaf in unpack(packed).items():
+        np.testing.assert_array_equal(leaf, params[name])
+        assert jax.typeof(leaf) == jax.typeof(params[name])
+
+
+def test_inside_jit_an_explicit_mesh_shows_the_sharding_of_leaves():
     params = spread(make_mesh((4,), ("x",), AxisType.Explicit), LINE)
     packed = jax.jit(pack)(params)
     assert [b.shape for b in packed.buffers] == [b.shape for b in pack(params).buffers]
@@ -670,7 +679,7 @@ def test_inside_of_jit_an_explicit_mesh_tells_where_leaves_lie():
     assert_same(unpack(packed), params)
 
 
-def test_a_leaf_on_one_device_of_several_stays_whole():
+def test_a_leaf_on_one_of_several_devices_is_not_split():
     there = jax.device_put(jnp.arange(4.0), jax.devices()[1])
     packed = pack({"a": there, "b": there + 1})
     assert packed.layout.buffers[0].sharding is None
@@ -690,7 +699,7 @@ class TestStacks:
         "d": filled((2, 3), jnp.float32, 8),
     }
 
-    def test_a_function_on_leaves_runs_once_for_each_shape(self):
+    def test_a_function_on_stacks_runs_once_per_shape(self):
         seen = []
 
         def scale(leaf, other):
@@ -709,13 +718,13 @@ class TestStacks:
         jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-6), unpack(mapped), expected)
         assert mapped.layout is packed.layout
 
-    def test_labels_part_stacks(self):
+    def test_labels_separate_stacks(self):
         seen = []
         packed = pack({"a": jnp.ones(2), "b": jnp.ones(2)}, {"a": 0, "b": 1})
         nnlearn.map_stacks(lambda stack: seen.append(stack.shape) or stack, packed)
         assert seen == [(1, 2), (1, 2)]
 
-    def test_a_number_for_each_leaf_in_the_trees_order(self):
+    def test_values_of_leaves_are_in_tree_order(self):
         total = lambda leaf: jnp.sum(leaf.astype(jnp.float32))  # noqa: E731
         values = stack_values(jax.vmap(total), pack(self.params))
         np.testing.assert_array_equal(values, [total(leaf) for leaf in jax.tree.leaves(self.params)])
@@ -743,14 +752,14 @@ class TestStacks:
         gradient = jax.jit(jax.grad(lambda packed: jnp.sum(nnlearn.leaf_norms(packed))))(zeros)
         assert_same(gradient, zeros)
 
-    def test_the_bfloat16_sum_is_wide(self):
-        """Summed in bfloat16, 4,096 ones are 256."""
+    def test_norms_of_bfloat16_are_summed_in_float32(self):
+        """In bfloat16, the sum of 4,096 ones is 256."""
         norms = nnlearn.leaf_norms(pack([jnp.ones(4096, jnp.bfloat16), jnp.ones(4096, jnp.bfloat16)]))
         np.testing.assert_array_equal(norms, [64.0, 64.0])
 
-    def test_a_stack_is_one_reduction_for_each_shape(self):
+    def test_norms_take_one_reduction_per_shape(self):
         tree = [jnp.ones((3, 2))] * 20 + [jnp.ones(5)] * 20
-        sums = 3  # of the squares as they are, and for norms whose squares are too large or too small
+        sums = 3  # one for plain squares, one for norms whose squares overflow or underflow
         assert primitives(nnlearn.leaf_norms, pack(tree))["reduce_sum"] == 2 * sums
         assert primitives(nnlearn.leaf_norms, tree)["reduce_sum"] == 40 * sums
 
@@ -762,11 +771,11 @@ class TestPerBuffer:
     def matrices(params):
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
-    def test_unpacked_it_is_the_rule(self):
+    def test_unpacked_parameters_get_the_rule_itself(self):
         assert nnlearn.per_buffer(self.matrices)(self.params) == self.matrices(self.params)
         assert nnlearn.per_buffer({"w": True})(self.params) == {"w": True}
 
-    def test_of_uniform_buffers_it_gives_the_answer(self):
+    def test_uniform_buffers_get_one_answer(self):
         packed = pack(self.params, self.matrices)
         answer = nnlearn.per_buffer(self.matrices)(packed)
         assert unpack(answer) == self.matrices(self.params)
@@ -781,17 +790,17 @@ class TestPerBuffer:
         assert unpack(nnlearn.per_buffer({"w": "w", "v": "w", "b": "rest", "s": "rest"})(packed)) == rule(self.params)
 
     @pytest.mark.parametrize("as_tree", [True, False])
-    def test_a_rule_that_parts_a_buffer_is_refused(self, as_tree):
+    def test_a_rule_that_divides_a_buffer_is_refused(self, as_tree):
         rule = self.matrices(self.params) if as_tree else self.matrices
         with pytest.raises(ValueError, match=r"the rule says False for 's' and True for 'w'.*'float32'.*labels=rule"):
             nnlearn.per_buffer(rule)(pack(self.params))
 
-    def test_of_shapes_alone(self):
+    def test_a_rule_accepts_shapes(self):
         shapes = jax.eval_shape(lambda: pack(self.params, self.matrices))
         assert unpack(nnlearn.per_buffer(self.matrices)(shapes)) == self.matrices(self.params)
 
     @pytest.mark.parametrize("make", ["masked", "partition"])
-    def test_optax_s_masks_and_partitions(self, make):
+    def test_masks_and_partitions_of_optax(self, make):
         if make == "masked":
             of = lambda rule: optax.masked(optax.add_decayed_weights(0.5), rule)  # noqa: E731
             rule = self.matrices
@@ -818,7 +827,7 @@ def test_many_small_leaves_are_worth_packing(count, size, worth):
     assert worth_packing([jax.ShapeDtypeStruct((size,), jnp.float32)] * count) is worth
 
 
-def test_an_average_decides_whether_leaves_are_small():
+def test_the_average_size_decides_whether_leaves_are_small():
     large = [jax.ShapeDtypeStruct((1000, 1000), jnp.float32)]
     small = [jax.ShapeDtypeStruct((4,), jnp.float32)]
     assert worth_packing(large + small * 20) and not worth_packing(large * 4 + small * 20)

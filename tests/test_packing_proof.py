@@ -1,4 +1,4 @@
-"""``packing_difference`` accepts what is proven to be the same, and nothing else: by cases, and by random ones."""
+"""``packing_difference`` accepts only transformations that are proven equal: chosen cases and random ones."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def with_loss(change):
 
 
 def ascended(value_fn, updates, params):
-    """The gradient a step uphill, as sharpness-aware minimisation takes it."""
+    """The gradient after a step of ascent, as in sharpness-aware minimisation."""
     length = optax.tree.norm(updates)
     return jax.grad(value_fn)(jax.tree.map(lambda p, u: p + 0.05 * u / length, params, updates))
 
@@ -112,16 +112,16 @@ HIDDEN = {
 
 
 @pytest.mark.parametrize("name", HIDDEN)
-def test_what_differs_where_a_program_does_not_show_it(name):
+def test_differences_that_the_program_does_not_show(name):
     assert packing_difference(HIDDEN[name], tree_of()) != ""
 
 
-def test_the_same_function_in_a_loop_is_the_same():
+def test_a_function_in_a_loop_is_recognised_as_the_same():
     tx = first_two(lambda leaves: [x * in_a_loop(FUNCTIONS[0]) for x in leaves])
     assert packing_difference(tx, tree_of()) == ""
 
 
-def test_a_number_from_outside_is_another_at_every_call():
+def test_a_callback_may_return_another_value_at_every_call():
     def ask(x):
         return x * jax.experimental.io_callback(lambda: np.float32(1), jax.ShapeDtypeStruct((), jnp.float32))
 
@@ -130,7 +130,7 @@ def test_a_number_from_outside_is_another_at_every_call():
     assert packing_difference(once, tree_of()) == ""
 
 
-def test_a_state_that_settles_is_followed_until_it_does():
+def test_the_state_is_followed_until_its_structure_is_stable():
     def update(updates, state, params=None):
         return each(lambda u: u * state, updates), (state + 1).astype(jnp.float32)
 
@@ -165,7 +165,7 @@ def numbers(tree):
 @pytest.mark.parametrize(
     ("name", "dtype"), [*((name, jnp.bfloat16) for name in CLIPS), *((name, jnp.float16) for name in list(CLIPS)[:2])]
 )
-def test_packing_by_default_leaves_a_clip_in_low_precision_as_it_is(name, dtype):
+def test_parameters_are_not_packed_by_default_for_a_clip_in_low_precision(name, dtype):
     tx, params, gradient = CLIPS[name](), tree_of(dtype, MANY), tree_of(dtype, MANY, seed=1)
     stored = nnlearn.init_state(params, tx).stored
     assert is_packed(stored) is (name == "optax.clip" or not name.startswith("optax"))
@@ -177,7 +177,7 @@ def test_packing_by_default_leaves_a_clip_in_low_precision_as_it_is(name, dtype)
     update = jax.jit(lambda gradient, params: tx.update(gradient, tx.init(params), params)[0])
     one, other = numbers(update(gradient, params)), numbers(unpack(update(pack_like(stored.layout, gradient), stored)))
     assert np.all(np.abs(one - other) <= float(jnp.finfo(dtype).eps) * np.abs(one))
-    assert np.mean(one != other) <= 0.01  # where the rounding of a product just falls to the other side
+    assert np.mean(one != other) <= 0.01  # where a product rounds in the other direction
     if name == "clip_by_global_norm":
         exact = numbers(gradient)
         expected = exact * 0.5 / np.linalg.norm(exact)
@@ -208,7 +208,7 @@ LOW_SUMS = {
 
 
 @pytest.mark.parametrize("name", LOW_SUMS)
-def test_totals_below_float32_are_a_difference(name):
+def test_sums_below_float32_count_as_a_difference(name):
     before, total, accepted = LOW_SUMS[name]
     tx = optax.stateless(
         lambda u, p: each(lambda x: x * total([before(leaf) for leaf in jax.tree.leaves(u)]).astype(jnp.float32), u)
@@ -229,7 +229,7 @@ def test_the_message_names_the_dtype_and_the_cure():
 
 
 def test_random_transformations_are_never_accepted_wrongly():
-    """Those that are accepted take three steps with packed parameters and with the leaves."""
+    """Accepted transformations take three steps with packed parameters and with leaves."""
     accepted = honest = 0
     with jax.enable_x64(True):
         for number in range(110):

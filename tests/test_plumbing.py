@@ -1,4 +1,4 @@
-"""What ``from_kernel`` can hold: factored state, whole leaves in stacks, schedules, shared values, any state class."""
+"""``from_kernel`` with factored state, stacks of whole leaves, schedules, shared values and any state class."""
 
 import dataclasses
 from typing import NamedTuple
@@ -31,7 +31,7 @@ class Sums(NamedTuple):
 
 
 def row_and_column_sums(**options):
-    """Every element plus the sums of its row and column so far; in the state, in an odd order."""
+    """Each element plus the accumulated sums of its row and column, which the state has in an unusual order."""
 
     def kernel(g, rows, columns, *, rate, total):
         if g.ndim != 2:
@@ -88,13 +88,13 @@ def test_packing_of_whole_leaf_kernels_is_proven(stack_equal):
     assert nnlearn.packing_difference(row_and_column_sums(stack_equal=stack_equal), random_tree(SHAPES)) == ""
 
 
-def test_init_takes_shapes_alone():
+def test_init_accepts_shapes():
     tx, params = row_and_column_sums(), random_tree(SHAPES)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     assert jax.tree.map(jax.typeof, tx.init(shapes)) == jax.tree.map(jax.typeof, tx.init(params))
 
 
-def test_wrong_shapes_of_factored_state_are_named():
+def test_errors_name_wrong_shapes_of_factored_state():
     tx, params = row_and_column_sums(), random_tree(SHAPES)
     with pytest.raises(ValueError, match="'d'.*state.rows"):
         tx.update(params | {"d": jnp.ones((3, 5))}, tx.init(params))
@@ -110,7 +110,7 @@ class Momentum:
     seen: jax.Array
 
 
-def test_state_may_be_a_dataclass_and_is_refused_if_it_is_another_s():
+def test_state_may_be_a_dataclass_and_the_state_of_another_transformation_is_refused():
     def kernel(g, trace, *, decay):
         trace = g + decay * trace
         return trace, trace
@@ -124,7 +124,7 @@ def test_state_may_be_a_dataclass_and_is_refused_if_it_is_another_s():
         tx.update(gradient, optax.TraceState(gradient))
 
 
-def test_faults_of_a_definition_are_named():
+def test_errors_name_faults_of_a_definition():
     def make(**options):
         given = {"slots": {"trace": nnlearn.Slot()}, "hyperparams": {"decay": 0.5}} | options
         return nnlearn.from_kernel(lambda g, trace, *, decay: (g, trace), optax.TraceState, **given)
@@ -151,7 +151,7 @@ def test_a_schedule_is_evaluated_once_a_step_from_zero():
     assert [int(step) for step in steps] == [0, 1]
 
 
-def test_a_storage_of_another_kind_fits_every_method():
+def test_another_storage_works_with_every_method():
     class Half(Cast):
         def encode(self, value, stored, count):
             return super().encode(value / 2, stored, count)
@@ -172,7 +172,7 @@ def test_a_storage_of_another_kind_fits_every_method():
 
 
 def count_products(function, *arguments):
-    """How many matrix products a program has."""
+    """The number of matrix products in a program."""
     return str(jax.make_jaxpr(function)(*arguments)).count("dot_general")
 
 
@@ -191,7 +191,7 @@ def conv_numbers(params):
     return jax.tree.map(choose, params)
 
 
-def test_muon_of_convolutions_packed_and_not():
+def test_muon_of_convolutions_packed_and_unpacked():
     params = random_tree({"c": (3, 2, 5, 4), "d": (3, 2, 5, 4), "w": (4, 3), "b": (3,)})
     gradient = random_tree({"c": (3, 2, 5, 4), "d": (3, 2, 5, 4), "w": (4, 3), "b": (3,)}, seed=1)
     settings = {"weight_decay": 0.1, "muon_weight_dimension_numbers": conv_numbers}
@@ -208,7 +208,7 @@ def test_muon_of_convolutions_packed_and_not():
         nnlearn.scale_by_muon().update(gradient, nnlearn.scale_by_muon().init(params))
 
 
-def test_lookahead_takes_gradients_of_both_and_names_what_it_needs():
+def test_lookahead_accepts_gradients_of_fast_or_of_both_parameters():
     tx = nnlearn.lookahead(nnlearn.sgd(1.0), sync_period=2, slow_step_size=0.5)
     both = optax.LookaheadParams.init_synced({"w": jnp.zeros(2)})
     state = tx.init(both)

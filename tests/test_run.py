@@ -1,4 +1,4 @@
-"""A whole run as a pure function: the steps it makes, how it stops, and what may be done with it."""
+"""A whole run as a pure function: its steps, how it stops, and its transformations."""
 
 import functools
 
@@ -69,9 +69,9 @@ def close(left, right, **tolerances):
     )
 
 
-@pytest.mark.parametrize("stretch", [1, 4, 10])  # with 1 an epoch is so long that its order is kept from round to round
-def test_it_makes_the_steps_of_a_loop_over_the_same_batches(stretch):
-    sampler = nnlearn.shuffled(EXAMPLES, 4)  # ten steps an epoch
+@pytest.mark.parametrize("stretch", [1, 4, 10])  # with 1 an epoch is so long that its order is stored between stretches
+def test_a_run_equals_a_loop_over_the_same_batches(stretch):
+    sampler = nnlearn.shuffled(EXAMPLES, 4)  # ten steps per epoch
     train = nnlearn.make_train(masked_loss, adam, sampler, MODEL.init, steps=23, check_every=stretch)
     state, trace = jax.jit(train)(0.01, 3)
 
@@ -92,7 +92,7 @@ def test_it_makes_the_steps_of_a_loop_over_the_same_batches(stretch):
     np.testing.assert_allclose(trace.metrics["train_loss"][0], np.mean(losses[:stretch]), rtol=1e-5)
 
 
-def test_every_example_counts_once_an_epoch_ragged_or_not():
+def test_every_example_counts_once_per_epoch_ragged_or_not():
     def count(params, batch, key):
         examples, where = batch
         return params**2, jnp.sum(jax.nn.one_hot(examples, 11) * where[:, None], axis=0)
@@ -104,7 +104,7 @@ def test_every_example_counts_once_an_epoch_ragged_or_not():
     assert not np.array_equal(seen[0], seen[1])  # in another order
 
 
-def test_the_loss_is_traced_once_whatever_the_stretches():
+def test_the_loss_is_traced_once_for_any_lengths():
     calls = []
 
     def counted(params, batch, key):
@@ -118,14 +118,14 @@ def test_the_loss_is_traced_once_whatever_the_stretches():
     assert len(calls) == 1
 
 
-def test_taken_up_again_it_is_the_same_to_the_last_bit():
+def test_a_resumed_run_equals_a_whole_run_bit_for_bit():
     rules = [nnlearn.patience("loss", 50), nnlearn.converged(0.0)]
     train = nnlearn.make_train(
         loss_fn, adam, batches(), MODEL.init, steps=30, check_every=4, evaluate=evaluate, stop=rules
     )
     state, trace = jax.jit(train)(0.02, 1)
     run, first = jax.jit(functools.partial(train.advance, first=0, count=12))(0.02, train.start(0.02, 1))
-    run = jax.tree.unflatten(jax.tree.structure(run), jax.tree.leaves(run))  # as a checkpoint would bring it back
+    run = jax.tree.unflatten(jax.tree.structure(run), jax.tree.leaves(run))  # as restored from a checkpoint
     assert isinstance(run, Run) and int(run.state.step) == 12
     run, second = jax.jit(lambda run, first: train.advance(0.02, run, first, 18))(run, 12)
     same(train.finish(run), state)
@@ -152,7 +152,7 @@ def every_number():
 
 
 def build_with_everything(hparams=None):
-    """A run in which every number of ``hparams`` plays its part."""
+    """A run in which every number of ``hparams`` has an effect."""
 
     def loss(params, batch, key, hparams):
         model = mlp((FEATURES, 8, 3), dropout=hparams["dropout"])
@@ -172,7 +172,7 @@ def build_with_everything(hparams=None):
 
 
 def test_every_hyper_parameter_may_be_vmapped():
-    """A row for each number in which that one is halved, all in one program."""
+    """One row for each number with that number halved, in one program."""
     train, chosen = build_with_everything(), every_number()
     rows = [chosen] + [chosen | {name: 0.5 * value} for name, value in chosen.items()]
     stacked = {name: jnp.array([row[name] for row in rows]) for name in chosen}
@@ -183,10 +183,10 @@ def test_every_hyper_parameter_may_be_vmapped():
         close(trace.run(index).metrics, expected.metrics, rtol=1e-4)
         close(trace.run(index).loss, expected.loss, rtol=1e-4)
     finals = np.asarray(trace.metrics["loss"][:, -1]).tolist()
-    assert len(set(finals)) == len(rows)  # each makes a difference
+    assert len(set(finals)) == len(rows)  # each has an effect
 
 
-def test_a_run_that_diverges_leaves_its_neighbours_alone():
+def test_a_diverging_run_does_not_affect_vmapped_neighbours():
     train = nnlearn.make_train(
         loss_fn, nnlearn.sgd, batches(), MODEL.init, epochs=4, evaluate=evaluate, stop=nnlearn.diverged()
     )
@@ -201,8 +201,8 @@ def test_a_run_that_diverges_leaves_its_neighbours_alone():
     np.testing.assert_array_equal(trace.made, np.arange(1, 21)[None] <= np.array([[20], [5], [20]]))
 
 
-def test_a_run_that_has_stopped_does_no_more_work():
-    """The work after the stop is behind a conditional: a run of 50 times as many steps takes no longer to speak of."""
+def test_a_stopped_run_does_no_more_work():
+    """A conditional skips the work after the stop, so 50 times as many steps take hardly longer."""
     import time
 
     def timed(epochs):
@@ -241,7 +241,7 @@ def fingerprint(params):
 
 @pytest.mark.parametrize("vmapped", [False, True])
 def test_early_stopping_restores_the_best_check_to_the_bit(vmapped):
-    """60 examples, 40 % of them labelled wrong: the validation loss turns, and the run ends where it was best."""
+    """60 examples, 40 % with wrong labels: the validation loss rises, and the run ends with its best state."""
     noisy = make_examples(60, seed=2, noise=0.4)
     model = mlp((FEATURES, 64, 3))
 
@@ -264,12 +264,12 @@ def test_early_stopping_restores_the_best_check_to_the_bit(vmapped):
     best = int(np.nanargmin(losses))
     assert trace.stopped_by == "patience(loss)" and int(trace.best_step) == 6 * (best + 1)
     assert int(trace.stop_step) == int(trace.best_step) + 8 * 6 < 360
-    assert losses[best] < 0.9 * losses[best + 8]  # it was overfitting
+    assert losses[best] < 0.9 * losses[best + 8]  # the run was overfitting
     prints = np.asarray(trace.metrics["print"])
     assert prints[best] == fingerprint(state.params) and len(set(prints[: best + 9].tolist())) == best + 9
 
 
-def test_rules_stop_where_they_say():
+def test_rules_stop_at_the_documented_step():
     def made(rule, rate=0.1, **options):
         train = nnlearn.make_train(
             loss_fn, adam, batches(), MODEL.init, epochs=30, evaluate=evaluate, stop=rule, **options
@@ -289,7 +289,7 @@ def test_rules_stop_where_they_say():
     assert int(trace.stop_step) == 5
 
 
-def test_nan_at_the_first_check_is_not_the_best_for_good():
+def test_nan_at_the_first_check_does_not_remain_the_best():
     values = jnp.array([jnp.nan, 3.0, 2.0, 4.0])
     train = nnlearn.make_train(
         lambda params, batch, key: (params - batch) ** 2,
@@ -305,7 +305,7 @@ def test_nan_at_the_first_check_is_not_the_best_for_good():
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_packed_or_not_the_run_is_the_same(packed):
+def test_packed_and_unpacked_runs_are_equal(packed):
     rule = nnlearn.patience("loss", 30)
     train = nnlearn.make_train(
         loss_fn, adam, batches(), MODEL.init, epochs=4, evaluate=evaluate, stop=rule, packed=packed
@@ -319,8 +319,8 @@ def test_packed_or_not_the_run_is_the_same(packed):
     close(trace.run(1).metrics, expected_trace.metrics)
 
 
-def test_four_devices_make_the_run_of_one():
-    """Each device draws its quarter of every batch; parameters, trace and stopping are those of the whole batch."""
+def test_runs_on_four_devices_and_one_are_equal():
+    """Each device draws a quarter of each batch; parameters, trace and stopping equal those of the whole batch."""
     inputs = jnp.asarray(EXAMPLES.inputs)
 
     def whole(key, step):
@@ -349,7 +349,7 @@ def test_four_devices_make_the_run_of_one():
 
 
 @pytest.mark.slow
-def test_the_gradient_of_a_run_is_its_central_difference():
+def test_the_gradient_of_a_run_equals_central_differences():
     with jax.enable_x64(True):
         train, chosen = build_with_everything(), every_number() | {"dropout": 0.0}
         keep = ("rate", "decay", "b1", "b2", "clip", "warmup", "smoothing", "scale", "weight")
@@ -397,7 +397,7 @@ def test_per_example_weights_and_a_schedule_have_gradients_too():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("check_every", [None, 4])
-def test_a_derivative_s_memory_grows_as_the_square_root_of_the_steps_or_less(check_every):
+def test_the_memory_of_a_derivative_grows_at_most_as_the_square_root_of_the_steps(check_every):
     def temporaries(steps):
         train = nnlearn.make_train(
             loss_fn, adam, batches(), MODEL.init, steps=steps, record=(), record_every=4, check_every=check_every
@@ -408,7 +408,7 @@ def test_a_derivative_s_memory_grows_as_the_square_root_of_the_steps_or_less(che
     assert temporaries(6400) < 8 * temporaries(100)
 
 
-def test_the_forward_run_s_memory_does_not_grow_with_its_steps():
+def test_the_memory_of_a_forward_run_does_not_grow_with_its_steps():
     def temporaries(steps):
         train = nnlearn.make_train(loss_fn, adam, batches(), MODEL.init, steps=steps, check_every=100, record_every=100)
         return jax.jit(train).lower(0.01, jax.random.key(0)).compile().memory_analysis().temp_size_in_bytes
@@ -416,7 +416,7 @@ def test_the_forward_run_s_memory_does_not_grow_with_its_steps():
     assert temporaries(20_000) < 1.2 * temporaries(1_000)
 
 
-def test_the_model_s_state_is_carried_evaluated_and_kept():
+def test_model_state_is_updated_evaluated_and_restored():
     def loss(params, batch, key, model_state):
         mean = jnp.mean(batch.inputs, axis=0)
         return (
@@ -441,7 +441,7 @@ def test_the_model_s_state_is_carried_evaluated_and_kept():
         nnlearn.make_train(loss, adam, batches(), MODEL.init, epochs=3)(0.01, 0)
 
 
-def test_a_trace_is_sliced_tabulated_saved_and_drawn(tmp_path):
+def test_a_trace_can_be_sliced_tabulated_saved_and_plotted(tmp_path):
     pandas = pytest.importorskip("pandas")
     train = nnlearn.make_train(
         lambda p, b, k: (loss_fn(p, b, k), {"inner": {"norm": jnp.ones(())}}),
@@ -463,7 +463,7 @@ def test_a_trace_is_sliced_tabulated_saved_and_drawn(tmp_path):
     assert (tmp_path / "trace.png").stat().st_size > 10_000
     whole = (tmp_path / "trace.npz").read_bytes()
     refused = 0
-    for at in range(0, len(whole), len(whole) // 60):  # one bit: it is refused, or makes no difference
+    for at in range(0, len(whole), len(whole) // 60):  # one flipped bit is refused or has no effect
         (tmp_path / "damaged.npz").write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
         try:
             same(nnlearn.Trace.load(tmp_path / "damaged.npz"), trace)
@@ -493,13 +493,13 @@ def test_a_trace_is_sliced_tabulated_saved_and_drawn(tmp_path):
         ({"batches": nnlearn.generated(lambda key, t: t), "steps": None, "epochs": 2}, ValueError, "epochs needs"),
     ],
 )  # fmt: skip
-def test_a_bad_run_is_named_when_it_is_made(change, error, message):
+def test_bad_arguments_are_named_when_the_run_is_built(change, error, message):
     good = {"loss_fn": loss_fn, "make_tx": adam, "batches": batches(), "init": MODEL.init, "steps": 5}
     with pytest.raises(error, match=message):
         nnlearn.make_train(**good | change)
 
 
-def test_a_bad_metric_is_named_when_it_is_traced():
+def test_a_bad_metric_is_named_when_the_run_is_traced():
     make = functools.partial(nnlearn.make_train, loss_fn, adam, batches(), MODEL.init, steps=5)
     with pytest.raises(ValueError, match=r"no metric 'los'.*accuracy.*loss"):
         make(evaluate=evaluate, stop=nnlearn.patience("los", 2))(0.1, 0)

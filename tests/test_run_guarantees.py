@@ -1,4 +1,4 @@
-"""What a whole run guarantees: exact sums, effects that occur once, states of one age, averages at any time."""
+"""Guarantees of a whole run: exact sums, effects that occur once, states of one check, averages at any time."""
 
 import functools
 
@@ -13,17 +13,18 @@ from nnlearn.packing import is_packed
 from nnlearn.stream.dispatch import make_block
 from nnlearn.sums import long_sum, zero_total
 from nnlearn.sweeps import choice, successive_halving, sweep
+from nnlearn.train.step import Skips
 
 SEEN: list = []
 
 
 def note(value, ordered=True):
-    """Let the host know of a value while a program runs."""
+    """Send a value to the host while a program runs."""
     io_callback(lambda seen: SEEN.append(np.asarray(seen).tolist()), None, value, ordered=ordered)
 
 
 def seen_by(function, *args):
-    """What the host was told of while a function ran."""
+    """The values that the host received while a function ran."""
     SEEN.clear()
     jax.block_until_ready(function(*args))
     jax.effects_barrier()
@@ -42,18 +43,18 @@ def square(params, batch, key):
 
 
 @pytest.mark.parametrize("term", [0.1, 2500.3])
-def test_ten_million_terms_have_their_sum(term):
+def test_a_sum_of_ten_million_terms_is_exact(term):
     count, right = 10_000_000, float(np.float32(term)) * 10_000_000
     one_by_one = jax.jit(lambda x: jax.lax.fori_loop(0, count, lambda _, total: total.plus(x), zero_total()).value)
     np.testing.assert_allclose(float(one_by_one(jnp.float32(term))), right, rtol=1e-7)
     np.testing.assert_allclose(float(jax.jit(long_sum)(jnp.full(count, term, jnp.float32))), right, rtol=1e-7)
 
 
-def test_a_long_sum_is_that_of_float64():
+def test_a_long_sum_equals_that_of_float64():
     terms = np.random.default_rng(0).normal(size=(100_000, 2)).astype(np.float32) * 1e3
     right = terms.astype(np.float64).sum(axis=0)
     np.testing.assert_allclose(jax.jit(long_sum)(terms), right, rtol=3e-7)
-    assert np.abs(np.cumsum(terms[:, 0])[-1] - right[0]) > 1e-6 * np.abs(right[0])  # the case tells them apart
+    assert np.abs(np.cumsum(terms[:, 0])[-1] - right[0]) > 1e-6 * np.abs(right[0])  # the case distinguishes them
     last = jax.lax.scan(lambda total, term: (total.plus(term), None), zero_total(), terms[:, 0])[0]
     np.testing.assert_allclose(last.value, right[0], rtol=3e-7)
     np.testing.assert_array_equal(long_sum(jnp.array([[1.0, jnp.inf], [jnp.inf, -jnp.inf]])), [np.inf, np.nan])
@@ -63,7 +64,7 @@ def test_a_long_sum_is_that_of_float64():
 
 
 @pytest.mark.parametrize("dtype, value", [(jnp.float16, 2500.0), (jnp.bfloat16, 0.703125)])
-def test_losses_of_few_bits_have_their_mean(dtype, value):
+def test_the_mean_of_low_precision_losses_is_accurate(dtype, value):
     tx, rule = nnlearn.sgd(0.0), nnlearn.diverged()
 
     def loss_fn(params, batch, key):
@@ -80,13 +81,13 @@ def test_losses_of_few_bits_have_their_mean(dtype, value):
     assert evaluate(jnp.array(value)) == {"loss": value}
 
 
-def test_a_million_steps_have_their_mean():
+def test_the_mean_over_a_million_steps_is_accurate():
     def loss_fn(params, batch, key):
         return params
 
     tx, count = nnlearn.sgd(0.0), 1 << 20
     block = make_block(nnlearn.make_step(loss_fn, tx, record=()))
-    carry = nnlearn.init_state(jnp.array(0.1), tx), zero_total(), jnp.int32(0), {}
+    carry = nnlearn.init_state(jnp.array(0.1), tx), zero_total(), Skips(jnp.int32(0), jnp.int32(0)), {}
     (_, total, *_), _ = block(carry, jnp.zeros(count, bool), None, count)
     np.testing.assert_allclose(float(total.value) / count, np.float32(0.1), rtol=1e-7)
     train = nnlearn.make_train(
@@ -107,7 +108,7 @@ def test_effects_occur_once_a_step_and_in_order():
     tx, start = nnlearn.adam(0.1), jnp.zeros(())
     right = [float(step) for step in range(7)]
     state = nnlearn.init_state(start, tx)
-    for check_every in (3, 7):  # with and without a rest
+    for check_every in (3, 7):  # with and without a remainder
         train = nnlearn.make_train(
             loud, tx, counting(), start, steps=7, check_every=check_every, stop=nnlearn.diverged()
         )
@@ -142,7 +143,7 @@ def test_effects_of_checks_batches_and_schedules_occur_once():
     assert seen_by(jax.jit(train), {}, 0) == ["schedule", *(2 * [*of_step, *of_step, "evaluate", "rule"])]
 
 
-def test_what_a_callback_returns_is_no_constant_of_a_loop():
+def test_the_result_of_a_callback_is_not_a_loop_constant():
     rates = iter(np.arange(1, 100, dtype=np.float32) / 100)
 
     def schedule(count):
@@ -154,8 +155,8 @@ def test_what_a_callback_returns_is_no_constant_of_a_loop():
     np.testing.assert_allclose(jax.tree.leaves(state.opt_state)[-1], 0.06, rtol=1e-6)
 
 
-def test_constants_of_a_loop_are_those_of_its_last_turn():
-    """A rate that is worked out from hyper-parameters, and its derivative, beside a loss with an effect."""
+def test_loop_constants_have_the_values_of_the_last_iteration():
+    """A rate computed from hyper-parameters, and its derivative, with a loss that has an effect."""
     train = nnlearn.make_train(loud, lambda h: nnlearn.sgd(jnp.sin(h)), counting(), jnp.zeros(()), steps=3)
     state, trace = jax.jit(train)(0.3, 0)
     rate = nnlearn.train.step.recorded_learning_rate(state.opt_state)
@@ -165,7 +166,7 @@ def test_constants_of_a_loop_are_those_of_its_last_turn():
     np.testing.assert_allclose(jax.grad(rate_of)(0.3), np.cos(0.3), rtol=1e-6)
 
 
-def test_a_sweep_has_the_effects_of_every_run_once():
+def test_a_sweep_has_the_effects_of_each_run_once():
     def loss_fn(params, batch, key):
         note(batch)
         return square(params, batch, key)
@@ -206,7 +207,7 @@ def test_per_example_gradients_do_not_repeat_effects():
 
 
 def averaging():
-    """A run whose average is best after 20 steps; the later batches lead away."""
+    """A run whose average is best after 20 steps; later batches make it worse."""
     tx = nnlearn.chain(nnlearn.adam(0.1), nnlearn.average_params(0.5))
     batches = nnlearn.generated(lambda key, step: jnp.where(step < 20, 1.0, 5.0))
 
@@ -265,7 +266,7 @@ def many(leaves):
 
 
 @pytest.mark.parametrize("leaves", [2, 20])
-def test_an_average_is_a_tree_of_any_size_and_at_any_time(leaves):
+def test_averages_work_for_any_tree_and_at_any_time(leaves):
     params = many(leaves)
     tx = nnlearn.chain(nnlearn.apply_if_finite(nnlearn.adam(0.1), 5), nnlearn.average_params(0.9))
     state = nnlearn.init_state(params, tx)
@@ -305,7 +306,7 @@ def test_an_average_of_vmapped_runs():
 
 
 @pytest.mark.parametrize("leaves", [2, 20])
-def test_other_parameters_must_fit(leaves):
+def test_replaced_parameters_must_match(leaves):
     state, params = nnlearn.init_state(many(leaves), nnlearn.sgd(0.1)), many(leaves)
     cases = [
         (params | {"more": jnp.ones(1)}, ValueError, "'more'"),

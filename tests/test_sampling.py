@@ -10,7 +10,7 @@ CONFTEST = Path(__file__).parent.parent / "conftest.py"
 
 
 class Item(SimpleNamespace):
-    """As much of a collected test as the sampling looks at."""
+    """The attributes of a collected test that the sampling uses."""
 
     __hash__ = object.__hash__
 
@@ -52,12 +52,12 @@ def test_18_consecutive_shares_hold_every_case(draw):
         assert all(len(share) < len(items) for share in shares) and shares[0] != shares[1]
 
 
-def test_what_is_never_left_out(draw):
+def test_some_tests_are_never_left_out(draw):
     items = list(collected())
     always = {item for item in items if "always" in item.markers or item.path.name == "test_small.py"}
     for value in range(12):
         share = draw(items, value)
         assert share >= always
         tables = {item.path.name for item in share}
-        assert tables == {item.path.name for item in items}  # of each table at least one case
+        assert tables == {item.path.name for item in items}  # at least one case of each table
     assert draw(items, 0, whole=True) == draw(items, 0, args=["tests/test_x.py::test_y"]) == set(items)

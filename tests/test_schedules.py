@@ -169,7 +169,7 @@ every_optax_case = pytest.mark.parametrize(
 
 
 def shared(make_program):
-    """Cases that differ in their numbers alone have one program."""
+    """Cases that differ only in their numbers share one program."""
     programs = {}
 
     def program(case):
@@ -189,7 +189,7 @@ def compiled(case):
 
 @shared
 def differentiated(case):
-    """Values and derivatives by every number at all counts, as a program of (float numbers, counts)."""
+    """Values and derivatives with respect to every number at all counts, as a program of (float numbers, counts)."""
     value_and_slopes = jax.value_and_grad(lambda numbers, count: case.make(nn, numbers)(count))
     return jax.jit(jax.vmap(value_and_slopes, in_axes=(None, 0)))
 
@@ -205,16 +205,16 @@ def as_floats(numbers):
 
 
 def by_optax(case, counts=COUNTS):
-    """What optax says in double precision."""
+    """Optax's values in double precision."""
     with jax.enable_x64(True):
         schedule = case.make(optax)
         return np.asarray(jax.vmap(lambda count: jnp.asarray(schedule(count)))(counts.astype(np.int64)))
 
 
-# ---- The values are right
+# ---- Values
 
 
-def test_names_and_arguments_are_optax_s():
+def test_names_and_arguments_equal_those_of_optax():
     names = [name for name in dir(optax.schedules) if name[0] != "_" and name.endswith(("schedule", "decay"))]
     assert len(names) == 13
     for name in [*names, "join_schedules"]:
@@ -225,7 +225,7 @@ def test_names_and_arguments_are_optax_s():
 
 
 @every_optax_case
-def test_equals_optax(case):
+def test_schedules_equal_optax(case):
     expected = by_optax(case)
     single = compiled(case)(case.numbers, COUNTS)
     assert single.dtype == jnp.float32
@@ -281,7 +281,7 @@ def test_new_schedules_equal_their_formulas(case):
 
 @pytest.mark.parametrize("factor", [2, 3, 5, 10])
 @pytest.mark.parametrize("first", [1, 3, 10, 1000])
-def test_restarts_come_on_the_very_step(first, factor):
+def test_restarts_occur_at_the_exact_step(first, factor):
     starts, length = [0], first
     while starts[-1] + length < 2**22:
         starts.append(starts[-1] + length)
@@ -347,7 +347,7 @@ def test_restarts_come_on_the_very_step(first, factor):
         "three",
     ],
 )
-def test_equals_torch(ours, theirs):
+def test_schedules_equal_torch(ours, theirs):
     torch = pytest.importorskip("torch")
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.6, momentum=0.9)
     scheduler = theirs(torch.optim.lr_scheduler, optimizer)
@@ -364,7 +364,7 @@ def test_equals_torch(ours, theirs):
 
 
 def varied(case):
-    """Rows of numbers: the case's own, and for every number one row each with it a bit smaller and larger."""
+    """Rows of numbers: those of the case, and for each number one row with it slightly smaller and one larger."""
     rows = [case.numbers]
     for name, value in case.numbers.items():
         for change in (1.05, 0.9):
@@ -383,7 +383,7 @@ def test_jit_and_vmap_equal_plain_calls_and_trace_once(case):
     near = COUNTS < 2**24
     plain = case.make(nn)(COUNTS)
     np.testing.assert_allclose(looped[0], plain, **tolerance)
-    assert len({row.tobytes() for row in looped}) > 1 + len(case.numbers) // 2, "the numbers must matter"
+    assert len({row.tobytes() for row in looped}) > 1 + len(case.numbers) // 2, "the numbers must have an effect"
     stacked = {name: jnp.stack([jnp.asarray(row[name]) for row in rows]) for name in case.numbers}
     together = vmapped(case)(stacked)
     np.testing.assert_allclose(together[:, near], looped[:, near], **tolerance)
@@ -410,7 +410,7 @@ def test_gradient_equals_finite_differences(case):
         numbers = as_floats(case.numbers)
         for name, value in case.numbers.items():
             if isinstance(value, int) and name != "cycle_factor":
-                numbers[name] = numbers[name] + 0.37  # off the whole steps, where derivatives jump
+                numbers[name] = numbers[name] + 0.37  # not at whole steps, where derivatives are discontinuous
         counts = jnp.arange(64)
         program = differentiated(case)
         _, derivatives = program(numbers, counts)
@@ -424,8 +424,8 @@ def test_gradient_equals_finite_differences(case):
 
 
 @every_case
-def test_no_number_makes_a_nan_when_it_is_zero(case):
-    """0/0, 0**0, 0 * inf and their derivatives, at every count; div factors apart, which divide by definition."""
+def test_no_argument_gives_nan_when_it_is_zero(case):
+    """0/0, 0**0, 0 * inf and their derivatives, at every count, except for div factors, which are divisors."""
     counts = np.append(COUNTS, [-3]).astype(np.int32)
     rows = [case.numbers]
     for name in case.numbers:
@@ -479,7 +479,7 @@ def test_traces_where_optax_cannot(case):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 100, 999, 4000])
-def test_a_traced_length_cuts_a_cycle_where_a_known_one_does(steps):
+def test_a_traced_length_divides_a_cycle_at_the_same_steps_as_a_concrete_one(steps):
     counts = np.linspace(0, steps + 1, 64).astype(np.int32)
     for name in ("linear_onecycle_schedule", "cosine_onecycle_schedule"):
         traced = property_program(name)((steps, 0.9), counts)
@@ -502,7 +502,7 @@ def test_boundaries_may_be_traced_as_pairs():
 # ---- Precision
 
 
-def test_whole_steps_are_exact_far_beyond_what_float32_counts():
+def test_step_counts_beyond_float32_are_exact():
     begin = 2**30 + 1
     schedule = nn.linear_schedule(0.0, 1.0, 8, begin)
     np.testing.assert_array_equal(schedule(begin + np.arange(10)), np.clip(np.arange(10) / 8, 0, 1))
@@ -527,7 +527,7 @@ def test_narrow_counts_are_widened(dtype):
     np.testing.assert_allclose(value, [0.0, 0.0, 0.1], rtol=1e-6)
 
 
-def test_narrow_values_are_widened_and_wide_ones_kept():
+def test_narrow_values_are_widened_and_wide_ones_are_not_narrowed():
     narrow = nn.linear_schedule(jnp.bfloat16(1.0), jnp.bfloat16(0.0), 1000)(1)
     assert narrow.dtype == jnp.float32
     np.testing.assert_allclose(narrow, 0.999, rtol=1e-6)
@@ -550,11 +550,11 @@ def test_ends_are_exact():
             np.testing.assert_array_equal(schedule(np.array([0, 7, 9])), np.float32([start, last, last]))
 
 
-# ---- Where optax returns a constant, or nearly so
+# ---- Cases where optax returns a constant, or nearly so
 
 
 @pytest.mark.parametrize("steps", [0, -3])
-def test_a_way_without_steps_stays_where_it_is(steps):
+def test_a_transition_without_steps_is_constant(steps):
     for make in (
         lambda module, n: module.polynomial_schedule(0.5, 0.1, 2, n),
         lambda module, n: module.linear_schedule(0.5, 0.1, n),
@@ -596,7 +596,7 @@ def test_edges_equal_optax(make):
     np.testing.assert_allclose(make(nn)(COUNTS), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_growth_without_bound_is_no_nan():
+def test_unbounded_growth_gives_no_nan():
     schedule = nn.exponential_decay(0.0, 1, 2.0)
     np.testing.assert_array_equal(schedule(COUNTS), np.zeros(len(COUNTS)))
     slope = jax.grad(lambda rate, count: nn.exponential_decay(0.1, 1, rate, end_value=5.0)(count))
@@ -651,12 +651,12 @@ def test_growth_without_bound_is_no_nan():
         (lambda: nn.preview(nn.constant_schedule(1.0), -1), r"steps must be an integer >= 0.* got -1"),
     ],
 )
-def test_bad_values_are_named(call, message):
+def test_errors_name_bad_values(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
-def test_wrong_kinds_are_named():
+def test_errors_name_wrong_types():
     with pytest.raises(TypeError, match=r"value must be a number.*'fast'"):
         nn.constant_schedule("fast")
     with pytest.raises(TypeError, match=r"schedules\[1\] must be a function, got 0\.1"):
@@ -716,7 +716,7 @@ def test_values_stay_between_the_ends(start, end, warmup, length, anywhere, powe
 
 @HYPOTHESIS
 @given(rates, rates, st.integers(0, 20), lengths, st.floats(0, 5, width=32))
-def test_decays_never_rise(one, other, warmup, length, power):
+def test_decays_never_increase(one, other, warmup, length, power):
     peak, end = max(one, other), min(one, other)
     counts = np.append(np.arange(80), LAST).astype(np.int32)
     decaying = counts >= warmup
@@ -773,10 +773,10 @@ def previews(label):
     return np.asarray(values)
 
 
-# ---- Beside optax
+# ---- Together with optax
 
 
-def test_preview_takes_any_schedule():
+def test_preview_accepts_any_schedule():
     np.testing.assert_array_equal(nn.preview(lambda step: 0.5, 3), np.full(3, 0.5, np.float32))
     theirs, ours = optax.cosine_decay_schedule(1.0, 10), nn.cosine_decay_schedule(1.0, 10)
     np.testing.assert_allclose(nn.preview(theirs, 60), nn.preview(ours, 60), atol=1e-6)
@@ -795,7 +795,7 @@ def test_joins_with_optax_in_both_directions():
     )
 
 
-def test_a_join_keeps_each_piece_inside_its_own_range():
+def test_a_joined_schedule_evaluates_each_piece_within_its_range():
     def root_of_what_is_left(peak):
         return lambda count: peak * jnp.sqrt(4.0 - count)
 
@@ -807,7 +807,7 @@ def test_a_join_keeps_each_piece_inside_its_own_range():
 
 
 @pytest.mark.parametrize("inject", [False, True])
-def test_drives_optax_s_optimizers(inject):
+def test_schedules_work_in_optimizers_of_optax(inject):
     schedule = nn.warmup_cosine_decay_schedule(0.0, 0.5, 3, 12)
     sgd = optax.inject_hyperparams(optax.sgd) if inject else optax.sgd
     tx = sgd(learning_rate=schedule)
@@ -846,7 +846,7 @@ def test_a_learning_rate_can_be_learned_through_a_schedule():
 # ---- Figures
 
 
-def test_plot_draws_the_values():
+def test_plot_shows_the_values():
     pytest.importorskip("matplotlib")
     schedule = nn.linear_schedule(1.0, 0.0, 5)
     axes = nn.plot(schedule, 8, label="line")

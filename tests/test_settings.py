@@ -1,4 +1,4 @@
-"""Settings that compare equal must make the same program; anything else costs a compilation at most."""
+"""Settings that compare equal must give the same program; a false inequality only costs a compilation."""
 
 import copy
 import dataclasses
@@ -76,7 +76,7 @@ def test_different_settings(left, right):
     assert factory(left) != factory(right)
 
 
-def test_settings_are_what_they_were_when_given():
+def test_settings_are_copied_when_given():
     decay = np.array(0.9)
     before = nnlearn.scale_by_adam(b1=decay)
     decay[...] = 0.0
@@ -91,7 +91,7 @@ def test_settings_are_what_they_were_when_given():
     assert tx != nnlearn.sgd(schedule)
 
 
-def test_temporaries_of_a_pytree_are_not_confused():
+def test_temporary_objects_of_a_pytree_are_not_confused():
     class Node:
         def __init__(self, value):
             self.value = value

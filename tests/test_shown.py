@@ -1,4 +1,4 @@
-"""What people are shown: the names of columns and panels, ticks, colours, narrow tables, and the types of functions."""
+"""What users see: names of columns and panels, ticks, colours, narrow tables, and types of functions."""
 
 import collections.abc
 import io
@@ -40,7 +40,7 @@ def test_norms_of_leaves_and_several_rates_have_columns(tmp_path):
     assert norms.keys() | rates < set((tmp_path / "run.jsonl").read_text().replace('"', " ").split())
 
 
-def test_panels_of_a_trace_have_names_of_their_own_and_plain_ticks():
+def test_panels_of_a_trace_have_distinct_names_and_plain_ticks():
     pytest.importorskip("matplotlib")
     train = nnlearn.make_train(
         loss_fn, nnlearn.sgd(0.5), nnlearn.generated(lambda k, s: s), PARAMS, steps=6, check_every=2,
@@ -54,10 +54,10 @@ def test_panels_of_a_trace_have_names_of_their_own_and_plain_ticks():
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels(which="both")]
     assert any(labels) and all(float(label) > 0 for label in labels if label)
     line = figure.axes[0].get_lines()[0].get_ydata()
-    np.testing.assert_array_equal(np.isnan(line), ~np.asarray(trace.made))  # what was never made is not drawn
+    np.testing.assert_array_equal(np.isnan(line), ~np.asarray(trace.made))  # steps that were not made are not plotted
 
 
-def test_the_comparison_s_table_fits_60_columns():
+def test_the_comparison_table_fits_60_columns():
     from rich.console import Console
 
     from nnlearn.compare.options import CompareOptions
@@ -73,7 +73,7 @@ def test_the_comparison_s_table_fits_60_columns():
             assert text.count(cell) >= 2
 
 
-def test_types_take_what_users_annotate():
+def test_types_accept_what_users_annotate():
     for function, name in ((nnlearn.make_train, "evaluate"), (nnlearn.fit, "evaluate"),
                            (nnlearn.evaluation, "metrics_fn")):  # fmt: skip
         hint = typing.get_type_hints(function)[name]

@@ -118,7 +118,7 @@ def test_a_rule_stops_by_any_true_scalar():
         stopped_at(stop=rule(jnp.array([True, False])))
 
 
-def test_packed_takes_numpy_booleans():
+def test_packed_accepts_numpy_booleans():
     params = {"a": jnp.zeros(2), "b": jnp.zeros(3)}
     assert not nnlearn.packing.is_packed(nnlearn.init_state(params, SGD, packed=np.False_).stored)
     assert nnlearn.packing.is_packed(nnlearn.init_state(params, SGD, packed=np.True_).stored)
@@ -164,7 +164,7 @@ BATCHES = {
 
 
 @pytest.mark.parametrize("name", BATCHES)
-def test_a_policy_casts_inputs_and_leaves_targets(name):
+def test_a_policy_casts_inputs_and_not_targets(name):
     batch, cast = BATCHES[name]
     seen = []
 

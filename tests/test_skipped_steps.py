@@ -1,4 +1,4 @@
-"""A step that a guard skips leaves no trace: a run with bad batches is, to the bit, the run without them."""
+"""A step that a guard skips has no effect: a run with bad batches equals the run without them, bit for bit."""
 
 import functools
 from typing import NamedTuple
@@ -43,7 +43,7 @@ class OwnState(NamedTuple):
 
 
 def own_guard(inner):
-    """A guard that a user writes: the update is 0 where a number is not finite."""
+    """A guard by a user: the update is 0 if a number is not finite."""
 
     def init(params):
         return OwnState(jnp.zeros((), jnp.int32), inner.init(params))
@@ -97,7 +97,7 @@ def run(tx, batches, **options):
 
 
 def check_same(state, expected):
-    """Equal but for the number of batches and what guards count."""
+    """Assert equality except for the number of batches and the counts of guards."""
     leaves = jax.tree.leaves_with_path((state.params, state.opt_state, state.model_state))
     others = jax.tree.leaves((expected.params, expected.opt_state, expected.model_state))
     for (path, leaf), other in zip(leaves, others, strict=True):
@@ -118,7 +118,7 @@ def test_bad_batches_change_nothing(name):
 
 
 @pytest.mark.parametrize("options", [{"microbatches": 2}, {"record": ("grad_norm", "update_norm")}])
-def test_bad_batches_change_nothing_whatever_the_step(options):
+def test_bad_batches_change_nothing_for_any_step(options):
     tx = OPTIMIZERS["average after"]
     step, state, _ = run(tx, WITH_BAD, **options)
     expected = start(tx)
@@ -127,7 +127,7 @@ def test_bad_batches_change_nothing_whatever_the_step(options):
     check_same(state, expected)
 
 
-def test_bad_batches_change_nothing_in_packed_parameters_and_beside_other_runs():
+def test_bad_batches_change_nothing_with_packed_parameters_and_vmapped_runs():
     tx = OPTIMIZERS["moments before"]
     step = jax.jit(jax.vmap(nnlearn.make_step(loss_fn, tx, packed=True), in_axes=(None, 0)))
     state = start(tx, packed=True)
@@ -139,7 +139,7 @@ def test_bad_batches_change_nothing_in_packed_parameters_and_beside_other_runs()
         np.testing.assert_array_equal(leaf[1], other[1])
 
 
-def test_all_devices_skip_what_one_of_them_finds_bad():
+def test_all_devices_skip_a_step_that_is_bad_on_one():
     tx = OPTIMIZERS["average after"]
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     step = nnlearn.make_step(loss_fn, tx, axis_name="data")
@@ -157,7 +157,7 @@ INJECTED = nnlearn.inject_hyperparams(nnlearn.apply_if_finite)
 
 
 @pytest.mark.parametrize("apply_if_finite", [nnlearn.apply_if_finite, optax.apply_if_finite, INJECTED])
-def test_an_update_that_is_let_through_is_whole_too(apply_if_finite):
+def test_an_accepted_update_is_complete(apply_if_finite):
     tx = chain(nnlearn.by_leaf(apply_if_finite(sgd(0.1), 2)), average(0.9))
     _, state, skipped = run(tx, [GOOD[0], BAD, BAD, BAD])
     assert skipped == [False, True, True, False]
@@ -171,14 +171,14 @@ def test_a_mini_step_that_accumulates_is_not_skipped():
     assert skipped == [False, True, False] and int(state.opt_state.mini_step) == 2
     mean = 0.1 * GOOD[1].mean() + 0.9 * 0.1 * GOOD[0].mean()
     np.testing.assert_allclose(state.model_state["mean"], mean, rtol=1e-6)
-    # Inside of another MultiSteps, or where optax does not run it, it stands still and is not skipped either.
+    # It does not advance inside another MultiSteps, or when optax does not run it, and is not skipped either.
     nested = nnlearn.MultiSteps(mini_steps(sgd(0.1), k=2), 2)
     assert run(nested, [GOOD[0], GOOD[1], GOOD[2]])[2] == [False] * 3
     at_times = optax.conditionally_transform(mini_steps(sgd(0.1), k=2), lambda step: step % 2 == 0)
     assert run(at_times, [GOOD[0], GOOD[1], GOOD[2]])[2] == [False] * 3
 
 
-def test_a_window_that_a_guard_inside_skips_is_emptied():
+def test_a_window_skipped_by_an_inner_guard_is_reset():
     tx = nnlearn.MultiSteps(guarded(sgd(0.1)), 2)
     _, state, skipped = run(tx, [BAD, GOOD[0], GOOD[1], GOOD[2]])
     assert skipped == [False, True, False, False]
@@ -198,7 +198,7 @@ def test_was_skipped_is_none_without_guards():
 ROWS = jnp.array([1.0, np.nan, 2.0, 6.0, np.nan, np.nan, 3.0, 5.0, 7.0])  # the losses of nine steps, three to a check
 
 
-def test_rules_count_the_steps_that_were_made():
+def test_rules_count_only_steps_that_were_not_skipped():
     """``train_loss`` is the mean over them, in a compiled run and in a stream; a check without any is NaN."""
 
     def loss_fn(params, batch, key):

@@ -56,7 +56,7 @@ def test_a_step_is_gradient_optimizer_update():
     assert int(state.step) == 1
 
 
-def test_it_learns_and_compiles_once():
+def test_a_step_learns_and_compiles_once():
     tx = nnlearn.adam(nnlearn.cosine_decay_schedule(0.3, 200))
     step = nnlearn.jit_step(nnlearn.make_step(loss_fn, tx))
     state = nnlearn.init_state(make_params(), tx)
@@ -67,7 +67,7 @@ def test_it_learns_and_compiles_once():
     np.testing.assert_allclose(info.learning_rate, 0.3 * 0.5 * (1 + np.cos(np.pi * 199 / 200)), rtol=1e-3)
 
 
-def test_donation_takes_the_state_and_leaves_the_callers_parameters():
+def test_donation_consumes_the_state_and_not_the_caller_s_parameters():
     tx, params, key = nnlearn.adam(0.1), make_params(), jax.random.key(0)
     first = nnlearn.init_state(params, tx, key)
     nnlearn.jit_step(nnlearn.make_step(loss_fn, tx))(first, make_batch())
@@ -75,7 +75,7 @@ def test_donation_takes_the_state_and_leaves_the_callers_parameters():
     assert not params["w"].is_deleted() and not key.is_deleted()
 
 
-def test_scanned_in_two_halves_is_the_same_to_the_last_bit():
+def test_a_scan_in_two_halves_equals_a_whole_scan_bit_for_bit():
     tx = nnlearn.adamw(1e-2)
     step = nnlearn.make_step(loss_fn, tx)
     batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[make_batch(seed=seed) for seed in range(10)])
@@ -132,7 +132,7 @@ def mapped_steps():
 
 @pytest.mark.parametrize("microbatches", [1, 2])
 @pytest.mark.parametrize("mapped", mapped_steps().values(), ids=mapped_steps().keys())
-def test_many_devices_take_the_step_of_one(mapped, microbatches):
+def test_a_step_on_many_devices_equals_that_on_one(mapped, microbatches):
     tx = nnlearn.adam(0.1)
     state, batch = nnlearn.init_state(make_params(), tx), make_batch()
     expected, expected_info = nnlearn.make_step(loss_fn, tx)(state, batch)
@@ -142,7 +142,7 @@ def test_many_devices_take_the_step_of_one(mapped, microbatches):
     assert_trees_close(info._replace(aux=None), expected_info._replace(aux=None))
 
 
-def test_a_plain_mean_of_gradients_under_shard_map_is_the_trap_that_the_step_avoids():
+def test_a_plain_mean_of_gradients_under_shard_map_would_be_wrong():
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
     batch = make_batch()
 
@@ -154,7 +154,7 @@ def test_a_plain_mean_of_gradients_under_shard_map_is_the_trap_that_the_step_avo
     np.testing.assert_allclose(sharded["w"], 4 * exact["w"], rtol=1e-5)
 
 
-def test_microbatches_take_the_step_of_the_whole_batch():
+def test_a_step_with_microbatches_equals_that_of_the_whole_batch():
     tx = nnlearn.sgd(0.1, momentum=0.9)
     state, batch = nnlearn.init_state(make_params(), tx), make_batch()
     expected, info = nnlearn.make_step(loss_fn, tx)(state, batch)
@@ -178,7 +178,7 @@ def padded_batch(size, valid):
 
 
 @pytest.mark.parametrize("valid", [16, 13, 3])
-def test_parts_of_a_masked_batch_weigh_by_what_counts(valid):
+def test_parts_of_a_masked_batch_are_weighted_by_their_valid_examples(valid):
     """With 3 of 16 valid, three of the four parts hold nothing at all."""
     tx = nnlearn.sgd(0.1)
     state, batch = nnlearn.init_state(make_params(), tx), padded_batch(16, valid)
@@ -208,7 +208,7 @@ def test_an_epoch_with_a_remainder_is_the_same_in_microbatches():
     np.testing.assert_allclose(parted.loss, infos.loss, rtol=1e-4)
 
 
-def test_a_bad_batch_size_is_named_when_the_epoch_is_made():
+def test_a_bad_batch_size_is_named_when_the_epoch_is_built():
     step = nnlearn.make_step(masked_loss, nnlearn.sgd(0.1))
     with pytest.raises(ValueError, match="batch_size"):
         nnlearn.make_epoch(step, make_batch(21), batch_size=0)
@@ -230,7 +230,7 @@ def donated_optimizers():
 
 
 @pytest.mark.parametrize("tx", donated_optimizers().values(), ids=donated_optimizers().keys())
-def test_every_state_can_be_donated_and_made_again(tx):
+def test_every_state_can_be_donated_and_initialised_again(tx):
     step = nnlearn.jit_step(nnlearn.make_step(loss_fn, tx))
     finals = []
     for _ in range(2):
@@ -276,7 +276,7 @@ def test_a_line_search_sees_the_loss_that_was_differentiated():
         np.testing.assert_allclose(value, again, rtol=1e-6)
 
 
-def test_numbers_in_aux_may_be_python_s():
+def test_aux_may_hold_python_numbers():
     tx = nnlearn.sgd(0.1)
     step = nnlearn.make_step(lambda p, b, k: (jnp.mean(p["b"] * b[1]), {"n": 3}), tx, microbatches=2)
     assert step(nnlearn.init_state(make_params(), tx), make_batch())[1].aux["n"] == 3.0
@@ -310,7 +310,7 @@ def test_random_numbers_differ_by_step_and_by_device_and_repeat_by_key():
     assert len(set(np.asarray(info.aux[0]).tolist())) == 4
 
 
-def test_any_optax_optimizer_runs_in_the_step_line_searches_too():
+def test_optax_optimizers_and_line_searches_run_in_the_step():
     for tx in (optax.adam(0.1), optax.lbfgs(), optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau())):
         step = jax.jit(nnlearn.make_step(loss_fn, tx))
         state = nnlearn.init_state(make_params(), tx)
@@ -332,7 +332,7 @@ def test_the_learning_rate_is_read_wherever_it_is_recorded():
     np.testing.assert_allclose(sorted(read(parts.init(params))), [0.1, 0.2])
 
 
-def test_the_recorded_rate_is_what_a_plateau_rule_leaves_of_it():
+def test_the_recorded_rate_includes_the_factor_of_a_plateau_rule():
     rule = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, cooldown=0)
     parts = {"w": optax.chain(nnlearn.sgd(0.1), rule), "b": nnlearn.sgd(0.2)}
     cases = {
@@ -359,7 +359,7 @@ def test_the_recorded_rate_is_what_a_plateau_rule_leaves_of_it():
             np.testing.assert_allclose(-updates["w"], rates[1], rtol=1e-6, err_msg=name)
 
 
-def test_the_state_s_key_is_its_own():
+def test_the_key_of_the_state_is_a_copy():
     key = jax.random.key(3)
     state = nnlearn.init_state(make_params(), nnlearn.sgd(0.1), key)
     assert not np.array_equal(jax.random.key_data(state.key), jax.random.key_data(key))
@@ -367,12 +367,12 @@ def test_the_state_s_key_is_its_own():
     np.testing.assert_array_equal(jax.random.key_data(state.key), jax.random.key_data(seeded.key))
 
 
-def test_parameters_that_cannot_be_trained_are_named():
+def test_errors_name_parameters_that_cannot_be_trained():
     with pytest.raises(TypeError, match=r"'layer/count' is int32"):
         nnlearn.init_state({"layer": {"count": jnp.array(1)}}, nnlearn.sgd(0.1))
 
 
-def test_a_loss_with_the_wrong_arguments_is_named():
+def test_the_error_names_the_wrong_arguments_of_a_loss():
     with pytest.raises(TypeError, match=r"\(params, batch, key\).*\(params, batch\)"):
         nnlearn.make_step(lambda params, batch: 0.0, nnlearn.sgd(0.1))
 
@@ -387,7 +387,7 @@ def test_a_loss_with_the_wrong_arguments_is_named():
         lambda p, b, k: jnp.array(1j),
     ],
 )
-def test_a_loss_that_is_no_real_scalar_is_named(bad):
+def test_a_loss_that_is_not_a_real_scalar_is_refused(bad):
     tx = nnlearn.sgd(0.1)
     with pytest.raises(TypeError, match="real scalar"):
         nnlearn.make_step(bad, tx)(nnlearn.init_state(make_params(), tx), make_batch())

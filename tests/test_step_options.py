@@ -36,7 +36,7 @@ def is_refused(options):
 
 
 def covering_rows():
-    """Few choices of all options in which every pair of choices occurs that occurs at all."""
+    """A small set of combinations of options that contains every possible pair of choices."""
     names, rows = list(OPTIONS), []
     missing = {
         ((a, x), (b, y))
@@ -55,7 +55,7 @@ def covering_rows():
 
 
 def make_loss(options):
-    """Squared residuals of a linear model, in a mean weighed by tokens or not; what it takes and returns by option."""
+    """The mean squared residual of a linear model, weighted by tokens or not, with the signature for the options."""
 
     def loss_fn(params, batch, key, model_state=None, hparams=None):
         (x, y, tokens), where = batch if options["masked"] else (batch, None)
@@ -91,13 +91,13 @@ def noise_scale(s, m, small, big):
 
 
 def reference(options):
-    """The step by its definition: the expected numbers by name, and the noise scale by each way to cut the batch."""
+    """The step by its definition: expected results by name, and the noise scale for each way to divide the batch."""
     x, y, tokens, where, w, b = make_data()
     where = where if options["masked"] else np.ones(SIZE, bool)
     weights = np.where(where, tokens if options["batch_weight"] else 1.0, 0)
     l2 = 0.05 if options["hparams"] else 0.0
     residuals = x @ w + b - y
-    # the gradient of each example, of w and b
+    # the gradients of each example with respect to w and b
     grads_b = np.concatenate([2 * residuals[:, None] * x + 2 * l2 * w, 2 * residuals[:, None]], axis=1)
     losses_b = residuals**2 + l2 * np.sum(w**2)
     norms_b = np.linalg.norm(grads_b, axis=1)
@@ -121,7 +121,7 @@ def reference(options):
     if options["custom"] or options["microbatches"] == 1:
         return expected, [noise_scale(np.average(norms_b**2, 0, where), m, 1, count)]
     noises, devices = [], DEVICES if options["axis_name"] else 1
-    for order in ("C", "F"):  # parts of neighbours, and of every second example
+    for order in ("C", "F"):  # parts of consecutive examples, and of every second example
         rows = np.arange(SIZE).reshape(devices, 2, -1) if order == "C" else np.arange(SIZE).reshape(devices, -1, 2).mT
         parts = [part for part in rows.reshape(2 * devices, -1) if where[part].any()]
         squares = [np.sum(np.average(grads_b[part], 0, weights[part]) ** 2) for part in parts]
@@ -177,7 +177,7 @@ def over_parts(transform):
             parts = jax.tree.map(lambda leaf: leaf.reshape(DEVICES, -1, *leaf.shape[1:]), batch)
             state, info = mapped(state, parts)
             state = state._replace(key=jax.random.key_data(state.key))
-            for leaf in jax.tree.leaves((state, info)):  # whatever there is, is the same on all devices
+            for leaf in jax.tree.leaves((state, info)):  # all results are equal on all devices
                 np.testing.assert_array_equal(leaf[0], leaf[1])
             return jax.tree.map(lambda leaf: leaf[0], (state, info))
 
@@ -222,7 +222,7 @@ def check(options, run):
 
 
 def rows():
-    """The rows, those with an axis mapped in turn in each of the ways there are; and all options at once."""
+    """The rows, with each kind of mapped axis where there is one; and a row with all options."""
     ways, every = (
         itertools.cycle(["vmap", "shard_map", "pmap"]),
         {name: choices[-1] for name, choices in OPTIONS.items()},
@@ -239,12 +239,12 @@ def identify(value):
 
 
 @pytest.mark.parametrize(("options", "mapped"), rows(), ids=identify)
-def test_every_pair_of_options_takes_the_step_of_the_definition(options, mapped):
+def test_every_pair_of_options_equals_the_definition(options, mapped):
     check(options, MAPPED.get(mapped, quick_jit))
 
 
 @pytest.mark.parametrize("parts", [{"axis_name": "d"}, {"microbatches": 2}])
-def test_clipping_in_parts_is_refused_where_parts_would_not_weigh_by_examples(parts):
+def test_clipping_in_parts_is_refused_with_weights_other_than_examples(parts):
     options = {name: choices[0] for name, choices in OPTIONS.items()} | parts
     with pytest.raises(ValueError, match="batch_weight cannot be combined with this value_and_grad"):
         make(options | {"custom": "clipped", "batch_weight": True})

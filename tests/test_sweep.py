@@ -302,7 +302,7 @@ def test_a_folder_of_another_sweep_is_rejected(tmp_path):
         sweep(Counted().train, SPACE, 1, metric="loss", folder=tmp_path / "other", **ONE)
 
 
-def test_results_are_saved_tabulated_and_drawn(tmp_path):
+def test_results_are_saved_tabulated_and_plotted(tmp_path):
     space = {"rate": log_uniform(1e-3, 1e3), "momentum": uniform(0.0, 0.9), "noise": 0.0}
     results = sweep(Counted().train, space, 2, metric="loss", samples=8, method="quasi", **ONE)
     results.save(tmp_path / "saved")

@@ -25,7 +25,7 @@ def test_mean_squared_error_of_a_few_predictions(targets, predictions, expected)
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
-def test_a_right_answer_with_probability_0_8_costs_0_223():
+def test_a_right_answer_with_probability_0_8_has_loss_0_223():
     logits = jnp.log(jnp.array([[0.8, 0.2]]))
     by_number = softmax_cross_entropy_with_integer_labels(logits, jnp.array([0]))
     by_distribution = softmax_cross_entropy(logits, jnp.array([[1.0, 0.0]]))
@@ -116,7 +116,7 @@ def test_backpropagation_by_hand_through_a_network_of_two_layers(loss_name):
         assert np.abs(by_hand[name]).max() > 1e-4, name
 
 
-def test_gradient_of_the_softmax_cross_entropy_is_probability_less_label():
+def test_gradient_of_the_softmax_cross_entropy_is_probability_minus_label():
     logits = np.log(np.array([[0.5, 0.3, 0.2]]))
     with jax.enable_x64(True):
         grad = jax.grad(cross_entropy)(jnp.asarray(logits), jnp.array([1]))

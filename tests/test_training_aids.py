@@ -1,4 +1,4 @@
-"""What a step may have about it: exact accumulation, mixed precision, loss scaling, averages, model state, noise."""
+"""Options of a step: exact accumulation, mixed precision, loss scaling, averages, model state, noise scale."""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def close(left, right, **tolerances):
 
 
 @pytest.mark.parametrize(("size", "valid"), [(16, 16), (16, 11), (13, 13), (13, 6), (16, 1)])
-def test_accumulation_is_the_whole_batch_with_unequal_masks_and_ragged_batches(size, valid):
+def test_accumulation_equals_the_whole_batch_with_unequal_masks_and_ragged_batches(size, valid):
     tx = nnlearn.sgd(0.2, momentum=0.9)
     batches = [make_batch(size, valid, seed) for seed in range(4)]
     expected, whole = trained(nnlearn.make_step(loss_fn, tx), tx, batches)
@@ -51,8 +51,8 @@ def test_accumulation_is_the_whole_batch_with_unequal_masks_and_ragged_batches(s
         np.testing.assert_allclose(info.loss, whole.loss, rtol=1e-6)
 
 
-def test_parts_may_weigh_by_tokens():
-    """A mean over tokens that are not padding: parts weigh by their tokens, not by their examples."""
+def test_parts_may_be_weighted_by_tokens():
+    """A mean over tokens without padding: parts are weighted by their tokens, not by their examples."""
     tokens, length = 8, 5
     random = np.random.default_rng(0)
     inputs = jnp.asarray(random.normal(size=(tokens, length, 6)), jnp.float32)
@@ -100,7 +100,7 @@ def over_two_sharded(step):
 
 @pytest.mark.parametrize("mapped", [None, over_two, over_two_sharded])
 @pytest.mark.parametrize("where", [[True, True, False, False], [False, False, False, True], [False] * 4])
-def test_a_part_without_examples_that_count_changes_nothing_whatever_they_hold(where, mapped):
+def test_a_part_without_valid_examples_has_no_effect(where, mapped):
     tx, batch = nnlearn.sgd(0.1), with_nan(where)
     expected, whole = trained(nnlearn.make_step(line_loss, tx), tx, [batch], jnp.ones(2))
     assert np.isfinite(expected.params).all()
@@ -114,8 +114,8 @@ def test_a_part_without_examples_that_count_changes_nothing_whatever_they_hold(w
 
 
 @pytest.mark.parametrize("mapped", [None, over_two, over_two_sharded])
-def test_a_part_of_weight_0_may_have_a_loss_and_a_gradient_that_are_nan(mapped):
-    """A mean over no tokens at all is 0 / 0."""
+def test_a_part_of_weight_0_may_have_a_nan_loss_and_gradient(mapped):
+    """A mean over no tokens is 0 / 0."""
 
     def loss(params, batch, key):
         outputs = jnp.sum(batch["x"] * params[None, :], axis=-1)
@@ -131,7 +131,7 @@ def test_a_part_of_weight_0_may_have_a_loss_and_a_gradient_that_are_nan(mapped):
     close((state.params, info.loss, info.aux), (expected.params, whole.loss, whole.aux))
 
 
-def test_a_batch_without_examples_that_count_keeps_the_model_s_state():
+def test_a_batch_without_valid_examples_keeps_the_model_state():
     def loss(params, batch, key, model_state):
         seen = {"mean": jnp.mean(batch.examples["y"]), "count": model_state["count"] + 1, "key": key}
         return line_loss(params, batch, key), None, seen
@@ -151,7 +151,7 @@ def test_a_batch_without_examples_that_count_keeps_the_model_s_state():
         assert np.isfinite(info.loss)
 
 
-def test_a_line_search_on_a_batch_without_examples_that_count_sees_0():
+def test_a_line_search_on_a_batch_without_valid_examples_sees_0():
     values = []
 
     def update(updates, state, params=None, *, value_fn, **extra_args):
@@ -166,7 +166,7 @@ def test_a_line_search_on_a_batch_without_examples_that_count_sees_0():
 
 
 @pytest.mark.parametrize("microbatches", [1, 4])
-def test_the_model_s_state_is_carried_and_is_the_whole_batch_s(microbatches):
+def test_model_state_is_updated_and_equals_that_of_the_whole_batch(microbatches):
     """Running statistics, and a count that stays an integer."""
 
     def loss(params, batch, key, model_state):
@@ -197,7 +197,7 @@ def test_the_model_s_state_is_carried_and_is_the_whole_batch_s(microbatches):
 
 
 @pytest.mark.parametrize("compute", [jnp.bfloat16, jnp.float16])
-def test_a_policy_computes_low_and_keeps_high(compute):
+def test_a_policy_computes_in_low_and_stores_in_high_precision(compute):
     seen = []
 
     def loss(params, batch, key, hparams):
@@ -219,12 +219,12 @@ def test_a_policy_computes_low_and_keeps_high(compute):
         nnlearn.Policy(compute=jnp.int8).wrap(loss_fn)
 
 
-def test_a_scaled_loss_saves_gradients_that_float16_would_lose():
+def test_loss_scaling_prevents_underflow_in_float16():
     """The gradient 1e-8 underflows in float16; scaled by 2 ** 15 it does not."""
 
     def loss(params, batch, key):
         for factor in batch:
-            params = jax.lax.reduce_precision(params.astype(jnp.float16) * factor, 5, 10)  # rounds though XLA may not
+            params = jax.lax.reduce_precision(params.astype(jnp.float16) * factor, 5, 10)  # XLA may not round
         return jnp.sum(params)
 
     params, factors = jnp.ones(4), jnp.full(2, 1e-4, jnp.float16)
@@ -233,12 +233,12 @@ def test_a_scaled_loss_saves_gradients_that_float16_would_lose():
     scaled = nnlearn.make_step(loss, scaled_tx)
     _, lost = trained(plain, nnlearn.sgd(1.0), [factors], params)
     _, info = trained(scaled, scaled_tx, [factors], params)
-    assert lost.grad_norm == 0 and lost.loss == info.loss  # what is recorded is the loss itself
+    assert lost.grad_norm == 0 and lost.loss == info.loss  # the recorded loss is not scaled
     np.testing.assert_allclose(info.grad_norm, 2e-8, rtol=0.2)
 
 
-def test_an_overflow_is_skipped_and_the_scale_comes_back():
-    """Against the rule written out: halve and hold on an overflow, double after three good steps."""
+def test_an_overflow_is_skipped_and_the_scale_recovers():
+    """Compared with the rule in Python: halve and skip on an overflow, double after three good steps."""
     tx = nnlearn.dynamic_loss_scale(nnlearn.sgd(0.5), initial_scale=8.0, growth_interval=3)
     params, state = jnp.array([1.0]), tx.init(jnp.array([1.0]))
     gradients = [1.0, 1.0, 1.0, np.inf, 1.0, np.nan, 1.0, 1.0, 1.0, 1.0]
@@ -260,7 +260,7 @@ def test_an_overflow_is_skipped_and_the_scale_comes_back():
         nnlearn.dynamic_loss_scale(nnlearn.sgd(0.1), factor=1.0)
 
 
-def test_the_scale_changes_no_number_where_nothing_overflows():
+def test_the_scale_changes_no_result_without_overflow():
     tx, batches = nnlearn.adam(0.01), [make_batch(16, seed=seed) for seed in range(5)]
     expected, _ = trained(nnlearn.make_step(loss_fn, tx), tx, batches)
     scaled_tx = nnlearn.dynamic_loss_scale(tx, growth_interval=2)
@@ -292,7 +292,7 @@ def test_the_average_is_the_weighted_mean_of_all_parameters(packed):
 
 
 @pytest.mark.parametrize("microbatches", [1, 8])
-def test_the_noise_scale_is_recorded_and_is_the_planted_one(microbatches):
+def test_the_noise_scale_is_recorded_and_equals_the_known_one(microbatches):
     """Examples x ~ N(1, 4) in 10 dimensions and the loss |p - x|^2 / 2 at p = 0: noise 40, signal 10."""
     tx = nnlearn.sgd(0.0)
 
@@ -311,14 +311,14 @@ def test_the_noise_scale_is_recorded_and_is_the_planted_one(microbatches):
         assert abs(np.mean(values) - truth) < 4 * np.std(values) / np.sqrt(len(values))
     assert info.grad_norm is None
 
-    scaled = nnlearn.dynamic_loss_scale(tx)  # the scale of the loss is not in the noise scale
+    scaled = nnlearn.dynamic_loss_scale(tx)  # the noise scale does not depend on the loss scale
     step = nnlearn.make_step(loss, scaled, record=("noise_scale",), microbatches=microbatches)
     _, with_scale = jax.jit(step)(nnlearn.init_state(jnp.zeros(10), scaled), batch)
     np.testing.assert_allclose(with_scale.noise_scale, info.noise_scale, rtol=1e-4)
 
 
 @pytest.mark.slow
-def test_the_gradient_may_be_taken_another_way():
+def test_the_gradient_function_may_be_replaced():
     tx, batch = nnlearn.sgd(0.1), make_batch(16, 12)
 
     def clipped(loss_fn):
@@ -332,7 +332,7 @@ def test_the_gradient_may_be_taken_another_way():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), in_parts.params, state.params)
 
 
-def test_a_step_of_its_own_hyper_parameters():
+def test_a_loss_may_take_hyperparameters():
     def loss(params, batch, key, hparams):
         return hparams["weight"] * loss_fn(params, batch, key)
 

@@ -159,7 +159,7 @@ def test_rotary_products_depend_on_the_distance_alone():
     np.testing.assert_allclose(rotary(query, jnp.array([5]))[0, 0, 0], slow_rotary(query.ravel(), 5), atol=1e-5)
 
 
-def test_rotary_base_may_be_traced_and_derived_by():
+def test_the_rotary_base_may_be_traced_and_differentiated():
     query, key = np.random.default_rng(0).normal(size=(2, 1, 1, 1, 8)).astype(np.float32)
 
     def product(base):
@@ -169,7 +169,7 @@ def test_rotary_base_may_be_traced_and_derived_by():
     np.testing.assert_allclose(slope[1], value[2] - value[0], rtol=0.02)
 
 
-def test_attention_with_a_mask_and_a_row_that_may_read_nothing():
+def test_attention_with_a_mask_and_a_fully_masked_row():
     query, key, value = np.random.default_rng(0).normal(size=(3, 1, 4, 2, 6)).astype(np.float32)
     mask = np.array([[1, 1, 0, 1], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]], bool)
 
@@ -185,10 +185,10 @@ def test_attention_with_a_mask_and_a_row_that_may_read_nothing():
     assert np.all(np.isfinite(got)) and np.all(np.isfinite(gradient))
 
 
-# --- what may not change anything ------------------------------------------------------------------------------------
+# --- invariances -----------------------------------------------------------------------------------------------------
 
 
-def test_no_token_changes_what_comes_before_it():
+def test_no_token_affects_earlier_ones():
     model, params = made()
     apply = compiled(model)
     logits = apply(params, TOKENS)
@@ -200,7 +200,7 @@ def test_no_token_changes_what_comes_before_it():
         assert np.all(np.any(changed[:, t:] != logits[:, t:], axis=-1))
 
 
-def test_padding_changes_nothing_whatever_it_holds():
+def test_padding_with_any_content_has_no_effect():
     model, params = made()
 
     def loss(params, tokens, where):
@@ -208,20 +208,20 @@ def test_padding_changes_nothing_whatever_it_holds():
         return jnp.sum(picked**2), picked
 
     value_and_grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    where = np.array([[True] * LENGTH, [False] * 3 + [True] * (LENGTH - 3)])  # on the left, where causality is no help
+    where = np.array([[True] * LENGTH, [False] * 3 + [True] * (LENGTH - 3)])  # on the left: not causally masked
     (_, clean), clean_gradient = value_and_grad(params, np.where(where, TOKENS, 0), where)
     for junk in (-1, VOCABULARY + 100):
         (_, logits), gradient = value_and_grad(params, np.where(where, TOKENS, junk), where)
         np.testing.assert_array_equal(logits, clean)
         jax.tree.map(np.testing.assert_array_equal, gradient, clean_gradient)
-    # and rotary positions tell distances alone: the padded row is the short sequence
+    # rotary positions depend only on distances, so the padded row equals the short sequence
     alone = compiled(model)(params, TOKENS[1:, 3:])
     np.testing.assert_allclose(clean[1, 3:], alone[0], rtol=1e-4, atol=1e-4)
     _, nothing = value_and_grad(params, TOKENS, np.zeros_like(where))
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(nothing))
 
 
-def test_a_token_outside_of_the_vocabulary_is_loud():
+def test_a_token_outside_the_vocabulary_gives_nan():
     model, params = made()
     for token in (-1, VOCABULARY):
         tokens = TOKENS.copy()
@@ -247,7 +247,7 @@ def stacked(tree):
 
 
 @pytest.mark.parametrize("options", [{"remat": True}, {"scan": True, "remat": True}])
-def test_scan_and_remat_are_plumbing(options):
+def test_scan_and_remat_change_no_result(options):
     loss, gradient = loss_and_gradient()
     other_loss, other_gradient = loss_and_gradient(**options)
     np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
@@ -271,7 +271,7 @@ def test_dropout_needs_a_key_and_its_rate_may_be_traced():
     np.testing.assert_allclose(both[1], one, rtol=1e-4, atol=1e-5)
 
 
-def test_sixteen_bits_compute_and_float32_comes_out():
+def test_logits_are_float32_with_16_bit_computation():
     model, params = made()
     low, _ = made(compute_dtype=jnp.bfloat16)
 
@@ -293,7 +293,7 @@ def test_sixteen_bits_compute_and_float32_comes_out():
     assert {leaf.dtype for leaf in jax.tree.leaves(small)} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_the_start_is_a_guess_among_all_tokens():
+def test_the_initial_loss_is_that_of_a_uniform_guess():
     layers = 6
     model = transformer(VOCABULARY, layers=layers, width=64, heads=2, max_length=10, scan=True)
     params = jax.jit(model.init)(jax.random.key(0))
@@ -302,14 +302,14 @@ def test_the_start_is_a_guess_among_all_tokens():
     mlp = jax.tree.map(np.asarray, params["blocks"]["mlp"])
     assert mlp["up"]["kernel"].std() == pytest.approx(64**-0.5, rel=0.05)
     assert mlp["down"]["kernel"].std() == pytest.approx((256 * 2 * layers) ** -0.5, rel=0.05)
-    assert not np.allclose(mlp["up"]["kernel"][0], mlp["up"]["kernel"][1])  # each layer draws its own
+    assert not np.allclose(mlp["up"]["kernel"][0], mlp["up"]["kernel"][1])  # each layer draws separately
 
 
 # --- generation ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form, scan", [("plain", False), ("plain", True), ("gated, learned, head apart", False)])
-def test_the_cache_gives_the_logits_of_the_whole(form, scan):
+def test_decoding_with_the_cache_equals_the_whole_sequence(form, scan):
     model, params = made(form, scan=scan)
     whole = compiled(model)(params, TOKENS)
     cache = model.empty_cache(2, LENGTH + 2)
@@ -325,14 +325,14 @@ def test_greedy_generation_follows_the_whole_model():
     model, params = made("gated, learned, head apart")
     prompt, length = TOKENS[:, :4], 6
     got = generate(model, params, prompt, length, 0, temperature=0.0)
-    written = np.concatenate([prompt, np.zeros((2, length), int)], axis=1)  # what lies ahead is not read
+    written = np.concatenate([prompt, np.zeros((2, length), int)], axis=1)  # later tokens are not read
     for t in range(4, 4 + length):
         written[:, t] = np.argmax(compiled(model)(params, written)[:, t - 1], axis=-1)
     np.testing.assert_array_equal(got, written[:, 4:])
     assert len(set(written[:, 4:].ravel().tolist())) > 2
 
 
-def test_sampling_draws_by_the_softmax():
+def test_sampling_follows_the_softmax():
     logits, draws = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05])), 4000
 
     @jax.jit
@@ -369,12 +369,12 @@ def test_sampling_draws_by_the_softmax():
         ({"rotary_base": -1.0}, "rotary_base must be"),
     ],
 )
-def test_impossible_settings_are_named(options, message):
+def test_errors_name_impossible_settings(options, message):
     with pytest.raises(ValueError, match=message):
         transformer(VOCABULARY, **SIZES | options)
 
 
-def test_wrong_tokens_are_named():
+def test_errors_name_wrong_tokens():
     model, params = made()
     with pytest.raises(TypeError, match="tokens must be integers"):
         model.apply(params, TOKENS.astype(np.float32))

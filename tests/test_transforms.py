@@ -1,4 +1,4 @@
-"""Transformations one by one: against optax, in every dtype, at their edges."""
+"""Transformations: compared with optax, in every dtype, and in edge cases."""
 
 import functools
 
@@ -57,7 +57,7 @@ def updates_over(tx, params, noise):
 
 @pytest.mark.parametrize("make", PAIRS.values(), ids=PAIRS.keys())
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=lambda dtype: dtype.__name__)
-def test_updates_equal_optax_s(make, dtype):
+def test_updates_equal_those_of_optax(make, dtype):
     with jax.enable_x64(dtype == jnp.float64):
         params, noise = make_params(dtype), make_noise(6, dtype)
         ours = jax.jit(functools.partial(updates_over, make(nnlearn)))(params, noise)
@@ -72,13 +72,13 @@ LOW = [jnp.bfloat16, jnp.float16]
 
 @pytest.mark.parametrize("make", PAIRS.values(), ids=PAIRS.keys())
 @pytest.mark.parametrize("dtype", LOW, ids=lambda dtype: dtype.__name__)
-def test_a_transformation_keeps_the_dtype_of_what_it_is_given(make, dtype):
+def test_a_transformation_keeps_the_dtype_of_the_updates(make, dtype):
     params, noise = make_params(dtype), make_noise(3, dtype)
     tx = make(nnlearn)
     updates = jax.jit(functools.partial(updates_over, tx))(params, noise)
     for update in jax.tree.leaves(updates):
         assert bool(jnp.all(jnp.isfinite(update)))
-    if not isinstance(tx, nnlearn.MultiSteps):  # which hands its float32 mean on
+    if not isinstance(tx, nnlearn.MultiSteps):  # which passes its float32 mean on
         assert all(update.dtype == dtype for update in jax.tree.leaves(updates))
 
 
@@ -92,7 +92,7 @@ def test_unitwise_norms_of_kernels():
 
 
 @pytest.mark.parametrize("name", ["mu_dtype", "nu_dtype"])
-def test_moment_dtypes_are_independent_and_stay(name):
+def test_moment_dtypes_are_independent_and_do_not_change(name):
     tx = nnlearn.adam(0.1, **{name: jnp.bfloat16})
     params = make_params()
     state = tx.init(params)
@@ -109,7 +109,7 @@ def test_second_moments_of_complex_parameters_are_real():
     assert state.nu["w"].dtype == jnp.float32 and state.mu["w"].dtype == jnp.complex64
 
 
-def test_master_copy_is_independent_of_the_parameters_and_is_what_they_round_to():
+def test_parameters_are_the_rounded_independent_master_copy():
     tx = nnlearn.adamw(1e-3, master_dtype=jnp.float32)
     params = make_params(jnp.bfloat16)
     state = tx.init(params)
@@ -136,7 +136,7 @@ def test_master_dtype_needs_parameters_and_values():
         nnlearn.sgd(0.1, master_dtype=jnp.int32)
 
 
-def test_a_weight_changed_beside_its_master_copy_is_taken_up():
+def test_a_weight_changed_by_the_user_updates_its_master_copy():
     tx = nnlearn.sgd(0.5, master_dtype=jnp.float32)
     params = jnp.ones(2, jnp.bfloat16)
     state = tx.init(params)
@@ -174,7 +174,7 @@ def test_bounds_may_be_infinite():
         np.testing.assert_array_equal(tx.update(huge, tx.init(huge))[0], huge)
 
 
-def test_hyperparameters_written_as_whole_numbers_are_floats():
+def test_integer_hyperparameters_become_floats():
     tx = nnlearn.inject_hyperparams(nnlearn.sgd)(learning_rate=1)
     state = nnlearn.set_hyperparams(tx.init(jnp.zeros(1)), learning_rate=0.5)
     assert float(tx.update(jnp.ones(1), state)[0][0]) == -0.5
@@ -196,7 +196,7 @@ NEEDY = [nnlearn.add_decayed_weights, nnlearn.adaptive_grad_clip, nnlearn.scale_
 
 
 @pytest.mark.parametrize("make", NEEDY)
-def test_missing_parameters_are_named(make):
+def test_errors_name_missing_parameters(make):
     tx = make(0.1)
     with pytest.raises(ValueError, match=make.__name__):
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
@@ -223,12 +223,12 @@ BAD = [
 
 
 @pytest.mark.parametrize(("name", "make"), BAD, ids=[f"{name}-{index}" for index, (name, _) in enumerate(BAD)])
-def test_bad_arguments_are_named(name, make):
+def test_errors_name_bad_arguments(name, make):
     with pytest.raises((ValueError, TypeError), match=name):
         make()
 
 
-def test_tracers_pass_where_numbers_are_checked():
+def test_tracers_are_not_checked():
     jax.jit(lambda rate, b2: nnlearn.adam(rate, b2=b2).init(jnp.ones(2)))(-1.0, 2.0)
 
 
@@ -317,7 +317,7 @@ def test_accumulation_of_low_precision_gradients_is_float32():
 # Guard
 
 
-def test_a_step_that_is_not_finite_is_skipped_until_it_is_the_rule():
+def test_a_non_finite_step_is_skipped_until_the_limit():
     tx = nnlearn.apply_if_finite(nnlearn.trace(0.9), max_consecutive_errors=2)
     update, state = jax.jit(tx.update), tx.init(jnp.zeros(1))
     for gradient, expected, total in ((1.0, 1.0, 0), (jnp.inf, 0.0, 1), (jnp.nan, 0.0, 2), (1.0, 1.9, 2)):
@@ -349,7 +349,7 @@ def test_hyperparameters_are_found_and_set_wherever_they_are():
         nnlearn.set_hyperparams(nnlearn.adam(0.1).init(params), learning_rate=1.0)
 
 
-def test_a_mask_function_is_no_schedule():
+def test_a_mask_function_is_not_a_schedule():
     params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
     zeros = jax.tree.map(jnp.zeros_like, params)
     tx = nnlearn.inject_hyperparams(nnlearn.adamw)(
@@ -396,7 +396,7 @@ def test_noise_without_a_key_warns():
         nnlearn.add_noise(0.1, 0.5)
 
 
-def test_defaults_spelt_out_are_the_same_settings():
+def test_explicit_defaults_are_the_same_settings():
     assert nnlearn.adam(0.1) == nnlearn.adam(learning_rate=0.1, b1=0.9)
     assert hash(nnlearn.adam(0.1)) == hash(nnlearn.adam(0.1, 0.9))
 
@@ -406,7 +406,7 @@ def test_repr_names_the_settings():
     assert "MultiSteps" in repr(nnlearn.MultiSteps(nnlearn.sgd(0.1), 2).update)
 
 
-def test_optax_tools_see_into_the_state():
+def test_optax_tools_read_the_state():
     params = make_params()
     tx = nnlearn.adam(0.1)
     state = tx.init(params)
@@ -419,7 +419,7 @@ def test_optax_tools_see_into_the_state():
 
 
 @pytest.mark.parametrize("answer", [jnp.zeros(2, bool), jnp.int32(0)], ids=["two", "an integer"])
-def test_whether_to_skip_is_one_boolean(answer):
+def test_the_skip_decision_is_one_boolean(answer):
     tx = nnlearn.MultiSteps(nnlearn.sgd(0.1), 2, should_skip_update_fn=lambda updates, step, params: (answer, ()))
     state = tx.init(jnp.zeros(2))
     with pytest.raises(ValueError, match="must return a boolean scalar first"):
@@ -434,7 +434,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_bad_value_is_refused_by_its_name(name):
+def test_the_error_for_a_bad_value_names_the_argument(name):
     function, argument = REFUSED[name]
     with pytest.raises(ValueError, match=argument):
         function()
@@ -447,7 +447,7 @@ def test_weights_do_not_decay_by_default():
 
 
 @pytest.mark.parametrize("make", [nnlearn.scale_by_adam, nnlearn.scale_by_adamax, nnlearn.scale_by_belief])
-def test_the_first_moment_has_the_dtype_that_is_asked_for(make):
+def test_the_first_moment_has_the_requested_dtype(make):
     assert make(mu_dtype=jnp.bfloat16).init(jnp.zeros(2)).mu.dtype == jnp.bfloat16
 
 

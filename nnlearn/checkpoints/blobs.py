@@ -9,18 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from blake3 import blake3
-from safetensors import TensorSpec, serialize_file
 
 from nnlearn.checkpoints.errors import CheckpointError
 from nnlearn.checkpoints.nodes import DTYPES, Arrays, Node, byte_count, expected
 
-CHUNK = 8 << 20
+CHUNK = 256 << 10  # bytes that are hashed while they are in the processor's cache
+LARGE = 8 << 20  # bytes for which a thread is worth its start
+ALIGNMENT = 64  # bytes, of memory that JAX on a CPU takes over without a copy
 MAX_HEADER = 64 << 20
-READABLE = {  # what other readers of safetensors know; the rest is written as bytes
-    *("bool", "float16", "float32", "float64", "bfloat16", "complex64"),
-    *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)),
-    *("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"),
-}
 
 FLOAT8 = {"e4m3": "e4m3fn", "e5m2": "e5m2", "e8m0": "e8m0fnu", "e4m3fnuz": "e4m3fnuz", "e5m2fnuz": "e5m2fnuz"}
 FOREIGN = {
@@ -32,6 +28,7 @@ FOREIGN = {
     "C64": DTYPES["complex64"],
 }
 """The dtypes of safetensors by its names for them."""
+NAMES = {dtype: name for name, dtype in FOREIGN.items()}
 
 
 class Written(NamedTuple):
@@ -41,53 +38,56 @@ class Written(NamedTuple):
     blake3: str
 
 
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> Written:
-    """Write a safetensors file, wait until it is on the disk, and hash it.
+def write_arrays(file: Any, arrays: Mapping[str, np.ndarray]) -> Written:
+    """Write arrays in the format of safetensors, and hash them.
+
+    A large file is on the disk when this returns, because the hash is computed meanwhile. Call ``os.fsync`` for others.
+
+    Args:
+      file: an unbuffered file, open for writing.
+      arrays: contiguous arrays by name. A dtype that safetensors does not have is written as bytes.
 
     Raises:
       OSError: if the disk is full or refuses.
     """
-    specs = {name: _spec(array) for name, array in arrays.items()}
-    with _library_errors_as_os_errors(path):
-        serialize_file(specs, str(path), metadata={"written_by": "nnlearn"})
-    with open(path, "rb") as file, ThreadPoolExecutor(1) as pool:
-        synced = pool.submit(os.fsync, file.fileno())  # hashing takes less time than the disk
-        digest, size = hash_file(file)
-        synced.result()
-    return Written(size, digest)
+    names = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))  # aligned, as the format asks
+    header, at = {"__metadata__": {"written_by": "nnlearn"}}, 0
+    for name in names:
+        array = arrays[name]
+        known = NAMES.get(array.dtype)
+        shape = [array.nbytes] if known is None else list(array.shape)
+        header[name] = {"dtype": known or "U8", "shape": shape, "data_offsets": [at, at + array.nbytes]}
+        at += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    parts = [len(text).to_bytes(8, "little") + text]
+    parts += [arrays[name].reshape(-1).view(np.uint8) for name in names if arrays[name].nbytes]
+    for part in parts:
+        write_all(file, part)
+    hasher = blake3()
+    with ThreadPoolExecutor(1) as pool:
+        synced = pool.submit(os.fsync, file.fileno()) if at > LARGE else None
+        for part in parts:
+            hasher.update(part)
+        if synced is not None:
+            synced.result()
+    return Written(8 + len(text) + at, hasher.hexdigest())
 
 
-class _library_errors_as_os_errors:
-    """The library raises its own class for a full disk; turn that into the ``OSError`` that it holds in its text."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type | None, error: BaseException | None, _: Any) -> None:
-        from safetensors import SafetensorError
-
-        if isinstance(error, SafetensorError):
-            code = next((n for n in (28, 122, 27, 5, 13) if f"os error {n}" in str(error)), 5)
-            raise OSError(code, os.strerror(code), str(self.path)) from error
+def write_all(file: Any, content: Any) -> None:
+    """Write all of some bytes to an unbuffered file; one call writes 2 GiB at most."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
-def _spec(array: np.ndarray) -> TensorSpec:
-    known = array.dtype.name in READABLE
-    shape = array.shape if known else (array.nbytes,)
-    dtype = array.dtype.name if known else "uint8"
-    return TensorSpec(dtype=dtype, shape=shape, data_ptr=array.ctypes.data, data_len=array.nbytes)
-
-
-def hash_file(file: Any) -> tuple[str, int]:
-    """The BLAKE3 hash of an open file, and its size."""
-    hasher, size = blake3(), 0
+def hash_file(file: Any) -> str:
+    """The BLAKE3 hash of an open file."""
+    hasher = blake3()
     chunk = memoryview(bytearray(CHUNK))
     while count := file.readinto(chunk):
         hasher.update(chunk[:count])
-        size += count
-    return hasher.hexdigest(), size
+    return hasher.hexdigest()
 
 
 def check_file(path: Path, written: Written) -> None:
@@ -97,7 +97,7 @@ def check_file(path: Path, written: Written) -> None:
       CheckpointError: if it is missing, or its size or hash is another.
     """
     with _opened(path, written) as file:
-        _check_hash(path, hash_file(file)[0], written)
+        _check_hash(path, hash_file(file), written)
 
 
 def _opened(path: Path, written: Written) -> Any:
@@ -105,7 +105,7 @@ def _opened(path: Path, written: Written) -> Any:
         size = path.stat().st_size
         if size != written.bytes:  # before anything is allocated
             raise CheckpointError(path, f"it has {size} bytes, and {written.bytes} were saved: truncated or replaced")
-        return open(path, "rb")
+        return open(path, "rb", buffering=0)
     except FileNotFoundError as error:
         raise CheckpointError(path, "the file is missing") from error
     except OSError as error:
@@ -126,62 +126,81 @@ def read_arrays(path: Path, written: Written, nodes: Sequence[Node]) -> Arrays:
       nodes: the descriptions of its arrays.
 
     Returns:
-      Arrays by name, as views of one buffer.
+      Arrays by name; each has memory of its own.
 
     Raises:
       CheckpointError: if the file is damaged, or its arrays are not those described.
     """
+    hasher, data = blake3(), sum(map(byte_count, nodes))
     with _opened(path, written) as file:
-        content, hasher = np.empty(written.bytes, np.uint8), blake3()
-        view, at = memoryview(content.data), 0
-        while count := file.readinto(view[at : at + CHUNK]):
-            hasher.update(view[at : at + count])
-            at += count
-    if at != written.bytes:
-        raise CheckpointError(path, f"it ended after {at} of {written.bytes} bytes")
+        entries = _read_entries(path, file, written.bytes - data, data, hasher)
+        arrays, at = _allocated(path, entries, nodes), 0
+        for name in sorted(arrays, key=lambda name: entries[name]["data_offsets"]):
+            if entries[name]["data_offsets"][0] != at:
+                raise CheckpointError(path, f"its header has array {name!r} in a wrong place: damaged or replaced")
+            at += _read_into(file, arrays[name].reshape(-1).view(np.uint8), hasher)
     _check_hash(path, hasher.hexdigest(), written)
-    places = read_header(path, content)
-    arrays: Arrays = {}
-    for node in nodes:
-        name, (dtype, shape), size = node["name"], expected(node), byte_count(node)
-        if name not in places:
-            raise CheckpointError(path, f"it has no array {name!r}, which the manifest describes")
-        begin, end = places[name]
-        if end - begin != size:
-            raise CheckpointError(path, f"array {name!r} has {end - begin} bytes, but {dtype.name}{shape} needs {size}")
-        part = content[begin:end]
-        if begin % dtype.itemsize:
-            part = part.copy()
-        arrays[name] = part.view(dtype).reshape(shape)
     return arrays
 
 
-def read_header(path: Path, content: np.ndarray) -> dict[str, tuple[int, int]]:
-    """Where each array lies in the bytes of a safetensors file; see ``read_entries``."""
-    start, entries = read_entries(path, content)
-    return {
-        name: (start + entry["data_offsets"][0], start + entry["data_offsets"][1]) for name, entry in entries.items()
-    }
+def _read_entries(path: Path, file: Any, start: int, data: int, hasher: Any) -> dict[str, Any]:
+    """``parse_entries`` of an open file whose arrays must begin at ``start``."""
+    length, header = np.empty(8, np.uint8), np.empty(max(start - 8, 0), np.uint8)
+    _read_into(file, length, hasher)
+    if int.from_bytes(length.tobytes(), "little") != start - 8:
+        raise CheckpointError(path, "its header has another length than that which was saved: damaged or replaced")
+    _read_into(file, header, hasher)
+    return parse_entries(path, header.tobytes(), data)
 
 
-def read_entries(path: Path, content: np.ndarray) -> tuple[int, dict[str, Any]]:
-    """Where the data begin in the bytes of a safetensors file, and the checked entries of its header by name.
+def _allocated(path: Path, entries: Mapping[str, Any], nodes: Sequence[Node]) -> Arrays:
+    """Empty arrays for the descriptions, which the header must agree with."""
+    arrays: Arrays = {}
+    for node in nodes:
+        name, (dtype, shape), size = node["name"], expected(node), byte_count(node)
+        if name not in entries:
+            raise CheckpointError(path, f"it has no array {name!r}, which the manifest describes")
+        begin, end = entries[name]["data_offsets"]
+        if end - begin != size:
+            raise CheckpointError(path, f"array {name!r} has {end - begin} bytes, but {dtype.name}{shape} needs {size}")
+        arrays[name] = _empty(size).view(dtype).reshape(shape)
+    return arrays
+
+
+def _empty(size: int) -> np.ndarray:
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    begin = -memory.ctypes.data % ALIGNMENT
+    return memory[begin : begin + size]
+
+
+def _read_into(file: Any, memory: np.ndarray, hasher: Any) -> int:
+    """Fill memory from a file, and hash what was read; returns the bytes read, fewer at the end of the file."""
+    at, view = 0, memoryview(memory)
+    while count := file.readinto(view[at : at + CHUNK]):
+        hasher.update(view[at : at + count])
+        at += count
+    return at
+
+
+def parse_entries(path: Path, text: bytes, data: int) -> dict[str, Any]:
+    """The checked entries of the header of a safetensors file by name, see ``write_arrays``.
+
+    Args:
+      path: the file, for messages.
+      text: the header.
+      data: the number of bytes after it.
 
     Raises:
-      CheckpointError: if the header is too long, is not JSON, names an array twice, or points outside of the file.
+      CheckpointError: if the header is not JSON, names an array twice, or points outside of the file.
     """
-    length = int.from_bytes(content[:8].tobytes(), "little")
-    if len(content) < 8 or length > min(len(content) - 8, MAX_HEADER):
-        raise CheckpointError(path, f"its header says that it has {length} bytes, in a file of {len(content)}")
     try:
-        header = json.loads(content[8 : 8 + length].tobytes(), object_pairs_hook=refuse_duplicates)
-        data = len(content) - 8 - length
+        header = json.loads(text, object_pairs_hook=refuse_duplicates)
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
         for name, entry in entries.items():
             begin, end = entry["data_offsets"]
             if not (type(begin) is int and type(end) is int and 0 <= begin <= end <= data):
                 raise ValueError(f"array {name!r} lies at {begin}..{end} of {data} bytes")
-        return 8 + length, entries
+        return entries
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(path, f"its header cannot be read: {error}") from error
 
@@ -194,7 +213,11 @@ def read_header_file(path: Path) -> Arrays:
       CheckpointError: if its header is damaged, or an array has a dtype that is not known.
     """
     content = np.fromfile(path, np.uint8)
-    start, entries = read_entries(path, content)
+    length = int.from_bytes(content[:8].tobytes(), "little")
+    if len(content) < 8 or length > min(len(content) - 8, MAX_HEADER):
+        raise CheckpointError(path, f"its header says that it has {length} bytes, in a file of {len(content)}")
+    start = 8 + length
+    entries = parse_entries(path, content[8:start].tobytes(), len(content) - start)
     arrays: Arrays = {}
     for name, entry in entries.items():
         try:

@@ -2,11 +2,11 @@
 
 import contextlib
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from typing import Any
 from nnlearn.checkpoints.blobs import check_file, read_arrays, write_arrays
 from nnlearn.checkpoints.errors import CheckpointError
 from nnlearn.checkpoints.manifest import ARRAYS, NAME, Manifest, read_manifest, to_bytes
-from nnlearn.checkpoints.nodes import Arrays, Node, build, describe, named_leaves
+from nnlearn.checkpoints.nodes import Arrays, Node, build, describe, named_leaves, total_bytes
 from nnlearn.checkpoints.restore import Fitting, LoadReport, Missing, Names, Rename, Unexpected, check
-from nnlearn.files import hold, replacing
+from nnlearn.files import explaining_full_disk, hold, sync_folder
 from nnlearn.types import PyTree
 
 LOCK = ".lock"
@@ -40,8 +40,9 @@ def save(
 
     Raises:
       TypeError: if a leaf cannot be saved, or ``metadata`` is not JSON; nothing is written.
-      OSError: if the disk is full or refuses; an older checkpoint stays as it is.
+      OSError: if the disk refuses, ``nnlearn.files.FullDiskError`` if it is full; an older checkpoint is unchanged.
 
+    >>> import tempfile
     >>> import jax.numpy as jnp
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save(folder + "/params", {"w": jnp.ones(2)})
@@ -59,19 +60,21 @@ def write(folder: Path, node: Node, arrays: Arrays, metadata: Mapping[str, Any] 
         json.dumps(metadata, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise TypeError(f"metadata must be JSON values, and finite numbers: {error}; got {metadata!r}") from error
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    remove_drafts(folder)
-    with _draft(folder) as draft:
+    safe = "The checkpoint that was there is unchanged" if folder.exists() else "Nothing was left behind"
+    with explaining_full_disk(folder, safe, total_bytes(arrays)), _draft(folder) as draft:
         name = f"arrays-{os.urandom(8).hex()}.safetensors"
-        written = write_arrays(draft / name, arrays)
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        manifest = Manifest(step, metadata, library_versions(), node, {name: written}, created)
-        with replacing(draft / NAME, "wb") as file:
-            file.write(to_bytes(manifest))
+        with open(draft / name, "wb", buffering=0) as file, open(draft / NAME, "wb") as about:
+            written = write_arrays(file, arrays)
+            about.write(to_bytes(Manifest(step, metadata, library_versions(), node, {name: written}, created)))
+            about.flush()
+            os.fsync(file.fileno())
+            os.fsync(about.fileno())
         sync_folder(draft)
         _commit(draft, folder, name)
 
 
+@functools.cache
 def library_versions() -> dict[str, str]:
     """The installed versions of nnlearn and of the libraries that compute for it."""
     found = {}
@@ -84,7 +87,10 @@ def library_versions() -> dict[str, str]:
 @contextlib.contextmanager
 def _draft(folder: Path) -> Iterator[Path]:
     """A new folder beside ``folder``, held until it is committed; removed after an error."""
-    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".draft"))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_drafts(folder)
+    draft = folder.parent / f".{folder.name}.{os.urandom(8).hex()}.draft"
+    draft.mkdir()
     try:
         with open(draft / LOCK, "a") as lock:
             hold(lock)
@@ -123,16 +129,6 @@ def _commit(draft: Path, folder: Path, name: str) -> None:
     sync_folder(folder.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk; where the system cannot, do nothing."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def load(
     folder: str | Path,
     like: PyTree | None = None,
@@ -166,6 +162,7 @@ def load(
       FileNotFoundError: if there is no such folder.
       CheckpointError: if a file is damaged, or the saved tree does not fit ``like``; the message lists the leaves.
 
+    >>> import tempfile
     >>> import jax.numpy as jnp
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save(folder + "/old", {"encoder": jnp.ones(2), "head": jnp.ones(10)})
@@ -175,19 +172,40 @@ def load(
     does not fit (1): head: saved float32[10], wanted float32[3]
     """
     folder = Path(folder)
-    given = only is not None or rename is not None or report is not None
+    check_options(like, missing, unexpected, any(option is not None for option in (only, rename, report)))
+    manifest = read_manifest(folder)
+    arrays = read_all(folder, manifest)
+    return fit_tree(folder, manifest.tree, arrays, like, only, rename, missing, unexpected, report)
+
+
+def check_options(like: PyTree | None, missing: str, unexpected: str, given: bool) -> None:
+    """Refuse options of ``load`` that do not exist, or that need ``like``; ``given`` if there are others."""
     if like is None and (given or missing != "error" or unexpected != "error"):
         raise ValueError("only, rename, missing, unexpected and report need like, a tree to load into")
     if missing not in ("error", "keep"):
         raise ValueError(f"missing must be 'error' or 'keep', got {missing!r}")
     if unexpected not in ("error", "ignore"):
         raise ValueError(f"unexpected must be 'error' or 'ignore', got {unexpected!r}")
+
+
+def load_parts(folder: Path, like: dict[str, PyTree], other: str) -> tuple[dict[str, PyTree], PyTree]:
+    """Parts of a saved dict, read once: those of ``like`` with its types, and another as nested dicts.
+
+    Raises:
+      CheckpointError: if a file is damaged, or the saved parts do not fit ``like``.
+    """
     manifest = read_manifest(folder)
-    arrays = _read_all(folder, manifest)
-    return fit_tree(folder, manifest.tree, arrays, like, only, rename, missing, unexpected, report)
+    arrays = read_all(folder, manifest)
+    parts = fit_tree(folder, manifest.tree, arrays, like, None, None, "error", "ignore", None)
+    return parts, build(manifest.tree["children"][other], arrays)
 
 
-def _read_all(folder: Path, manifest: Manifest) -> Arrays:
+def read_all(folder: Path, manifest: Manifest) -> Arrays:
+    """The arrays of a checkpoint by name, once every byte is checked.
+
+    Raises:
+      CheckpointError: if the file of arrays is damaged, missing or replaced.
+    """
     leaves = named_leaves(manifest.tree).values()
     nodes = [node for node in leaves if node["kind"] in ("array", "key")]
     ((name, written),) = manifest.files.items()
@@ -226,9 +244,17 @@ def fit_tree(
 def verify(folder: str | Path) -> None:
     """Check every byte of a checkpoint, without loading it.
 
+    Args:
+      folder: the folder of a checkpoint that ``save`` wrote.
+
     Raises:
       FileNotFoundError: if there is no such folder.
       CheckpointError: if a file is damaged, missing or replaced.
+
+    >>> import tempfile, jax.numpy as jnp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(folder + "/one", {"w": jnp.ones(2)})
+    ...     verify(folder + "/one")
     """
     folder = Path(folder)
     for name, written in read_manifest(folder).files.items():
@@ -238,9 +264,21 @@ def verify(folder: str | Path) -> None:
 def read_metadata(folder: str | Path) -> dict[str, Any]:
     """The metadata that was saved with a checkpoint.
 
+    Args:
+      folder: the folder of a checkpoint that ``save`` wrote.
+
+    Returns:
+      The dict that was given to ``save``, of JSON types.
+
     Raises:
       FileNotFoundError: if there is no such folder.
       CheckpointError: if the manifest is damaged.
+
+    >>> import tempfile, jax.numpy as jnp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(folder + "/one", {"w": jnp.ones(2)}, metadata={"epoch": 3})
+    ...     read_metadata(folder + "/one")
+    {'epoch': 3}
     """
     return read_manifest(Path(folder)).metadata
 

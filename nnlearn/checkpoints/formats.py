@@ -3,8 +3,6 @@
 None of these formats notices damage; ``nnlearn.checkpoints.save`` does.
 """
 
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -16,10 +14,10 @@ import numpy as np
 from nnlearn.checkpoints.blobs import read_header_file, write_arrays
 from nnlearn.checkpoints.errors import CheckpointError
 from nnlearn.checkpoints.folder import fit_tree
-from nnlearn.checkpoints.nodes import Node, build, describe
+from nnlearn.checkpoints.nodes import Node, build, describe, total_bytes
 from nnlearn.checkpoints.restore import LoadReport, Missing, Names, Rename, Unexpected
 from nnlearn.extras import import_extra
-from nnlearn.files import replacing
+from nnlearn.files import explaining_full_disk, replacing
 from nnlearn.packing import Packed, pack_like, unpack
 from nnlearn.packing.serialization import register_with_flax
 from nnlearn.types import PyTree
@@ -59,9 +57,9 @@ def export_safetensors(path: str | Path, tree: PyTree) -> None:
     """
     _, arrays = describe(tree)
     path = Path(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".draft") as draft:
-        write_arrays(Path(draft) / path.name, arrays)
-        os.replace(Path(draft) / path.name, path)
+    safe = "The file that was there is unchanged" if path.exists() else "Nothing was left behind"
+    with explaining_full_disk(path, safe, total_bytes(arrays)), replacing(path, "wb", buffering=0) as file:
+        write_arrays(file, arrays)
 
 
 def import_safetensors(
@@ -78,6 +76,9 @@ def import_safetensors(
       like: the tree to load into; None for a dict of NumPy arrays by name.
       convert: ``convert(name, array)`` gives the array to use; PyTorch keeps the kernel of a linear layer transposed.
       **fit: ``only``, ``rename``, ``missing``, ``unexpected``, ``report``, see ``nnlearn.checkpoints.load``.
+
+    Returns:
+      A tree like ``like``, or a dict of NumPy arrays by name.
 
     Raises:
       CheckpointError: if the file is damaged in a way that shows, or does not fit ``like``.
@@ -133,9 +134,18 @@ def import_msgpack(path: str | Path, like: PyTree | None = None, **fit: Unpack[F
       like: the tree to load into; None for nested dicts of NumPy arrays.
       **fit: ``only``, ``rename``, ``missing``, ``unexpected``, ``report``, see ``nnlearn.checkpoints.load``.
 
+    Returns:
+      A tree like ``like``, or nested dicts of NumPy arrays.
+
     Raises:
       ImportError: if flax is not installed.
       CheckpointError: if the file cannot be read, or does not fit ``like``.
+
+    >>> import tempfile, jax.numpy as jnp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     export_msgpack(folder + "/w.msgpack", {"layer": {"w": jnp.ones(2)}})
+    ...     import_msgpack(folder + "/w.msgpack")
+    {'layer': {'w': array([1., 1.], dtype=float32)}}
     """
     flax = import_extra("flax.serialization", "import_msgpack", "flax")
     return _fit_foreign(path, lambda: flax.msgpack_restore(Path(path).read_bytes()), like, fit)
@@ -150,6 +160,8 @@ def export_orbax(path: str | Path, tree: PyTree) -> None:
 
     Raises:
       ImportError: if orbax is not installed.
+
+    >>> export_orbax("checkpoint", {"w": jnp.ones(2)})  # doctest: +SKIP
     """
     orbax = import_extra("orbax.checkpoint", "export_orbax", "orbax", "orbax-checkpoint")
 
@@ -169,9 +181,15 @@ def import_orbax(path: str | Path, like: PyTree | None = None, **fit: Unpack[Fit
       like: the tree to load into; None for nested dicts and lists of arrays.
       **fit: ``only``, ``rename``, ``missing``, ``unexpected``, ``report``, see ``nnlearn.checkpoints.load``.
 
+    Returns:
+      A tree like ``like``, or nested dicts and lists of arrays.
+
     Raises:
       ImportError: if orbax is not installed.
       CheckpointError: if it cannot be read, or does not fit ``like``.
+
+    >>> import_orbax("checkpoint", like={"w": jnp.zeros(2)})  # doctest: +SKIP
+    {'w': Array([1., 1.], dtype=float32)}
     """
     orbax = import_extra("orbax.checkpoint", "import_orbax", "orbax", "orbax-checkpoint")
 

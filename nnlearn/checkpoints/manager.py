@@ -17,12 +17,12 @@ import jax
 import numpy as np
 
 from nnlearn.checkpoints.errors import CheckpointError
-from nnlearn.checkpoints.folder import load, verify, write
+from nnlearn.checkpoints.folder import check_options, fit_tree, read_all, verify, write
 from nnlearn.checkpoints.manifest import read_manifest
-from nnlearn.checkpoints.nodes import Arrays, Node, check_leaf, describe
+from nnlearn.checkpoints.nodes import Arrays, Node, check_leaf, describe, total_bytes
 from nnlearn.checkpoints.restore import LoadReport, Missing, Names, Rename, Unexpected
 from nnlearn.checks import check_count
-from nnlearn.files import only_one
+from nnlearn.files import FullDiskError, explaining_full_disk, only_one
 from nnlearn.types import PyTree
 
 STEP = re.compile(r"step-(\d{8,})")
@@ -90,6 +90,7 @@ class Checkpoints:
         self.read_only = read_only
         self._written: Future | None = None
         self._last_step, self._last_time = -1, time.monotonic()
+        self._pinned: int | None = None
         self._held = contextlib.ExitStack()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="nnlearn-checkpoints")
         self._guard = threading.Lock()
@@ -121,7 +122,8 @@ class Checkpoints:
         Raises:
           TypeError: if a leaf cannot be saved.
           ValueError: if this object is read-only or closed, or ``metrics`` lacks the metric of the rule.
-          OSError: if this or the last checkpoint could not be written, and ``on_error`` is ``"raise"``.
+          OSError: if this or the last checkpoint could not be written, and ``on_error`` is ``"raise"``;
+            ``nnlearn.files.FullDiskError`` if the disk is full.
         """
         if self.read_only:
             raise ValueError(f"{str(self.folder)!r} was opened with read_only=True: nothing can be saved")
@@ -144,21 +146,29 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
         for old in self.folder.glob(".step-*.deleted"):
             shutil.rmtree(old, ignore_errors=True)
-        write(self.path(step), node, arrays, metadata, step)
-        self._delete_old(step)
+        steps = [str(each) for each in self.steps()]
+        safe = f"Earlier checkpoints are safe, of step {', '.join(steps)}" if steps else "It was the first checkpoint"
+        with explaining_full_disk(self.path(step), safe, total_bytes(arrays)):
+            write(self.path(step), node, arrays, metadata, step)
+            self._delete_old(step)
 
     def _delete_old(self, newest: int) -> None:
         """Delete what no rule keeps, once the newest has been read back."""
         if self.keep_last is None:
             return
-        verify(self.path(newest))
         steps = self.steps()
-        kept = {*steps[-self.keep_last :], newest, *self._ranked(steps)[: self.keep_best]}
-        for step in steps:
-            if step not in kept:
-                grave = self.folder / f".{self.path(step).name}.deleted"
-                self.path(step).rename(grave)  # killed while it deletes, no half of a checkpoint is seen
-                shutil.rmtree(grave, ignore_errors=True)
+        kept = {*steps[-self.keep_last :], newest, self._pinned, *self._ranked(steps)[: self.keep_best]}
+        old = [step for step in steps if step not in kept]
+        if old:
+            verify(self.path(newest))
+        for step in old:
+            grave = self.folder / f".{self.path(step).name}.deleted"
+            self.path(step).rename(grave)  # killed while it deletes, no half of a checkpoint is seen
+            shutil.rmtree(grave, ignore_errors=True)
+
+    def pin(self, step: int | None) -> None:
+        """Keep a step whatever the rules say, in place of the one that was pinned before."""
+        self._pinned = step
 
     def path(self, step: int) -> Path:
         """The folder of a step; ``nnlearn.checkpoints.load`` reads it."""
@@ -226,7 +236,7 @@ class Checkpoints:
     def _is_good(self, step: int) -> bool:
         damage = self._damage(step)
         if damage is not None:
-            warnings.warn(f"skipped the damaged checkpoint of step {step}: {damage}", stacklevel=3)
+            _warn_of_damage(step, damage)
         return damage is None
 
     def load(
@@ -250,16 +260,23 @@ class Checkpoints:
           FileNotFoundError: if nothing was saved, or not that step.
           CheckpointError: if the step is damaged, or does not fit ``like``.
         """
+        check_options(like, missing, unexpected, any(option is not None for option in (only, rename, report)))
         self.wait()
-        if step is None:
-            step = self.latest()
-            if step is None:
-                raise FileNotFoundError(f"{str(self.folder)!r} has no checkpoint that can be used")
-        elif step not in self.steps():
-            raise FileNotFoundError(f"{str(self.folder)!r} has no step {step}; it has {list(self.steps())}")
-        self._manifest(step)
-        settings: dict[str, Any] = {"only": only, "rename": rename, "missing": missing, "unexpected": unexpected}
-        return load(self.path(step), like, report=report, **settings)
+        steps = self.steps()
+        if step is not None and step not in steps:
+            raise FileNotFoundError(f"{str(self.folder)!r} has no step {step}; it has {list(steps)}")
+        for candidate in reversed(steps) if step is None else [step]:
+            try:
+                manifest = self._manifest(candidate)
+                arrays = read_all(self.path(candidate), manifest)
+            except (CheckpointError, FileNotFoundError) as error:
+                if step is not None:
+                    raise
+                _warn_of_damage(candidate, error)
+                continue
+            path = self.path(candidate)
+            return fit_tree(path, manifest.tree, arrays, like, only, rename, missing, unexpected, report)
+        raise FileNotFoundError(f"{str(self.folder)!r} has no checkpoint that can be used")
 
     def metadata(self, step: int) -> dict[str, Any]:
         """The metadata that was saved with a step, without its metrics.
@@ -307,10 +324,12 @@ class Checkpoints:
         try:
             written.result()
         except OSError as error:
-            message = f"step {self._last_step} could not be saved in {str(self.folder)!r}: {error.strerror or error}"
-            message += "; earlier checkpoints are there"
+            message = f"step {self._last_step} could not be saved: {error.strerror or error}"
+            if not isinstance(error, FullDiskError):
+                message += f"; earlier checkpoints are safe in {str(self.folder)!r}"
             if self.on_error == "raise":
-                raise OSError(error.errno, message) from error
+                kind = FullDiskError if isinstance(error, FullDiskError) else OSError
+                raise kind(error.errno, f"{message}; on_error='warn' continues without it") from error
             warnings.warn(message, stacklevel=3)
 
     def close(self) -> None:
@@ -329,6 +348,10 @@ class Checkpoints:
 
     def __repr__(self) -> str:
         return f"Checkpoints({str(self.folder)!r}, steps={list(self.steps())})"
+
+
+def _warn_of_damage(step: int, damage: str | Exception) -> None:
+    warnings.warn(f"skipped the damaged checkpoint of step {step}: {damage}", stacklevel=4)
 
 
 def snapshot(tree: PyTree) -> Callable[[], tuple[Node, Arrays]]:

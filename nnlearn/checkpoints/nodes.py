@@ -202,6 +202,11 @@ def byte_count(node: Node) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
+def total_bytes(arrays: Arrays) -> int:
+    """The number of bytes of all arrays."""
+    return sum(array.nbytes for array in arrays.values())
+
+
 def build(node: Node, arrays: Arrays) -> PyTree:
     """The tree of a description as dicts, lists and arrays; classes become dicts, and functions None.
 
@@ -243,4 +248,14 @@ def wrap_key(node: Node, data: np.ndarray) -> jax.Array:
     return jax.random.wrap_key_data(jnp.asarray(data), impl=node["impl"])
 
 
-__all__ = ["Arrays", "Node", "build", "byte_count", "describe", "expected", "leaves_of", "named_leaves"]
+__all__ = [
+    "Arrays",
+    "Node",
+    "build",
+    "byte_count",
+    "describe",
+    "expected",
+    "leaves_of",
+    "named_leaves",
+    "total_bytes",
+]

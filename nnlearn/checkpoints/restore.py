@@ -70,6 +70,7 @@ class Fitting:
     def __init__(self, saved: Mapping[str, Node], arrays: Arrays, only: Names | None, rename: Rename | None):
         self.arrays, self.selected = arrays, _selector(only)
         self.saved = _renamed(saved, rename)
+        self.default = jnp.zeros(()).sharding  # of what is on no particular device
         self.seen: set[str] = set()
         self.taken: list[str] = []
         self.kept: list[str] = []
@@ -106,7 +107,7 @@ class Fitting:
             is_leaf = lambda node: isinstance(node, Kept)  # noqa: E731
             tree = jax.tree.map(lambda new, old: old if isinstance(new, Kept) else new, tree, kept, is_leaf=is_leaf)
         buffers = [
-            place_like(new, old) if hasattr(old, "shape") else old
+            place_like(new, old, self.default) if hasattr(old, "shape") else old
             for new, old in zip(fill_buffers(like, tree), like.buffers, strict=True)
         ]
         return Packed(buffers, like.layout)
@@ -137,18 +138,20 @@ class Fitting:
             return read_value(node)
         array = self.arrays[node["name"]]
         if node["kind"] == "key":
-            return place_like(wrap_key(node, array), like)
+            return place_like(wrap_key(node, array), like, self.default)
         if isinstance(like, np.generic):
             return array[()]
         if isinstance(like, np.ndarray):
             return array.copy() if not array.flags.writeable else array
         if node.get("weak") and not array.shape:
             return jnp.asarray(array.item())  # weakly typed, as a Python number is
-        return place_like(array, like)
+        return place_like(array, like, self.default)
 
 
-def place_like(array: Any, like: Any) -> Any:
+def place_like(array: Any, like: Any, default: jax.sharding.Sharding) -> Any:
     """An array on the devices of ``like``: uncommitted where ``like`` is on the default device, else with its sharding.
+
+    JAX on a CPU may take over the memory of ``array``.
 
     Raises:
       TypeError: if JAX would narrow the dtype, as float64 without x64.
@@ -156,9 +159,8 @@ def place_like(array: Any, like: Any) -> Any:
     if isinstance(like, np.ndarray):
         return np.asarray(array)
     sharding = getattr(like, "sharding", None)
-    default = jnp.zeros(()).sharding
     if sharding is None or sharding == default:
-        placed = jnp.array(array)
+        placed = jax.device_put(array)
     else:
         placed = jax.device_put(array, sharding)
     if placed.dtype != array.dtype:

@@ -42,7 +42,7 @@ def compare(options: CompareOptions, console: Console | None = None) -> CurveTab
         _report(table, problem, options, console, complete=False)
         raise
     _report(table, problem, options, console, complete=True)
-    console.print(f"{time.perf_counter() - began:.1f} s in all")
+    console.print(f"{time.perf_counter() - began:.1f} s in total")
     return table
 
 

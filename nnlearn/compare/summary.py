@@ -104,7 +104,7 @@ def _difference(libraries: dict[str, Curves]) -> float | None:
     return float(np.max(np.abs(ours.validation_sre[:, best] - theirs.validation_sre[:, best])))
 
 
-WIDE = 80  # columns of a terminal that shows the table in one piece
+WIDE = 80  # columns of a terminal that are wide enough for the whole table
 
 
 def make_table(rows: list[Row], metric: str, target: float, options: CompareOptions, width: int = WIDE) -> Group:

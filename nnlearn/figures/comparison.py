@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from nnlearn.figures.style import PALETTE, new_figure, scale_log
+from nnlearn.figures.style import PALETTE, new_figure, save_figure, scale_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +75,7 @@ def draw_comparison(
     figure.legend(*train_axes.get_legend_handles_labels(), loc="outside right upper")
     figure.suptitle(title)
     if path is not None:
-        figure.savefig(path, dpi=110)
+        save_figure(figure, path, dpi=110)
     return figure
 
 

@@ -1,8 +1,10 @@
 """Colours and axes that all figures share. Matplotlib is imported when a figure is drawn."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnlearn.extras import import_extra
+from nnlearn.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +33,17 @@ def new_figure(width: float, height: float) -> "Figure":
     return require_matplotlib()(figsize=(width, height), layout="constrained")
 
 
+def save_figure(figure: "Figure", path: str | Path, dpi: int) -> None:
+    """Write a figure to an image file, which replaces ``path`` when it is complete.
+
+    Raises:
+      ValueError: if matplotlib does not know the format that the name ends with.
+    """
+    path = Path(path) if Path(path).suffix else Path(path).with_suffix(".png")
+    with replacing(path, "wb") as file:
+        figure.savefig(file, dpi=dpi, format=path.suffix[1:])
+
+
 def scale_log(axes: "Axes") -> None:
     """Make the vertical axis logarithmic, with plain tick labels: 2.55, not 2.55 x 10^0."""
     axes.set_yscale("log")
@@ -41,4 +54,4 @@ def scale_log(axes: "Axes") -> None:
     axes.yaxis.set_minor_formatter(minor)
 
 
-__all__ = ["PALETTE", "new_figure", "require_matplotlib", "scale_log"]
+__all__ = ["PALETTE", "new_figure", "require_matplotlib", "save_figure", "scale_log"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnlearn.figures.style import PALETTE, new_figure, scale_log
+from nnlearn.figures.style import PALETTE, new_figure, save_figure, scale_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +70,7 @@ def draw_sweep(
     for axes in panels[::across]:
         axes.set_ylabel(metric)
     if path is not None:
-        figure.savefig(path, dpi=150)
+        save_figure(figure, path, dpi=150)
     return figure
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnlearn.figures.style import PALETTE, new_figure, scale_log
+from nnlearn.figures.style import PALETTE, new_figure, save_figure, scale_log
 from nnlearn.types import ArrayLike
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def draw_trace(
         if name == panels[0][0] and np.nanmin(lines, initial=np.inf) > 0:
             scale_log(axes)
     if path is not None:
-        figure.savefig(path, dpi=150)
+        save_figure(figure, path, dpi=150)
     return figure
 
 

@@ -158,7 +158,7 @@ def _normalize_states(states_4rw: jax.Array) -> jax.Array:
 
 
 def _normalize_every_block(states_4rw: jax.Array, step: jax.Array) -> jax.Array:
-    if jax.default_backend() != "cpu":  # there a condition costs more than it saves
+    if jax.default_backend() != "cpu":  # on an accelerator a condition costs more than it saves
         return _normalize_states(states_4rw)
     return jax.lax.cond(step % BLOCK == 0, _normalize_states, lambda states_4rw: states_4rw, states_4rw)
 

@@ -2,7 +2,7 @@
 
 The logits ``hidden @ weight + bias`` are by far the largest array of a language model. Here the tokens are processed in
 chunks: the logits, the losses and the gradient contributions of one chunk are computed before the next. That takes
-three matrix products, as many as differentiating the whole, and the memory of one chunk's logits.
+three matrix products, like differentiating the whole layer, and the memory of one chunk's logits.
 
 The loss of a token is a sum of terms, each with a coefficient. With ``x`` the token's logits, ``L`` the log of the sum
 of their exponentials, ``y`` its label and ``w`` the class weights:

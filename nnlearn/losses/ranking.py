@@ -100,7 +100,7 @@ def pairwise_logistic_loss(
     weights: ArrayLike | None = None,
     reduce_fn: ReduceFn = jnp.mean,
 ) -> jax.Array:
-    """Pairwise logistic loss (RankNet): for each two items of different relevance, cross-entropy of their order.
+    """Pairwise logistic loss (RankNet): cross-entropy of the order of each pair of items of different relevance.
 
     A list's loss is the mean of ``log(1 + exp(s_j - s_i))`` over its pairs with ``y_i > y_j``. It needs memory for
     ``items**2`` values.

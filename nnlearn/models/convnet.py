@@ -115,7 +115,7 @@ def convnet(
         raise ValueError(f"norm must be batch, group, or None; got {norm!r}")
 
     def convolution(before: int, width: int, size: int, step: int = 1) -> Model:
-        bias = norm is None  # a norm has a bias of its own
+        bias = norm is None  # a norm has its own bias
         return conv(before, width, size, stride=step, bias=bias, kernel_init="he", method=method, dtype=dtype)
 
     def normalized(width: int) -> list[Model | StatefulModel]:

@@ -214,8 +214,8 @@ def set_model(
       dtype: the dtype of the parameters.
 
     Returns:
-      A model of ``Sets`` to (..., outputs) with params ``{"member": mlp, "output": mlp}``. What members that are not
-      there hold makes no difference.
+      A model from ``Sets`` to (..., outputs) with params ``{"member": mlp, "output": mlp}``. The values of padding
+      members have no effect.
 
     Raises:
       ValueError: if a size is below 1, or a name is unknown; in ``apply``, if an array has the wrong shape.

@@ -32,7 +32,7 @@ def mlp(
     kernel_init: str | Initializer | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> Model:
-    """A multi-layer perceptron: dense layers with an activation between each two.
+    """A multi-layer perceptron: dense layers with activations in between.
 
     The first layer is ``h = dense(x)``; every later layer is::
 
@@ -53,7 +53,7 @@ def mlp(
       dtype: the dtype of the parameters.
 
     Returns:
-      A model of inputs (..., sizes[0]) to outputs (..., sizes[-1]), without an activation at the end. Its params are
+      A model from inputs (..., sizes[0]) to outputs (..., sizes[-1]), without an activation at the end. Its params are
       ``{"hidden": (layer, ...), "output": layer}``. Each layer is a dict with ``kernel``, ``bias`` and, except for the
       first, ``norm`` if there is one.
 

@@ -37,7 +37,7 @@ def parameter(layer: str, params: Params, name: str, shape: tuple[int, ...]) -> 
     """``params[name]`` as an array.
 
     Raises:
-      ValueError: if it is missing or has the wrong shape than the layer's.
+      ValueError: if it is missing, or its shape differs from the layer's.
     """
     if not isinstance(params, Mapping) or name not in params:
         paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]

@@ -95,7 +95,7 @@ def gru(
       dtype: the dtype of the parameters.
 
     Returns:
-      A model of ``x`` or ``(x, where)`` to all states; see ``rnn``. The params are ``{"kernel": (inputs, 3 * hidden),
+      A model from ``x`` or ``(x, where)`` to all states; see ``rnn``. The params are ``{"kernel": (inputs, 3 * hidden),
       "recurrent": (hidden, 3 * hidden), "bias": (3 * hidden,), "recurrent_bias": (hidden,)}``, with a leading axis of 2
       (forward, backward) if bidirectional.
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from nnlearn.packing.serialization import describe_sharding, find_sharding
 from nnlearn.tree import is_function, path_name
@@ -194,7 +194,10 @@ def _spread(leaf: Any) -> NamedSharding | None:
     Inside a program only explicit meshes show the sharding of a value.
     """
     sharding = getattr(jax.typeof(leaf) if isinstance(leaf, Tracer) else leaf, "sharding", None)
-    if not isinstance(sharding, NamedSharding | None) or sharding is None or sharding.is_fully_replicated:
+    if not isinstance(sharding, NamedSharding | None) or sharding is None:
+        return None
+    # an axis of one device divides nothing, but on explicit meshes it is part of the type of an array
+    if sharding.is_fully_replicated and AxisType.Explicit not in sharding.mesh.axis_types:
         return None
     if not any(names is not None for names in sharding.spec):
         return None
@@ -227,7 +230,23 @@ def _labels_by_leaf(params: PyTree, labels: Any) -> list[Hashable]:
 
 
 def make_layout(params: T, labels: Any = None) -> Layout[T]:
-    """Return the layout that ``pack`` uses for a tree; leaves may be ``jax.ShapeDtypeStruct``."""
+    """Return the layout that ``pack`` uses for a tree.
+
+    Args:
+      params: a pytree of arrays or ``jax.ShapeDtypeStruct`` of any shapes.
+      labels: separate leaves of one dtype, as for ``pack``: a tree of strings, booleans or integers like the
+        parameters, a prefix of it, or a function from parameters to either; None for no separation.
+
+    Returns:
+      The ``Layout``. It is static and hashable, and equal layouts are one object.
+
+    Raises:
+      TypeError: if a leaf is not a numeric array, or a label is not a string, boolean or integer.
+      ValueError: if the labels do not match the tree.
+
+    >>> make_layout({"w": jax.ShapeDtypeStruct((2, 3), "float32"), "b": jax.ShapeDtypeStruct((3,), "float32")})
+    Layout(2 leaves: float32[9] of 2)
+    """
     with_paths, treedef = jax.tree.flatten_with_path(params)
     leaves, groups = [], {}
     given = [None] * len(with_paths) if labels is None else _labels_by_leaf(params, labels)

@@ -186,10 +186,24 @@ def pack(params: T, labels: Any = None) -> Packed[T]:
 
 
 def pack_like(layout: Layout[T], params: T) -> Packed[T]:
-    """Pack a tree in a given layout; its leaves may have other dtypes, as moments do, and leading axes of ``vmap``.
+    """Pack a tree in a given layout, for example the moments or the gradients of packed parameters.
+
+    Args:
+      layout: the layout of packed parameters, ``packed.layout``.
+      params: a tree with the structure and shapes of the layout. Its leaves may have other dtypes, and leading axes
+        such as those of ``vmap``. A ``MaskedNode`` may stand for all leaves of a buffer.
+
+    Returns:
+      ``Packed`` with that layout.
 
     Raises:
-      ValueError: if the structure of the tree or a shape does not match the layout.
+      ValueError: if the structure of the tree or a shape does not match the layout, or a leaf is divided over an Auto
+        axis of a mesh with Explicit axes.
+
+    >>> packed = pack({"w": jnp.ones((2, 2)), "b": jnp.zeros(2)})
+    >>> moments = pack_like(packed.layout, {"w": jnp.full((2, 2), 3.0), "b": jnp.ones(2)})
+    >>> (packed.buffers[0] + moments.buffers[0]).tolist()
+    [1.0, 1.0, 4.0, 4.0, 4.0, 4.0]
     """
     try:
         arrays = layout.treedef.flatten_up_to(params)
@@ -235,7 +249,11 @@ def place(array: jax.Array, sharding: NamedSharding | None) -> jax.Array:
 
 
 def is_packed(node: Any) -> TypeGuard[Packed[Any]]:
-    """Whether ``node`` is a ``Packed``; for ``jax.tree.map(..., is_leaf=is_packed)``."""
+    """Whether ``node`` is a ``Packed``; for ``jax.tree.map(..., is_leaf=is_packed)``.
+
+    >>> is_packed(pack({"w": jnp.ones(2)})), is_packed({"w": jnp.ones(2)})
+    (True, False)
+    """
     return isinstance(node, Packed)
 
 

@@ -75,7 +75,7 @@ def divide(packed: Packed, labels: Sequence[Hashable], groups: Iterable[Hashable
     Args:
       packed: packed parameters or gradients.
       labels: one label for each leaf, in the tree's order.
-      groups: the labels that there may be; each gets a part, if only an empty one.
+      groups: all labels that may occur; a label without leaves gets an empty part.
 
     >>> from nnlearn.packing import pack
     >>> packed = pack({"w": jnp.ones((2, 2)), "b": jnp.zeros(2)})
@@ -149,7 +149,7 @@ def from_stacks(layout: Layout, stacks: Mapping[tuple[int, ...], jax.Array]) -> 
 
 
 def _replicated(array: jax.Array) -> jax.Array:
-    """The array whole on every device, where an explicit mesh says that it is not."""
+    """Replicate the array on every device if an explicit mesh shows that it is sharded."""
     sharding = jax.typeof(array).sharding
     if all(names is None for names in sharding.spec):
         return array
@@ -169,7 +169,7 @@ def one_by_one() -> Iterator[None]:
 def each_leaf(function: Callable[..., tuple], *stacks: jax.Array) -> tuple[jax.Array, ...]:
     """Run a function on each leaf of stacks of equal leaves, as one batch.
 
-    It is ``jax.vmap``; inside of ``one_by_one``, and for a stack of one leaf, the function is called for each leaf.
+    This is ``jax.vmap``. Within ``one_by_one``, and for a stack of one leaf, the function is called for each leaf.
 
     Args:
       function: from one leaf of each stack to a tuple of arrays.

@@ -68,7 +68,14 @@ def _answers(layout: Layout, rule) -> list:
 
 
 def worth_packing(params: Params) -> bool:
-    """Whether packed parameters train faster, by measurement: there are many leaves, and they are small on average."""
+    """Whether packing these parameters is likely to make training faster.
+
+    True for at least 16 leaves of at most 100,000 elements on average. Measurements on CPUs gave these limits.
+
+    >>> import jax.numpy as jnp
+    >>> worth_packing([jnp.ones(10)] * 100), worth_packing([jnp.ones(10)] * 2)
+    (True, False)
+    """
     sizes = [math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(params)]
     return len(sizes) >= MANY_LEAVES and sum(sizes) <= SMALL_LEAF * len(sizes)
 

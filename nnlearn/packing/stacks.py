@@ -48,11 +48,14 @@ def map_stacks(function: Callable[..., jax.Array], *packed: Packed) -> Packed:
 
 
 def stack_values(function: Callable[..., jax.Array], *packed: Packed) -> jax.Array:
-    """Return one value for each leaf, from a function on stacks, in the tree's order; shape (leaves,).
+    """Compute one value for each leaf, with a function on stacks of leaves of equal shape.
 
     Args:
       function: from arrays of shape (count, *shape), one for each tree, to an array of shape (count,).
       *packed: trees of one layout.
+
+    Returns:
+      An array of shape (leaves,), in the tree's order.
 
     >>> from nnlearn import pack
     >>> packed = pack({"a": jnp.ones((2, 2)), "b": jnp.ones(3), "c": jnp.ones((2, 2))})

@@ -1,8 +1,8 @@
 """Schedules: functions from a step count to a value, such as a learning rate.
 
-Every number a schedule is made from may be a Python number, an array or a tracer, so a schedule can be compiled once
-for all its settings, vmapped over them and differentiated with respect to them. Counts below 0 are taken as 0. Values
-are float32 at least, float64 where a setting or JAX's default is.
+Every numeric setting may be a Python number, an array or a tracer. So a schedule can be compiled once for all its
+settings, vmapped over them and differentiated with respect to them. Counts below 0 are treated as 0. Values are
+float32, or float64 if a setting or JAX's default is.
 """
 
 from nnlearn.schedules.basic import constant_schedule as constant_schedule

@@ -1,8 +1,7 @@
-"""The arithmetic that all schedules share: exact step counts, fractions of a phase, and mixtures of two values.
+"""Arithmetic that all schedules share: exact step counts, fractions of a phase, and interpolation between two values.
 
-Step counts stay integers as long as they can, because float32 cannot tell 16,777,217 steps from 16,777,216; both the
-part of a phase that is over and the part that is left are divided out of whole steps, because ``1 - 0.999`` has lost
-five digits.
+Step counts stay integers where possible, because float32 cannot represent 16,777,217. The completed and the remaining
+fraction of a phase are both computed from whole steps, because ``1 - 0.999`` loses digits to cancellation.
 """
 
 import math
@@ -35,20 +34,20 @@ def check_positive_steps(name: str, value: Scalar, *, cure: str = "") -> None:
 
 
 def as_values(*values: Scalar) -> tuple[Array, ...]:
-    """All values as arrays of one dtype: the widest of theirs, float32 at least, JAX's default for Python numbers.
+    """Convert values to arrays of their widest dtype: float32 at least, and JAX's default for Python numbers.
 
     >>> [value.dtype.name for value in as_values(0.1, jnp.bfloat16(2.0))]
     ['float32', 'float32']
     """
-    dtype = compute_dtype(widest(*values, float))  # two steps: beside float32, Python floats would not widen it
+    dtype = compute_dtype(widest(*values, float))  # in two calls, as Python floats do not widen float32
     return tuple(jnp.asarray(value, dtype=dtype) for value in values)
 
 
 def as_steps(value) -> Array:
-    """A step count (or an array of them) in a dtype whose differences neither round nor wrap around.
+    """Convert step counts to a dtype whose differences neither round nor wrap around.
 
-    Integers become int32 (int64 if they are that wide already), floats float32 at least. A Python integer beyond int32
-    becomes a float where 64-bit types are off.
+    Integers become int32, or int64 if they are 64 bits wide. Floats become float32 at least. A Python integer beyond
+    int32 becomes a float unless 64-bit types are enabled.
 
     >>> as_steps(jnp.uint8(3)).dtype.name, as_steps(jnp.bfloat16(3)).dtype.name, as_steps(10**10).dtype.name
     ('int32', 'float32', 'float32')
@@ -65,7 +64,7 @@ def as_steps(value) -> Array:
 
 
 def alike(*counts) -> tuple[Array, ...]:
-    """Step counts as arrays of one dtype, the widest of theirs, under ``jax_numpy_dtype_promotion=strict`` too.
+    """Convert step counts to their widest dtype, also under ``jax_numpy_dtype_promotion=strict``.
 
     >>> [count.dtype.name for count in alike(1, jnp.float32(2.0))]
     ['float32', 'float32']
@@ -76,27 +75,27 @@ def alike(*counts) -> tuple[Array, ...]:
 
 
 def is_before(count, step: Scalar) -> Array:
-    """Whether ``count`` is below ``step``, whatever their dtypes."""
+    """Whether ``count`` is below ``step``, for any dtypes."""
     count, step = alike(count, step)
     return count < step
 
 
 def steps_since(count, begin: Scalar = 0) -> Array:
-    """How many steps have passed since ``begin`` when ``count`` have passed; never below 0, as if both were >= 0."""
+    """The number of steps from ``begin`` to ``count``, at least 0. Negative arguments are treated as 0."""
     count, begin = alike(count, begin)
     return jnp.maximum(jnp.maximum(count, 0) - jnp.maximum(begin, 0), 0)
 
 
 def positive_steps(steps: Scalar) -> tuple[Array, Array]:
-    """Whether ``steps`` is above 0, and ``steps`` made fit to divide by: 1 where it is not."""
+    """Whether ``steps`` is above 0, and a safe divisor: ``steps`` if it is, else 1."""
     steps = as_steps(steps)
     return steps > 0, jnp.where(steps > 0, steps, 1)
 
 
 def fractions(done: Array, steps: Scalar, dtype) -> tuple[Array, Array]:
-    """The fractions of a phase of ``steps`` that are gone and left after ``done`` steps, both in [0, 1].
+    """The completed and the remaining fraction of a phase of ``steps`` after ``done`` steps, both in [0, 1].
 
-    A phase without steps is over: (1, 0).
+    A phase without steps is complete: (1, 0).
 
     >>> [float(fraction) for fraction in fractions(as_steps(1), 4, jnp.float32)]
     [0.25, 0.75]
@@ -106,14 +105,14 @@ def fractions(done: Array, steps: Scalar, dtype) -> tuple[Array, Array]:
     gone = jnp.minimum(done, steps)
     left = steps - gone
     length = steps.astype(dtype)
-    # XLA divides by a common number by multiplying with its reciprocal, and 41 * (1 / 41) is not 1: hence ends by hand.
+    # XLA replaces a division by a scalar with a product, and 41 * (1 / 41) is not 1, so the ends are set explicitly.
     gone_fraction = jnp.where(real & (left > 0), gone.astype(dtype) / length, 1)
     left_fraction = jnp.where(gone > 0, left.astype(dtype) / length, 1)
     return gone_fraction, jnp.where(real, left_fraction, 0)
 
 
 def whole_periods(done: Array, steps: Array) -> Array:
-    """How many whole periods of ``steps`` (> 0) fit into ``done``: exact for integers, however large."""
+    """The number of whole periods of ``steps`` (> 0) in ``done``, exact for integers of any size."""
     done, steps = alike(done, steps)
     if jnp.issubdtype(done.dtype, jnp.integer):
         return done // steps
@@ -121,23 +120,23 @@ def whole_periods(done: Array, steps: Array) -> Array:
 
 
 def half_wave(fraction: Array) -> Array:
-    """Half a cosine wave, from 0 at 0 up to 1 at 1: ``(1 - cos(pi x)) / 2``.
+    """Half a cosine wave from 0 at 0 to 1 at 1, ``(1 - cos(pi x)) / 2``.
 
-    Written as a squared sine, which keeps its digits near 0, where the cosine cancels against the 1.
+    It is computed as a squared sine, because ``1 - cos`` loses digits to cancellation near 0.
     """
     return jnp.square(jnp.sin(0.5 * math.pi * fraction))
 
 
 def known_or(value: Any, otherwise: float) -> float:
-    """``value`` as a number if it is known, else ``otherwise``."""
+    """``value`` as a float if it is concrete, else ``otherwise``."""
     return float(value) if known(value) else otherwise
 
 
 def safe_power(base: Array, exponent: Array) -> Array:
     """``base ** exponent`` for base >= 0 and exponent >= 0, with ``0 ** 0 = 1`` and finite derivatives.
 
-    The derivative of ``base ** 0.5`` is infinite at 0, and times the zero derivative of a base that no longer moves it
-    would make a NaN; hence the base is replaced before the power is taken, and not only the result afterwards.
+    The derivative of ``base ** 0.5`` is infinite at 0. Multiplied by the zero derivative of a constant base it would be
+    NaN, so the base is replaced before the power, not only the result after it.
     """
     positive = base > 0
     at_zero = jnp.where(exponent == 0, 1, 0).astype(base.dtype)
@@ -145,5 +144,5 @@ def safe_power(base: Array, exponent: Array) -> Array:
 
 
 def mix(start: Array, end: Array, gone: Array, left: Array) -> Array:
-    """``left`` parts of ``start`` and ``gone`` parts of ``end``: exactly one of them where the other has no part."""
+    """Interpolate, ``left * start + gone * end``: exactly ``start`` at ``gone = 0`` and ``end`` at ``left = 0``."""
     return start * left + end * gone

@@ -1,4 +1,4 @@
-"""The elementary schedules: a constant, a straight line, a power of a line, an exponential."""
+"""Basic schedules: constant, linear, polynomial and exponential."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from nnlearn.types import Scalar, Schedule
 
 @comparable
 def constant_schedule(value: Scalar) -> Schedule:
-    """The same value at every step.
+    """Constant schedule: the same value at every step.
 
     Args:
       value: the value, in any unit.
@@ -47,7 +47,7 @@ def constant_schedule(value: Scalar) -> Schedule:
 def polynomial_schedule(
     init_value: Scalar, end_value: Scalar, power: Scalar, transition_steps: Scalar, transition_begin: Scalar = 0
 ) -> Schedule:
-    """From one value to another along a power of the fraction of steps that is left.
+    """Polynomial schedule: from one value to another, along a power of the remaining fraction of steps.
 
     With ``x = clip((count - transition_begin) / transition_steps, 0, 1)``::
 
@@ -56,9 +56,9 @@ def polynomial_schedule(
     Args:
       init_value: the value until ``transition_begin``.
       end_value: the value from step ``transition_begin + transition_steps`` on.
-      power: the exponent, >= 0; 1 is a straight line, larger falls early and lands softly.
-      transition_steps: the length of the way in steps; if it is 0 or less the value stays at ``init_value``.
-      transition_begin: the step at which the way begins; below 0 it counts as 0.
+      power: the exponent, >= 0. 1 is linear; a larger one changes fast at first and slowly at the end.
+      transition_steps: the length of the transition in steps; if it is 0 or less, the value stays at ``init_value``.
+      transition_begin: the first step of the transition; a negative one is treated as 0.
 
     Returns:
       A function of the step count, elementwise on arrays of counts.
@@ -89,7 +89,7 @@ def polynomial_schedule(
 def linear_schedule(
     init_value: Scalar, end_value: Scalar, transition_steps: Scalar, transition_begin: Scalar = 0
 ) -> Schedule:
-    """From one value to another in a straight line.
+    """Linear schedule from one value to another.
 
     With ``x = clip((count - transition_begin) / transition_steps, 0, 1)``::
 
@@ -98,8 +98,8 @@ def linear_schedule(
     Args:
       init_value: the value until ``transition_begin``.
       end_value: the value from step ``transition_begin + transition_steps`` on.
-      transition_steps: the length of the way in steps; if it is 0 or less the value stays at ``init_value``.
-      transition_begin: the step at which the way begins; below 0 it counts as 0.
+      transition_steps: the length of the transition in steps; if it is 0 or less, the value stays at ``init_value``.
+      transition_begin: the first step of the transition; a negative one is treated as 0.
 
     Returns:
       A function of the step count, elementwise on arrays of counts.
@@ -133,7 +133,7 @@ def exponential_decay(
     staircase: bool = False,
     end_value: Scalar | None = None,
 ) -> Schedule:
-    """Multiplied by the same factor every ``transition_steps`` steps.
+    """Exponential decay: the value is multiplied by ``decay_rate`` every ``transition_steps`` steps.
 
     With ``x = max(count - transition_begin, 0) / transition_steps``, rounded down if ``staircase``::
 
@@ -141,11 +141,11 @@ def exponential_decay(
 
     Args:
       init_value: the value until ``transition_begin``.
-      transition_steps: after how many steps the factor has worked once; if 0 or less the value stays at ``init_value``.
-      decay_rate: the factor, >= 0; if it is 0 the value stays at ``init_value``.
-      transition_begin: the step at which the decay begins; below 0 it counts as 0.
-      staircase: change only every ``transition_steps`` steps.
-      end_value: where the decay stops: a lower bound if ``decay_rate`` < 1, else an upper bound.
+      transition_steps: the number of steps for one factor; if it is 0 or less, the value stays at ``init_value``.
+      decay_rate: the factor, >= 0; if it is 0, the value stays at ``init_value``.
+      transition_begin: the first step of the decay; a negative one is treated as 0.
+      staircase: whether the value changes only every ``transition_steps`` steps.
+      end_value: a lower bound of the value if ``decay_rate`` < 1, else an upper bound; None for no bound.
 
     Returns:
       A function of the step count, elementwise on arrays of counts.
@@ -173,7 +173,7 @@ def exponential_decay(
             periods = whole_periods(done, steps).astype(rate.dtype)
         else:
             periods = done.astype(rate.dtype) / steps.astype(rate.dtype)
-        # Growth may leave the range of the dtype; an infinity times an init_value or a derivative of 0 would be NaN.
+        # Growth can overflow, and infinity times an init_value or a derivative of 0 would be NaN.
         overflows = jnp.isinf(jax.lax.stop_gradient(rate**periods))
         largest = jnp.finfo(rate.dtype).max
         if end_value is not None:

@@ -1,4 +1,4 @@
-"""Schedules along a cosine wave: once down, and down and up for ever."""
+"""Schedules along a cosine wave: a decay over half a period, and a periodic wave."""
 
 import jax.numpy as jnp
 
@@ -24,7 +24,7 @@ from nnlearn.types import Scalar, Schedule
 def cosine_decay_schedule(
     init_value: Scalar, decay_steps: Scalar, alpha: Scalar = 0.0, exponent: Scalar = 1.0
 ) -> Schedule:
-    """Down half a cosine wave, and then constant.
+    """Cosine decay: down half a cosine wave, then constant.
 
     With ``x = min(count / decay_steps, 1)``::
 
@@ -32,9 +32,9 @@ def cosine_decay_schedule(
 
     Args:
       init_value: the value at step 0.
-      decay_steps: the length of the decay in steps, > 0. A traced length of 0 or less is a decay that is over.
+      decay_steps: the length of the decay in steps, > 0. A traced length of 0 or less gives the last value.
       alpha: the last value, as a fraction of ``init_value``.
-      exponent: a power of the wave, >= 0.
+      exponent: the exponent of the wave, >= 0.
 
     Returns:
       A function of the step count, elementwise on arrays of counts.
@@ -63,20 +63,20 @@ def cosine_decay_schedule(
 
 @comparable
 def cosine_annealing_schedule(init_value: Scalar, decay_steps: Scalar, end_value: Scalar = 0.0) -> Schedule:
-    """A cosine wave: down to ``end_value`` at step ``decay_steps``, up again until ``2 * decay_steps``, and so on.
+    """Periodic cosine wave: down until step ``decay_steps``, up until ``2 * decay_steps``, and so on.
 
     ::
 
         value = end_value + (init_value - end_value) * (1 + cos(pi * count / decay_steps)) / 2
 
     This is PyTorch's ``CosineAnnealingLR`` with its base rate as ``init_value``, ``T_max`` as ``decay_steps`` and
-    ``eta_min`` as ``end_value``. To stay at the bottom use ``cosine_decay_schedule``; to jump up again,
-    ``cosine_annealing_warm_restarts_schedule``.
+    ``eta_min`` as ``end_value``. ``cosine_decay_schedule`` stays at the lowest value, and
+    ``cosine_annealing_warm_restarts_schedule`` jumps back to the highest.
 
     Args:
-      init_value: the value at the top.
-      decay_steps: half the wave's period in steps, > 0. A traced length of 0 or less holds ``end_value``.
-      end_value: the value at the bottom.
+      init_value: the value at step 0, the top of the wave.
+      decay_steps: half the period in steps, > 0. A traced length of 0 or less gives ``end_value`` at every step.
+      end_value: the value at the bottom of the wave.
 
     Returns:
       A function of the step count, elementwise on arrays of counts.

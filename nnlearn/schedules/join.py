@@ -1,4 +1,4 @@
-"""One schedule after another."""
+"""Concatenation of schedules."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from nnlearn.types import Scalar, Schedule
 
 
 def check_increasing(name: str, boundaries: Sequence[Scalar]) -> None:
-    """Raise unless the boundaries are step counts >= 0, none below the one before it; tracers pass."""
+    """Raise unless the boundaries are step counts >= 0 in increasing order; tracers are not checked."""
     last = 0.0
     for position, boundary in enumerate(boundaries):
         check_steps(f"{name}[{position}]", boundary)
@@ -24,25 +24,25 @@ def check_increasing(name: str, boundaries: Sequence[Scalar]) -> None:
 
 @comparable
 def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[Scalar] | jax.Array | np.ndarray) -> Schedule:
-    """Several schedules one after another, each of which counts its steps from 0.
+    """Concatenate schedules. Each counts its steps from 0.
 
     ::
 
         value = schedules[i](count - boundaries[i - 1])   for boundaries[i - 1] <= count < boundaries[i]
 
-    No schedule sees a count outside its own piece (its end included), so one that is only defined there, such as a
-    square root of the steps left, harms neither the value nor the gradient elsewhere.
+    A schedule is only evaluated within its piece, including the end. So a schedule that is undefined elsewhere, such as
+    the square root of the remaining steps, affects neither the value nor the gradient outside of its piece.
 
     Args:
-      schedules: at least one; any functions from step counts to scalars, optax's too.
-      boundaries: the steps at which the next schedule takes over, one fewer than there are schedules.
+      schedules: at least one; functions from step counts to scalars, also those of optax.
+      boundaries: the steps at which the next schedule begins, one fewer than schedules.
 
     Returns:
       A function of the step count, elementwise on arrays of counts if the schedules are.
 
     Raises:
       TypeError: a schedule cannot be called.
-      ValueError: the lengths do not fit, or boundaries are negative or decrease.
+      ValueError: the lengths do not match, or boundaries are negative or decrease.
 
     >>> def rise(count):
     ...     return count / 2

@@ -1,4 +1,4 @@
-"""Schedules in pieces: steps, ramps and waves between given points; the one-cycle policies."""
+"""Piecewise schedules: constant, linear or cosine between given points, and the one-cycle policies."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ from nnlearn.settings import comparable
 from nnlearn.types import Scalar, Schedule
 
 BoundariesAndScales = Mapping[int, Scalar] | Sequence[tuple[Scalar, Scalar]] | None
-"""``{step: scale}``; or pairs in increasing order of step, where the steps may be traced too."""
+"""``{step: scale}``, or pairs in increasing order of step, where steps may also be traced."""
 
 
 def _sorted_pairs(boundaries_and_scales: BoundariesAndScales) -> list[tuple[Scalar, Scalar]]:
@@ -39,7 +39,7 @@ def _sorted_pairs(boundaries_and_scales: BoundariesAndScales) -> list[tuple[Scal
 
 @comparable
 def piecewise_constant_schedule(init_value: Scalar, boundaries_and_scales: BoundariesAndScales = None) -> Schedule:
-    """Constant between boundaries, and multiplied by a factor at each.
+    """Piecewise constant schedule: the value is multiplied by a factor at each boundary.
 
     ::
 
@@ -73,7 +73,7 @@ def piecewise_constant_schedule(init_value: Scalar, boundaries_and_scales: Bound
 
 
 def _through_points(interpolate_type: str, count, start_value, points: Sequence[tuple[Scalar, Scalar]]):
-    """The value at ``count`` on the way from (0, start_value) through all ``points``, constant after the last."""
+    """Interpolate at ``count`` between (0, start_value) and all ``points``; constant after the last one."""
     level, *targets = as_values(start_value, *(target for _, target in points))
     done, start, *steps = alike(steps_since(count), 0, *(step for step, _ in points))
     value = jnp.broadcast_to(level, done.shape)
@@ -90,7 +90,7 @@ def _through_points(interpolate_type: str, count, start_value, points: Sequence[
 def piecewise_interpolate_schedule(
     interpolate_type: str, init_value: Scalar, boundaries_and_scales: BoundariesAndScales = None
 ) -> Schedule:
-    """Lines or half cosine waves from boundary to boundary; each reaches the value before it times a factor.
+    """Interpolated schedule: linear or half cosine waves between boundaries, each of which multiplies the value.
 
     With the levels ``v[0] = init_value`` and ``v[i] = v[i - 1] * scale[i]``, and between two boundaries
     ``x = (count - step[i]) / (step[i + 1] - step[i])``::
@@ -128,7 +128,7 @@ def piecewise_interpolate_schedule(
 
 
 def _whole_step(fraction: Any, steps: Any):
-    """``fraction * steps`` rounded down: in double precision if both are known, else in that of the tracers."""
+    """``fraction * steps`` rounded down, in double precision if both are concrete, else in the tracers' precision."""
     if known(fraction) and known(steps):
         return int(float(fraction) * float(steps))
     (fraction,) = as_values(fraction)
@@ -152,9 +152,9 @@ def linear_onecycle_schedule(
     div_factor: Scalar = 25.0,
     final_div_factor: Scalar = 1e4,
 ) -> Schedule:
-    """Up a straight line, down another to where it began, and down a third to almost nothing.
+    """Linear one-cycle policy: up to the peak, down to the initial value, and down to almost 0.
 
-    The value is a chain of lines through::
+    The value is linear between the points::
 
         (0, peak_value / div_factor)
         (floor(pct_start * transition_steps), peak_value)
@@ -165,12 +165,12 @@ def linear_onecycle_schedule(
       transition_steps: the length of the whole cycle in steps, > 0.
       peak_value: the highest value.
       pct_start: the fraction of the steps at which the peak is reached, in [0, 1].
-      pct_final: the fraction of the steps at which the value is back where it began, in [pct_start, 1].
-      div_factor: the peak over the first value, > 0.
-      final_div_factor: the first value over the last, > 0.
+      pct_final: the fraction of the steps at which the value returns to the initial one, in [pct_start, 1].
+      div_factor: the ratio of the peak to the initial value, > 0.
+      final_div_factor: the ratio of the initial value to the last, > 0.
 
-    Where a fraction or the number of steps is a float32 tracer, a product that is whole but for rounding can end a
-    phase one step away from where the same Python numbers do. A phase of less than one step is passed over.
+    If a fraction or the number of steps is a float32 tracer, rounding can move the end of a phase by one step compared
+    with Python numbers. A phase of less than one step is skipped.
 
     Returns:
       A function of the step count, elementwise on arrays of counts.
@@ -215,24 +215,24 @@ def cosine_onecycle_schedule(
     div_factor: Scalar = 25.0,
     final_div_factor: Scalar = 1e4,
 ) -> Schedule:
-    """Up half a cosine wave, and down another to almost nothing.
+    """Cosine one-cycle policy: up half a cosine wave to the peak, and down half a wave to almost 0.
 
-    The value is a chain of half waves through::
+    The value follows half cosine waves between the points::
 
         (0, peak_value / div_factor)
         (floor(pct_start * transition_steps), peak_value)
         (floor(transition_steps), peak_value / (div_factor * final_div_factor))
 
-    PyTorch's ``OneCycleLR`` of ``n`` steps is this with ``transition_steps = n - 1`` and the peak at its step
+    PyTorch's ``OneCycleLR`` with ``n`` steps is this schedule with ``transition_steps = n - 1`` and the peak at step
     ``pct_start * n - 1``.
 
     Args:
       transition_steps: the length of the whole cycle in steps, > 0.
       peak_value: the highest value.
-      pct_start: the fraction of the steps at which the peak is reached, in [0, 1]; see ``linear_onecycle_schedule``
-        for how it is rounded.
-      div_factor: the peak over the first value, > 0.
-      final_div_factor: the first value over the last, > 0.
+      pct_start: the fraction of the steps at which the peak is reached, in [0, 1], rounded as in
+        ``linear_onecycle_schedule``.
+      div_factor: the ratio of the peak to the initial value, > 0.
+      final_div_factor: the ratio of the initial value to the last, > 0.
 
     Returns:
       A function of the step count, elementwise on arrays of counts.

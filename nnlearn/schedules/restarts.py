@@ -1,4 +1,4 @@
-"""Cosine decays that jump up and begin again: warm restarts."""
+"""Cosine decays with warm restarts."""
 
 from collections.abc import Iterable, Mapping
 
@@ -26,18 +26,18 @@ from nnlearn.types import Scalar, Schedule
 
 @comparable
 def sgdr_schedule(cosine_kwargs: Iterable[Mapping[str, Scalar]]) -> Schedule:
-    """Cycles of warm-up and cosine decay, one after another, each with its own settings.
+    """SGDR: consecutive cycles of warm-up and cosine decay, each with its own settings.
 
     Args:
-      cosine_kwargs: for every cycle the arguments of ``warmup_cosine_decay_schedule``; its ``decay_steps`` is the
-        cycle's whole length in steps. The last cycle's end value is kept.
+      cosine_kwargs: the arguments of ``warmup_cosine_decay_schedule`` for each cycle, where ``decay_steps`` is the
+        length of the whole cycle in steps. The value stays at the end value of the last cycle.
 
     Returns:
       A function of the step count, elementwise on arrays of counts.
 
     Raises:
       ValueError: there is no cycle, or a cycle's settings are bad.
-      TypeError: a cycle lacks a setting, or has one too many.
+      TypeError: a cycle lacks a setting, or has an unknown one.
 
     Source: Loshchilov and Hutter, SGDR: Stochastic Gradient Descent with Warm Restarts, 2017, arXiv:1608.03983.
 
@@ -59,8 +59,8 @@ def sgdr_schedule(cosine_kwargs: Iterable[Mapping[str, Scalar]]) -> Schedule:
 def _geometric(ratio: jax.Array, terms: jax.Array) -> jax.Array:
     """``1 + ratio + ... + ratio ** (terms - 1)``: exact for whole ratios, accurate for ratios near 1, differentiable.
 
-    A power that comes out as 242.99998 would put a restart one step late, so whole ratios have theirs rounded; the
-    correction carries no derivative.
+    A power computed as 242.99998 would delay a restart by one step, so the powers of whole ratios are rounded. The
+    correction has no derivative.
     """
     growth = ratio - 1
     smooth = jnp.expm1(terms * jnp.log1p(growth))
@@ -70,10 +70,10 @@ def _geometric(ratio: jax.Array, terms: jax.Array) -> jax.Array:
 
 
 def _cycle(done: jax.Array, first: jax.Array, ratio: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The start and length of the cycle that ``done`` lies in, for cycles that grow by ``ratio`` > 1."""
+    """The start and length of the cycle that contains step ``done``, for cycles that grow by ``ratio`` > 1."""
     rough = jnp.floor(jnp.log1p(done / first * (ratio - 1)) / jnp.log1p(ratio - 1)) - 1
     index = jax.lax.stop_gradient(jnp.maximum(rough, 0))
-    for _ in range(2):  # the logarithms can be one cycle out; the starts are the authority
+    for _ in range(2):  # rounding can give the cycle before the right one
         index = jax.lax.stop_gradient(index + (done >= first * _geometric(ratio, index + 1)).astype(index.dtype))
     cycles = _geometric(ratio, index)
     return first * cycles, first * (1 + (ratio - 1) * cycles)
@@ -83,7 +83,7 @@ def _cycle(done: jax.Array, first: jax.Array, ratio: jax.Array) -> tuple[jax.Arr
 def cosine_annealing_warm_restarts_schedule(
     init_value: Scalar, first_cycle_steps: Scalar, cycle_factor: Scalar = 1, end_value: Scalar = 0.0
 ) -> Schedule:
-    """Half cosine waves down, each followed by a jump back up, each longer than the last by a factor.
+    """Cosine annealing with warm restarts: repeated cosine decays, each longer than the last by a factor.
 
     Cycle ``i`` begins at step ``s[i] = first_cycle_steps * (1 + cycle_factor + ... + cycle_factor ** (i - 1))``, is
     ``n[i] = first_cycle_steps * cycle_factor ** i`` steps long, and in it::
@@ -91,14 +91,13 @@ def cosine_annealing_warm_restarts_schedule(
         value = end_value + (init_value - end_value) * (1 + cos(pi * (count - s[i]) / n[i])) / 2
 
     This is PyTorch's ``CosineAnnealingWarmRestarts`` with its base rate as ``init_value``, ``T_0`` as
-    ``first_cycle_steps``, ``T_mult`` as ``cycle_factor`` (which need not be whole here) and ``eta_min`` as
-    ``end_value``.
+    ``first_cycle_steps``, ``T_mult`` as ``cycle_factor`` (here any number >= 1) and ``eta_min`` as ``end_value``.
 
     Args:
       init_value: the value at the beginning of each cycle.
-      first_cycle_steps: the length of the first cycle in steps, > 0. A traced length of 0 or less holds ``end_value``.
-      cycle_factor: the length of each cycle over that of the one before, >= 1.
-      end_value: the value that each cycle falls towards.
+      first_cycle_steps: the length of the first cycle in steps, > 0. A traced length of 0 or less gives ``end_value``.
+      cycle_factor: the ratio of the lengths of two consecutive cycles, >= 1.
+      end_value: the value that each cycle approaches.
 
     Returns:
       A function of the step count, elementwise on arrays of counts.
@@ -113,14 +112,14 @@ def cosine_annealing_warm_restarts_schedule(
     """
     check_value("init_value", init_value)
     check_positive_steps("first_cycle_steps", first_cycle_steps)
-    check_number("cycle_factor", cycle_factor, low=1, high_open=True, cure="cycles cannot shrink for ever")
+    check_number("cycle_factor", cycle_factor, low=1, high_open=True, cure="cycles cannot shrink")
     check_value("end_value", end_value)
 
     def schedule(count):
         start, end, factor = as_values(init_value, end_value, cycle_factor)
         real, first = positive_steps(first_cycle_steps)
         done, first = alike(steps_since(count), first)
-        # Equal cycles are a remainder, exact in integers; growing ones are searched for. Which it is, is a value.
+        # Equal cycles need only an exact integer remainder. Both cases are computed, as the factor may be traced.
         even_gone, even_left = fractions(done - whole_periods(done, first) * first, first, start.dtype)
         grows = factor > 1
         since, first = done.astype(start.dtype), first.astype(start.dtype)

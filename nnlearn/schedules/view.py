@@ -1,4 +1,4 @@
-"""Looking at schedules: as an array, and as a line in a figure."""
+"""Values of schedules as an array, and as a plot."""
 
 from typing import Any
 
@@ -12,17 +12,20 @@ def preview(schedule: Schedule, steps: int) -> jax.Array:
     """The values of a schedule at steps 0 to ``steps - 1``, computed in one call.
 
     Args:
-      schedule: any function from a step count to a scalar, optax's too.
-      steps: how many values, a Python integer >= 0.
+      schedule: a function from a step count to a scalar, also one of optax.
+      steps: the number of values, a Python integer >= 0.
 
     Returns:
-      A float32 array of shape ``(steps,)``.
+      A float32 array of shape ``(steps,)``, in the unit of the schedule.
+
+    Raises:
+      ValueError: ``steps`` is not an integer >= 0.
 
     >>> print(preview(lambda step: 0.5**step, 4))
     [1.    0.5   0.25  0.125]
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise ValueError(f"steps must be an integer >= 0, for it is a shape, got {steps!r}")
+        raise ValueError(f"steps must be an integer >= 0, as it is a shape, got {steps!r}")
 
     def value_at(step):
         return jnp.asarray(schedule(step), dtype=jnp.float32)
@@ -31,19 +34,20 @@ def preview(schedule: Schedule, steps: int) -> jax.Array:
 
 
 def plot(schedule: Schedule, steps: int, ax: Any = None, **line_settings: Any) -> Any:
-    """Draw the values of a schedule over its steps.
+    """Plot the values of a schedule against the step.
 
     Args:
-      schedule: any function from a step count to a scalar, optax's too.
-      steps: how many steps to draw, from 0.
-      ax: matplotlib axes to draw on; a new figure's if None.
-      **line_settings: passed on to ``ax.plot``, such as ``label`` or ``color``.
+      schedule: a function from a step count to a scalar, also one of optax.
+      steps: the number of steps to plot, from 0.
+      ax: matplotlib axes to draw on; None for a new figure.
+      **line_settings: passed to ``ax.plot``, such as ``label`` or ``color``.
 
     Returns:
-      The axes, whose figure is ``ax.figure``.
+      The axes; their figure is ``ax.figure``.
 
     Raises:
       ImportError: matplotlib is not installed.
+      ValueError: ``steps`` is not an integer >= 0.
 
     >>> from nnlearn.schedules import cosine_decay_schedule
     >>> axes = plot(cosine_decay_schedule(0.1, 100), 100)

@@ -1,4 +1,4 @@
-"""Schedules that rise in a straight line first, and then stay, decay, or stay and decay."""
+"""Schedules with a linear warm-up, followed by a constant, a decay, or both."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -24,14 +24,14 @@ from nnlearn.types import Scalar, Schedule
 
 
 def _warm_up(done: Array, init: Array, peak: Array, warmup_steps: Scalar, later: Array) -> Array:
-    """The line from ``init`` to ``peak`` for the first ``warmup_steps``, the value ``later`` from then on."""
+    """A line from ``init`` to ``peak`` over the first ``warmup_steps``, then the value ``later``."""
     rise = mix(init, peak, *fractions(done, warmup_steps, peak.dtype))
     return jnp.where(is_before(done, warmup_steps), rise, later)
 
 
 @comparable
 def warmup_constant_schedule(init_value: Scalar, peak_value: Scalar, warmup_steps: Scalar) -> Schedule:
-    """Up in a straight line, and then constant.
+    """Linear warm-up, then constant.
 
     ::
 
@@ -40,8 +40,8 @@ def warmup_constant_schedule(init_value: Scalar, peak_value: Scalar, warmup_step
     Args:
       init_value: the value at step 0.
       peak_value: the value from step ``warmup_steps`` on.
-      warmup_steps: the length of the rise in steps. With 0 the value stays at ``init_value``, as in optax: a rise
-        without steps never begins. For no warm-up use ``constant_schedule``.
+      warmup_steps: the length of the warm-up in steps. With 0 the value stays at ``init_value``, as in optax. For no
+        warm-up use ``constant_schedule``.
 
     Returns:
       A function of the step count, elementwise on arrays of counts.
@@ -67,7 +67,7 @@ def warmup_cosine_decay_schedule(
     end_value: Scalar = 0.0,
     exponent: Scalar = 1.0,
 ) -> Schedule:
-    """Up in a straight line, down half a cosine wave, and then constant.
+    """Linear warm-up, cosine decay, then constant.
 
     With ``x = min((count - warmup_steps) / (decay_steps - warmup_steps), 1)``::
 
@@ -76,11 +76,11 @@ def warmup_cosine_decay_schedule(
 
     Args:
       init_value: the value at step 0.
-      peak_value: the value at step ``warmup_steps``; where it is 0, so is every value after it.
-      warmup_steps: the length of the rise in steps; with 0 the decay begins at once.
-      decay_steps: the length of rise *and* decay in steps, > ``warmup_steps``.
+      peak_value: the value at step ``warmup_steps``; if it is 0, all later values are 0 too.
+      warmup_steps: the length of the warm-up in steps; with 0 the decay begins at step 0.
+      decay_steps: the length of warm-up *and* decay in steps, > ``warmup_steps``.
       end_value: the value from step ``decay_steps`` on.
-      exponent: a power of the wave, >= 0.
+      exponent: the exponent of the wave, >= 0.
 
     Returns:
       A function of the step count, elementwise on arrays of counts.
@@ -130,7 +130,7 @@ def warmup_exponential_decay_schedule(
     staircase: bool = False,
     end_value: Scalar | None = None,
 ) -> Schedule:
-    """Up in a straight line, and then multiplied by the same factor every ``transition_steps`` steps.
+    """Linear warm-up, then exponential decay by a factor every ``transition_steps`` steps.
 
     With ``x = max(count - warmup_steps - transition_begin, 0) / transition_steps``::
 
@@ -140,12 +140,12 @@ def warmup_exponential_decay_schedule(
     Args:
       init_value: the value at step 0.
       peak_value: the value at step ``warmup_steps``.
-      warmup_steps: the length of the rise in steps; with 0 the decay begins at once.
-      transition_steps: after how many steps the factor has worked once; if 0 or less the value stays at the peak.
-      decay_rate: the factor, >= 0; if it is 0 the value stays at the peak.
-      transition_begin: how many steps after the warm-up the decay begins; below 0 it counts as 0.
-      staircase: change only every ``transition_steps`` steps.
-      end_value: where the decay stops: a lower bound if ``decay_rate`` < 1, else an upper bound.
+      warmup_steps: the length of the warm-up in steps; with 0 the decay begins at step 0.
+      transition_steps: the number of steps for one factor; if it is 0 or less, the value stays at the peak.
+      decay_rate: the factor, >= 0; if it is 0, the value stays at the peak.
+      transition_begin: the number of steps between the warm-up and the decay; a negative one is treated as 0.
+      staircase: whether the value changes only every ``transition_steps`` steps.
+      end_value: a lower bound of the value if ``decay_rate`` < 1, else an upper bound; None for no bound.
 
     Returns:
       A function of the step count, elementwise on arrays of counts.
@@ -180,10 +180,10 @@ def warmup_stable_decay_schedule(
     end_value: Scalar = 0.0,
     decay: str = "linear",
 ) -> Schedule:
-    """Up in a straight line, a long time constant, and down at the end (WSD, also called a trapezoid).
+    """Warm-up, stable, decay (WSD, also called trapezoidal): linear warm-up, a long constant phase, then decay.
 
-    Where the decay begins need not be known when training begins, so one long run can be cooled down at several
-    lengths. With ``x = min((count - warmup_steps - stable_steps) / decay_steps, 1)`` the last phase is::
+    The start of the decay can be chosen during training, so one long run can be decayed at several lengths. With
+    ``x = min((count - warmup_steps - stable_steps) / decay_steps, 1)`` the last phase is::
 
         value = end_value + (peak_value - end_value) * shape
         shape = 1 - x                       if decay is "linear"
@@ -192,12 +192,12 @@ def warmup_stable_decay_schedule(
 
     Args:
       init_value: the value at step 0.
-      peak_value: the value of the long phase.
-      warmup_steps: the length of the rise in steps; 0 for none.
+      peak_value: the value of the constant phase.
+      warmup_steps: the length of the warm-up in steps; 0 for none.
       stable_steps: the length of the constant phase in steps; 0 for none.
       decay_steps: the length of the decay alone in steps; with 0 the value jumps to ``end_value``.
       end_value: the value after the decay.
-      decay: "linear", "cosine" or "1-sqrt". Hägele et al. find the last best for language models.
+      decay: "linear", "cosine" or "1-sqrt". Hägele et al. found "1-sqrt" the best for language models.
 
     Returns:
       A function of the step count, elementwise on arrays of counts.
@@ -240,20 +240,20 @@ def warmup_stable_decay_schedule(
 
 @comparable
 def inverse_square_root_schedule(init_value: Scalar, peak_value: Scalar, warmup_steps: Scalar) -> Schedule:
-    """Up in a straight line, and then down with the square root of the step count: the Transformer's schedule.
+    """Linear warm-up, then decay with the inverse square root of the step count, as for the Transformer.
 
     ::
 
         value = init_value + (peak_value - init_value) * count / warmup_steps      before warmup_steps
         value = peak_value * sqrt(warmup_steps / count)                            from there on
 
-    A warm-up shorter than one step, and a count of 0, are taken as 1 under the root. The paper's schedule, which counts
-    steps from 1, has ``init_value = 0`` and ``peak_value = (d_model * warmup_steps) ** -0.5``.
+    Under the root, a warm-up shorter than one step and a count of 0 are treated as 1. The schedule of the paper, which
+    counts steps from 1, has ``init_value = 0`` and ``peak_value = (d_model * warmup_steps) ** -0.5``.
 
     Args:
       init_value: the value at step 0.
       peak_value: the value at step ``warmup_steps``.
-      warmup_steps: the length of the rise in steps, which also sets the pace of the decay.
+      warmup_steps: the length of the warm-up in steps, which also sets the rate of the decay.
 
     Returns:
       A function of the step count, elementwise on arrays of counts.

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nnlearn.files import LOCK, only_one, replacing
+from nnlearn.files import LOCK, explaining_full_disk, only_one, replacing
 from nnlearn.train.trace import Trace
 
 FORMAT = "nnlearn sweep 2"
@@ -69,7 +69,9 @@ class Store:
     def write(self, static: int, setting: int, seed: int, batch: Trace) -> Trace:
         """Write a batch, given the indices of its first run, and return it in the form that reading gives."""
         path = self.folder / BATCH.format(static=static, setting=setting, seed=seed)
-        batch.save(path)
+        safe = "The finished batches are safe, and a sweep in this folder continues from them"
+        with explaining_full_disk(path, safe):
+            batch.save(path)
         return Trace.load(path)
 
 

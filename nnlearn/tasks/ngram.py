@@ -11,7 +11,7 @@ GZIP_WINDOW = 32768 - 262  # bytes of context for deflate: its window minus the 
 
 
 def gzip_bits(train: bytes, test: bytes) -> float:
-    """Bits per character of ``gzip -9`` for a text that follows another, of which it sees the last 32 KiB.
+    """Bits per character of ``gzip -9`` for a text that follows another; gzip sees the last 32 KiB of the latter.
 
     Deflate cannot look back further, so this is ``8 (len(gzip(train + test)) - len(gzip(train))) / len(test)`` up to a
     few bytes.

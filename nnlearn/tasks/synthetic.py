@@ -28,8 +28,8 @@ def masked_digits(
 ) -> Task:
     """Reconstruct the hidden pixels of a digit from the others; ``loss`` is the mean squared error of hidden pixels.
 
-    Training hides random pixels, drawn again at every step; the metrics always hide the same ones. Baseline: every
-    pixel's mean over the training part.
+    Training hides other random pixels at every step; the metrics always hide the same ones. Baseline: the mean of each
+    pixel over the training part.
 
     Args:
       seed: seed of the split.

@@ -41,12 +41,22 @@ class Sampler(NamedTuple):
       rows: ``rows(key, order, first, count, stride) -> (order, rows)``, the stacked rows of ``count`` steps from step
         ``first``, which may be traced and is a multiple of ``stride``.
       batch: ``batch(row) -> batch``, the batch of one step.
+      examples: ``examples() -> arrays``, all the examples; None if they are generated.
+      batch_size: the number of examples in a batch, for ``poisson_sampled`` the expected one; None if they are
+        generated.
+      shuffle: whether the order is random.
+      over: ``over(arrays) -> sampler``, the same sampler of other examples, with equal batches of indices if there are
+        equally many; None if they are generated.
     """
 
     epoch_steps: int | None
     start: Callable[[Key, int], PyTree]
     rows: Callable[[Key, PyTree, Any, int, int], tuple[PyTree, PyTree]]
     batch: Callable[[PyTree], Batch]
+    examples: Callable[[], Batch] | None = None
+    batch_size: int | None = None
+    shuffle: bool = True
+    over: Callable[[Batch], "Sampler"] | None = None
 
 
 def shuffled(examples: Batch, batch_size: int, *, shuffle: bool = True, remainder: Remainder = "mask") -> Sampler:
@@ -128,7 +138,10 @@ def _shuffled(examples: Batch, batch_size: int, shuffle: bool, remainder: Remain
     def batch_of(row):
         return take_in_range(row.indices) if isinstance(row, _Rows) else row
 
-    return Sampler(per_epoch, start, rows, batch)
+    def over(others):
+        return shuffled(others, batch_size, shuffle=shuffle, remainder=remainder)
+
+    return Sampler(per_epoch, start, rows, batch, lambda: examples, batch_size, shuffle, over)
 
 
 @comparable
@@ -191,7 +204,10 @@ def poisson_sampled(
         taken = jax.tree.map(lambda array: take_rows(array, indices, spread=True, mode="clip"), examples)
         return MaskedBatch(taken, row.where)
 
-    return Sampler(per_epoch, lambda key, stride: (), rows, batch)
+    def over(others):
+        return poisson_sampled(others, batch_size, epoch_steps=epoch_steps, capacity=capacity)
+
+    return Sampler(per_epoch, lambda key, stride: (), rows, batch, lambda: examples, batch_size, True, over)
 
 
 def poisson_capacity(size: int, batch_size: int) -> int:

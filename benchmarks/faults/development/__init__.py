@@ -1,0 +1,1 @@
+"""Programs on which thresholds may be set."""

@@ -1,0 +1,1 @@
+"""Programs that no threshold has been set on."""

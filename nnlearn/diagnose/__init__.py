@@ -1,0 +1,15 @@
+"""Why a run does not learn, and what to change: ``nnlearn.diagnose(train, hparams, key)``.
+
+One file per family of checks: ``data``, ``program``, ``dynamics``, ``network``, ``fit``. Each check is one function of
+the ``Evidence``; ``ranking`` puts the most likely cause first.
+"""
+
+from nnlearn.diagnose.curves import diagnose_trace as diagnose_trace
+from nnlearn.diagnose.curves import watch as watch
+from nnlearn.diagnose.engine import diagnose as diagnose
+from nnlearn.diagnose.preflight import preflight as preflight
+from nnlearn.diagnose.repair import Repair as Repair
+from nnlearn.diagnose.repair import repair as repair
+from nnlearn.diagnose.report import Check as Check
+from nnlearn.diagnose.report import Finding as Finding
+from nnlearn.diagnose.report import Report as Report

@@ -1,0 +1,318 @@
+"""Checks of the dynamics: learning rate, schedule, clipping, optimizer state, precision, decay."""
+
+import jax
+import numpy as np
+
+from nnlearn.diagnose.checking import NamedCheck, Seen, check
+from nnlearn.diagnose.evidence import RATES, Evidence, params_of
+from nnlearn.diagnose.optimizer import FACTORS
+from nnlearn.diagnose.report import Finding, found
+from nnlearn.diagnose.subject import Unknown
+
+HALF = ("float16", "bfloat16")
+GAIN = 0.1  # share of the reachable decrease of the loss that a variant must gain
+POINTS = 0.05  # and of the accuracy or R squared
+
+
+def reach(evidence: Evidence) -> float:
+    """The largest decrease of the loss that the run or one of its variants reached."""
+    ends = [evidence.last_loss, *(each.loss for each in evidence.variants.values())]
+    ends = [each for each in ends if np.isfinite(each)]
+    return max(evidence.first_loss - min(ends), 1e-9) if ends and np.isfinite(evidence.first_loss) else np.inf
+
+
+def gain(evidence: Evidence, name: str) -> float:
+    """What a variant gains over the whole run, as a share of the reachable decrease of the loss.
+
+    It is 0 unless the scores gain, too, on training and on validation examples as far as they are known: a variant that
+    only learns the examples by heart faster is no gain.
+    """
+    variant = evidence.variants.get(name)
+    if variant is None or not np.isfinite(variant.loss):
+        return 0.0
+    if not np.isfinite(evidence.last_loss):
+        return 1.0 if variant.loss < evidence.first_loss or not np.isfinite(evidence.first_loss) else 0.0
+    pairs = ((variant.score, evidence.score), (variant.validation_score, evidence.validation_score))
+    if any(np.isfinite(new) and np.isfinite(old) and new < old + POINTS for new, old in pairs):
+        return 0.0
+    more = min((evidence.last_loss - variant.loss) / reach(evidence), 1.0)
+    return more if more > GAIN else 0.0
+
+
+def poor(evidence: Evidence) -> bool:
+    """Whether the run did not fit its training examples, as far as that is known."""
+    if np.isfinite(evidence.score):
+        return evidence.score < 0.9
+    return not evidence.last_loss < 0.5 * evidence.first_loss
+
+
+@check("the loss does not diverge")
+def divergence(evidence: Evidence) -> Seen:
+    loss, first = evidence.run.loss, evidence.first_loss
+    bad = np.flatnonzero(~np.isfinite(loss) | (np.abs(loss) > 100 * max(abs(first), 1e-6)))
+    values = {"first loss": first, "last loss": evidence.last_loss, "steps beyond": len(bad)}
+    if not len(bad) or (np.isfinite(evidence.last_loss) and abs(evidence.last_loss) < abs(first)):
+        return Seen(values, "finite, and below 100 times the first loss at the end")
+    step = int(bad[0])
+    text = f"The loss was {first:.3g} at the start and {loss[step]:.3g} at step {step}."
+    finding = found("learning_rate_too_high", text, values, strength=0.6, step=step)
+    return Seen(values, "finite, and below 100 times the first loss at the end", [finding])
+
+
+@check("other learning rates")
+def rate(evidence: Evidence) -> Seen:
+    gains = {name: gain(evidence, name) for name in (*RATES, "rate x0.1 at the end")}
+    values = {name: evidence.variants[name].loss for name in RATES} | {"the run": evidence.last_loss}
+    lower = {name: gains[name] for name in ("rate x0.33", "rate x0.1", "rate x0.01", "rate x0.1 at the end")}
+    higher = {name: gains[name] for name in ("rate x3", "rate x10", "rate x100")}
+    rule = f"no other rate gains {GAIN:.0%} of the loss in a fifth of the steps"
+    findings = []
+    for name, gained in (("learning_rate_too_high", lower), ("learning_rate_too_low", higher)):
+        best = max(gained, key=lambda each: gained[each])
+        other = max((lower if gained is higher else higher).values())
+        if gained[best] <= 0 or gained[best] < other:
+            continue
+        variant = evidence.variants[best]
+        text = (
+            f"The run ended at a loss of {evidence.last_loss:.3g}{_score(evidence.score)}; with {best}, "
+            f"{len(variant.losses)} steps reached {variant.loss:.3g}{_score(variant.score)}."
+        )
+        findings.append(found(name, text, values, strength=0.6 + 0.35 * gained[best]))
+    return Seen(values, rule, findings)
+
+
+def _score(score: float) -> str:
+    return f" (score {score:.2f})" if np.isfinite(score) else ""
+
+
+@check("the schedule lets the run learn")
+def schedule(evidence: Evidence) -> Seen:
+    pace = evidence.schedule
+    mean, low = float(np.mean(pace)), float(np.mean(pace < 0.02))
+    rising = bool(np.all(np.diff(pace) >= -1e-7) and pace[0] < 0.2 and pace[-1] > 1.02 * pace[int(0.9 * len(pace))])
+    values = {"mean rate / largest": mean, "share of steps below 2 %": low, "still rising at the end": rising}
+    rule = "the rate is above 2 % of its largest value in half of the steps, and warm-up ends"
+    held = max(gain(evidence, "rate held"), gain(evidence, "rate x10") if rising else 0.0)
+    held = max(held, gain(evidence, "rate x100") if rising or low > 0.5 else 0.0)
+    stuck = rising and pace[0] < 0.02 and poor(evidence)
+    if not stuck and (held <= 0 or not (low > 0.5 or rising or mean < 0.1)):
+        return Seen(values, rule)
+    end = int(np.argmax(pace < 0.02)) if low > 0.5 and pace[0] > 0.02 else None
+    text = f"The rate is below 2 % of its largest value in {low:.0%} of the {len(pace)} steps."
+    if rising:
+        text = f"The rate still rises at the last of {len(pace)} steps: the warm-up never ends."
+    return Seen(values, rule, [found("schedule_mistimed", text, values, strength=0.97, step=end)])
+
+
+@check("clipping leaves most steps alone")
+def clipping(evidence: Evidence) -> Seen:
+    response = evidence.answer.response
+    norms = evidence.run.grad_norm[np.isfinite(evidence.run.grad_norm)]
+    if not len(norms) or response[-1] <= 0 or not np.all(np.isfinite(response)):
+        raise Unknown("the optimizer does not answer to the gradient")
+    slopes = np.diff(np.log(np.maximum(response, 1e-30))) / np.diff(np.log(FACTORS))
+    linear = np.flatnonzero(slopes > 0.5)  # from the largest gradient to the smallest
+    clipped = len(linear) > 0 and linear[0] > 0
+    first = float(np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(evidence.slopes.grads))))
+    limit = first * float(FACTORS[linear[0]]) if clipped else np.inf
+    share = float(np.mean(norms > limit))
+    values = {"gradient norm": float(np.median(norms)), "threshold": limit, "share of steps clipped": share}
+    rule = "clipped in less than 90 % of the steps, or a higher rate gains nothing"
+    helps = max(gain(evidence, name) for name in ("rate x3", "rate x10", "rate x100"))
+    adaptive = slopes[-1] < 0.5 or np.any(np.diff(slopes[: max(linear[0], 1)]) > 0.3) if clipped else True
+    if not clipped or adaptive or share < 0.9 or limit > 0.3 * np.median(norms) or helps <= 0:
+        return Seen(values, rule)
+    middle = np.median(norms)
+    text = f"The gradient has norm {middle:.3g}, the threshold is about {limit:.1g}: {share:.0%} of the steps are cut."
+    return Seen(values, rule, [found("clipping_too_tight", text, values, strength=0.97)])
+
+
+@check("weight decay is small")
+def decay(evidence: Evidence) -> Seen:
+    drift, steps = evidence.answer.drift, evidence.subject.steps
+    total = drift * float(np.sum(evidence.schedule)) / max(evidence.schedule[0], 1e-3)
+    values = {"decay per step": drift, "over the run": total}
+    rule = "weights shrink by less than their size over the run, or the run without decay gains nothing"
+    findings: list[Finding] = []
+    if total > 0.05:
+        text = f"Without a gradient the weights grow by {drift:.2g} of their size in each step."
+        findings.append(found("sign_error", text, values, strength=0.9))
+    gained = gain(evidence, "no decay")
+    if total < -0.5 and gained > 0:
+        other = evidence.variants["no decay"]
+        text = (
+            f"Decay takes {-drift:.2g} of the weights in each of {steps} steps; without it, {len(other.losses)} steps "
+            f"reach a loss of {other.loss:.3g} where the run ended at {evidence.last_loss:.3g}."
+        )
+        findings.append(found("excessive_regularisation", text, values, strength=0.8 + 0.2 * gained))
+    return Seen(values, rule, findings)
+
+
+@check("steps go downhill")
+def direction(evidence: Evidence) -> Seen:
+    cosines = evidence.slopes.descent
+    early = cosines[:4]
+    seen = early[np.isfinite(early) & (early != 0)]
+    loss = evidence.run.loss
+    values = {"cosine of update and -gradient": float(np.median(seen)) if len(seen) else np.nan}
+    rule = "the update points along the negative gradient"
+    if len(seen) and np.median(seen) < -0.2 and np.mean(seen < 0) > 0.8:
+        text = (
+            f"The updates point uphill: their cosine with the negative gradient is {np.median(seen):.2f} in the median."
+        )
+        return Seen(values, rule, [found("sign_error", text, values, strength=1.0, step=0)])
+    values |= {"first loss": float(loss[0]), "last loss": evidence.last_loss, "score": evidence.score}
+    if loss[0] < 0 and evidence.data.labels is not None and evidence.program.of_kind("softmax"):
+        text = f"The cross-entropy is {loss[0]:.3g} at the start; it cannot be negative."
+        return Seen(values, rule, [found("sign_error", text, values, strength=0.97, step=0)])
+    first = evidence.first_score
+    falls = not np.isfinite(evidence.last_loss) or evidence.last_loss < min(loss[0], 0) - abs(loss[0])
+    if falls and np.isfinite(evidence.score) and evidence.score < first - 0.02 and np.nanmin(loss[-5:], initial=0) < 0:
+        text = f"The loss falls to {evidence.last_loss:.3g}, but the score from {first:.2f} to {evidence.score:.2f}."
+        return Seen(values, rule, [found("sign_error", text, values, strength=0.95)])
+    return Seen(values, rule)
+
+
+@check("the optimizer keeps its state")
+def memory(evidence: Evidence) -> Seen:
+    answer = evidence.answer
+    kept, counts = answer.memory, answer.counts
+    values = {
+        "moments at the end": float(kept[-1]),
+        "coasting": float(answer.coasting[0] / max(answer.pace[-1], 1e-30)),
+    }
+    rule = "moments and counts never fall back under a constant gradient"
+    if len(kept) < 3 or np.max(kept) <= 0:
+        return Seen(values, rule)
+    if np.mean(answer.pace <= 1e-6 * np.max(answer.pace)) > 0.2:
+        raise Unknown("the optimizer accumulates gradients, and clears them by design")
+    drops = np.flatnonzero((kept[1:] < 0.5 * kept[:-1]) & (counts[1:] <= counts[:-1]))
+    forgets = values["coasting"] < 1e-3
+    values["resets"] = len(drops)
+    if len(drops) < 2 and not (forgets and np.ptp(kept) <= 1e-6 * np.max(kept)):
+        return Seen(values, rule)
+    every = int(np.median(np.diff(drops))) if len(drops) > 1 else 1
+    text = f"Under a constant gradient the moments fall back to their start every {every} step{'s' * (every > 1)}."
+    return Seen(values, rule, [found("optimizer_state_reset", text, values, strength=0.95)])
+
+
+@check("accumulated gradients are averaged and cleared")
+def accumulation(evidence: Evidence) -> Seen:
+    answer = evidence.answer
+    pace = answer.pace
+    still = pace <= 1e-6 * np.max(pace)
+    values = {
+        "steps without an update": float(np.mean(still)),
+        "last update / first": float(pace[-1] / max(pace[0], 1e-30)),
+    }
+    rule = "updates under a constant gradient do not grow, and turn with it"
+    moving = pace[~still]
+    level = evidence.schedule[: len(pace)][~still]
+    steady = moving / np.maximum(level / np.max(level), 1e-9) if evidence.run.rate is not None else moving
+    findings = []
+    if (
+        len(steady) >= 20
+        and steady[-1] > 1.6 * steady[len(steady) // 2]
+        and steady[len(steady) // 2] > 1.6 * steady[len(steady) // 4]
+    ):
+        text = f"Under a constant gradient the update grows from {steady[0]:.2g} to {steady[-1]:.2g} without end."
+        findings.append(found("gradient_accumulation", text, values, strength=0.95))
+    elif (
+        0.4 < np.mean(still) < 0.99
+        and max(gain(evidence, name) for name in ("rate x0.33", "rate x0.1", "rate x0.01")) > 0
+    ):
+        every = round(1 / (1 - float(np.mean(still))))
+        text = f"The optimizer moves every {every} steps, and a smaller step does better: the gradients are summed."
+        findings.append(found("gradient_accumulation", text, values, strength=0.99))
+    return Seen(values, rule, findings)
+
+
+@check("numbers are precise enough")
+def precision(evidence: Evidence) -> Seen:
+    """Values that stop being finite although nothing had grown before, and parameters of 16 bits."""
+    run, params = evidence.run, jax.tree.leaves(params_of(evidence.run.last))
+    bad = ~np.isfinite(run.loss) | (~np.isfinite(run.grad_norm) & evidence.subject.has_loss)
+    half = [leaf.dtype.name for leaf in params if leaf.dtype.name in HALF]
+    unguarded = [fact for fact in evidence.program.of_kind("domain") if not fact.guarded and fact.operation != "div"]
+    casts = evidence.program.of_kind("half")
+    values = {"steps not finite": int(bad.sum()), "16-bit parameters": len(half), "casts to 16 bits": len(casts)}
+    values["unguarded"] = [f"{fact.operation} at {fact.where}" for fact in unguarded[:3]]
+    rule = "loss and gradient stay finite unless they grew before; no run in 16 bits that fits badly"
+    if np.any(bad):
+        step = int(np.argmax(bad))
+        norms, losses = run.grad_norm[:step], np.abs(run.loss[:step])
+        calm = step == 0 or bool(norms[-1] <= 30 * np.median(norms) and losses[-1] <= 3 * np.max(losses[:3]))
+        where = values["unguarded"][0] if unguarded else "operations in 16 bits" if casts else ""
+        before = f"{run.loss[step - 1]:.3g} with a gradient norm of {norms[-1]:.3g}" if step else "the first"
+        text = f"Loss or gradient is not finite from step {step} on; the loss before it was {before}."
+        strength = 0.95 if calm else 0.7 if casts or half else 0.0
+        if strength:
+            finding = found("numerical_precision", text, values, strength=strength, step=step, where=where)
+            return Seen(values, rule, [finding])
+    if half and (evidence.score < 0.97 or not np.isfinite(evidence.score)):
+        text = f"{len(half)} of {len(params)} parameters are {half[0]}: small updates are lost when they are added."
+        return Seen(values, rule, [found("numerical_precision", text, values, strength=0.8, where=half[0])])
+    return Seen(values, rule)
+
+
+@check("no penalty rules the loss")
+def penalty(evidence: Evidence) -> Seen:
+    """Whether the gradient of the matrices points along the matrices themselves, as that of a penalty does."""
+    grads, last = evidence.slopes.grads, params_of(evidence.run.last)
+    triples = zip(*map(jax.tree.leaves, (grads, params_of(evidence.run.first), last)), strict=True)
+    matrices = [[np.asarray(leaf, np.float64) for leaf in leaves] for leaves in triples if leaves[0].ndim >= 2]
+    if not matrices:
+        raise Unknown("there are no matrices")
+    pull = sum(np.sum(slope * weight) for slope, weight, _ in matrices)
+    sizes = [np.sqrt(sum(np.sum(each[at] ** 2) for each in matrices)) for at in range(3)]
+    cosine = float(pull / max(sizes[0] * sizes[1], 1e-30))
+    shrunk = float(sizes[2] / max(sizes[1], 1e-30))
+    values = {"cosine of gradient and weights": cosine, "last size of the weights / first": shrunk}
+    rule = "cosine below 0.5, or weights that keep half of their size"
+    if not (cosine > 0.5 and shrunk < 0.5 and poor(evidence)):
+        return Seen(values, rule)
+    text = f"At the start the gradient points along the weights (cosine {cosine:.2f}), and they shrink to {shrunk:.2f}."
+    return Seen(values, rule, [found("excessive_regularisation", text, values, strength=0.9)])
+
+
+@check("batches are large enough")
+def batch_size(evidence: Evidence) -> Seen:
+    plan = evidence.subject.plan
+    batch = jax.eval_shape(lambda: plan.batch(plan.at(0)))
+    size = min((leaf.shape[0] for leaf in jax.tree.leaves(batch) if leaf.ndim), default=0)
+    lower = max(gain(evidence, name) for name in ("rate x0.33", "rate x0.1", "rate x0.01", "rate x0.1 at the end"))
+    cosines = evidence.slopes.cosines
+    values = {"batch size": size, "gain of a lower rate": lower, "cosine of neighbours": float(np.nanmedian(cosines))}
+    rule = "more than 4 examples in a batch, or a run that fits"
+    if not (0 < size <= 4 and (lower > 0 or poor(evidence))):
+        return Seen(values, rule)
+    text = f"Each batch has {size} example{'s' * (size > 1)}; gradients of neighbouring batches have a cosine of "
+    text += f"{values['cosine of neighbours']:.2f}."
+    return Seen(values, rule, [found("batch_too_small", text, values, strength=0.92)])
+
+
+@check("the loss falls")
+def progress(evidence: Evidence) -> Seen:
+    first, last = evidence.first_loss, evidence.last_loss
+    values = {"first loss": first, "last loss": last}
+    rule = "the last tenth of the losses is below 0.97 of the first loss"
+    if not (np.isfinite(last) and first > 0 and last > 0.97 * first):
+        return Seen(values, rule)
+    text = f"The loss was {first:.3g} at the start and is {last:.3g} at the end: nothing was learned."
+    return Seen(values, rule, [found("underfitting", text, values, strength=0.45)])
+
+
+CHECKS: tuple[NamedCheck, ...] = (
+    precision,
+    penalty,
+    batch_size,
+    progress,
+    divergence,
+    rate,
+    schedule,
+    clipping,
+    decay,
+    direction,
+    memory,
+    accumulation,
+)

@@ -1,0 +1,204 @@
+"""Facts about the examples that several checks of the data need, computed once for each diagnosis."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnlearn.diagnose.evidence import Data, Evidence, params_of
+from nnlearn.diagnose.plan import QUICK
+from nnlearn.diagnose.probes import ROWS, Smoother, neighbours, one_hot, quality, ridge, scores, standard
+from nnlearn.diagnose.subject import Unknown
+
+SHUFFLES = 10  # permutations of the targets that show what chance gives
+
+
+class Outputs(NamedTuple):
+    """Outputs of the final parameters in evaluation mode, and their targets; validation may be None."""
+
+    train: np.ndarray
+    train_targets: Any
+    validation: np.ndarray | None
+    validation_targets: Any
+
+
+@dataclasses.dataclass(eq=False)
+class Facts:
+    """What can be predicted from the examples, and what the network predicts."""
+
+    evidence: Evidence
+
+    @functools.cached_property
+    def data(self) -> Data:
+        return self.evidence.data
+
+    @functools.cached_property
+    def classes(self) -> np.ndarray:
+        """The labels that occur, sorted; raises ``Unknown`` if the targets are not classes."""
+        if self.data.labels is None:
+            raise Unknown("the targets are not classes")
+        return np.unique(self.data.labels)
+
+    @functools.cached_property
+    def rows(self) -> np.ndarray:
+        """The training examples that the predictors look at."""
+        count = len(self.data.inputs)
+        return np.sort(np.random.default_rng(0).permutation(count)[:ROWS])
+
+    @functools.cached_property
+    def validation_rows(self) -> np.ndarray:
+        count = len(self.evidence.validation.inputs)
+        return np.sort(np.random.default_rng(1).permutation(count)[: ROWS // 2])
+
+    @functools.cached_property
+    def tokens(self) -> int | None:
+        """The number of different tokens if the inputs are sequences of integers, else None."""
+        leaves = jax.tree.leaves(self.evidence.subject.inputs)
+        if len(leaves) != 1 or np.asarray(leaves[0]).dtype.kind not in "iu" or np.ndim(leaves[0]) != 2:
+            return None
+        largest = int(np.max(leaves[0]))
+        return largest + 1 if 1 < largest < 100_000 else None
+
+    def features(self, inputs: np.ndarray) -> np.ndarray:
+        """Inputs as features: for tokens, how often each occurs and which stands first and last."""
+        if self.tokens is None or self.tokens > 1000:
+            return inputs
+        tokens = np.clip(inputs.astype(np.int64), 0, self.tokens - 1)
+        counts = np.zeros((len(tokens), self.tokens))
+        np.add.at(counts, (np.arange(len(tokens))[:, None], tokens), 1.0)
+        ends = [one_hot(tokens[:, at], np.arange(self.tokens)) for at in (0, -1)] if self.tokens <= 100 else []
+        return np.concatenate([counts, *ends], 1)
+
+    @functools.cached_property
+    def smoothers(self) -> tuple[Smoother, ...]:
+        """Predictors of training examples from the other ones."""
+        (features,) = standard(self.features(self.data.inputs[self.rows]))
+        if len(features) < 20:
+            raise Unknown(f"{len(features)} examples are too few to predict one from the others")
+        return neighbours(features, features), ridge(features, features)
+
+    @functools.cached_property
+    def validation_smoothers(self) -> tuple[Smoother, ...]:
+        """Predictors of validation examples from training examples."""
+        train = self.features(self.data.inputs[self.rows])
+        train, validation = standard(train, self.features(self.evidence.validation.inputs[self.validation_rows]))
+        return neighbours(validation, train), ridge(validation, train)
+
+    @property
+    def is_classes(self) -> bool:
+        return self.data.labels is not None
+
+    def columns(self, data: Data, rows: np.ndarray) -> np.ndarray:
+        """The targets as columns of numbers, one per class or value."""
+        if self.is_classes:
+            if data.labels is None:
+                raise Unknown("the targets of validation are not classes")
+            return one_hot(data.labels[rows], self.classes)
+        if self.data.kind != "values":
+            raise Unknown("the targets are neither one class nor one value per example")
+        return np.asarray(data.targets, np.float64).reshape(len(data.inputs), -1)[rows][:, :64]
+
+    @functools.cached_property
+    def targets(self) -> np.ndarray:
+        """The targets of ``rows`` as columns."""
+        return self.columns(self.data, self.rows)
+
+    def predictable(self, targets: np.ndarray) -> float:
+        """How well the better predictor does on targets of ``rows``."""
+        return max(scores(each.weights @ targets, targets, self.is_classes) for each in self.smoothers)
+
+    @functools.cached_property
+    def attainable(self) -> float:
+        """What simple predictors reach on unseen training examples."""
+        return self.predictable(self.targets)
+
+    @functools.cached_property
+    def by_chance(self) -> tuple[float, float]:
+        """Mean and deviation of ``predictable`` for shuffled targets."""
+        random = np.random.default_rng(2)
+        values = [self.predictable(self.targets[random.permutation(len(self.rows))]) for _ in range(SHUFFLES)]
+        return float(np.mean(values)), float(np.std(values))
+
+    @functools.cached_property
+    def attainable_on_validation(self) -> float:
+        """What simple predictors reach on validation."""
+        train = self.targets
+        targets = self.columns(self.evidence.validation, self.validation_rows)
+        return max(scores(each.weights @ train, targets, self.is_classes) for each in self.validation_smoothers)
+
+    # -- network -------------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def outputs(self) -> Outputs:
+        """The final outputs; raises ``Unknown`` without ``predict``."""
+        history = self.evidence.history
+        if history.train is None:
+            raise Unknown("no predict was given, or the parts of the batches are not known")
+        last = None if history.validation is None else history.validation[-1]
+        return Outputs(history.train[-1], history.train_targets, last, history.validation_targets)
+
+    @functools.cached_property
+    def reached(self) -> float:
+        """The quality of the network's outputs on training examples."""
+        return _known(quality(self.outputs.train, self.outputs.train_targets, self.data.kind))
+
+    @functools.cached_property
+    def reached_on_validation(self) -> float:
+        """The quality of the network's outputs on validation examples."""
+        if self.outputs.validation is None or self.outputs.validation_targets is None:
+            raise Unknown("no validation data were given")
+        return _known(quality(self.outputs.validation, self.outputs.validation_targets, self.data.kind))
+
+    @functools.cached_property
+    def evaluate(self) -> Any:
+        """``evaluate(inputs, key=None)``: the outputs of the final parameters, as a NumPy array."""
+        subject, state = self.evidence.subject, self.evidence.run.last
+        held = (params_of(state), state.model_state)  # arguments, because XLA would fold constants
+
+        @functools.partial(jax.jit, compiler_options=QUICK)
+        def compiled(held, inputs, key=None):
+            return subject.outputs(held[0], inputs, key, held[1])
+
+        def evaluate(inputs, key=None):
+            return np.asarray(compiled(held, inputs) if key is None else compiled(held, inputs, key), np.float32)
+
+        return evaluate
+
+    @functools.cached_property
+    def loss(self) -> Any:
+        """``loss(inputs, targets, key)``: the loss of the final parameters on these examples."""
+        subject, state = self.evidence.subject, self.evidence.run.last
+        held = (params_of(state), state.model_state)
+
+        @functools.partial(jax.jit, compiler_options=QUICK)
+        def compiled(held, batch, key):
+            return subject.loss(held[0], batch, key, held[1])
+
+        def loss(inputs, targets, key=None):
+            batch = jax.tree.map(jnp.asarray, subject.batch_of(inputs, targets))
+            return float(compiled(held, batch, jax.random.key(3) if key is None else key))
+
+        return loss
+
+    def short_of(self, margin: float) -> bool:
+        """Whether the network is worse on training examples than simple predictors are on unseen ones."""
+        return self.reached < self.attainable - margin
+
+
+def _known(value: float | None) -> float:
+    if value is None:
+        raise Unknown("the shapes of predict's outputs and the targets do not tell how good they are")
+    return value
+
+
+def facts_of(evidence: Evidence) -> Facts:
+    """The facts of an evidence, the same object each time."""
+    if not hasattr(evidence, "_facts"):
+        evidence._facts = Facts(evidence)  # type: ignore[attr-defined]
+    return evidence._facts  # type: ignore[attr-defined]
+
+
+__all__ = ["Facts", "facts_of"]

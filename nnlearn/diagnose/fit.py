@@ -1,0 +1,147 @@
+"""Checks of the fit: too little, too much, or hindered by regularisation or augmentation."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnlearn.diagnose.checking import NamedCheck, Seen, check
+from nnlearn.diagnose.data import learned_well
+from nnlearn.diagnose.evidence import Evidence, params_of, some
+from nnlearn.diagnose.facts import Facts, facts_of
+from nnlearn.diagnose.pairs import same_shape_as_inputs
+from nnlearn.diagnose.probes import quality
+from nnlearn.diagnose.report import found
+from nnlearn.diagnose.subject import Unknown
+
+
+@check("training examples are fitted")
+def fitted(evidence: Evidence) -> Seen:
+    """Whether the network does on training examples what simple predictors do on unseen ones."""
+    facts = facts_of(evidence)
+    if same_shape_as_inputs(facts):
+        raise Unknown("the targets have the shape of the inputs, so ridge regression has no bottleneck")
+    reached, attainable = facts.reached, facts.attainable
+    values = {"reached": reached, "simple predictors": attainable}
+    rule = "not over 5 % below simple predictors"
+    if reached >= attainable - 0.05:
+        return Seen(values, rule)
+    text = (
+        f"The network reaches {reached:.2f} on its training examples; nearest neighbours or ridge regression reach "
+        f"{attainable:.2f} on examples that they have not seen."
+    )
+    remedies = []
+    params = params_of(evidence.run.last)
+    matrices = [leaf for leaf in jax.tree.leaves(params) if jnp.ndim(leaf) >= 2]
+    if len(matrices) <= 1:
+        remedies.append("add a hidden layer: the network is linear")
+    epochs = evidence.subject.steps / (evidence.subject.train.batches.epoch_steps or np.inf)
+    if 0 < epochs < 3:
+        text += f" It saw each example {epochs:.2g} times."
+        remedies.append("train for more epochs")
+    strength = 0.55 + 0.25 * bool(len(matrices) <= 1)
+    return Seen(values, rule, [found("underfitting", text, values, strength=strength, remedies=remedies)])
+
+
+@check("held-out examples are nearly as good")
+def generalises(evidence: Evidence) -> Seen:
+    """The gap between training and validation, and whether validation gets worse."""
+    facts = facts_of(evidence)
+    on_train, on_validation = facts.reached, facts.reached_on_validation
+    gap = on_train - on_validation
+    values: dict[str, Any] = {"on training": on_train, "on validation": on_validation}
+    rule = "gap at most 15 % (values: 35 %), or 8 % with a validation loss above 1.3 times its minimum"
+    validation_curve = evidence.history.validation_loss
+    worse = 1.0
+    if np.all(np.isfinite(validation_curve)) and validation_curve.min() > 0:
+        worse = float(validation_curve[-1] / validation_curve.min())
+        values["last validation loss / smallest"] = worse
+    large, some_gap = (0.15, 0.08) if facts.is_classes or facts.data.kind == "sequence" else (0.35, 0.2)
+    good = 0.7 if large == 0.15 else 0.6
+    memorised = gap > large or (gap > some_gap and worse > 1.3)
+    if on_train < good or not memorised:
+        return Seen(values, rule)
+    text = f"The network reaches {on_train:.2f} on training examples, and {on_validation:.2f} on validation"
+    step = None
+    if worse > 1.1:
+        step = int(evidence.run.at[int(np.argmin(validation_curve))])
+        text += f"; the validation loss was smallest about step {step} and is {worse:.2f} times that at the end"
+    strength = 0.6 + 0.15 * (worse > 1.3) + 0.1 * (gap > 2 * large)
+    return Seen(values, rule, [found("overfitting", text + ".", values, strength=strength, step=step)])
+
+
+@check("noise in training does not drown the signal")
+def training_noise(evidence: Evidence) -> Seen:
+    """The spread of the outputs over keys (dropout, noise) beside that over examples."""
+    facts, subject = facts_of(evidence), evidence.subject
+    if subject.key_mode == "never":
+        raise Unknown("predict takes no key")
+    inputs, _ = some((subject.inputs, subject.targets))
+    one, other = (facts.evaluate(inputs, jax.random.key(seed)).astype(np.float64) for seed in (1, 2))
+    noise = float(np.mean((one - other) ** 2) / 2)
+    signal = float(np.mean(np.var(facts.outputs.train.astype(np.float64), axis=0)))
+    ratio = noise / (signal + 1e-12)
+    values = {"variance over keys / over examples": ratio}
+    rule = "at most 2, or the network fits"
+    if not np.isfinite(ratio) or ratio < 2 or not facts.short_of(0.03):
+        return Seen(values, rule)
+    text = (
+        f"In training the outputs vary {ratio:.1f} times as much from key to key as between examples, and the network "
+        f"reaches {facts.reached:.2f} on training examples (simple predictors {facts.attainable:.2f})."
+    )
+    return Seen(values, rule, [found("excessive_regularisation", text, values, strength=0.88, where="dropout")])
+
+
+@check("augmented examples keep their labels")
+def augmentation(evidence: Evidence) -> Seen:
+    """Whether the loss of examples as the run augments them is far above that of the examples themselves.
+
+    An augmentation inside of ``loss_fn`` shows as a loss that depends on the key although ``predict`` takes none, or
+    more than ``predict`` explains.
+    """
+    facts, subject = facts_of(evidence), evidence.subject
+    if not facts.is_classes:
+        raise Unknown("the targets are not classes")
+    inputs, targets = some((subject.inputs, subject.targets), 256)
+    keys = jax.random.split(jax.random.key(11), 8)
+    losses = np.array([facts.loss(inputs, targets, key) for key in keys])
+    spread = float(losses.std())
+    clean, accuracy = plain_loss(facts, inputs, targets, keys if subject.key_mode != "never" else None)
+    values = {"loss in training": losses.mean(), "deviation over keys": spread, "loss of the examples": clean}
+    values["accuracy"] = accuracy
+    rule = "at most 0.25 above the loss of the examples as they are, if the loss depends on the key"
+    gap = float(losses.mean() - clean)
+    if not np.isfinite(gap) or spread < 1e-4 * abs(losses.mean()) or gap < 0.25 or gap < 0.8 * clean:
+        return Seen(values, rule)
+    try:
+        behind = facts.reached_on_validation < facts.attainable_on_validation - 0.01
+    except Unknown:
+        behind = True
+    if learned_well(facts) and not behind:
+        return Seen(values, rule)
+    text = (
+        f"The loss of training examples as the run changes them is {losses.mean():.2f}, and {clean:.2f} as they are: "
+        "the network knows the examples, but not the changed ones."
+    )
+    strength = 0.8 if behind else 0.55
+    return Seen(values, rule, [found("augmentation_breaks_labels", text, values, strength=strength, where="loss_fn")])
+
+
+def plain_loss(facts: Facts, inputs: Any, targets: Any, keys: Any) -> tuple[float, float]:
+    """The cross-entropy of ``predict``'s outputs, in training mode if it takes a key, and their accuracy."""
+    labels = np.asarray(targets)
+    labels = np.argmax(labels, -1) if labels.ndim == 2 and labels.shape[1] > 1 else labels.reshape(-1).astype(int)
+    losses, accuracies = [], []
+    for key in [None] if keys is None else keys[:4]:
+        outputs = facts.evaluate(inputs, key).astype(np.float64)
+        if outputs.ndim != 2 or outputs.shape[1] < 2 or labels.max() >= outputs.shape[1] or labels.min() < 0:
+            raise Unknown("the outputs are not logits of the classes")
+        logs = outputs - outputs.max(1, keepdims=True)
+        logs -= np.log(np.exp(logs).sum(1, keepdims=True))
+        losses.append(-np.mean(logs[np.arange(len(labels)), labels]))
+        accuracies.append(quality(outputs, labels, "classes") or 0.0)
+    return float(np.mean(losses)), float(np.mean(accuracies))
+
+
+CHECKS: tuple[NamedCheck, ...] = (fitted, generalises, training_noise, augmentation)

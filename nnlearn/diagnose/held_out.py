@@ -1,0 +1,173 @@
+"""Checks of validation: is it prepared like training, and is it apart from it."""
+
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+
+from nnlearn.diagnose.checking import NamedCheck, Seen, check
+from nnlearn.diagnose.evidence import Evidence, some
+from nnlearn.diagnose.facts import Facts, facts_of
+from nnlearn.diagnose.probes import quality, squared_distances, standard
+from nnlearn.diagnose.report import found
+from nnlearn.diagnose.subject import Unknown
+
+GAIN = 0.05  # in accuracy or explained share, of validation inputs prepared in another way
+
+
+@check("validation inputs are prepared like training inputs")
+def preparation(evidence: Evidence) -> Seen:
+    """Whether the network does better on validation inputs that are changed in a usual way."""
+    facts = facts_of(evidence)
+    subject = evidence.subject
+    if subject.validation is None:
+        raise Unknown("no validation data were given")
+    if facts.tokens is not None:
+        raise Unknown("the inputs are tokens")
+    reached, on_validation = facts.reached, facts.reached_on_validation
+    values: dict[str, float | str] = {"on training": reached, "on validation": on_validation}
+    rule = f"not over {GAIN:g} and 40 % of the gap better after a usual change of the inputs"
+    if on_validation >= reached - 0.03:
+        return Seen(values, rule)
+    leaves = jax.tree.leaves(subject.inputs)
+    if len(leaves) != 1:
+        raise Unknown("there are several input arrays")
+    inputs, targets = some(tuple(subject.validation))
+    array = np.asarray(jax.tree.leaves(inputs)[0], np.float64)
+    train = np.asarray(leaves[0], np.float64)
+    best, way = on_validation, ""
+    for name, change in preparations(train, np.asarray(jax.tree.leaves(subject.validation[0])[0], np.float64)):
+        changed = change(array).astype(np.float32)
+        score = quality(facts.evaluate(jax.tree.map(lambda _, x=changed: x, inputs)), targets, facts.data.kind)
+        if score is not None and score > best:
+            best, way = score, name
+    values |= {"best after a change": best, "change": way}
+    noise = 3 * 0.5 / np.sqrt(len(array)) if facts.is_classes else 0.1
+    if best < on_validation + max(GAIN, noise, 0.4 * (reached - on_validation)):
+        return Seen(values, rule)
+    text = (
+        f"On validation the network reaches {on_validation:.2f} (training {reached:.2f}), and {best:.2f} on the same "
+        f"inputs {way}: training and validation are prepared differently."
+    )
+    return Seen(values, rule, [found("preprocessing_mismatch", text, values, strength=0.95, where="validation inputs")])
+
+
+def preparations(train: np.ndarray, validation: np.ndarray) -> Iterator[tuple[str, Callable]]:
+    """Usual changes of validation inputs, each with a name."""
+
+    def statistics(array, axes):
+        return array.mean(axes), array.std(axes) + 1e-12
+
+    kinds = [("overall", None), ("by column", (0,))]
+    if train.ndim >= 3:
+        kinds.append(("by channel", tuple(range(train.ndim - 1))))
+    for name, axes in kinds:
+        (m1, s1), (m2, s2) = statistics(train, axes), statistics(validation, axes)
+        shift, ratio = np.abs(m1 - m2) / (s1 + 1e-12), s2 / s1
+        if np.median(shift) > 0.25 or not 0.8 < np.median(ratio) < 1.25 or (axes is None and np.max(shift) > 0.2):
+            yield (
+                f"with mean and deviation of training, {name}",
+                lambda x, m1=m1, s1=s1, m2=m2, s2=s2: (x - m2) / np.where(s2 > 1e-9, s2, 1) * s1 + m1,
+            )
+    low, high = train.min(), train.max()
+    yield "inverted", lambda x: low + high - x
+    yield "with the opposite sign", lambda x: -x
+    for factor in (255.0, 1 / 255.0, 16.0, 1 / 16.0, 100.0, 0.01):
+        if 0.5 < np.abs(validation).max() * factor / (np.abs(train).max() + 1e-12) < 2:
+            yield f"times {factor:.3g}", lambda x, factor=factor: x * factor
+    side = int(round(np.sqrt(train.shape[1]))) if train.ndim == 2 else 0
+    if train.ndim == 2 and side >= 6 and side * side == train.shape[1]:
+        grid = lambda x: x.reshape(len(x), side, side)  # noqa: E731
+        yield "with rows and columns exchanged", lambda x: grid(x).swapaxes(1, 2).reshape(x.shape)
+        yield "upside down", lambda x: grid(x)[:, ::-1].reshape(x.shape)
+        yield "mirrored", lambda x: grid(x)[:, :, ::-1].reshape(x.shape)
+    if train.ndim == 4:
+        if train.shape[1] == train.shape[2]:
+            yield "with rows and columns exchanged", lambda x: x.swapaxes(1, 2)
+        yield "upside down", lambda x: x[:, ::-1]
+        yield "mirrored", lambda x: x[:, :, ::-1]
+        if train.shape[-1] in (3, 4):
+            yield "with the channels reversed", lambda x: x[..., ::-1]
+    if train.ndim == 2 and 2 <= train.shape[1] <= 200:
+        yield "with the columns reversed", lambda x: x[:, ::-1]
+    if train.ndim == 3:
+        yield "with positions reversed", lambda x: x[:, ::-1]
+
+
+@check("validation shares no examples with training")
+def separation(evidence: Evidence) -> Seen:
+    facts = facts_of(evidence)
+    train, validation = facts.data.inputs, evidence.validation.inputs
+    if evidence.subject.train.batches.examples is None:
+        raise Unknown("the batches are generated")
+    if train.shape[1] != validation.shape[1]:
+        raise Unknown("training and validation inputs have different shapes")
+    repeated = shared_rows(validation, train)
+    natural = repeats_within(train)
+    values = {"validation rows that are training rows": repeated, "training rows that repeat": natural}
+    rule = "at most 5 %, and at most what repeats within training by chance + 20 %"
+    few_values = values_per_column(train) < 12 and facts.tokens is None
+    suspicious = repeated > 0.05 and (repeated > natural + 0.2 or not few_values)
+    if suspicious and not (facts.tokens is not None and repeated <= natural + 0.05):
+        text = f"{repeated:.0%} of the validation examples are also training examples."
+        strength = 0.95 if repeated > 0.2 else 0.8
+        return Seen(values, rule, [found("leaky_validation", text, values, strength=strength, where="validation")])
+    near = near_copies(facts, train, validation)
+    values["distance to training / that within training"] = near
+    if near < 0.35 and not few_values and facts.tokens is None:
+        text = (
+            f"Validation examples are much nearer to training examples than these are to one another "
+            f"({near:.2f} of the distance): they are copies with small changes."
+        )
+        return Seen(values, rule, [found("leaky_validation", text, values, strength=0.85, where="validation")])
+    return Seen(values, rule)
+
+
+def row_keys(rows: np.ndarray) -> np.ndarray:
+    """Rows as byte strings that can be compared, rounded to float32."""
+    rows = np.ascontiguousarray(rows.astype(np.float32) + 0.0)
+    return rows.view([("", rows.dtype)] * rows.shape[1]).reshape(-1) if rows.shape[1] < 64 else _hashes(rows)
+
+
+def _hashes(rows: np.ndarray) -> np.ndarray:
+    weights = np.random.default_rng(5).integers(1, 2**63, rows.shape[1], dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        return (rows.view(np.uint32).astype(np.uint64) * weights).sum(1, dtype=np.uint64)
+
+
+def shared_rows(some_rows: np.ndarray, others: np.ndarray) -> float:
+    """The share of rows that also are among the others.
+
+    >>> shared_rows(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 2.0], [0.0, 0.0]]))
+    0.5
+    """
+    return float(np.mean(np.isin(row_keys(some_rows), row_keys(others))))
+
+
+def repeats_within(rows: np.ndarray) -> float:
+    """The share of rows that occur more than once."""
+    _, inverse, counts = np.unique(row_keys(rows), return_inverse=True, return_counts=True)
+    return float(np.mean(counts[inverse.reshape(-1)] > 1))
+
+
+def values_per_column(rows: np.ndarray) -> float:
+    """The median number of different values in a column of up to 500 rows."""
+    columns = rows[:500, :: max(1, rows.shape[1] // 50)]
+    return float(np.median([len(np.unique(columns[:, c])) for c in range(columns.shape[1])]))
+
+
+def near_copies(facts: Facts, train: np.ndarray, validation: np.ndarray) -> float:
+    """The median distance of validation to training, relative to that of training examples to others."""
+    count = min(len(train), 4000)
+    rows = np.sort(np.random.default_rng(3).permutation(len(train))[:count])
+    every, some_validation = standard(train[rows], validation[facts.validation_rows])
+    if len(some_validation) < 20 or every.shape[1] == 0:
+        return 1.0
+    queries = every[:: max(1, count // 300)]
+    within = np.sort(squared_distances(queries, every), 1)[:, 1]
+    across = np.min(squared_distances(some_validation, every), 1)
+    typical = np.median(within)
+    return float(np.sqrt(np.median(across) / typical)) if typical > 1e-12 else 1.0
+
+
+CHECKS: tuple[NamedCheck, ...] = (preparation, separation)

@@ -1,0 +1,160 @@
+"""Checks of the network: frozen, symmetric and dead parts, saturation, initial scale, gradients from layer to layer."""
+
+import jax
+import numpy as np
+
+from nnlearn.diagnose.checking import NamedCheck, Seen, check
+from nnlearn.diagnose.dynamics import gain, poor
+from nnlearn.diagnose.evidence import Evidence, params_of
+from nnlearn.diagnose.report import Finding, found
+from nnlearn.diagnose.subject import Unknown
+from nnlearn.programs.kinds import RECTIFIED, SMOOTH, SQUASHING
+
+DEAD = 0.9  # share of units
+
+
+@check("every parameter is trained")
+def frozen(evidence: Evidence) -> Seen:
+    slopes = evidence.slopes
+    moved, sloped = np.sum(slopes.change_norms, 0), np.max(np.nan_to_num(slopes.mean_norms), 0)
+    still = [name for name, move, slope in zip(slopes.names, moved, sloped, strict=True) if move == 0 and slope > 0]
+    values = {"parameters": len(slopes.names), "never changed": still}
+    rule = "every parameter with a gradient changes"
+    if not still or len(still) == len(slopes.names):
+        return Seen(values, rule)
+    text = f"{len(still)} of {len(slopes.names)} parameters have a gradient but never change: {', '.join(still[:4])}."
+    return Seen(values, rule, [found("frozen_parameters", text, values, strength=0.95, where=still[0])])
+
+
+@check("units differ")
+def symmetry(evidence: Evidence) -> Seen:
+    slopes = evidence.slopes
+    first, last = (jax.tree.leaves(params_of(state)) for state in (evidence.run.first, evidence.run.last))
+    alike, zero = [], []
+    for at, name in enumerate(slopes.names):
+        start, end = np.asarray(first[at], np.float64), np.asarray(last[at], np.float64)
+        if start.ndim < 2 or start.shape[-1] < 2 or not np.all(np.isfinite(end)):
+            continue
+        moved, sloped = np.sum(slopes.change_norms[:, at]), np.max(np.nan_to_num(slopes.mean_norms[:, at]))
+        if np.ptp(start.reshape(-1, start.shape[-1]), axis=-1).max() == 0:
+            spread = np.ptp(end.reshape(-1, end.shape[-1]), axis=-1).max()
+            if spread <= 1e-4 * max(np.abs(end).max(), 1e-12) and (moved > 0 or sloped == 0):
+                alike.append(name)
+            if not np.any(start) and moved == 0 and sloped == 0:
+                zero.append(name)
+    values = {"matrices with equal units": alike, "held at zero": zero}
+    rule = "no matrix starts and ends with equal columns"
+    if not alike or not poor(evidence):
+        return Seen(values, rule)
+    kind = "are zero and get no gradient" if zero else "start equal and stay equal"
+    text = f"All units of {', '.join(alike[:3])} {kind}, from the first to the last step."
+    return Seen(values, rule, [found("symmetric_initialisation", text, values, strength=0.97, where=alike[0])])
+
+
+@check("units are alive")
+def dead(evidence: Evidence) -> Seen:
+    kinds = RECTIFIED | SMOOTH
+    layers = [each for each in evidence.activations if each.kind in kinds and not each.is_output]
+    if not layers:
+        raise Unknown("the network has no rectified units")
+    shares = {each.layer or str(each.where): np.asarray(each.dead).reshape(3, -1).min(1) for each in layers}
+    values = {name: float(share[-1]) for name, share in shares.items()}
+    rule = f"fewer than {DEAD:.0%} of a layer's units are 0 for all examples"
+    name, share = max(shares.items(), key=lambda pair: pair[1][-1])
+    if share[-1] < DEAD or not poor(evidence):
+        return Seen(values, rule)
+    step = int(evidence.run.at[[0, len(evidence.run.at) // 2, -1][int(np.argmax(share >= DEAD))]])
+    text = f"{share[-1]:.0%} of the units after {name} are 0 for every example; at the start {share[0]:.0%}."
+    strength = 0.9 if share[0] >= DEAD else 0.75
+    return Seen(values, rule, [found("dead_units", text, values, strength=strength, where=name, step=step)])
+
+
+@check("units are not saturated")
+def saturated(evidence: Evidence) -> Seen:
+    layers = [each for each in evidence.activations if each.kind in SQUASHING and not each.is_output]
+    if not layers:
+        raise Unknown("the network has no squashing units")
+    shares = {each.layer or str(each.where): np.asarray(each.saturated).reshape(3, -1).mean(1) for each in layers}
+    values = {name: [float(each) for each in share] for name, share in shares.items()}
+    rule = "fewer than 60 % of a layer's activations are in the flat parts, at the start or at the end"
+    name, share = max(shares.items(), key=lambda pair: max(pair[1][0], pair[1][-1]))
+    if max(share[0], share[-1]) < 0.6 or not poor(evidence):
+        return Seen(values, rule)
+    text = f"{share[0]:.0%} of the activations after {name} are saturated at the start, {share[-1]:.0%} at the end."
+    strength = 0.85 if share[0] > 0.6 else 0.75
+    return Seen(values, rule, [found("saturated_activations", text, values, strength=strength, where=name)])
+
+
+@check("inputs and weights have a good scale")
+def scale(evidence: Evidence) -> Seen:
+    gains = {
+        name: gain(evidence, name) for name in ("inputs of unit scale", "weights of unit scale", "both of unit scale")
+    }
+    data = evidence.data.inputs
+    values: dict = {f"gain with {name}": each for name, each in gains.items()}
+    values |= {"largest input": float(np.abs(data).max()), "largest spread": float(data.std(0).max())}
+    values["first loss"] = evidence.first_loss
+    rule = "inputs or weights of unit scale gain nothing in a fifth of the steps"
+    findings: list[Finding] = []
+    inputs, weights = gains["inputs of unit scale"], gains["weights of unit scale"]
+    spreads = data.std(0)[data.std(0) > 0]
+    far = len(spreads) > 0 and (spreads.max() > 8 or spreads.max() < 0.05 or np.abs(data.mean(0)).max() > 10)
+    if inputs > 0 and far:
+        text = (
+            f"Inputs reach {np.abs(data).max():.3g}, with standard deviations from {spreads.min():.2g} to "
+            f"{spreads.max():.2g}. {_compared(evidence, 'inputs of unit scale')}"
+        )
+        findings.append(found("unnormalised_inputs", text, values, strength=0.85 + 0.1 * inputs))
+    if weights > 0:
+        text = f"The first loss is {evidence.first_loss:.3g}. {_compared(evidence, 'weights of unit scale')}"
+        findings.append(found("bad_initialisation", text, values, strength=0.75 + 0.15 * weights))
+    return Seen(values, rule, findings)
+
+
+def _compared(evidence: Evidence, name: str) -> str:
+    other = evidence.variants[name]
+    return (
+        f"With {name}, {len(other.losses)} steps reach a loss of {other.loss:.3g}; the run ended at "
+        f"{evidence.last_loss:.3g}."
+    )
+
+
+@check("gradients reach every layer")
+def fading(evidence: Evidence) -> Seen:
+    slopes = evidence.slopes
+    matrices = [at for at, leaf in enumerate(jax.tree.leaves(params_of(evidence.run.first))) if np.ndim(leaf) >= 2]
+    if len(matrices) < 3:
+        raise Unknown("the network has fewer than three matrices")
+    sizes = np.median(slopes.leaf_norms[0], axis=0) / np.maximum(slopes.param_norms[0], 1e-12)
+    sizes = {slopes.names[at]: float(sizes[at]) for at in matrices}
+    smallest, largest = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
+    ratio = sizes[smallest] / max(sizes[largest], 1e-30)
+    values = {"smallest": sizes[smallest], "largest": sizes[largest], "ratio": ratio}
+    rule = "gradients relative to their weights differ by less than 1,000 between the layers, at the start"
+    if not 0 < ratio < 1e-3 or not poor(evidence):
+        return Seen(values, rule)
+    text = (
+        f"At the start the gradient of {smallest} is {sizes[smallest]:.2g} of its weights, that of {largest} "
+        f"{sizes[largest]:.2g}."
+    )
+    return Seen(values, rule, [found("vanishing_gradients", text, values, strength=0.85, where=smallest, step=0)])
+
+
+@check("gradients do not explode")
+def exploding(evidence: Evidence) -> Seen:
+    norms, first = evidence.run.grad_norm, evidence.slopes
+    relative = np.median(first.leaf_norms[0], axis=0) / np.maximum(first.param_norms[0], 1e-12)
+    top, middle = float(np.nanmax(norms)), float(np.nanmedian(norms))
+    values = {"first": float(norms[0]), "median": middle, "largest": top, "relative to weights": float(relative.max())}
+    rule = "no gradient is 1,000 times the weights, or 1,000 times the usual one"
+    finite = np.isfinite(norms)
+    spikes = bool(top > 1e3 * max(middle, 1e-12)) or not np.all(finite)
+    huge = float(norms[0]) > 1e3 * float(np.sqrt(np.sum(first.param_norms[0] ** 2)))
+    if not (huge or spikes) or not poor(evidence):
+        return Seen(values, rule)
+    step = int(np.nanargmax(np.where(finite, norms, -1)))
+    text = f"The gradient norm is {norms[0]:.2g} at the start, {middle:.2g} in the median and {top:.2g} at step {step}."
+    return Seen(values, rule, [found("exploding_gradients", text, values, strength=0.85 if huge else 0.6, step=step)])
+
+
+CHECKS: tuple[NamedCheck, ...] = (frozen, symmetry, dead, saturated, scale, fading, exploding)

@@ -1,0 +1,99 @@
+"""The optimizer alone, without a network: how it answers to gradients that are known."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from optax import with_extra_args_support
+
+from nnlearn.diagnose.plan import QUICK
+from nnlearn.diagnose.subject import Subject
+from nnlearn.tree import global_norm
+from nnlearn.types import Grads, Params, PyTree
+
+LONGEST = 4000  # steps of constant gradients
+AFTER = 48
+FACTORS = 10.0 ** np.arange(1, -9, -1)
+
+
+class Answer(NamedTuple):
+    """Updates of an optimizer, without a network.
+
+    Attributes:
+      pace: norm of the update at each step under a constant gradient, shape (steps,).
+      along: cosine of the update with the negative gradient at each step.
+      memory: norm of the moments and momentum in the state at each step, shape (steps,); zeros if it has none.
+      counts: sum of the integers in the state at each step.
+      coasting: norms of the updates under zero gradients, afterwards, shape (AFTER,).
+      turning: cosine of the update with the new negative gradient after the sign of the gradient changes, (AFTER,).
+      drift: relative growth of the parameters in the second step under zero gradients: negative for decay.
+      response: norm of the second update under the gradient times each of ``FACTORS``.
+    """
+
+    pace: np.ndarray
+    along: np.ndarray
+    memory: np.ndarray
+    counts: np.ndarray
+    coasting: np.ndarray
+    turning: np.ndarray
+    drift: float
+    response: np.ndarray
+
+
+def ask(subject: Subject, params: Params, grads: Grads, steps: int) -> Answer:
+    """Feed an optimizer with a constant gradient, then with none, then with its opposite."""
+    tx = with_extra_args_support(subject.tx)
+    shapes = {leaf.shape for leaf in jax.tree.leaves(params)}
+    steps = min(steps, LONGEST)
+
+    def update(grads, state):
+        # The loss is only for line searches and plateau rules, which see a constant one.
+        return tx.update(grads, state, params, value=jnp.ones(()), grad=grads, value_fn=lambda _: jnp.ones(()))
+
+    def dot(one: PyTree, other: PyTree):
+        return sum(jnp.sum(a * b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+
+    def look(updates, state):
+        size, slope = global_norm(updates), global_norm(grads)
+        moments = [leaf for leaf in jax.tree.leaves(state) if leaf.shape in shapes and leaf.dtype.kind == "f"]
+        counts = [leaf for leaf in jax.tree.leaves(state) if leaf.dtype.kind in "iu" and leaf.ndim == 0]
+        return {
+            "pace": size,
+            "along": -dot(updates, grads) / jnp.maximum(size * slope, 1e-30),
+            "memory": global_norm(moments) if moments else jnp.zeros(()),
+            "counts": sum((jnp.asarray(leaf, jnp.float32) for leaf in counts), jnp.zeros(())),
+        }
+
+    def times(factor):
+        return jax.tree.map(lambda leaf: (leaf * factor).astype(leaf.dtype), grads)
+
+    def program(grads, factors):
+        def one(state, factor):
+            updates, state = update(times(factor), state)
+            return state, look(updates, state)
+
+        def answer(factor):
+            updates, state = update(times(factor), first)
+            updates, state = update(times(factor), state)  # the rate of the first step may be zero
+            return global_norm(updates), dot(updates, params) / jnp.maximum(dot(params, params), 1e-30)
+
+        first = tx.init(params)
+        seen = jax.lax.scan(one, first, factors)[1]
+        response, drift = jax.lax.map(answer, jnp.asarray([*FACTORS, 0.0], jnp.float32))
+        return seen | {"response": response[:-1], "drift": drift[-1]}
+
+    factors = np.repeat(np.float32([1, 0, -1]), [steps, AFTER, AFTER])
+    found = jax.jit(program, compiler_options=QUICK)(grads, factors)
+    found = {name: np.asarray(value, np.float64) for name, value in found.items()}
+    parts = {name: np.split(found[name], [steps, steps + AFTER]) for name in ("pace", "along", "memory", "counts")}
+    return Answer(
+        **{name: part[0] for name, part in parts.items()},
+        coasting=parts["pace"][1],
+        turning=-parts["along"][2],
+        drift=float(found["drift"]),
+        response=found["response"],
+    )
+
+
+__all__ = ["AFTER", "FACTORS", "Answer", "ask"]

@@ -1,0 +1,212 @@
+"""Checks of the network's outputs and the loss as functions: which formula it is, what it depends on."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from nnlearn.diagnose.checking import NamedCheck, Seen, check
+from nnlearn.diagnose.data import learned_well
+from nnlearn.diagnose.evidence import Evidence, some
+from nnlearn.diagnose.facts import Facts, facts_of
+from nnlearn.diagnose.report import found
+from nnlearn.diagnose.subject import Unknown
+
+CLOSE = 0.01  # relative difference of two losses that are the same formula
+ROWS = 64
+
+
+def log_softmax(values: np.ndarray, axis: int) -> np.ndarray:
+    values = values - values.max(axis, keepdims=True)
+    return values - np.log(np.exp(values).sum(axis, keepdims=True))
+
+
+def class_formulas(outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Losses that a program may compute from outputs of shape (n, classes)."""
+    rows = np.arange(len(labels))
+
+    def entropy(logits, axis=-1):
+        return float(-np.mean(log_softmax(logits, axis)[rows, labels]))
+
+    formulas = {
+        "right": entropy(outputs),
+        "softmax over the batch": entropy(outputs, 0),
+        "softmax twice": entropy(np.exp(log_softmax(outputs, -1))),
+        "sigmoid before softmax": entropy(1 / (1 + np.exp(-outputs))),
+    }
+    if outputs.min() >= 0 and np.allclose(outputs.sum(-1), 1, atol=1e-3):
+        likelihood = float(-np.mean(np.log(np.maximum(outputs[rows, labels], 1e-30))))
+        formulas |= {"softmax twice": formulas["right"], "right": likelihood}
+    elif outputs.min() >= 0 and outputs.max() <= 1:
+        formulas |= {"sigmoid before softmax": formulas["right"], "right": np.nan}
+    return formulas
+
+
+def binary_formulas(outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Losses that a program may compute from one output per example and labels 0 and 1."""
+
+    def entropy(logits):
+        return float(np.mean(np.maximum(logits, 0) - logits * labels + np.log1p(np.exp(-np.abs(logits)))))
+
+    formulas = {"right": entropy(outputs), "sigmoid twice": entropy(1 / (1 + np.exp(-outputs)))}
+    if outputs.min() >= 0 and outputs.max() <= 1:
+        kept = np.clip(outputs, 1e-7, 1 - 1e-7)
+        likelihood = float(-np.mean(labels * np.log(kept) + (1 - labels) * np.log(1 - kept)))
+        formulas |= {"sigmoid twice": formulas["right"], "right": likelihood}
+    return formulas
+
+
+def value_formulas(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """Losses of one value per example, and the same with every output beside every target."""
+    gap, all_gaps = outputs - targets, outputs[:, None] - targets[None]
+    return {
+        "right": float(np.mean(gap**2)),
+        "every output minus every target": float(np.mean(all_gaps**2)),
+        "absolute, right": float(np.mean(np.abs(gap))),
+        "absolute, every output minus every target": float(np.mean(np.abs(all_gaps))),
+    }
+
+
+WRONG = {  # formula -> finding, in words
+    "softmax over the batch": ("wrong_axis_or_reduction", "a softmax over the examples of the batch, not the classes"),
+    "softmax twice": ("loss_output_mismatch", "a softmax of a softmax"),
+    "sigmoid before softmax": ("loss_output_mismatch", "a softmax of sigmoids"),
+    "sigmoid twice": ("loss_output_mismatch", "a sigmoid of a sigmoid"),
+    "every output minus every target": (
+        "wrong_axis_or_reduction",
+        "the difference of every output and every target: shapes (n, 1) and (n,) broadcast to (n, n)",
+    ),
+}
+WRONG["absolute, every output minus every target"] = WRONG["every output minus every target"]
+
+
+def pair(evidence: Evidence) -> tuple[np.ndarray, Any, Any, float]:
+    """Outputs, inputs and targets of some training examples, and their loss in the run's own form."""
+    facts, subject = facts_of(evidence), evidence.subject
+    inputs, targets = some((subject.inputs, subject.targets), ROWS)
+    return facts.evaluate(inputs).astype(np.float64), inputs, targets, facts.loss(inputs, targets)
+
+
+@check("the loss is the usual formula of the outputs")
+def formula(evidence: Evidence) -> Seen:
+    facts = facts_of(evidence)
+    outputs, _, targets, loss = pair(evidence)
+    targets = np.asarray(targets)
+    if not (np.all(np.isfinite(outputs)) and np.isfinite(loss)):
+        raise Unknown("outputs or loss are not finite")
+    if facts.is_classes and outputs.ndim == 2 and outputs.shape[1] > 1 and len(outputs) == len(targets):
+        labels = np.argmax(targets, -1) if targets.ndim == 2 and targets.shape[1] > 1 else targets.reshape(-1)
+        labels = labels.astype(int)
+        if labels.min() < 0 or labels.max() >= outputs.shape[1]:
+            raise Unknown("the labels do not fit the outputs")
+        formulas = class_formulas(outputs, labels)
+    elif outputs.size == len(outputs) == targets.size:
+        flat, values = outputs.reshape(-1), targets.reshape(-1).astype(np.float64)
+        formulas = value_formulas(flat, values)
+        if facts.is_classes and set(np.unique(values)) <= {0.0, 1.0}:
+            close = [name for name, value in formulas.items() if near(loss, value)]
+            formulas |= {} if close else binary_formulas(flat, values)
+    else:
+        raise Unknown("no formula is known for outputs and targets of these shapes")
+    values = {"loss": loss, **formulas}
+    rule = "not one of the known wrong formulas"
+    if any("right" in name and near(loss, value) for name, value in formulas.items()):
+        return Seen(values, rule)
+    findings = []
+    for name, value in formulas.items():
+        if name in WRONG and near(loss, value) and abs(value) > 1e-6 and not learned_well(facts):
+            fault, words = WRONG[name]
+            text = f"The loss of the trained network, {loss:.4g}, is that of {words}."
+            findings.append(found(fault, text, values, strength=0.96, where="loss"))
+    return Seen(values, rule, findings)
+
+
+def near(one: float, other: float) -> bool:
+    return bool(abs(one - other) <= CLOSE * abs(other) + 1e-9)
+
+
+@check("the outputs can take the values of the targets")
+def reach_of_outputs(evidence: Evidence) -> Seen:
+    """Outputs that stay inside bounds for all inputs, although targets are beyond; outputs that are constant."""
+    facts = facts_of(evidence)
+    outputs, inputs, targets, loss = pair(evidence)
+    values: dict[str, Any] = {"smallest output": outputs.min(), "largest output": outputs.max()}
+    rule = "not constant, and no bound inside the range of the targets"
+    if outputs.size == len(outputs) and facts.is_classes and np.all(outputs == 1.0):
+        text = "The network's single output is 1 for every example, as a softmax of one unit is."
+        return Seen(values, rule, [found("loss_output_mismatch", text, values, strength=0.97, where="outputs")])
+    units = outputs.size // len(outputs)
+    if units == 1 and np.all(evidence.run.loss == 0) and facts.is_classes:
+        text = "The loss is exactly 0 at every step, as a softmax of one unit gives."
+        return Seen(values, rule, [found("loss_output_mismatch", text, values, strength=0.95, where="loss")])
+    if units == 1 and facts.is_classes and len(facts.classes) > 2 and np.asarray(targets).dtype.kind in "iu":
+        text = f"There are {len(facts.classes)} classes, but the network has a single output."
+        return Seen(values, rule, [found("loss_output_mismatch", text, values, strength=0.8, where="outputs")])
+    if facts.data.kind != "values":
+        return Seen(values, rule)
+    wild = np.concatenate([outputs.reshape(-1), *(stretched(facts, inputs, by) for by in (30.0, -30.0, 1000.0))])
+    wild = wild[np.isfinite(wild)]
+    true = np.asarray(facts.data.targets, np.float64)
+    low, high = float(wild.min()), float(wild.max())
+    beyond = float(np.mean((true < low - 0.02) | (true > high + 0.02)))
+    bounded = (low >= 0 or high <= 1.001) and (low >= -1.001)
+    values |= {"smallest possible": low, "largest possible": high, "targets beyond": beyond}
+    constant = np.ptp(wild) < 1e-6 and low != 0
+    if beyond < 0.1 or not bounded or constant or learned_well(facts):
+        return Seen(values, rule)
+    if low >= 0 and high > 1.001:
+        words = "are never negative, as those of a relu or softplus are"
+    else:
+        words = f"stay between {low:.2g} and {high:.2g} for all inputs"
+    text = f"The outputs {words}, but {beyond:.0%} of the targets are beyond."
+    return Seen(values, rule, [found("loss_output_mismatch", text, values, strength=0.92, where="outputs")])
+
+
+def stretched(facts: Facts, inputs: Any, factor: float) -> np.ndarray:
+    try:
+        return facts.evaluate(jax.tree.map(lambda x: (x * factor).astype(x.dtype), inputs)).reshape(-1)
+    except Exception:  # inputs that cannot be scaled
+        return np.zeros(0)
+
+
+@check("the loss is a mean over the examples")
+def reduction(evidence: Evidence) -> Seen:
+    """The loss of a batch beside that of the batch twice: equal for a mean, twice as large for a sum."""
+    facts = facts_of(evidence)
+    subject = evidence.subject
+    inputs, targets = some((subject.inputs, subject.targets), ROWS // 2)
+    once = facts.loss(inputs, targets)
+    inputs, targets = jax.tree.map(lambda leaf: np.concatenate([leaf, leaf]), (inputs, targets))
+    twice = facts.loss(inputs, targets)
+    values = {"loss of a batch": once, "of the batch twice": twice}
+    rule = "equal, or it does no harm"
+    ratio = twice / once if abs(once) > 1e-9 and np.isfinite(once) else 1.0
+    if abs(ratio - 2) > 0.1 or learned_well(facts):
+        return Seen(values, rule)
+    text = f"The loss of a batch is {once:.4g}, and {twice:.4g} if each example is in it twice: it is a sum."
+    return Seen(values, rule, [found("wrong_axis_or_reduction", text, values, strength=0.75, where="loss")])
+
+
+@check("batches are large enough for their statistics")
+def batch_statistics(evidence: Evidence) -> Seen:
+    """Outputs that depend on the other examples of a batch, and batches of few examples."""
+    facts, subject = facts_of(evidence), evidence.subject
+    size = jax.tree.leaves(subject.plan.batches([0]))[0].shape[1]
+    inputs, _ = some((subject.inputs, subject.targets), ROWS)
+    whole = facts.evaluate(inputs)
+    half = facts.evaluate(jax.tree.map(lambda leaf: leaf[: ROWS // 2], inputs))
+    if len(whole) != len(jax.tree.leaves(inputs)[0]):
+        raise Unknown("predict gives no output per example")
+    change = float(np.abs(whole[: len(half)] - half).mean() / (np.std(whole) + 1e-12))
+    values = {"change of outputs with the batch": change, "batch size": size}
+    rule = "over 4 examples in a batch, if outputs depend on the batch"
+    if size > 4 or not change > 0.01 or learned_well(facts):
+        return Seen(values, rule)
+    text = (
+        f"The output of an example changes by {change:.0%} of its spread with the other examples of the batch, and "
+        f"a batch of training has {size}."
+    )
+    return Seen(values, rule, [found("batch_too_small", text, values, strength=0.95, where="batches")])
+
+
+CHECKS: tuple[NamedCheck, ...] = (formula, reach_of_outputs, reduction, batch_statistics)

@@ -1,0 +1,170 @@
+"""Simple predictors of the data alone, and how good a network's outputs are: what can be learned, and what was."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+ROWS = 1000  # examples that predictors look at
+NEIGHBOURS = 7
+WIDEST = 512  # features; more are projected at random
+
+
+class Smoother(NamedTuple):
+    """A predictor that is linear in the targets: ``predictions = weights @ targets``.
+
+    No example takes part in its own prediction.
+
+    Attributes:
+      name: ``"neighbours"`` or ``"ridge"``.
+      weights: shape (queries, examples).
+    """
+
+    name: str
+    weights: np.ndarray
+
+
+def standard(reference: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
+    """Features in units of the reference's mean and deviation; wide ones are projected at random.
+
+    >>> a, b = standard(np.array([[0.0], [2.0]]), np.array([[4.0]]))
+    >>> a.ravel(), b.ravel()
+    (array([-1.,  1.]), array([3.]))
+    """
+    parts = [reference, *others]
+    mean, deviation = reference.mean(0), reference.std(0)
+    kept = deviation > 1e-12 * (1 + np.abs(mean))
+    parts = [(part[:, kept] - mean[kept]) / deviation[kept] for part in parts]
+    if parts[0].shape[1] > WIDEST:
+        project = np.random.default_rng(0).normal(size=(parts[0].shape[1], WIDEST)) / np.sqrt(parts[0].shape[1])
+        parts = [part @ project for part in parts]
+    return parts
+
+
+def squared_distances(queries: np.ndarray, examples: np.ndarray) -> np.ndarray:
+    """Shape (queries, examples)."""
+    lengths = np.sum(queries**2, 1)[:, None] + np.sum(examples**2, 1)
+    return np.maximum(lengths - 2 * queries @ examples.T, 0)
+
+
+def neighbours(queries: np.ndarray, examples: np.ndarray, k: int = NEIGHBOURS) -> Smoother:
+    """The mean of the k nearest examples; if both are the same array, without the query itself."""
+    distances = squared_distances(queries, examples)
+    if queries is examples:
+        np.fill_diagonal(distances, np.inf)
+    k = min(k, len(examples) - 1)
+    near = np.argpartition(distances, k - 1, axis=1)[:, :k]
+    weights = np.zeros(distances.shape)
+    np.put_along_axis(weights, near, 1 / k, axis=1)
+    return Smoother("neighbours", weights)
+
+
+def ridge(queries: np.ndarray, examples: np.ndarray, strength: float = 1e-2) -> Smoother:
+    """Ridge regression with a constant; if both are the same array, of the other half for each half."""
+    if queries is not examples:
+        return Smoother("ridge", _ridge_weights(queries, examples, strength))
+    first = np.arange(len(examples)) % 2 == 0
+    weights = np.zeros((len(examples), len(examples)))
+    for fold in (first, ~first):
+        weights[np.ix_(fold, ~fold)] = _ridge_weights(examples[fold], examples[~fold], strength)
+    return Smoother("ridge", weights)
+
+
+def _ridge_weights(queries, examples, strength):
+    examples, queries = (np.concatenate([part, np.ones((len(part), 1))], 1) for part in (examples, queries))
+    gram = examples @ examples.T
+    return queries @ examples.T @ np.linalg.inv(gram + strength * len(gram) * np.eye(len(gram)))
+
+
+def scores(predictions: np.ndarray, targets: np.ndarray, classes: bool) -> float:
+    """Accuracy of the largest entry for one-hot targets, else the explained share of the variance, at least -1.
+
+    >>> scores(np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([[1, 0], [1, 0]]), True)
+    0.5
+    """
+    if classes:
+        return float(np.mean(np.argmax(predictions, -1) == np.argmax(targets, -1)))
+    total = np.sum((targets - targets.mean(0)) ** 2)
+    return float(max(1 - np.sum((predictions - targets) ** 2) / total, -1.0)) if total > 0 else 0.0
+
+
+def one_hot(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Shape (n, classes); a label that is no class has a row of zeros."""
+    return (labels[:, None] == classes).astype(np.float64)
+
+
+def area_under_curve(values: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """The area under the ROC curve of each column, at least 0.5, with ties counted half.
+
+    Args:
+      values: shape (n, features).
+      positive: bool, shape (n,).
+
+    >>> area_under_curve(np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]]), np.array([False, False, True]))
+    array([1. , 0.5])
+    """
+    ordered = np.sort(values, axis=0)
+    columns = range(values.shape[1])
+    left = np.stack([np.searchsorted(ordered[:, c], values[:, c], "left") for c in columns], 1)
+    right = np.stack([np.searchsorted(ordered[:, c], values[:, c], "right") for c in columns], 1)
+    ranks = (left + right + 1) / 2
+    p, n = int(positive.sum()), int((~positive).sum())
+    if p == 0 or n == 0:
+        return np.full(values.shape[1], 0.5)
+    area = (ranks[positive].sum(0) - p * (p + 1) / 2) / (p * n)
+    return np.maximum(area, 1 - area)
+
+
+def quality(outputs: np.ndarray, targets: np.ndarray, kind: str) -> float | None:
+    """How good the outputs of a network are: accuracy for classes, the explained share of the variance for values.
+
+    Args:
+      outputs: shape (n, ...), logits or probabilities for classes.
+      targets: shape (n, ...).
+      kind: as in ``Data``.
+
+    Returns:
+      A number up to 1, or None if the outputs do not fit the targets.
+
+    >>> quality(np.array([[2.0, 1.0], [0.0, 3.0]]), np.array([0, 1]), "classes")
+    1.0
+    """
+    outputs, targets = np.asarray(outputs, np.float64), np.asarray(targets)
+    if not np.all(np.isfinite(outputs)):
+        return 0.0
+    if kind in ("classes", "sequence"):
+        if outputs.ndim == targets.ndim + 1 and outputs.shape[:-1] == targets.shape and outputs.shape[-1] > 1:
+            return float(np.mean(np.argmax(outputs, -1) == targets))
+        if kind == "classes" and outputs.size == targets.size:
+            return float(np.mean(said_yes(outputs) == (targets.reshape(-1) > np.min(targets))))
+        if kind == "classes" and outputs.ndim == 2 and outputs.shape[0] == targets.size:
+            return float(np.mean(np.argmax(outputs, -1) == targets.reshape(-1)))
+        return None
+    if kind == "one-hot" and outputs.shape == targets.shape:
+        return float(np.mean(np.argmax(outputs, -1) == np.argmax(targets, -1)))
+    if kind == "values" and outputs.size == targets.size:
+        outputs, targets = outputs.reshape(len(outputs), -1), targets.reshape(len(targets), -1).astype(np.float64)
+        return scores(outputs, targets, False)
+    return None
+
+
+def said_yes(outputs: np.ndarray) -> np.ndarray:
+    """The decisions of a single output: above 0.5 if all outputs are probabilities, else above 0."""
+    outputs = np.asarray(outputs, np.float64).reshape(-1)
+    probabilities = outputs.min() >= 0 and outputs.max() <= 1
+    return outputs > (0.5 if probabilities else 0.0)
+
+
+__all__ = [
+    "NEIGHBOURS",
+    "ROWS",
+    "Smoother",
+    "area_under_curve",
+    "neighbours",
+    "one_hot",
+    "quality",
+    "ridge",
+    "said_yes",
+    "scores",
+    "squared_distances",
+    "standard",
+]

@@ -1,0 +1,248 @@
+"""The parts of a run that a diagnosis takes apart: loss, optimizer, batches, examples, network."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnlearn.calls import asks_for, hand
+from nnlearn.checks import as_key
+from nnlearn.data import MaskedBatch, example_count
+from nnlearn.diagnose.plan import QUICK, Plan, make_plan
+from nnlearn.train.custom_step import lift_step, made_step
+from nnlearn.train.loop import Run
+from nnlearn.train.run import Train, made_tx
+from nnlearn.train.state import TrainState
+from nnlearn.train.step import Info, make_step, step_key
+from nnlearn.types import Batch, GradientTransformation, Key, Params, PyTree
+
+INPUTS = ("inputs", "input", "x", "xs", "X", "image", "images", "features", "tokens")
+MORE = 4  # batches beyond the end of the run, for comparisons of neighbours
+GENERATED = 32  # generated batches that stand for the data
+TARGETS = ("targets", "target", "y", "ys", "Y", "label", "labels")
+
+
+class Unknown(Exception):
+    """Something that a check needs is not there; the message says what."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """A run and what belongs to it, as given to ``diagnose``.
+
+    Attributes:
+      train: the run.
+      hparams, key: its arguments.
+      predict: ``predict(params, inputs)`` or ``predict(params, inputs, key)``, or None.
+      validation: ``(inputs, targets)``, or None.
+      metric: the name of a metric of ``evaluate``, or None.
+      mode: whether a large (``"max"``) or a small (``"min"``) metric is better.
+    """
+
+    train: Train
+    hparams: PyTree
+    key: Any
+    predict: Callable[..., Any] | None = None
+    validation: tuple[Any, Any] | None = None
+    metric: str | None = None
+    mode: str = "max"
+
+    @property
+    def steps(self) -> int:
+        return self.train.steps
+
+    @functools.cached_property
+    def plain_train(self) -> Train:
+        """The run with unpacked parameters and without rules; its batches are in ``plan``."""
+        batches = self.train.batches._replace(start=lambda key, stride: ())
+        packing = {"packed": False, "labels": None} if self.has_loss else self.train.packing
+        return dataclasses.replace(self.train, packing=packing, stop=(), evaluate=None, batches=batches)
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether the run has a loss function and an optimizer, instead of a step of its own."""
+        return self.train.loss_fn is not None
+
+    @functools.cached_property
+    def tx(self) -> GradientTransformation:
+        self.need_loss()
+        return made_tx(self.train.make_tx, self.hparams)
+
+    def need_loss(self) -> None:
+        if not self.has_loss:
+            raise Unknown("the run has a step of its own, not a loss_fn and an optimizer")
+
+    def need_predict(self) -> None:
+        if self.predict is None:
+            raise Unknown("no predict was given")
+
+    def step(self) -> Callable[..., tuple[TrainState, Info]]:
+        """``step(state, batch, key=key) -> (state, info)``, the run's own."""
+        if not self.has_loss:
+            return lift_step(made_step(self.train.step, self.hparams), self.hparams)
+        record = ("grad_norm", "update_norm")
+        return make_step(self.train.loss_fn, self.tx, record=record, hparams=self.hparams, **self.train.options)
+
+    def loss(self, params: Params, batch: Batch, key: Key | None, model_state: PyTree = None) -> jax.Array:
+        """The loss of a batch, without aux and model state."""
+        self.need_loss()
+        result = hand(self.train.loss_fn, params, batch, key, model_state=model_state, hparams=self.hparams)
+        return jnp.asarray(result[0] if isinstance(result, tuple) else result)
+
+    @functools.cached_property
+    def _start(self) -> Callable[[Key], Run]:
+        return jax.jit(lambda key: self.plain_train.start(self.hparams, key), compiler_options=QUICK)
+
+    def start(self, key: Any = None) -> Run:
+        """The run before its first step, with unpacked parameters."""
+        if key is None:
+            return self._first
+        return self._start(as_key(key))
+
+    @functools.cached_property
+    def _first(self) -> Run:
+        return self._start(as_key(self.key))
+
+    @functools.cached_property
+    def keys(self) -> np.ndarray:
+        """The data of the random key of every step, and of a few more."""
+
+        def all_keys(key):
+            return jax.random.key_data(jax.vmap(step_key, (None, 0))(key, jnp.arange(self.steps + MORE)))
+
+        return np.asarray(jax.jit(all_keys, compiler_options=QUICK)(self.start().state.key))
+
+    def as_key(self, data: Any) -> Key:
+        """A random key from its data."""
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(self.start().state.key))
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """The batches of the run, and a few more."""
+        return make_plan(self.train.batches, self.start().data_key, self.steps + MORE)
+
+    # -- data ----------------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def examples(self) -> Batch:
+        """All stored examples, or those of the first generated batches, as NumPy arrays."""
+        if self.train.batches.examples is not None:
+            return jax.tree.map(np.asarray, self.train.batches.examples())
+        batches = self.plan.batches(np.arange(min(GENERATED, self.steps)))
+        stacked = jax.tree.map(np.asarray, batches)
+        leaves = jax.tree.leaves(stacked)
+        if not leaves or any(leaf.ndim < 2 for leaf in leaves):
+            raise Unknown("the batches are generated, and have no axis of examples")
+        if isinstance(stacked, MaskedBatch):
+            stacked = stacked.examples
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), stacked)
+
+    @functools.cached_property
+    def _parts(self) -> tuple[Any, Any]:
+        return parts_of(self.examples)
+
+    @property
+    def inputs(self) -> PyTree:
+        """The inputs of all examples; raises ``Unknown`` if they cannot be told from the targets."""
+        return self._parts[0]
+
+    @property
+    def targets(self) -> Any:
+        """The targets of all examples, or None if there are none."""
+        return self._parts[1]
+
+    def batch_of(self, inputs: PyTree, targets: Any) -> Batch:
+        """A batch of these examples, in the form that ``loss_fn`` takes."""
+        like = jax.eval_shape(lambda: self.plan.batch(self.plan.at(0)))
+        masked = isinstance(like, MaskedBatch)
+        examples = with_parts(like.examples if masked else like, inputs, targets)
+        if not masked:
+            return examples
+        return MaskedBatch(examples, jnp.ones(example_count(examples), bool))
+
+    # -- network -------------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def key_mode(self) -> str:
+        """How ``predict`` takes a key: ``"optional"``, ``"needed"`` or ``"never"``."""
+        if self.predict is None:
+            raise Unknown("no predict was given")
+        try:
+            parameters = [
+                each
+                for name, each in inspect.signature(self.predict).parameters.items()
+                if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD) and name != "model_state"
+            ]
+        except (TypeError, ValueError):
+            return "never"
+        if len(parameters) < 3:
+            return "never"
+        return "needed" if parameters[2].default is inspect.Parameter.empty else "optional"
+
+    def outputs(self, params: Params, inputs: PyTree, key: Key | None = None, model_state: PyTree = None) -> Any:
+        """The outputs of ``predict``, in training mode if there is a key.
+
+        Raises:
+          Unknown: if there is no ``predict``, or it takes no key.
+        """
+        if self.key_mode == "never" and key is not None:
+            raise Unknown("predict takes no key")
+        arguments = () if self.key_mode == "never" or (key is None and self.key_mode == "optional") else (key,)
+        if model_state is not None and asks_for(self.predict, "model_state"):
+            result = self.predict(params, inputs, *arguments, model_state=model_state)
+        else:
+            result = self.predict(params, inputs, *arguments)
+        return result[0] if isinstance(result, tuple) else result
+
+
+def parts_of(examples: Batch) -> tuple[Any, Any]:
+    """The inputs and the targets in a tree of examples.
+
+    Raises:
+      Unknown: if they cannot be told apart.
+
+    >>> parts_of({"x": 1, "y": 2}), parts_of((3, 4))
+    ((1, 2), (3, 4))
+    """
+    if hasattr(examples, "inputs") and hasattr(examples, "targets"):
+        return examples.inputs, examples.targets
+    if isinstance(examples, Mapping):
+        inputs = [name for name in INPUTS if name in examples]
+        targets = [name for name in TARGETS if name in examples]
+        if len(inputs) == 1 and len(targets) == 1:
+            return examples[inputs[0]], examples[targets[0]]
+        raise Unknown(f"which of {sorted(map(str, examples))} are inputs and targets is not known")
+    if isinstance(examples, tuple | list) and len(examples) >= 2:
+        return examples[0], examples[1]
+    if hasattr(examples, "shape"):
+        return examples, None
+    raise Unknown(f"the examples are a {type(examples).__name__}, in which inputs and targets are not known")
+
+
+def with_parts(like: Batch, inputs: Any, targets: Any) -> Batch:
+    """A tree of examples with other inputs and targets.
+
+    Raises:
+      Unknown: if the tree has more than inputs and targets.
+
+    >>> with_parts({"x": 1, "y": 2}, 5, 6), with_parts((3, 4), 5, 6)
+    ({'x': 5, 'y': 6}, (5, 6))
+    """
+    if hasattr(like, "inputs") and hasattr(like, "targets") and len(getattr(like, "_fields", ())) in (0, 2):
+        return like._replace(inputs=inputs, targets=targets)
+    if isinstance(like, Mapping) and len(like) == 2:
+        first = next(name for name in INPUTS if name in like)
+        return type(like)({name: inputs if name == first else targets for name in like})
+    if isinstance(like, tuple | list) and len(like) == 2:
+        return type(like)((inputs, targets)) if not hasattr(like, "_fields") else type(like)(inputs, targets)
+    if hasattr(like, "shape"):
+        return inputs
+    raise Unknown("the batches hold more than inputs and targets")
+
+
+__all__ = ["Subject", "Unknown", "parts_of", "with_parts"]

@@ -1,0 +1,178 @@
+"""Counterfactuals: short runs of the same program with one thing changed, all in one vmapped program."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from optax import with_extra_args_support
+
+from nnlearn.data import MaskedBatch
+from nnlearn.diagnose.quality import quality
+from nnlearn.diagnose.subject import Subject, Unknown, parts_of, with_parts
+from nnlearn.train.state import TrainState
+from nnlearn.train.step import make_step
+from nnlearn.types import Batch, GradientTransformation, PyTree
+
+SHARE = 0.2  # of the run's steps
+FEWEST = 40
+
+
+class Change(NamedTuple):
+    """What a variant changes; every leaf is an array.
+
+    Attributes:
+      pace: factor on each step's change of the parameters, shape (steps,).
+      decay: 0 if the optimizer sees parameters of zero, so that weight decay does nothing; else 1.
+      shift, scale: inputs become ``(inputs - shift) / scale``, trees like the floating inputs; empty if unchanged.
+    """
+
+    pace: Any
+    decay: Any
+    shift: PyTree
+    scale: PyTree
+
+
+class Variant(NamedTuple):
+    """The result of a variant.
+
+    Attributes:
+      name: what was changed.
+      losses: the loss of each step.
+      loss: the mean loss of the last steps.
+      score, validation_score: the quality on training and validation examples after the last step; NaN if unknown.
+    """
+
+    name: str
+    losses: np.ndarray
+    loss: float
+    score: float
+    validation_score: float
+
+
+def length(steps: int) -> int:
+    """The number of steps of a variant."""
+    return min(steps, max(FEWEST, int(SHARE * steps)))
+
+
+def run_variants(
+    subject: Subject,
+    names: list[str],
+    starts: TrainState,
+    changes: Change,
+    count: int,
+    examples: list[tuple[Any, Any]],
+    tx: GradientTransformation | None = None,
+) -> dict[str, Variant]:
+    """Run variants of a subject from their own first states.
+
+    Args:
+      subject: the run.
+      names: the names of the variants.
+      starts, changes: stacked over the variants; states without keys.
+      count: the number of steps.
+      examples: ``(inputs, targets)`` of training and of validation to judge the network on, as far as there are.
+      tx: another optimizer in place of the run's own.
+    """
+    subject.need_loss()
+    plan, tx = subject.plan, with_extra_args_support(subject.tx if tx is None else tx)
+    options = subject.train.options
+
+    def one_step(state, change, pace, batch, key):
+        step = make_step(subject.train.loss_fn, _with_decay(tx, change.decay), hparams=subject.hparams, **options)
+        new, info = step(state._replace(key=key), changed_inputs(batch, change), key=key)
+        stored = jax.tree.map(lambda old, new: (old + pace * (new - old)).astype(old.dtype), state.stored, new.stored)
+        return new._replace(stored=stored, key=None), info.loss
+
+    @jax.jit
+    def program(states, changes, rows, keys, stored_examples):
+        def at(states, inputs):
+            row, key, pace = inputs
+            batch = plan.batch(row, stored_examples)
+            return jax.vmap(lambda *each: one_step(*each, batch, subject.as_key(key)))(states, changes, pace)
+
+        return jax.lax.scan(at, states, (rows, keys, jnp.transpose(changes.pace)))
+
+    states, losses = program(starts, changes, plan.at(slice(count)), subject.keys[:count], plan.examples)
+    losses = np.asarray(losses, np.float64).T
+    judged = [_scores(subject, states, changes, each, len(names)) for each in examples]
+    judged += [[float("nan")] * len(names)] * (2 - len(judged))
+    tail = max(3, count // 8)
+    return {
+        name: Variant(name, losses[at], float(np.mean(losses[at, -tail:])), judged[0][at], judged[1][at])
+        for at, name in enumerate(names)
+    }
+
+
+def _scores(subject: Subject, states: Any, changes: Change, examples: Any, count: int) -> list[float]:
+    inputs, targets = examples
+
+    def predict(state, change):
+        changed = jax.tree.map(jnp.asarray, inputs) if not change.shift else _standardised(inputs, change)
+        return subject.outputs(state.params, changed, None, state.model_state)
+
+    try:
+        outputs = np.asarray(jax.jit(jax.vmap(predict))(states, changes))
+        return [quality(each, targets) for each in outputs]
+    except Exception:  # a network that is not judged; the losses remain
+        return [float("nan")] * count
+
+
+def _with_decay(tx: Any, decay: jax.Array) -> GradientTransformation:
+    def update(grads, state, params=None, **extra):
+        seen = None if params is None else jax.tree.map(lambda leaf: (leaf * decay).astype(leaf.dtype), params)
+        return tx.update(grads, state, seen, **extra)
+
+    return tx._replace(update=update) if hasattr(tx, "_replace") else type(tx)(tx.init, update)
+
+
+def changed_inputs(batch: Batch, change: Change) -> Batch:
+    """A batch with its floating inputs shifted and scaled."""
+    if not change.shift:
+        return batch
+    examples = batch.examples if isinstance(batch, MaskedBatch) else batch
+    inputs, targets = parts_of(examples)
+    examples = with_parts(examples, _standardised(inputs, change), targets)
+    return batch._replace(examples=examples) if isinstance(batch, MaskedBatch) else examples
+
+
+def _standardised(inputs: PyTree, change: Change) -> PyTree:
+    leaves, structure = jax.tree.flatten(inputs)
+    new = [
+        (jnp.asarray(leaf) - shift) / scale if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf
+        for leaf, shift, scale in zip(leaves, change.shift, change.scale, strict=True)
+    ]
+    new = [leaf.astype(jnp.result_type(old)) for leaf, old in zip(new, leaves, strict=True)]
+    return jax.tree.unflatten(structure, new)
+
+
+def input_statistics(subject: Subject) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Mean and scale of each floating input per feature; 0 and 1 for others. Nearly constant features are not blown up.
+
+    Raises:
+      Unknown: if no input is floating.
+    """
+    leaves = jax.tree.leaves(subject.inputs)
+    if not any(leaf.dtype.kind == "f" for leaf in leaves):
+        raise Unknown("the inputs are not floating")
+    with_parts(subject.examples, subject.inputs, subject.targets)  # raises if they cannot be put back
+    shifts, scales = [], []
+    for leaf in leaves:
+        if leaf.dtype.kind != "f":
+            shifts.append(np.zeros((), np.float32))
+            scales.append(np.ones((), np.float32))
+            continue
+        values = leaf.astype(np.float64)
+        spread = values.std(0)
+        shifts.append(values.mean(0).astype(np.float32))
+        floor = 0.1 * np.median(spread[spread > 0]) if np.any(spread > 0) else 1.0
+        scales.append(np.where(spread > 0, np.maximum(spread, floor), 1.0).astype(np.float32))
+    return shifts, scales
+
+
+def repeat(tree: PyTree, count: int) -> PyTree:
+    """The tree ``count`` times, stacked."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *jnp.shape(leaf))), tree)
+
+
+__all__ = ["Change", "Variant", "input_statistics", "length", "repeat", "run_variants"]
