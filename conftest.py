@@ -13,11 +13,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # File -> n: one in n cases of its parametrised tests is drawn. SLOW is the same for all slow tests.
 SAMPLED = {
-    "test_contract.py": 6,
+    "test_contract.py": 18,
     "test_convnet.py": 2,
     "test_docs.py": 6,
     "test_faults.py": 2,
     "test_fit.py": 2,
+    "test_in_place.py": 3,
     "test_full_disk.py": 2,
     "test_losses.py": 6,
     "test_losses_contrastive.py": 2,
@@ -25,8 +26,8 @@ SAMPLED = {
     "test_losses_overlap.py": 2,
     "test_meshes.py": 3,
     "test_models.py": 2,
-    "test_native.py": 3,
-    "test_packed_training.py": 6,
+    "test_native.py": 6,
+    "test_packed_training.py": 12,
     "test_packing.py": 6,
     "test_packing_proof.py": 2,
     "test_per_example.py": 2,
@@ -57,13 +58,13 @@ def pytest_addoption(parser):
 
 def pytest_report_header(config):
     if not config.getoption("--whole"):
-        return f"a share of the large tables and slow tests: NNLEARN_SAMPLE={rotation() % 12} (--whole runs all)"
+        return f"a share of the large tables and slow tests: NNLEARN_SAMPLE={rotation() % 36} (--whole runs all)"
 
 
 def pytest_collection_modifyitems(config, items):
     """Keep a share of the slow tests and of each large table; the offset differs between the tests of a table.
 
-    Six consecutive values of ``NNLEARN_SAMPLE`` draw every case. Tests marked ``always`` and tests named on the command
+    18 consecutive values of ``NNLEARN_SAMPLE`` draw every case. Tests marked ``always`` and tests named on the command
     line are never left out.
     """
     named = any("::" in argument for argument in config.args)

@@ -2,15 +2,6 @@
 
 import typing as _typing
 
-from optax import apply_updates as apply_updates
-from optax import chain as chain
-from optax import identity as identity
-from optax import masked as masked
-from optax import named_chain as named_chain
-from optax import partition as partition
-from optax import set_to_zero as set_to_zero
-from optax import with_extra_args_support as with_extra_args_support
-
 from nnlearn import checkpoints as checkpoints
 from nnlearn import data as data
 from nnlearn import losses as losses
@@ -21,6 +12,7 @@ from nnlearn import serialization as serialization
 from nnlearn import stream as stream
 from nnlearn import train as train
 from nnlearn import transforms as transforms
+from nnlearn.borrowed import *  # noqa: F403
 from nnlearn.gradients.curvature import adam_preconditioner as adam_preconditioner
 from nnlearn.gradients.curvature import best_fixed_rate as best_fixed_rate
 from nnlearn.gradients.curvature import extreme_eigenvalues as extreme_eigenvalues
@@ -197,6 +189,21 @@ if _typing.TYPE_CHECKING:
 
 def __dir__() -> list[str]:
     """The public names, without internal modules."""
+    inner = {
+        "borrowed",
+        "calls",
+        "checks",
+        "cli",
+        "extras",
+        "figures",
+        "files",
+        "programs",
+        "settings",
+        "sharding",
+        "sums",
+        "tree",
+    }
+    return sorted(name for name in globals() if name not in inner and not (name[0] == "_" and name[1] != "_"))
     inner = {"calls", "checks", "cli", "extras", "figures", "files", "programs", "settings", "sharding", "sums", "tree"}
     return sorted(name for name in {*globals(), *_LAZY} - inner if not (name[0] == "_" and name[1] != "_"))
 

@@ -1,8 +1,11 @@
-"""Pytree arithmetic that ``jax.tree`` and ``optax.tree`` lack: paths in words, and maps that check and unzip."""
+"""Pytree arithmetic that ``jax.tree`` and ``optax.tree`` lack: paths in words, and maps that check and unzip.
+
+The names of ``optax.tree``, such as ``nnlearn.tree.add`` and ``nnlearn.tree.get``, are optax's own functions.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -320,7 +323,7 @@ def safe_divide(numerator: Scalar, denominator: jax.Array) -> jax.Array:
     return jnp.where(zero, 0, numerator / jnp.where(zero, 1, denominator))
 
 
-def scale(tree: PyTree, factor: Scalar) -> PyTree:
+def scale_tree(tree: PyTree, factor: Scalar) -> PyTree:
     """Multiply every leaf by ``factor`` in float32 or better; the result has the leaf's dtype."""
 
     def scale_leaf(leaf):
@@ -345,3 +348,16 @@ def all_finite(tree: PyTree) -> jax.Array:
     """Whether every element of the tree is finite: a boolean scalar, True for an empty tree."""
     checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(checks)) if checks else jnp.array(True)
+
+
+def _of_optax(name: str) -> Any:
+    """The function of ``optax.tree`` with this name."""
+    import optax.tree
+
+    if name.startswith("_") or not hasattr(optax.tree, name):
+        raise AttributeError(f"module 'nnlearn.tree' has no attribute {name!r}, nor has optax.tree")
+    return getattr(optax.tree, name)
+
+
+if not TYPE_CHECKING:  # with a __getattr__, type checkers would accept any name
+    __getattr__ = _of_optax

@@ -37,7 +37,12 @@ class Case:
       signed: hyper-parameters that may be negative.
       rounded: hyper-parameters whose state is a float32 even in float64, so that finite differences see its steps.
       apart: hyper-parameters with a part of the update that the learning rate does not multiply.
+      float32: the same in float32, larger where sums over all parameters decide the step.
       whole_leaf: whether an element's update depends on others of its leaf.
+      exact: whether packed parameters give the same bits; sums over all parameters round in another order.
+      rate: how the learning rate enters: a "factor" of the first update, somewhere "inside" it, or at the "start" only.
+      idle: hyper-parameters that change nothing at a constant learning rate.
+      constant: whether derivatives treat a part of the state as a constant, so that differences do not equal them.
     """
 
     name: str
@@ -54,10 +59,15 @@ class Case:
     adapt: Callable | None = None
     complex: bool = True
     float64: float = 1e-12
+    float32: float = 1e-6
     signed: tuple[str, ...] = ()
     rounded: tuple[str, ...] = ()
     apart: tuple[str, ...] = ()
     whole_leaf: bool = False
+    exact: bool = True
+    rate: str = "factor"
+    idle: tuple[str, ...] = ()
+    constant: bool = False
 
     def __post_init__(self):
         if not (hasattr(self.library, self.name) or self.numpy or self.torch):
@@ -178,6 +188,180 @@ def slow_start(leaf):
     dtype = nnlearn.tree.compute_dtype(jnp.result_type(leaf))
     is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
     return jnp.zeros(leaf.shape, dtype) if is_shape else jnp.array(leaf, dtype, copy=True)
+
+
+def adam_by_numpy(step, gradient, memory, b1, b2, eps):
+    """Adam's direction, and its debiased first moment."""
+    mu = memory["mu"] = b1 * memory.get("mu", 0) + (1 - b1) * gradient
+    nu = memory["nu"] = b2 * memory.get("nu", 0) + (1 - b2) * gradient**2
+    return mu / (1 - b1**step) / (np.sqrt(nu / (1 - b2**step)) + eps), mu / (1 - b1**step)
+
+
+def numpy_soap(
+    step, param, gradient, memory, *, learning_rate, b1, b2, shampoo_beta, eps, weight_decay, precondition_every,
+    kl=False,
+):  # fmt: skip
+    if param.ndim < 2:
+        update, _ = adam_by_numpy(step, gradient, memory, b1, b2, eps)
+        return param - learning_rate * (update + weight_decay * param)
+    sizes = param.shape
+    bases = memory.setdefault("bases", [np.eye(size) for size in sizes])
+    grams = memory.setdefault("grams", [kl * np.eye(size) for size in sizes])
+    mu = memory["mu"] = b1 * memory.get("mu", 0) + (1 - b1) * gradient
+    turned = bases[0].T @ gradient @ bases[1]
+    nu = memory["nu"] = b2 * memory.get("nu", 0) + (1 - b2) * turned**2
+    direction = (bases[0].T @ mu @ bases[1]) / (1 - b1**step) / (np.sqrt(nu / (1 - b2**step)) + eps)
+    update = bases[0] @ direction @ bases[1].T
+    products = [gradient @ gradient.T, gradient.T @ gradient]
+    if kl:
+        values = [np.diag(basis.T @ gram @ basis) for basis, gram in zip(bases, grams, strict=True)]
+        inverses = [
+            basis @ np.diag(1 / (value + eps)) @ basis.T / len(value)
+            for basis, value in zip(bases, values, strict=True)
+        ]
+        products = [gradient @ inverses[1] @ gradient.T, gradient.T @ inverses[0] @ gradient]
+    for side in (0, 1):
+        grams[side] = shampoo_beta * grams[side] + (1 - shampoo_beta) * products[side]
+        if (step - 1) % precondition_every == 0:
+            bases[side] = np.linalg.qr(grams[side] @ bases[side])[0]
+    return param - learning_rate * (update + weight_decay * param)
+
+
+def numpy_normuon(
+    step, param, gradient, memory, *, learning_rate, ns_steps, beta, neuron_b2, eps, weight_decay, adam_b1, adam_b2,
+    adam_eps_root, adam_weight_decay, adam_learning_rate,
+):  # fmt: skip
+    numbers = {"ns_steps": ns_steps, "beta": beta, "eps": eps, "adam_b1": adam_b1, "adam_b2": adam_b2}
+    numbers |= {"adam_eps_root": adam_eps_root, "adam_weight_decay": adam_weight_decay}
+    rates = {"learning_rate": 1.0, "adam_learning_rate": adam_learning_rate, "consistent_rms": 1.0}
+    moved = numpy_muon(step, param, gradient, memory, **numbers, **rates, weight_decay=0.0)
+    if param.ndim != 2:
+        return moved
+    update = (param - moved) / max(param.shape) ** 0.5
+    memory["rows"] = neuron_b2 * memory.get("rows", 0) + (1 - neuron_b2) * np.mean(update**2, 0)
+    update = update / (np.sqrt(memory["rows"] / (1 - neuron_b2**step)) + eps)
+    update *= 0.2 * param.size**0.5 / np.linalg.norm(update)
+    return param - learning_rate * (update + weight_decay * param)
+
+
+def numpy_shampoo(
+    step, param, gradient, memory, *, learning_rate, b1, b2, shampoo_beta, eps, ridge, weight_decay, precondition_every
+):
+    update, mean = adam_by_numpy(step, gradient, memory, b1, b2, eps)
+    if param.ndim == 2:
+        grams, roots = memory.setdefault("grams", [0, 0]), memory.setdefault("roots", [0, 0])
+        for side, product in enumerate((gradient @ gradient.T, gradient.T @ gradient)):
+            grams[side] = shampoo_beta * grams[side] + (1 - shampoo_beta) * product
+            if (step - 1) % precondition_every == 0:
+                values, vectors = np.linalg.eigh(grams[side] / (1 - shampoo_beta**step))
+                roots[side] = vectors @ np.diag(np.maximum(values, ridge * values.max()) ** -0.25) @ vectors.T
+        turned = roots[0] @ mean @ roots[1]
+        update = turned * np.linalg.norm(update) / np.linalg.norm(turned)
+    return param - learning_rate * (update + weight_decay * param)
+
+
+def bowl_value(params):
+    """The loss of which ``run`` takes the gradient, without its noise."""
+    wide = [leaf.astype(nnlearn.tree.compute_dtype(leaf.dtype)) for leaf in jax.tree.leaves(params)]
+    return 0.5 * sum(jnp.sum(jnp.abs(leaf - jnp.asarray(0.5, leaf.dtype)) ** 2) for leaf in wide)
+
+
+@functools.cache
+def in_our_words(factory, fixed=(), **renamed):
+    """A factory with other argument names, the rate first, whose ``update`` takes a bowl's loss for ``value``."""
+    names = {theirs: ours for ours, theirs in renamed.items()}
+    given = inspect.signature(factory).parameters.values()
+    left = [each.replace(name=names.get(each.name, each.name)) for each in given if each.name not in dict(fixed)]
+    left.sort(key=lambda each: (each.kind, each.name != "learning_rate"))
+
+    def make(*args, **kwargs):
+        arguments = signature.bind(*args, **kwargs).arguments
+        arguments = {renamed.get(name, name): value for name, value in arguments.items()}
+        tx = optax.with_extra_args_support(factory(**arguments, **dict(fixed)))
+
+        def update(updates, state, params=None, *, value=None, **extra_args):
+            value = bowl_value(params) if value is None else value
+            return tx.update(updates, state, params, value=value, **extra_args)
+
+        return optax.GradientTransformationExtraArgs(tx.init, update)
+
+    signature = make.__signature__ = inspect.Signature(left)
+    return nnlearn.settings.comparable(make)
+
+
+def with_value(name, **renamed):
+    """The adapter of an optimizer that takes the loss."""
+    return lambda library: in_our_words(getattr(library if library is nnlearn else theirs_of(name), name), **renamed)
+
+
+def theirs_of(name):
+    """The part of optax that has a name."""
+    return optax if hasattr(optax, name) else optax.contrib
+
+
+@functools.cache
+def sm3_of_vectors(library):
+    """SM3, of which optax's takes no scalars: they are vectors of one element to it."""
+    if library is nnlearn:
+        return nnlearn.sm3
+
+    def longer(tree):
+        return jax.tree.map(lambda leaf: leaf[None] if leaf.ndim == 0 else leaf, tree)
+
+    def plain(learning_rate: optax.ScalarOrSchedule, momentum: float = 0.9):
+        tx = library.sm3(learning_rate, momentum)
+
+        def update(updates, state, params=None):
+            change, state = tx.update(longer(updates), state)
+            return jax.tree.map(lambda leaf, like: leaf.reshape(like.shape), change, updates), state
+
+        return optax.GradientTransformation(lambda params: tx.init(longer(params)), update)
+
+    return plain
+
+
+@functools.cache
+def mechanized_sgd(library):
+    """Mechanic around gradient descent."""
+    contrib = optax.contrib if library is not nnlearn else nnlearn
+
+    @nnlearn.settings.comparable
+    def plain(
+        learning_rate: optax.ScalarOrSchedule = 1.0,
+        weight_decay: float = 0.0,
+        eps: float = 1e-8,
+        s_init: float = 1e-6,
+        *,
+        master_dtype=None,
+    ):
+        sgd = optax.sgd(learning_rate) if library is not nnlearn else nnlearn.sgd(learning_rate)
+        tx = contrib.mechanize(sgd, weight_decay, eps, s_init)
+        return tx if library is not nnlearn else nnlearn.transforms.assemble(tx, master_dtype=master_dtype)
+
+    return plain
+
+
+@functools.cache
+def sam_of_sgd(library):
+    """SAM whose steps climb and descend in turn."""
+    contrib, base = (nnlearn, nnlearn) if library is nnlearn else (optax.contrib, optax)
+
+    @nnlearn.settings.comparable
+    def plain(
+        learning_rate: optax.ScalarOrSchedule = 0.1,
+        rho: float = 0.01,
+        momentum: float = 0.9,
+        *,
+        sync_period: int = 2,
+        reset_state: bool = True,
+        master_dtype=None,
+    ):
+        nnlearn.checks.check_nonnegative("rho", rho)
+        climb = base.chain(contrib.normalize(), base.sgd(rho))
+        tx = contrib.sam(base.sgd(learning_rate, momentum), climb, sync_period, reset_state)
+        return tx if library is not nnlearn else nnlearn.transforms.assemble(tx, master_dtype=master_dtype)
+
+    return plain
 
 
 MOMENTS = {"learning_rate": 0.03, "b1": 0.8, "b2": 0.95, "eps": 1e-4}
@@ -367,11 +551,252 @@ CASES = [
         apart=("adam_learning_rate",),
         whole_leaf=True,
     ),
+    Case("signum", {"learning_rate": 0.03, "beta": 0.8}, bowl=(0.01, 1000), rosenbrock=(0.003, 5000)),
+    Case("fromage", {"learning_rate": 0.03, "min_norm": 0.5}, bowl=(0.1, 600), whole_leaf=True, rate="inside"),
+    Case(
+        "adan",
+        {"learning_rate": 0.03, "b1": 0.9, "b2": 0.8, "b3": 0.95, "eps": 1e-4, "eps_root": 1e-3, "weight_decay": 0.02},
+        bowl=(1.0, 300),
+    ),
+    Case(
+        "adopt",
+        {"learning_rate": 0.03, "b1": 0.8, "b2": 0.95, "eps": 0.5},
+        ({"nesterov": True}, {"use_clipping": False}),
+        library=optax.contrib,
+        complex=False,
+        rosenbrock=(0.5, 5000),
+    ),
+    Case(
+        "acprop",
+        MOMENTS | {"eps": 1e-2, "eps_root": 1e-3, "weight_decay": 0.02},
+        rosenbrock=(0.01, 5000),
+        library=optax.contrib,
+    ),
+    Case(
+        "simplified_ademamix",
+        {
+            "learning_rate": 0.03,
+            "b1": 0.8,
+            "b2": 0.9,
+            "alpha": 2.0,
+            "eps": 1e-4,
+            "eps_root": 1e-3,
+            "weight_decay": 0.02,
+        },
+        ({"alpha": lambda step: 0.1 * step},),
+        library=optax.contrib,
+        complex=False,
+    ),
+    Case(
+        "madgrad",
+        {"learning_rate": 0.03, "momentum": 0.8, "weight_decay": 0.02, "eps": 1e-3},
+        library=optax.contrib,
+        complex=False,
+        float64=1e-6,  # its square root of the step is a float32
+        rate="inside",
+    ),
+    Case(
+        "novograd",
+        MOMENTS | {"eps_root": 1e-3, "weight_decay": 0.02},
+        bowl=(0.03, 600),
+        whole_leaf=True,
+    ),
+    Case(
+        "sm3",
+        {"learning_rate": 0.3, "momentum": 0.8},
+        adapt=sm3_of_vectors,
+        complex=False,
+        bowl=(0.5, 600),
+        rosenbrock=(1.0, 5000),
+    ),
+    Case(
+        "rprop",
+        {"learning_rate": 0.03, "eta_minus": 0.4, "eta_plus": 1.3, "min_step_size": 0.015, "max_step_size": 0.04},
+        library=None,
+        torch=lambda torch, params: torch.optim.Rprop(params, lr=0.03, etas=(0.4, 1.3), step_sizes=(0.015, 0.04)),
+        torch_settings={
+            "learning_rate": 0.03,
+            "eta_minus": 0.4,
+            "eta_plus": 1.3,
+            "min_step_size": 0.015,
+            "max_step_size": 0.04,
+        },
+        rate="start",
+    ),
+    Case("optimistic_gradient_descent", {"learning_rate": 0.03, "alpha": 0.8, "beta": 0.7}, rosenbrock=(0.001, 20000)),
+    Case("optimistic_adam_v2", MOMENTS | {"eps_root": 1e-3, "alpha": 0.8, "beta": 0.7}, ({"nesterov": False},)),
+    Case(
+        "polyak_sgd",
+        {"learning_rate": 0.8, "max_learning_rate": 0.75, "f_min": -0.4, "eps": 1e-2},
+        ({"variant": "sps+"},),
+        adapt=with_value("polyak_sgd", learning_rate="scaling"),
+        signed=("f_min",),
+        rate="inside",
+        bowl=(0.5, 300),
+        rosenbrock=(0.003, 5000),
+        exact=False,
+    ),
+    Case(
+        "momo",
+        {"learning_rate": 0.3, "beta": 0.8, "lower_bound": -0.4, "weight_decay": 0.02},
+        ({"adapt_lower_bound": True},),
+        library=optax.contrib,
+        adapt=with_value("momo"),
+        complex=False,
+        signed=("lower_bound",),
+        rate="inside",
+        exact=False,
+    ),
+    Case(
+        "momo_adam",
+        MOMENTS | {"learning_rate": 0.5, "lower_bound": -0.4, "weight_decay": 0.02},
+        ({"adapt_lower_bound": True},),
+        library=optax.contrib,
+        adapt=with_value("momo_adam"),
+        complex=False,
+        signed=("lower_bound",),
+        rate="inside",
+        exact=False,
+    ),
+    Case(
+        "dog",
+        {"learning_rate": 0.7, "eps": 1e-2, "weight_decay": 0.02},
+        ({"init_step": ("distance", 0.1)}, {"init_step": ("learning_rate", 0.02)}),
+        library=optax.contrib,
+        bowl=(3.0, 300),
+        rosenbrock=(3.0, 5000),
+        exact=False,
+    ),
+    Case(
+        "dowg",
+        {"learning_rate": 0.7, "init_estim_sq_dist": 0.01, "eps": 1e-2, "weight_decay": 0.02},
+        library=optax.contrib,
+        bowl=(1.0, 300),
+        rosenbrock=(1.0, 20000),
+        exact=False,
+    ),
+    Case(
+        "prodigy",
+        {"learning_rate": 0.7, "eps": 1e-2, "estim_lr0": 1e-2, "estim_lr_coef": 0.8, "weight_decay": 0.02},
+        ({"safeguard_warmup": True}, {"beta3": 0.9}),
+        library=optax.contrib,
+        fixed={"betas": (0.8, 0.95)},
+        float32=1e-5,
+        complex=False,
+        bowl=(1.0, 300),
+        rosenbrock=(1.0, 5000),
+        exact=False,
+    ),
+    Case(
+        "dadapt_adamw",
+        {"learning_rate": 0.7, "eps": 1e-2, "estim_lr0": 1e-2, "weight_decay": 0.02},
+        library=optax.contrib,
+        fixed={"betas": (0.8, 0.95)},
+        float32=1e-5,
+        complex=False,
+        bowl=(1.0, 300),
+        rosenbrock=(1.0, 5000),
+        exact=False,
+    ),
+    Case(
+        "cocob",
+        {"learning_rate": 0.7, "alpha": 30.0, "eps": 0.5, "weight_decay": 0.02},
+        library=optax.contrib,
+        complex=False,
+        rate="inside",
+        bowl=(1.5, 300),
+        rosenbrock=(1.5, 20000),
+    ),
+    Case(
+        "schedule_free_sgd",
+        {"learning_rate": 0.03, "b1": 0.8, "weight_lr_power": 1.0, "weight_decay": 0.02},
+        library=optax.contrib,
+        idle=("weight_lr_power",),
+        bowl=(0.5, 300),
+        rosenbrock=(0.003, 20000),
+    ),
+    Case(
+        "schedule_free_adamw",
+        MOMENTS | {"weight_lr_power": 1.0, "weight_decay": 0.02},
+        ({"warmup_steps": 20},),
+        library=optax.contrib,
+        float64=1e-6,  # its warmup is a float32
+        float32=5e-6,
+        complex=False,
+        idle=("weight_lr_power",),
+        bowl=(0.5, 300),
+        rosenbrock=(0.3, 5000),
+        exact=False,
+    ),
+    Case(
+        "mechanize",
+        {"learning_rate": 0.7, "weight_decay": 0.02, "eps": 1e-3, "s_init": 1e-2},
+        library=optax.contrib,
+        adapt=mechanized_sgd,
+        complex=False,
+        rate="inside",
+        bowl=(10.0, 10000),
+        rosenbrock=(10.0, 20000),
+        exact=False,
+    ),
+    Case(
+        "normuon",
+        {
+            "learning_rate": 0.03,
+            "ns_steps": 4,
+            "beta": 0.8,
+            "neuron_b2": 0.9,
+            "eps": 1e-4,
+            "weight_decay": 0.02,
+            "adam_b1": 0.7,
+            "adam_b2": 0.95,
+            "adam_eps_root": 1e-3,
+            "adam_weight_decay": 0.01,
+            "adam_learning_rate": 0.02,
+        },
+        fixed={"ns_coeffs": "standard"},
+        library=None,
+        numpy=numpy_normuon,
+        apart=("adam_learning_rate",),
+        whole_leaf=True,
+    ),
+    Case(
+        "soap",
+        {**MOMENTS, "b2": 0.9, "shampoo_beta": 0.9, "weight_decay": 0.02, "precondition_every": 2},
+        fixed={"max_precondition_size": 100},
+        library=None,
+        numpy=numpy_soap,
+        whole_leaf=True,
+        float32=2e-5,
+        constant=True,
+    ),
+    Case(
+        "shampoo",
+        {**MOMENTS, "shampoo_beta": 0.9, "ridge": 1e-2, "weight_decay": 0.02, "precondition_every": 2},
+        fixed={"max_precondition_size": 100},
+        library=None,
+        numpy=numpy_shampoo,
+        whole_leaf=True,
+        float32=2e-4,
+        constant=True,
+    ),
+    Case(
+        "sam",
+        {"learning_rate": 0.03, "rho": 0.1, "momentum": 0.8, "sync_period": 4},
+        ({"sync_period": 2, "reset_state": False},),
+        library=optax.contrib,
+        adapt=sam_of_sgd,
+        rate="inside",
+        bowl=(0.01, 300),
+        rosenbrock=(0.0003, 20000),
+        exact=False,
+    ),
 ]
 
 EVERYDAY = ("sgd", "adam", "adamw", "lion", "rmsprop")  # their long runs are compared in every gate
 
 IN_A_LIBRARY = [case for case in CASES if hasattr(case.library, case.name)]
+IN_OPTAX = [case for case in IN_A_LIBRARY if case.library is optax and not (case.adapt and case.name != "lookahead")]
 BY_NAME = {case.name: case for case in CASES}
 STEPS = 200
 

@@ -37,7 +37,8 @@ def test_the_table_has_every_optimizer_and_every_hyperparameter():
     import nnlearn.optimizers
 
     public = {name for name, value in vars(nnlearn.optimizers).items() if inspect.isfunction(value)}
-    assert {name for name in public if not name.startswith("scale_by_")} == set(BY_NAME)
+    random = {"noisy_sgd", "matrix_rules"}  # noise, and a rule: tests/test_more_transforms.py
+    assert {name for name in public if not name.startswith("scale_by_")} - random == set(BY_NAME)
     assert public <= set(nnlearn.optimizers.__all__) and all(hasattr(nnlearn, name) for name in public)
     for case in CASES:
         parameters = inspect.signature(case.ours).parameters
@@ -64,7 +65,7 @@ def test_the_signature_starts_like_that_of_optax(case):
     keyword_only = {p.name for p in inspect.signature(reference).parameters.values() if p.kind is p.KEYWORD_ONLY}
     assert keyword_only <= {p.name for p in ours}
     rate = inspect.signature(case.ours).parameters["learning_rate"].annotation
-    assert rate in (optax.ScalarOrSchedule, optax.ScalarOrSchedule | None)
+    assert case.rate == "start" or rate in (optax.ScalarOrSchedule, optax.ScalarOrSchedule | None)
     assert list(inspect.signature(case.ours(0.1).update).parameters)[2] == "params"
 
 
@@ -83,13 +84,13 @@ def rosenbrock(x):
 def test_converges(case, problem, start, below):
     rate, steps = case.bowl if problem is bowl else case.rosenbrock
     momentum = {"momentum": 0.9} if case.name == "sgd" else {}
-    tx = case.ours(optax.cosine_decay_schedule(rate, steps), **momentum)
+    tx = case.ours(rate if case.rate == "start" else optax.cosine_decay_schedule(rate, steps), **momentum)
 
     @jax.jit
     def descend(x):
         def step(carry, _):
             x, state = carry
-            updates, state = tx.update(jax.grad(problem)(x), state, x)
+            updates, state = tx.update(jax.grad(problem)(x), state, x, value=problem(x))
             return (optax.apply_updates(x, updates), state), None
 
         return jax.lax.scan(step, (x, tx.init(x)), None, length=steps)[0][0]
@@ -108,7 +109,7 @@ def test_jit_equals_no_jit(case):
         updates, state = tx.update(gradient, state, eager)
         eager = optax.apply_updates(eager, updates)
     for ours, theirs in zip(jax.tree.leaves((eager, state)), jax.tree.leaves(compiled), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=1e-7)
+        np.testing.assert_allclose(ours, theirs, rtol=2 * case.float32, atol=0.1 * case.float32)
 
 
 @each
@@ -138,7 +139,8 @@ def test_one_trace_while_values_change(case):
         changes.append(jax.tree.leaves(updates)[0])
     _, new_state = update(params, new_state, params)
     assert update._cache_size() == 1
-    np.testing.assert_allclose(2 * changes[0], changes[1], rtol=1e-6)
+    if case.rate == "factor":
+        np.testing.assert_allclose(2 * changes[0], changes[1], rtol=1e-6)
 
 
 @each
@@ -157,10 +159,10 @@ def test_vmap_over_each_numeric_argument_equals_the_loop(case):
         expected = alone(jax.tree.map(lambda column, i=index: column[i], table))
         got = jax.tree.map(lambda column, i=index: column[i], together)
         for left, right in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(left, right, rtol=2e-6, atol=1e-6)
+            np.testing.assert_allclose(left, right, rtol=2 * case.float32, atol=case.float32)
     for index, name in enumerate(names, start=1):
         moved = [np.max(np.abs(column[index] - column[0])) for column in jax.tree.leaves(together)]
-        assert max(moved) > 0, f"{name} changes nothing"
+        assert (max(moved) > (1e-6 if case.idle else 0)) == (name not in case.idle), f"{name} changes nothing"
 
 
 @each
@@ -176,6 +178,9 @@ def test_gradient_through_20_steps_matches_finite_differences(case):
 
         rate, width = case.varied["learning_rate"], 1e-6
         slope = jax.jit(jax.grad(final_loss))(rate)
+        if case.constant:
+            assert np.isfinite(slope) and slope != 0
+            return
         difference = (final_loss(rate + width) - final_loss(rate - width)) / (2 * width)
         np.testing.assert_allclose(slope, difference, rtol=1e-5)
         assert abs(slope) > 1e-3
@@ -306,7 +311,7 @@ def marked(case):
 def test_200_steps_and_states_equal_those_of_optax(case, dtype, tolerance):
     if dtype is jnp.complex64 and not case.complex:
         pytest.skip("optax squares complex gradients without conjugating them, or drops their imaginary part")
-    tolerance = case.float64 if dtype is jnp.float64 else tolerance
+    tolerance = case.float64 if dtype is jnp.float64 else max(tolerance, case.float32)
     with jax.enable_x64(dtype == jnp.float64):
         params, noise = make_params(dtype), make_noise(STEPS, dtype)
         both = settings(case) if dtype is not jnp.complex64 else settings(case)[:1]
@@ -331,7 +336,7 @@ def test_default_settings_equal_those_of_optax(case):
     ours = jax.jit(functools.partial(run, case.ours(0.01)))(params, noise)[0]
     theirs = jax.jit(functools.partial(run, case.theirs(0.01)))(params, noise)[0]
     for left, right in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        assert relative_error(left, right) <= 1e-6
+        assert relative_error(left, right) <= case.float32
 
 
 @each_in_a_library
@@ -413,7 +418,7 @@ def test_init_accepts_shapes_and_unusual_trees(case):
 
 @each
 def test_errors_name_wrong_gradients(case):
-    if case.name == "sign_sgd":
+    if case.name in ("sign_sgd", "polyak_sgd"):
         pytest.skip("has no state and does not use parameters")
     params = make_params()
     tx = case.ours(**case.varied)

@@ -9,7 +9,7 @@ import nnlearn
 
 ROOT = Path(nnlearn.__file__).parent
 LEVELS = (
-    ("types", "calls", "extras", "files", "serialization"),
+    ("types", "borrowed", "calls", "extras", "files", "serialization"),
     ("tree", "checks", "settings", "sharding", "figures", "native"),
     ("sums", "packing", "schedules", "losses", "data"),
     ("programs", "transforms", "models", "datasets", "checkpoints"),

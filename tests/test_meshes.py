@@ -284,7 +284,7 @@ def test_every_optimizer_updates_parameters_sharded_over_explicit_axes():
         name: jax.device_put(np.ones(shapes[name], np.float32), NamedSharding(EXPLICIT, specs[name])) for name in specs
     }
     for name in BY_NAME:
-        if name == "lookahead":  # its parameters are pairs
+        if BY_NAME[name].adapt:  # it takes pairs of parameters, the loss or another optimizer
             continue
         clipped = nnlearn.chain(nnlearn.adaptive_grad_clip(0.1), nnlearn.clip_by_global_norm(1.0))
         tx = nnlearn.chain(clipped, getattr(nnlearn, name)(0.1))

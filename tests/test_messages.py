@@ -121,7 +121,7 @@ MISTAKES = {
         (TypeError, r"a step passes value, grad and value_fn to the optimizer; add \*\*extra_args"),
     ),
     "a name of optax": (lambda: nnlearn.lbfgs, (AttributeError, "use optax.lbfgs, which works inside nnlearn")),
-    "a name of optax.contrib": (lambda: nnlearn.sophia, (AttributeError, "use optax.contrib.sophia")),
+    "a name of optax.tree": (lambda: nnlearn.zeros_like, (AttributeError, "use optax.tree.zeros_like")),
     "a name of a part": (lambda: nnlearn.convnet, (AttributeError, "use nnlearn.models.convnet")),
     "nearly a name": (lambda: nnlearn.AdamW, (AttributeError, "did you mean nnlearn.adamw?")),
 }

@@ -84,10 +84,10 @@ def everything_large(monkeypatch):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 def test_every_optimizer_gives_the_same_numbers(case, dtype, everything_large):
-    """All optimizers except those with norms of updates and one without a state."""
+    """All but those with sums of updates, and two that compute one array."""
     tx = case.ours(**case.varied)
     params = {"w": jnp.linspace(-1.0, 1.0, 12).reshape(4, 3).astype(dtype), "b": jnp.linspace(0.5, 1.0, 3)}
-    may_refuse = case.whole_leaf or case.name == "sign_sgd"
+    may_refuse = case.whole_leaf or not case.exact or case.name in ("sign_sgd", "optimistic_gradient_descent")
     update = in_one_pass(plain(tx), plain(tx) if may_refuse else refuse)
     one, other = steps_of(plain(tx), tx, params), steps_of(update, tx, params)
     assert_close(other, one, 1e-6 if dtype == jnp.float32 else 2e-2)

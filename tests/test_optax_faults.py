@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from contract import BY_NAME, CASES, make_noise, make_params, relative_error, run
+from contract import BY_NAME, IN_OPTAX, make_noise, make_params, relative_error, run
 
 import nnlearn
 
@@ -29,9 +29,9 @@ def test_float16_zero_gradients_give_no_nan():
             params = optax.apply_updates(params, updates)
         return finite((params, state))
 
-    broken_in_optax = [case.name for case in CASES if not survives(case.theirs)]
+    broken_in_optax = [case.name for case in IN_OPTAX if not survives(case.theirs)]
     assert len(broken_in_optax) >= 8, broken_in_optax
-    assert [case.name for case in CASES if not survives(case.ours)] == []
+    assert [case.name for case in IN_OPTAX if not survives(case.ours)] == []
 
 
 @pytest.mark.parametrize(("param_dtype", "grad_dtype"), [(jnp.bfloat16, jnp.float32), (jnp.float16, jnp.float32)])
@@ -42,13 +42,13 @@ def test_mixed_dtypes_can_be_scanned(param_dtype, grad_dtype):
         try:
             jax.eval_shape(functools.partial(run, factory(**numbers)), params, noise)
         except TypeError as error:
-            assert "carry" in str(error)
+            assert "carry" in str(error) or "branches" in str(error)
             return False
         return True
 
-    stuck = [case.name for case in CASES if not scans(case.theirs, case.varied)]
+    stuck = [case.name for case in IN_OPTAX if not scans(case.theirs, case.varied)]
     assert len(stuck) >= 12, stuck
-    assert all(scans(case.ours, case.varied) for case in CASES)
+    assert all(scans(case.ours, case.varied) for case in IN_OPTAX)
 
 
 def test_second_moment_of_bfloat16_parameters_does_not_stall():
@@ -231,7 +231,7 @@ def test_schedules_share_one_counter():
 def test_the_contract_detects_a_wrong_factor():
     """optax's own optimizer tests pass with every update times 1.1; the comparison used here must not."""
     params, noise = make_params(), make_noise(20)
-    for case in CASES:
+    for case in IN_OPTAX:
         wrong = optax.chain(case.ours(**case.varied), optax.scale(1.0001))
         got = run(wrong, params, noise)[0]
         expected = run(case.theirs(**case.varied), params, noise)[0]

@@ -47,13 +47,13 @@ def numbers(leaf):
     return np.asarray(leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf)
 
 
-def assert_same_run(plain, packed, exact=True):
-    """Assert equality to the last bit, or up to the rounding of sums in another order."""
+def assert_same_run(plain, packed, exact=True, rounding=1e-6):
+    """Equal to the last bit, or but for the rounding of sums in another order."""
     packed = unpack(packed)
     assert jax.tree.structure(plain) == jax.tree.structure(packed)
     for (path, one), other in zip(jax.tree.leaves_with_path(plain), jax.tree.leaves(packed), strict=True):
         assert (one.dtype, one.shape) == (other.dtype, other.shape), path
-        rtol = 0 if exact else 1e-2 if one.dtype == jnp.bfloat16 else 1e-6
+        rtol = 0 if exact else 1e-2 if one.dtype == jnp.bfloat16 else rounding
         scale = np.max(np.abs(numbers(one)), initial=0)
         name = jax.tree_util.keystr(path)
         np.testing.assert_allclose(numbers(other), numbers(one), rtol=rtol, atol=rtol * scale, err_msg=name)
@@ -68,19 +68,19 @@ def moved(params, result):
 
 
 SETTINGS = {
-    "-".join([case.name, *flags]): (case.ours(**case.varied | flags), not case.whole_leaf)
+    "-".join([case.name, *flags]): (case.ours(**case.varied | flags), case.exact and not case.whole_leaf, case.float32)
     for case in CASES
     for flags in ({}, *(case.flags[-1:] if case.name == "rmsprop" else ()))
 }
 
 
-@pytest.mark.parametrize(("tx", "exact"), SETTINGS.values(), ids=SETTINGS.keys())
-def test_every_optimizer_follows_the_trajectory_of_the_leaves(tx, exact):
+@pytest.mark.parametrize(("tx", "exact", "rounding"), SETTINGS.values(), ids=SETTINGS.keys())
+def test_every_optimizer_follows_the_trajectory_of_the_leaves(tx, exact, rounding):
     params = mixed_params()
     assert packing_difference(tx, params) == ""
     plain, packed = both(tx, params, noise_like(params))
     assert moved(params, plain[0])
-    assert_same_run(plain, packed, exact)
+    assert_same_run(plain, packed, exact, rounding)
 
 
 def planted(params, steps=20):

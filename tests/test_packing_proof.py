@@ -45,7 +45,7 @@ def each(function, tree):
 
 OF_THE_LOSS = {
     "ascent": (lambda f, u, p: ascended(f, u, p), True),
-    "ascent, clipped": (lambda f, u, p: nnlearn.tree.scale(g := ascended(f, u, p), 1 / optax.tree.norm(g)), True),
+    "ascent, clipped": (lambda f, u, p: nnlearn.tree.scale_tree(g := ascended(f, u, p), 1 / optax.tree.norm(g)), True),
     "gradient": (lambda f, u, p: each(jnp.tanh, jax.grad(f)(p)), True),
     "value": (lambda f, u, p: each(lambda x: x * f(p), u), True),
     "slope along the update": (lambda f, u, p: each(lambda x: x * jax.jvp(f, (p,), (u,))[1], u), True),

@@ -1,4 +1,4 @@
-"""The share of the large tables that a run draws: six consecutive shares have every case, and no share is empty."""
+"""The share of the large tables that a run draws: 18 consecutive shares hold every case, and none is empty."""
 
 import importlib.util
 from pathlib import Path
@@ -44,10 +44,10 @@ def draw(monkeypatch):
     return draw
 
 
-def test_six_consecutive_shares_hold_every_case(draw):
+def test_18_consecutive_shares_hold_every_case(draw):
     items = list(collected())
     for first in (0, 5, 2**32 - 3):
-        shares = [draw(items, first + value) for value in range(6)]
+        shares = [draw(items, first + value) for value in range(18)]
         assert set().union(*shares) == set(items)
         assert all(len(share) < len(items) for share in shares) and shares[0] != shares[1]
 

@@ -174,6 +174,26 @@ def scale_by_param_block_rms(min_scale: Scalar = 1e-3) -> GradientTransformation
     return from_leaf_kernel(_param_rms_kernel, hyperparams, needs_params="scale_by_param_block_rms", whole_leaf=True)
 
 
+def _param_norm_kernel(update, param, *, min_scale):
+    return update * jnp.maximum(array_norm(param), min_scale)
+
+
+@comparable
+def scale_by_param_block_norm(min_scale: Scalar = 1e-3) -> GradientTransformationExtraArgs:
+    """Scale each leaf's update by the norm of its parameter, ``min_scale`` at least.
+
+    Raises:
+      ValueError: if ``min_scale`` is out of its range.
+
+    >>> tx, w = scale_by_param_block_norm(), jnp.array([3.0, 4.0])
+    >>> tx.update(jnp.array([1.0, 2.0]), tx.init(w), w)[0]
+    Array([ 5., 10.], dtype=float32)
+    """
+    check_hyperparams(min_scale=min_scale)
+    hyperparams = {"min_scale": min_scale}
+    return from_leaf_kernel(_param_norm_kernel, hyperparams, needs_params="scale_by_param_block_norm", whole_leaf=True)
+
+
 @comparable
 def adafactor(
     learning_rate: ScalarOrSchedule | None = None,
@@ -245,5 +265,6 @@ __all__ = [
     "factored_rms_kernel",
     "power_decay",
     "scale_by_factored_rms",
+    "scale_by_param_block_norm",
     "scale_by_param_block_rms",
 ]

@@ -1,10 +1,10 @@
 """AdEMAMix: Adam with a second, slow momentum that remembers tens of thousands of gradients."""
 
-from optax.contrib import ScaleByAdemamixState
+from optax.contrib import ScaleByAdemamixState, ScaleBySimplifiedAdEMAMixState
 
 from nnlearn.settings import comparable
 from nnlearn.transforms.adam import adam_corrections
-from nnlearn.transforms.averages import moving_average
+from nnlearn.transforms.averages import bias_correction, moving_average
 from nnlearn.transforms.decay import add_decayed_weights
 from nnlearn.transforms.plumbing import from_kernel
 from nnlearn.transforms.precision import assemble
@@ -109,4 +109,106 @@ def ademamix(
     )
 
 
-__all__ = ["ademamix", "ademamix_kernel", "scale_by_ademamix"]
+def simplified_ademamix_kernel(g, m, n, *, b1, b2, alpha, eps, eps_root, c2):
+    r"""One step of simplified AdEMAMix (Morwani et al. 2025, arXiv:2502.02431), whose momentum is a sum.
+
+    .. math::
+        m_t = \beta_1 m_{t-1} + g_t, \quad n_t = \beta_2 n_{t-1} + (1-\beta_2) |g_t|^2, \quad
+        u_t = \frac{m_t + \alpha g_t}{\sqrt{n_t / (1-\beta_2^t) + \bar\epsilon} + \epsilon}
+
+    Returns ``(u, m, n)``.
+    """
+    m, n = g + b1 * m, moving_average(b2, abs_sq(g), n)
+    return safe_divide(m + alpha * g, safe_sqrt(n / c2 + eps_root) + eps), m, n
+
+
+@comparable
+def scale_by_simplified_ademamix(
+    b1: Scalar = 0.99,
+    b2: Scalar = 0.95,
+    alpha: ScalarOrSchedule = 0.0,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    *,
+    m_dtype: DTypeLike | None = None,
+    n_dtype: DTypeLike | None = None,
+) -> GradientTransformationExtraArgs:
+    """Simplified AdEMAMix's direction, see ``simplified_ademamix_kernel``; arguments as in ``simplified_ademamix``.
+
+    Returns:
+      A transformation with ``ScaleBySimplifiedAdEMAMixState(t, m, n)``; a schedule follows ``t``.
+
+    Raises:
+      ValueError: if a hyper-parameter is out of its range.
+
+    >>> import jax.numpy as jnp
+    >>> tx = scale_by_simplified_ademamix(alpha=2.0)
+    >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0].round(5)
+    Array([3.], dtype=float32)
+    """
+    hyperparams = {"b1": b1, "b2": b2, "alpha": alpha, "eps": eps, "eps_root": eps_root}
+    check_hyperparams(**hyperparams, schedules=("alpha",))
+    return from_kernel(
+        simplified_ademamix_kernel,
+        ScaleBySimplifiedAdEMAMixState,
+        {"m": Slot(dtype=as_storage("m_dtype", m_dtype)), "n": Slot(dtype=as_storage("n_dtype", n_dtype), real=True)},
+        hyperparams,
+        lambda count, *, b2, **_: {"c2": bias_correction(b2, count)},
+        counters=("t",),
+    )
+
+
+@comparable
+def simplified_ademamix(
+    learning_rate: ScalarOrSchedule,
+    b1: Scalar = 0.99,
+    b2: Scalar = 0.95,
+    alpha: ScalarOrSchedule = 0.0,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    weight_decay: ScalarOrSchedule = 0.0,
+    mask: MaskOrFn = None,
+    *,
+    m_dtype: DTypeLike | None = None,
+    n_dtype: DTypeLike | None = None,
+    master_dtype: DTypeLike | None = None,
+) -> GradientTransformationExtraArgs:
+    r"""AdEMAMix with one momentum (Morwani et al. 2025, arXiv:2502.02431).
+
+    .. math:: w_t = w_{t-1} - \alpha_t (u_t + \lambda w_{t-1})
+
+    with the :math:`u_t` of ``simplified_ademamix_kernel``; the learning rate is about :math:`1 - \beta_1` times
+    that of Adam.
+
+    Args:
+      learning_rate: :math:`\alpha_t`, a number >= 0 or a schedule.
+      b1: decay of the sum of gradients, in [0, 1).
+      b2: decay rate of the second moment, in [0, 1).
+      alpha: weight of the gradient beside the sum, >= 0, or a schedule.
+      eps, eps_root: added outside and inside of the square root, >= 0.
+      weight_decay: :math:`\lambda`, a number >= 0 or a schedule.
+      mask: True where weights decay, see ``adamw``.
+      m_dtype, n_dtype: dtypes of the moments; None for the parameter's dtype, float32 at least.
+      master_dtype: keep a copy of low-precision parameters in this dtype, see ``assemble``.
+
+    >>> import jax.numpy as jnp
+    >>> tx = simplified_ademamix(0.1, alpha=2.0)
+    >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)), jnp.zeros(1))[0].round(5)
+    Array([-0.3], dtype=float32)
+    """
+    return assemble(
+        scale_by_simplified_ademamix(b1, b2, alpha, eps, eps_root, m_dtype=m_dtype, n_dtype=n_dtype),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_learning_rate(learning_rate),
+        master_dtype=master_dtype,
+    )
+
+
+__all__ = [
+    "ademamix",
+    "ademamix_kernel",
+    "scale_by_ademamix",
+    "scale_by_simplified_ademamix",
+    "simplified_ademamix",
+    "simplified_ademamix_kernel",
+]

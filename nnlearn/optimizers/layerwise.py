@@ -8,6 +8,7 @@ from nnlearn.transforms.adam import scale_by_adam
 from nnlearn.transforms.decay import add_decayed_weights
 from nnlearn.transforms.momentum import trace
 from nnlearn.transforms.precision import assemble
+from nnlearn.transforms.ranges import check_hyperparams
 from nnlearn.transforms.scaling import scale_by_learning_rate, scale_by_trust_ratio
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, MaskOrFn, Scalar, ScalarOrSchedule
 
@@ -87,5 +88,44 @@ def lamb(
         add_decayed_weights(weight_decay, mask),
         scale_by_trust_ratio(),
         scale_by_learning_rate(learning_rate),
+        master_dtype=master_dtype,
+    )
+
+
+@comparable
+def fromage(
+    learning_rate: ScalarOrSchedule, min_norm: Scalar = 1e-6, *, master_dtype: DTypeLike | None = None
+) -> GradientTransformationExtraArgs:
+    r"""Fromage, steps relative to the norm of each layer (Bernstein et al. 2020, arXiv:2002.03432, algorithm 1).
+
+    .. math:: w_t = \frac{1}{\sqrt{1 + \alpha^2}} \Big(w_{t-1} - \alpha \frac{\|w_{t-1}\|}{\|g_t\|} g_t\Big)
+
+    Args:
+      learning_rate: :math:`\alpha`, a number >= 0 or a schedule.
+      min_norm: lower bound of the norms, >= 0.
+      master_dtype: keep a copy of low-precision parameters in this dtype, see ``assemble``.
+
+    Raises:
+      ValueError: if a hyper-parameter is out of its range.
+
+    >>> import jax.numpy as jnp
+    >>> tx, w = fromage(0.75), jnp.array([3.0, 4.0])
+    >>> tx.update(jnp.array([0.0, 2.0]), tx.init(w), w)[0].round(4)
+    Array([-0.6, -3.8], dtype=float32)
+    """
+    check_hyperparams(learning_rate=learning_rate, schedules=("learning_rate",))
+
+    def shrink(step):
+        rate = learning_rate(step) if callable(learning_rate) else learning_rate
+        return rate, 1 / (1 + rate**2) ** 0.5
+
+    def rate_at(step):
+        rate, factor = shrink(step)
+        return rate * factor
+
+    return assemble(
+        scale_by_trust_ratio(min_norm),
+        scale_by_learning_rate(rate_at),
+        add_decayed_weights(lambda step: shrink(step)[1] - 1),
         master_dtype=master_dtype,
     )

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,13 @@ from nnlearn.settings import comparable
 from nnlearn.transforms.averages import debiased, momentum_corrections, moving_average
 from nnlearn.transforms.decay import add_decayed_weights
 from nnlearn.transforms.groups import by_label
+from nnlearn.transforms.orthogonal import JORDAN, PRESETS, Preconditioning, newton_schulz
 from nnlearn.transforms.plumbing import from_kernel
 from nnlearn.transforms.precision import assemble
 from nnlearn.transforms.ranges import check_hyperparams
 from nnlearn.transforms.scaling import scale_by_learning_rate
 from nnlearn.transforms.storage import Slot, as_storage
-from nnlearn.tree import array_norm, is_function, safe_divide
+from nnlearn.tree import is_function, path_name
 from nnlearn.types import (
     DTypeLike,
     EmptyState,
@@ -32,73 +33,12 @@ from nnlearn.types import (
 )
 
 Coefficients = Sequence[Scalar] | Sequence[Sequence[Scalar]]
-Preconditioning = Literal["frobenius", "spectral", "aol", "schatten"]
+# words in the names of leaves that are no maps from inputs to outputs
+TABLES = frozenset("embed embedding embeddings wte wpe pos position positions head unembed".split())  # noqa: SIM905
 DimensionNumbers = Any  # MuonDimensionNumbers, a tree of them, or a function from parameters to one
 
-# Tuned for a steep slope at 0: five steps take singular values of 1e-3 to within [0.7, 1.2], not to 1 (Jordan 2024).
-JORDAN = (3.4445, -4.7750, 2.0315)
-PRESETS = {
-    "standard": JORDAN,
-    # one row for each step, for singular values of 1e-3 and more (Ahn et al. 2025, arXiv:2504.05295)
-    "dion": (
-        (4.0848, -6.8946, 2.9270),
-        (3.9505, -6.3029, 2.6377),
-        (3.7418, -5.5913, 2.3037),
-        (2.8769, -3.1427, 1.2046),
-        (2.8366, -3.0525, 1.2012),
-    ),
-}
-SMALLEST = 1e-8  # of what the first step of "aol" and "schatten" divides by
 
-
-def newton_schulz(
-    x: jax.Array, coefficients: jax.Array, steps: Any, eps: Any, preconditioning: Preconditioning
-) -> jax.Array:
-    r"""The orthogonal matrix next to a matrix, roughly: :math:`U V^\top` of :math:`U \Sigma V^\top`.
-
-    .. math:: X \leftarrow a X + (b A + c A^2) X, \quad A = X X^\top, \quad X_0 = G / (\|G\|_F + \epsilon)
-
-    Args:
-      x: a matrix.
-      coefficients: (3,) for all steps, or (steps, 3).
-      steps: how many steps; a Python number lays them out, a traced one makes a loop.
-      eps: added to the norm.
-      preconditioning: ``"frobenius"`` and ``"spectral"`` divide by that norm; ``"aol"`` and ``"schatten"`` rescale
-        within the first step, by the row sums of :math:`|A|` (arXiv:2512.04632) or by the Schatten-4 norm
-        (arXiv:2506.10935).
-    """
-    if x.shape[0] > x.shape[1]:  # the same iteration on the transpose has the smaller product
-        return newton_schulz(x.T, coefficients, steps, eps, preconditioning).T
-
-    def step(x, row, gram, factor=None):
-        if factor is not None:
-            x, gram = x * factor, gram * factor * jnp.conj(factor).T
-        return row[0] * x + (row[1] * gram + row[2] * (gram @ gram)) @ x
-
-    def plain(x, row):
-        return step(x, row, x @ jnp.conj(x).T)
-
-    def first(x, row):
-        gram = x @ jnp.conj(x).T
-        size = jnp.sum(jnp.abs(gram), axis=1, keepdims=True) if preconditioning == "aol" else array_norm(gram)
-        factor = jax.lax.rsqrt(jnp.maximum(size, SMALLEST))
-        return step(x, row, gram, jnp.reshape(factor, (-1, 1)))
-
-    if preconditioning == "frobenius":
-        x = safe_divide(x, array_norm(x) + eps)
-    elif preconditioning == "spectral":
-        x = safe_divide(x, jnp.linalg.norm(x, ord=2) + eps)
-    start = first if preconditioning in ("aol", "schatten") else plain
-    if coefficients.ndim == 2 or isinstance(steps, int):
-        rows = coefficients if coefficients.ndim == 2 else [coefficients] * steps
-        for number, row in enumerate(rows):
-            x = plain(x, row) if number else start(x, row)
-        return x
-    x = jnp.where(steps > 0, start(x, coefficients), x)
-    return jax.lax.fori_loop(1, jnp.ceil(steps).astype(jnp.int32), lambda _, x: plain(x, coefficients), x)
-
-
-def _axes_of(dims: MuonDimensionNumbers | None, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+def axes_of(dims: MuonDimensionNumbers | None, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """The batch, reduction and output axes of a leaf."""
     if ndim < 2 or (dims is None and ndim != 2):
         raise ValueError(
@@ -115,7 +55,7 @@ def _axes_of(dims: MuonDimensionNumbers | None, ndim: int) -> tuple[tuple[int, .
 
 def _on_matrices(function: Callable[[jax.Array], jax.Array], x: jax.Array, dims: MuonDimensionNumbers | None):
     """Run a function on each matrix of an array."""
-    batch, rows, columns = _axes_of(dims, x.ndim)
+    batch, rows, columns = axes_of(dims, x.ndim)
     order = batch + rows + columns
     if order == (0, 1):
         return function(x)
@@ -123,6 +63,50 @@ def _on_matrices(function: Callable[[jax.Array], jax.Array], x: jax.Array, dims:
     matrices = jnp.reshape(moved, tuple(math.prod(x.shape[axis] for axis in axes) for axes in (batch, rows, columns)))
     result = jnp.reshape(jax.vmap(function)(matrices), moved.shape)
     return jnp.transpose(result, sorted(range(x.ndim), key=order.__getitem__))
+
+
+def matrix_rules(params: PyTree) -> PyTree:
+    """Which leaves Muon takes, and which of their axes are inputs and outputs, by the names and shapes of leaves.
+
+    Embeddings, positions and heads, recognised by their names, and leaves of fewer than two axes are left to AdamW. A
+    leaf of two axes is a matrix, one of three a stack of matrices, as scanned layers are, and one of four or five a
+    convolution kernel whose last axis is the outputs.
+
+    Args:
+      params: a tree of arrays or shapes.
+
+    Returns:
+      A tree for ``muon_weight_dimension_numbers``, which also takes this function itself.
+
+    >>> shapes = {"embed": jnp.zeros((9, 4)), "layers": {"w": jnp.zeros((3, 4, 4)), "b": jnp.zeros((3, 4))}}
+    >>> matrix_rules(shapes)["layers"]["w"], matrix_rules(shapes)["embed"]
+    (MuonDimensionNumbers(reduction_axis=1, output_axis=2), None)
+    """
+
+    def rule(path, leaf):
+        names = path_name(path).lower().replace("-", "_").split("/")
+        ndim, last = jnp.ndim(leaf), names[-1]
+        words = {word for name in names for word in name.split("_")}
+        if words & {
+            "embed",
+            "embedding",
+            "embeddings",
+            "wte",
+            "wpe",
+            "pos",
+            "position",
+            "positions",
+            "head",
+            "unembed",
+        }:
+            return None
+        if ndim < 2 or words & {"bias", "scale", "norm"} or last in ("b", "g"):
+            return None
+        if ndim == 2:
+            return MuonDimensionNumbers(0, 1)
+        return MuonDimensionNumbers(1, 2) if ndim == 3 else MuonDimensionNumbers(tuple(range(ndim - 1)), ndim - 1)
+
+    return jax.tree.map_with_path(rule, params)
 
 
 def muon_kernel(
@@ -150,7 +134,7 @@ def _is_dims(node: Any) -> bool:
     return node is None or isinstance(node, MuonDimensionNumbers)
 
 
-def _spread(spec: DimensionNumbers, tree: PyTree) -> PyTree:
+def spread_over(spec: DimensionNumbers, tree: PyTree) -> PyTree:
     """The dimension numbers of each leaf, hashable, from a tree, a prefix of one or a function of the parameters."""
     found = spec(tree) if is_function(spec) else spec
 
@@ -222,7 +206,7 @@ def scale_by_muon(
         shared={"ns_coeffs": coefficients},
         whole_leaf=True,
         stack_equal=True,
-        settings=functools.partial(_spread, weight_dimension_numbers),
+        settings=functools.partial(spread_over, weight_dimension_numbers),
     )
 
 
@@ -250,7 +234,7 @@ def scale_by_shape(
     check_hyperparams(consistent_rms=consistent_rms)
 
     def kernel(dims, update, *, consistent_rms=None):
-        _, *axes = _axes_of(dims, update.ndim)
+        _, *axes = axes_of(dims, update.ndim)
         inputs, outputs = (math.prod(update.shape[axis] for axis in some) for some in axes)
         if consistent_rms is None:
             return (math.sqrt(max(1, outputs / max(inputs, 1))) * update,)
@@ -262,8 +246,29 @@ def scale_by_shape(
         {},
         {} if consistent_rms is None else {"consistent_rms": consistent_rms},
         whole_leaf=True,
-        settings=functools.partial(_spread, weight_dimension_numbers),
+        settings=functools.partial(spread_over, weight_dimension_numbers),
     )
+
+
+def coefficients_of(ns_coeffs: Coefficients | str) -> Coefficients:
+    """The coefficients of a preset, or those that are given."""
+    if isinstance(ns_coeffs, str):
+        if ns_coeffs not in PRESETS:
+            raise ValueError(f"ns_coeffs must be numbers or one of {sorted(PRESETS)}, got {ns_coeffs!r}")
+        return PRESETS[ns_coeffs]
+    return ns_coeffs
+
+
+def by_kind(spec: DimensionNumbers | None, matrices, others) -> GradientTransformationExtraArgs:
+    """One transformation for the leaves that ``spec`` takes, another for the rest."""
+
+    def labels(params):
+        if spec is None:
+            return jax.tree.map(lambda leaf: "muon" if jnp.ndim(leaf) == 2 else "adam", params)
+        found = spread_over(spec, params)
+        return jax.tree.map(lambda dims: "adam" if dims is None else "muon", found, is_leaf=_is_dims)
+
+    return by_label({"muon": matrices, "adam": others}, labels)
 
 
 @comparable
@@ -298,7 +303,8 @@ def muon(
 
     Args:
       learning_rate: :math:`\alpha`, a number >= 0 or a schedule.
-      ns_coeffs: coefficients of Newton-Schulz, three numbers or three for each step, or ``"standard"`` or ``"dion"``.
+      ns_coeffs: coefficients of Newton-Schulz, three numbers or three for each step, or ``"standard"``, ``"dion"``
+        or ``"polar_express"``.
       ns_steps: steps of Newton-Schulz; of coefficients for each step, the last so many are used. A traced number of
         steps has no derivative in reverse mode.
       beta: :math:`\beta` in [0, 1).
@@ -329,23 +335,10 @@ def muon(
     check_hyperparams(adam_b1=adam_b1, adam_b2=adam_b2, adam_eps_root=adam_eps_root)
     may_be = {"adam_weight_decay": adam_weight_decay, "adam_learning_rate": adam_learning_rate}
     check_hyperparams(**may_be, schedules=tuple(may_be))
-    if isinstance(ns_coeffs, str):
-        if ns_coeffs not in PRESETS:
-            raise ValueError(f"ns_coeffs must be numbers or one of {sorted(PRESETS)}, got {ns_coeffs!r}")
-        coefficients: Coefficients = PRESETS[ns_coeffs]
-    else:
-        coefficients = ns_coeffs
     spec = muon_weight_dimension_numbers
-
-    def labels(params):
-        if spec is None:
-            return jax.tree.map(lambda leaf: "muon" if jnp.ndim(leaf) == 2 else "adam", params)
-        found = _spread(spec, params)
-        return jax.tree.map(lambda dims: "adam" if dims is None else "muon", found, is_leaf=_is_dims)
-
     matrices = chain(
         scale_by_muon(
-            coefficients,
+            coefficients_of(ns_coeffs),
             ns_steps,
             beta,
             eps,
@@ -370,7 +363,17 @@ def muon(
         nesterov=nesterov,
         nu_dtype=nu_dtype,
     )
-    return assemble(by_label({"muon": matrices, "adam": others}, labels), master_dtype=master_dtype)
+    return assemble(by_kind(spec, matrices, others), master_dtype=master_dtype)
 
 
-__all__ = ["muon", "muon_kernel", "newton_schulz", "scale_by_muon", "scale_by_shape"]
+__all__ = [
+    "axes_of",
+    "by_kind",
+    "coefficients_of",
+    "matrix_rules",
+    "muon",
+    "muon_kernel",
+    "scale_by_muon",
+    "scale_by_shape",
+    "spread_over",
+]

@@ -145,8 +145,15 @@ def unitwise_norm(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> ja
         or a convolution kernel of 4 or 5 axes (over all but the last).
       axis: the axes to sum over, for other layouts.
 
+    Returns:
+      An array like ``x``.
+
     Raises:
       ValueError: more than 5 axes, and no ``axis``.
+
+    >>> unitwise_norm(jnp.array([[3.0, 1.0], [4.0, 0.0]]))
+    Array([[5., 1.],
+           [5., 1.]], dtype=float32)
     """
     return jnp.broadcast_to(array_norm(x, _unit_axes(x, axis)), x.shape)
 

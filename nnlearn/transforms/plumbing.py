@@ -16,13 +16,14 @@ import jax.numpy as jnp
 from nnlearn.calls import asks_for
 from nnlearn.packing import is_packed, map_stacks
 from nnlearn.transforms.averages import increment
-from nnlearn.transforms.storage import Slot
+from nnlearn.transforms.storage import Slot, start_of
 from nnlearn.transforms.whole_leaf import map_whole_leaves
 from nnlearn.transforms.wrapping import from_map, require_params
-from nnlearn.tree import as_hyperparam, compute_dtype, is_function, map_unzip
+from nnlearn.tree import as_hyperparam, compute_dtype, is_function, map_unzip, real_dtype
 from nnlearn.types import (
     GradientTransformationExtraArgs,
     PyTree,
+    Scalar,
 )
 
 
@@ -31,6 +32,40 @@ def _field_names(state: Any) -> tuple[str, ...]:
     if dataclasses.is_dataclass(state):
         return tuple(field.name for field in dataclasses.fields(state))
     return tuple(getattr(state, "_fields", ()))
+
+
+def _first_value(value: Any, params: PyTree) -> jax.Array:
+    """The first value of a field for the whole tree; of shapes alone, zeros of its shape."""
+    if not is_function(value):
+        return jnp.array(value, jnp.result_type(value), copy=True)
+    return start_of(lambda params: jnp.asarray(value(params)), params)
+
+
+def total(function: Callable[..., jax.Array], *trees: PyTree) -> jax.Array:
+    """The sum of ``function(*leaves)`` over all elements of trees of one structure, in float32 or better.
+
+    >>> total(lambda x, y: x * y, {"a": jnp.array([1.0, 2.0])}, {"a": jnp.array([3.0, 4.0])})
+    Array(11., dtype=float32)
+    """
+    result = jnp.zeros([], wide_real(trees[0]))
+
+    def on_leaves(*row):
+        row = tuple(map(jnp.asarray, row))
+        wide = compute_dtype(*(array.dtype for array in row))
+        return (jnp.sum(jnp.real(function(*(array.astype(wide) for array in row)))).astype(result.dtype),)
+
+    names = ("updates", *(f"tree {number} of a sum" for number in range(2, len(trees) + 1)))
+    return sum(jax.tree.leaves(map_unzip(on_leaves, 1, names, *trees)), start=result)
+
+
+def wide_real(tree: PyTree) -> Any:
+    """The real dtype of numbers for a whole tree: that of its widest leaf, float32 at least."""
+    return real_dtype(compute_dtype(*(jnp.result_type(leaf) for leaf in jax.tree.leaves(tree))))
+
+
+def number(value: Scalar) -> Callable[[PyTree], jax.Array]:
+    """A first value of ``shared``, in the precision of the parameters, float32 at least."""
+    return lambda params: jnp.asarray(value, wide_real(params))
 
 
 def _update_leaf(kernel, slots: Sequence[Slot], takes_setting: bool, scalars, count, setting, *arrays):
@@ -74,11 +109,13 @@ def from_kernel(
       hyperparams: numbers, arrays, tracers or schedules; never cast to a parameter's dtype.
       per_step: ``per_step(count, **values)`` computes once a step what all leaves share, such as bias corrections.
         ``count`` is 1 at the first step (None without a counter), ``values`` are hyper-parameters and shared values. A
-        result with the name of a shared value is its next value. It is also given ``updates`` and ``params`` if it
-        names them, for sums over the whole tree.
+        result with the name of a shared value is its next value. It is also given ``updates``, ``params``, the stored
+        arrays of a slot and extra arguments of ``update`` such as ``value``, if it names them; ``total`` sums over
+        whole trees.
       counters: the fields that count steps, of which those that the state has are used. The first is the ``count`` of
         ``per_step``; schedules are evaluated at the last, which is 0 at the first step.
-      shared: the first values of fields that hold one array for the whole tree.
+      shared: the first values of fields that hold one array for the whole tree, or functions from the parameters to
+        them.
       needs_params: the transformation's name if its kernel needs the parameter.
       whole_leaf: whether an element's update depends on others of its leaf. Packed parameters are then taken in stacks
         of equal leaves, on which the kernel runs as one batch.
@@ -125,11 +162,10 @@ def from_kernel(
     def init(params):
         parts = {name: slot.start(params) for name, slot in slots.items()}
         parts |= {name: jnp.zeros([], jnp.int32) for name in counters}  # one buffer each, so that all can be donated
-        first = {name: jnp.array(value, jnp.result_type(value), copy=True) for name, value in shared.items()}
+        first = {name: _first_value(value, params) for name, value in shared.items()}
         return state_type(**parts, **first)
 
     def update(updates, state, params=None, **extra_args):
-        del extra_args
         if _field_names(state) != fields:
             raise ValueError(
                 f"state must be the {state_type.__name__} that init or the last update returned, got "
@@ -146,8 +182,9 @@ def from_kernel(
             values[name] = as_hyperparam(value, jnp.result_type(value))
         scalars = dict(values)
         if per_step:
-            trees = {"updates": updates, "params": params}
-            asked = {name: tree for name, tree in trees.items() if asks_for(per_step, name)}
+            offered = {**extra_args, **{name: getattr(state, name) for name in slots}}
+            offered |= {"updates": updates, "params": params}
+            asked = {name: tree for name, tree in offered.items() if asks_for(per_step, name)}
             scalars |= per_step(count, **values, **asked)
 
         on_leaf = functools.partial(_update_leaf, kernel, list(slots.values()), bool(settings), scalars, count)
@@ -193,4 +230,4 @@ def from_leaf_kernel(
     return from_map(on_tree, needs_params)
 
 
-__all__ = ["from_kernel", "from_leaf_kernel"]
+__all__ = ["from_kernel", "from_leaf_kernel", "number", "total", "wide_real"]

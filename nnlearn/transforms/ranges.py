@@ -10,16 +10,21 @@ FINITE: dict[str, Any] = {"low": 0.0, "high": math.inf, "high_open": True}
 POSITIVE: dict[str, Any] = {"low": 0.0, "low_open": True}
 ANY: dict[str, Any] = {"low": -math.inf, "high": math.inf}
 RANGES: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("b1", "b2", "b3", "beta", "decay", "rho"), DECAY),
+    **dict.fromkeys(("b1", "b2", "b3", "beta", "shampoo_beta", "neuron_b2", "decay", "rho"), DECAY),
     **dict.fromkeys(("eps", "eps_root", "epsilon"), FINITE),
     **dict.fromkeys(("learning_rate", "weight_decay", "weight_decay_rate", "eta", "gamma"), FINITE),
     **dict.fromkeys(("initial_accumulator_value", "initial_scale", "consistent_rms", "slow_step_size"), FINITE),
     **dict.fromkeys(("min_norm", "trust_coefficient", "clipping", "min_scale", "decay_rate", "alpha"), FINITE),
-    **dict.fromkeys(("clipping_threshold",), POSITIVE),
+    **dict.fromkeys(
+        ("estim_lr_coef", "weight_lr_power", "init_estim_sq_dist", "s_init", "reps_rel", "global_scale", "ridge"),
+        FINITE,
+    ),
+    **dict.fromkeys(("eta_minus", "eta_plus", "min_step_size", "max_step_size"), FINITE),
+    **dict.fromkeys(("clipping_threshold", "estim_lr0", "max_learning_rate"), POSITIVE),
     **dict.fromkeys(("momentum",), {"low": 0.0, "high": 1.0}),
     **dict.fromkeys(("threshold", "ns_steps"), {"low": 0.0}),
     **dict.fromkeys(("sync_period",), {"low": 1.0}),
-    **dict.fromkeys(("smooth_beta", "decay_offset", "step_offset"), ANY),
+    **dict.fromkeys(("smooth_beta", "decay_offset", "step_offset", "f_min", "lower_bound"), ANY),
 }
 
 

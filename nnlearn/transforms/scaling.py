@@ -12,8 +12,7 @@ from nnlearn.transforms.averages import increment
 from nnlearn.transforms.plumbing import from_leaf_kernel
 from nnlearn.transforms.ranges import check_hyperparams
 from nnlearn.transforms.wrapping import from_map
-from nnlearn.tree import clip_parts, scaled_norm
-from nnlearn.tree import scale as scale_tree
+from nnlearn.tree import as_hyperparam, clip_parts, global_norm, safe_divide, scale_tree, scaled_norm
 from nnlearn.types import GradientTransformationExtraArgs, Scalar, ScalarOrSchedule, Schedule
 
 
@@ -175,8 +174,48 @@ def scale_by_trust_ratio(
     return from_leaf_kernel(trust_ratio_kernel, hyperparams, needs_params="scale_by_trust_ratio", whole_leaf=True)
 
 
+@comparable
+def normalize_by_update_norm(scale_factor: Scalar = 1.0, eps: Scalar = 1e-6) -> GradientTransformationExtraArgs:
+    r"""Give the whole update the norm ``scale_factor``: :math:`u \leftarrow c u / (\|u\| + \epsilon)`.
+
+    Args:
+      scale_factor: :math:`c`.
+      eps: added to the norm, >= 0.
+
+    Raises:
+      ValueError: if a hyper-parameter is out of its range.
+
+    >>> tx = normalize_by_update_norm(2.0, eps=0.0)
+    >>> tx.update(jnp.array([3.0, 4.0]), tx.init(jnp.zeros(2)))[0]
+    Array([1.2, 1.6], dtype=float32)
+    """
+    check_number("scale_factor", scale_factor)
+    check_hyperparams(eps=eps)
+
+    def on_tree(updates, params):
+        del params
+        norm = global_norm(updates)
+        tiny, factor = (as_hyperparam(value, norm.dtype) for value in (eps, scale_factor))
+        return scale_tree(updates, factor * safe_divide(1, norm + tiny))
+
+    return from_map(on_tree)
+
+
+@comparable
+def normalize() -> GradientTransformationExtraArgs:
+    """Give the whole update norm 1; zero stays zero, where optax's gives NaN.
+
+    >>> tx = normalize()
+    >>> tx.update(jnp.array([3.0, 4.0]), tx.init(jnp.zeros(2)))[0]
+    Array([0.6, 0.8], dtype=float32)
+    """
+    return normalize_by_update_norm(1.0, 0.0)
+
+
 __all__ = [
     "ScaleByLearningRateState",
+    "normalize",
+    "normalize_by_update_norm",
     "scale",
     "scale_by_learning_rate",
     "scale_by_schedule",

@@ -14,6 +14,7 @@ import numpy as np
 from nnlearn.checks import check_dtype
 from nnlearn.packing import Packed, is_packed
 from nnlearn.packing.parts import with_shapes
+from nnlearn.transforms.whole_leaf import map_whole_leaves
 from nnlearn.tree import compute_dtype, real_dtype, widest
 from nnlearn.types import DTypeLike, MaskedNode, Params, PyTree, Scalar
 
@@ -70,6 +71,13 @@ def as_storage(name: str, dtype: Any) -> Storage:
     return Cast(check_dtype(name, dtype))
 
 
+def start_of(function: Callable[[Params], PyTree], params: Params) -> PyTree:
+    """A first state from the parameters' values; where ``params`` holds shapes alone, zeros of its shapes."""
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
+        return jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), jax.eval_shape(function, params))
+    return function(params)
+
+
 class Slot(NamedTuple):
     """How one running array, such as Adam's first moment, starts and is stored.
 
@@ -79,12 +87,14 @@ class Slot(NamedTuple):
       real: whether it is real when the parameter is complex, as a mean of squared magnitudes is.
       shape: maps the parameter's shape to the array's; None for the same shape. Only kernels of whole leaves can have
         arrays of other shapes.
+      initial: maps the parameter to the first value, in place of ``fill``.
     """
 
     fill: Scalar = 0.0
     dtype: DTypeLike | Storage | None = None
     real: bool = False
     shape: Callable[[Shape], Shape] | None = None
+    initial: Callable[[jax.Array], jax.Array] | None = None
 
     @property
     def storage(self) -> Storage:
@@ -92,7 +102,20 @@ class Slot(NamedTuple):
 
     def start(self, params: Params) -> PyTree:
         """The slot's first value for each parameter."""
-        storage = self.storage
+        storage, initial = self.storage, self.initial
+        if initial is not None:
+
+            def first(param):
+                param = jnp.asarray(param)
+                value = initial(param.astype(compute_dtype(param.dtype)))
+                return (jnp.array(value, storage.dtype_for(param, self.real), copy=True),)
+
+            def firsts(params):
+                if self.shape is None:
+                    return jax.tree.map(lambda param: first(param)[0], params)
+                return map_whole_leaves(lambda _, param: first(param), ["params"], [params], [None], [self.shape])[0]
+
+            return start_of(firsts, params)
         if self.shape is None:
             return jax.tree.map(
                 lambda param: jnp.full_like(param, self.fill, dtype=storage.dtype_for(param, self.real)), params
@@ -114,4 +137,4 @@ class Slot(NamedTuple):
         )
 
 
-__all__ = ["Cast", "Slot", "Storage", "as_storage"]
+__all__ = ["Cast", "Slot", "Storage", "as_storage", "start_of"]
