@@ -122,7 +122,7 @@ def augmentation(evidence: Evidence) -> Seen:
             "are: the network knows the examples, but not the changed ones."
         )
         strength = 0.8 if behind > 0.01 else 0.55
-    elif subject.key_mode == "never" and behind > 0.03 and facts.reached > 0.5:
+    elif subject.key_mode == "never" and behind > 0.03 and facts.reached > 0.5 and changes_inputs(evidence):
         text = (
             f"The loss changes examples at random, and with them the network is {behind:.2f} worse than nearest "
             "neighbours or ridge regression on the examples as they are."
@@ -131,6 +131,13 @@ def augmentation(evidence: Evidence) -> Seen:
     else:
         return Seen(values, rule)
     return Seen(values, rule, [found("augmentation_breaks_labels", text, values, strength=strength, where="loss_fn")])
+
+
+def changes_inputs(evidence: Evidence) -> bool:
+    """Whether the loss draws random numbers before the first product with weights: for inputs, not for dropout."""
+    facts = [*evidence.program.of_kind("random"), *evidence.program.of_kind("product")]
+    first = min(facts, key=lambda fact: fact.at, default=None)
+    return first is not None and first.kind == "random"
 
 
 def shortfall(facts: Facts) -> float:

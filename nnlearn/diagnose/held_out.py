@@ -42,7 +42,8 @@ def preparation(evidence: Evidence) -> Seen:
         if score is not None and score > best:
             best, way = score, name
     values |= {"best after a change": best, "change": way}
-    noise = 3 * 0.5 / np.sqrt(len(array)) if facts.is_classes else 0.1
+    share = (best + on_validation) / 2
+    noise = 3 * np.sqrt(share * (1 - share) / len(array)) if facts.is_classes else 0.1
     if best < on_validation + max(GAIN, noise, 0.4 * (reached - on_validation)):
         return Seen(values, rule)
     text = (

@@ -7,7 +7,7 @@ import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.data import learned_well
-from nnlearn.diagnose.evidence import Evidence, some
+from nnlearn.diagnose.evidence import Evidence, params_of, some
 from nnlearn.diagnose.facts import Facts, facts_of
 from nnlearn.diagnose.report import found
 from nnlearn.diagnose.subject import Unknown
@@ -187,26 +187,47 @@ def reduction(evidence: Evidence) -> Seen:
     return Seen(values, rule, [found("wrong_axis_or_reduction", text, values, strength=0.75, where="loss")])
 
 
-@check("batches are large enough for their statistics")
-def batch_statistics(evidence: Evidence) -> Seen:
-    """Outputs that depend on the other examples of a batch, and batches of few examples."""
-    facts, subject = facts_of(evidence), evidence.subject
-    size = jax.tree.leaves(subject.plan.batches([0]))[0].shape[1]
+RANDOM = ("random_bits", "threefry2x32", "random_gamma")
+
+
+@check("evaluation is deterministic and independent of the batch")
+def evaluation_mode(evidence: Evidence) -> Seen:
+    """Random numbers without a key, and outputs that change with the other examples of a batch."""
+    facts, subject, state = facts_of(evidence), evidence.subject, evidence.run.last
+    if subject.key_mode == "needed":
+        raise Unknown("predict needs a key")
     inputs, _ = some((subject.inputs, subject.targets), ROWS)
+    if draws(lambda inputs: subject.outputs(params_of(state), inputs, None, state.model_state), inputs):
+        text = "predict draws random numbers although it gets no key: dropout or noise is on."
+        return Seen({"random": True}, "", [found("evaluation_in_training_mode", text, strength=0.95, where="predict")])
+    size = jax.tree.leaves(subject.plan.batches([0]))[0].shape[1]
     whole = facts.evaluate(inputs)
-    half = facts.evaluate(jax.tree.map(lambda leaf: leaf[: ROWS // 2], inputs))
-    if len(whole) != len(jax.tree.leaves(inputs)[0]):
+    half = facts.evaluate(jax.tree.map(lambda leaf: leaf[: len(leaf) // 2], inputs))
+    if whole.ndim == 0 or len(whole) != len(jax.tree.leaves(inputs)[0]):
         raise Unknown("predict gives no output per example")
     change = float(np.abs(whole[: len(half)] - half).mean() / (np.std(whole) + 1e-12))
-    values = {"change of outputs with the batch": change, "batch size": size}
-    rule = "over 4 examples in a batch, if outputs depend on the batch"
-    if size > 4 or not change > 0.01 or learned_well(facts):
+    values = {"random": False, "change of outputs with the batch": change, "batch size": size}
+    rule = "no random numbers without a key, and the same outputs in smaller batches; or it does no harm"
+    if not change > 0.01 or learned_well(facts):
         return Seen(values, rule)
-    text = (
-        f"The output of an example changes by {change:.0%} of its spread with the other examples of the batch, and "
-        f"a batch of training has {size}."
-    )
-    return Seen(values, rule, [found("batch_too_small", text, values, strength=0.95, where="batches")])
+    text = f"The output of an example changes by {change:.0%} of its spread with the other examples of the batch"
+    if whole.ndim == 2 and whole.min() >= 0 and np.allclose(whole.sum(0), 1, atol=1e-3):
+        text += ", and each column sums to 1: a softmax runs over the batch."
+        return Seen(values, rule, [found("wrong_axis_or_reduction", text, values, strength=0.95, where="predict")])
+    if size <= 4:
+        text += f", and a batch of training has {size}."
+        return Seen(values, rule, [found("batch_too_small", text, values, strength=0.95, where="batches")])
+    text += ": statistics of the batch are used."
+    return Seen(values, rule, [found("evaluation_in_training_mode", text, values, strength=0.75, where="predict")])
 
 
-CHECKS: tuple[NamedCheck, ...] = (formula, reach_of_outputs, reduction, batch_statistics)
+def draws(function: Any, *arguments: Any) -> bool:
+    """Whether a function draws random numbers.
+
+    >>> draws(lambda x: x + jax.random.normal(jax.random.key(0), x.shape), jnp.zeros(2)), draws(jnp.sin, jnp.zeros(2))
+    (True, False)
+    """
+    return any(f" {name}" in str(jax.make_jaxpr(function)(*arguments)) for name in RANDOM)
+
+
+CHECKS: tuple[NamedCheck, ...] = (formula, reach_of_outputs, reduction, evaluation_mode)
