@@ -51,7 +51,8 @@ def write_arrays(file: Any, arrays: Mapping[str, np.ndarray]) -> Written:
       OSError: if the disk is full or refuses.
     """
     names = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))  # aligned, as the format asks
-    header, at = {"__metadata__": {"written_by": "nnlearn"}}, 0
+    header: dict[str, Any] = {"__metadata__": {"written_by": "nnlearn"}}
+    at = 0
     for name in names:
         array = arrays[name]
         known = NAMES.get(array.dtype)
@@ -60,7 +61,7 @@ def write_arrays(file: Any, arrays: Mapping[str, np.ndarray]) -> Written:
         at += array.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    parts = [len(text).to_bytes(8, "little") + text]
+    parts: list[Any] = [len(text).to_bytes(8, "little") + text]
     parts += [arrays[name].reshape(-1).view(np.uint8) for name in names if arrays[name].nbytes]
     for part in parts:
         write_all(file, part)
@@ -175,7 +176,7 @@ def _empty(size: int) -> np.ndarray:
 
 def _read_into(file: Any, memory: np.ndarray, hasher: Any) -> int:
     """Fill memory from a file, and hash what was read; returns the bytes read, fewer at the end of the file."""
-    at, view = 0, memoryview(memory)
+    at, view = 0, memoryview(memory.data)
     while count := file.readinto(view[at : at + CHUNK]):
         hasher.update(view[at : at + count])
         at += count

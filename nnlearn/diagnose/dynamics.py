@@ -1,5 +1,7 @@
 """Checks of the dynamics: learning rate, schedule, clipping, optimizer state, precision, decay."""
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -235,7 +237,11 @@ def precision(evidence: Evidence) -> Seen:
     half = [leaf.dtype.name for leaf in params if leaf.dtype.name in HALF]
     unguarded = [fact for fact in evidence.program.of_kind("domain") if not fact.guarded and fact.operation != "div"]
     casts = evidence.program.of_kind("half")
-    values = {"steps not finite": int(bad.sum()), "16-bit parameters": len(half), "casts to 16 bits": len(casts)}
+    values: dict[str, Any] = {
+        "steps not finite": int(bad.sum()),
+        "16-bit parameters": len(half),
+        "casts to 16 bits": len(casts),
+    }
     values["unguarded"] = [f"{fact.operation} at {fact.where}" for fact in unguarded[:3]]
     rule = "loss and gradient stay finite unless they grew before; no run in 16 bits that fits badly"
     if np.any(bad):

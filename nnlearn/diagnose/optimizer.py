@@ -83,7 +83,7 @@ def ask(subject: Subject, params: Params, grads: Grads, steps: int) -> Answer:
         response, drift = jax.lax.map(answer, jnp.asarray([*FACTORS, 0.0], jnp.float32))
         return seen | {"response": response[:-1], "drift": drift[-1]}
 
-    factors = np.repeat(np.float32([1, 0, -1]), [steps, AFTER, AFTER])
+    factors = np.repeat(np.array([1, 0, -1], np.float32), [steps, AFTER, AFTER])
     found = jax.jit(program, compiler_options=quick())(grads, factors)
     found = {name: np.asarray(value, np.float64) for name, value in found.items()}
     parts = {name: np.split(found[name], [steps, steps + AFTER]) for name in ("pace", "along", "memory", "counts")}

@@ -49,7 +49,8 @@ def outputs(evidence: Evidence) -> Seen:
 
 def _outputs_per_example(evidence: Evidence) -> int:
     """The size of the last axis of the outputs; 0 if it is unknown."""
-    shape = np.shape(evidence.history.train)[2:] if evidence.subject.predict is not None else ()
+    train = evidence.history.train
+    shape = train.shape[2:] if train is not None else ()
     return int(shape[-1]) if shape else 0
 
 

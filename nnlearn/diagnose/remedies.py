@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from optax import GradientTransformation, chain, with_extra_args_support
+from optax import GradientTransformation, GradientTransformationExtraArgs, chain, with_extra_args_support
 
 from nnlearn.calls import hand
 from nnlearn.data import MaskedBatch, example_count
@@ -97,11 +97,11 @@ def no_decay(subject: Subject, _: Any) -> Changed:
     def without(tx):
         inner = with_extra_args_support(tx)
 
-        def update(grads, state, params=None, **extra):
+        def update(updates, state, params=None, **extra):
             nothing = None if params is None else jax.tree.map(jnp.zeros_like, params)
-            return inner.update(grads, state, nothing, **extra)
+            return inner.update(updates, state, nothing, **extra)
 
-        return type(inner)(inner.init, update)
+        return GradientTransformationExtraArgs(inner.init, update)
 
     return with_tx(subject, without)
 
@@ -224,7 +224,7 @@ def _transformed(subject: Subject, inputs=None, targets=None, outputs=None) -> C
     same = lambda value: value  # noqa: E731
     change_inputs, change_targets, change_outputs = inputs or same, targets or same, outputs or same
 
-    def changed(examples):
+    def changed(examples: Any) -> Any:
         if isinstance(examples, MaskedBatch):
             return examples._replace(examples=changed(examples.examples))
         given, wanted = parts_of(examples)
@@ -236,17 +236,19 @@ def _transformed(subject: Subject, inputs=None, targets=None, outputs=None) -> C
     def new_loss(params, batch, *rest, **named):
         return loss_fn(params, changed(batch), *rest, **named)
 
-    new_predict = predict
+    new_predict: Callable[..., Any] | None = None
     if predict is not None:
 
         @functools.wraps(predict)
-        def new_predict(params, values, *rest, **named):
+        def changed_predict(params, values, *rest, **named):
             return change_outputs(predict(params, change_inputs(values), *rest, **named))
+
+        new_predict = changed_predict
 
     evaluate = subject.train.evaluate
     if isinstance(evaluate, Made) and evaluate.call.factory is evaluation.__wrapped__:
-        settings = dict(evaluate.call.bound.arguments)
-        evaluate = evaluation(**settings | {"examples": changed(settings["examples"])})
+        settings: dict[str, Any] = dict(evaluate.call.bound.arguments)
+        evaluate = evaluation(**{**settings, "examples": changed(settings["examples"])})
     train = dataclasses.replace(subject.train, loss_fn=new_loss, evaluate=evaluate)
     return Changed(train, subject.hparams, new_predict)
 

@@ -188,8 +188,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 def _scores(subject: Subject, remedy: Remedy, keys: jax.Array) -> np.ndarray:
     """The scores of every value of a remedy, shape (values, seeds)."""
-    validation = subject.validation
-    judge_outputs = subject.predict is not None and validation is not None
+    validation = subject.validation if subject.predict is not None else None
 
     def run(value, key):
         changed = remedy.make(subject, value)
@@ -197,7 +196,7 @@ def _scores(subject: Subject, remedy: Remedy, keys: jax.Array) -> np.ndarray:
         metrics = {name: each[-1] for name, each in trace.metrics.items()} if trace.metrics else {}
         tail = jnp.mean(trace.loss[-max(1, trace.loss.shape[0] // 10) :])
         outputs = None
-        if judge_outputs:
+        if validation is not None:
             outer = dataclasses.replace(subject, predict=changed.predict)
             outputs = outer.outputs(params_of(state), validation[0], None, getattr(state, "model_state", None))
         return outputs, metrics, tail
@@ -210,7 +209,7 @@ def _scores(subject: Subject, remedy: Remedy, keys: jax.Array) -> np.ndarray:
         found = jax.jit(jax.vmap(over_seeds, (0, None)))(jnp.asarray(remedy.values, jnp.float32), keys)
     outputs, metrics, tail = jax.tree.map(np.asarray, found)
     scores = None
-    if outputs is not None:
+    if outputs is not None and validation is not None:
         scores = _qualities(outputs, *validation)
     if scores is None and subject.metric in metrics:
         scores = metrics[subject.metric] * (1.0 if subject.mode == "max" else -1.0)

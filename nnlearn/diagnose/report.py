@@ -191,7 +191,7 @@ class Report:
 
 
 def _finding(fields: dict[str, Any]) -> Finding:
-    return Finding(**fields | {"remedies": tuple(fields["remedies"])})
+    return Finding(**{**fields, "remedies": tuple(fields["remedies"])})
 
 
 def _plain(value: Any) -> Any:

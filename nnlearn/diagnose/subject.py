@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ class Subject:
     predict: Callable[..., Any] | None = None
     validation: tuple[Any, Any] | None = None
     metric: str | None = None
-    mode: str = "max"
+    mode: Literal["min", "max"] = "max"
 
     @property
     def steps(self) -> int:
@@ -84,6 +84,7 @@ class Subject:
     def step(self) -> Callable[..., tuple[TrainState, Info]]:
         """``step(state, batch, key=key) -> (state, info)``, the run's own."""
         if not self.has_loss:
+            assert self.train.step is not None
             return lift_step(made_step(self.train.step, self.hparams), self.hparams)
         record = ("grad_norm", "update_norm")
         return make_step(self.train.loss_fn, self.tx, record=record, hparams=self.hparams, **self.train.options)
@@ -192,11 +193,13 @@ class Subject:
         """
         if self.key_mode == "never" and key is not None:
             raise Unknown("predict takes no key")
+        predict = self.predict
+        assert predict is not None  # key_mode raises otherwise
         arguments = () if self.key_mode == "never" or (key is None and self.key_mode == "optional") else (key,)
-        if model_state is not None and asks_for(self.predict, "model_state"):
-            result = self.predict(params, inputs, *arguments, model_state=model_state)
+        if model_state is not None and asks_for(predict, "model_state"):
+            result = predict(params, inputs, *arguments, model_state=model_state)
         else:
-            result = self.predict(params, inputs, *arguments)
+            result = predict(params, inputs, *arguments)
         return result[0] if isinstance(result, tuple) else result
 
 
@@ -224,7 +227,7 @@ def parts_of(examples: Batch) -> tuple[Any, Any]:
     raise Unknown(f"the examples are a {type(examples).__name__}, in which inputs and targets are not known")
 
 
-def with_parts(like: Batch, inputs: Any, targets: Any) -> Batch:
+def with_parts(like: Any, inputs: Any, targets: Any) -> Any:
     """A tree of examples with other inputs and targets.
 
     Raises:
@@ -235,11 +238,12 @@ def with_parts(like: Batch, inputs: Any, targets: Any) -> Batch:
     """
     if hasattr(like, "inputs") and hasattr(like, "targets") and len(getattr(like, "_fields", ())) in (0, 2):
         return like._replace(inputs=inputs, targets=targets)
+    made: Any = type(like)
     if isinstance(like, Mapping) and len(like) == 2:
         first = next(name for name in INPUTS if name in like)
-        return type(like)({name: inputs if name == first else targets for name in like})
+        return made({name: inputs if name == first else targets for name in like})
     if isinstance(like, tuple | list) and len(like) == 2:
-        return type(like)((inputs, targets)) if not hasattr(like, "_fields") else type(like)(inputs, targets)
+        return made((inputs, targets)) if not hasattr(like, "_fields") else made(inputs, targets)
     if hasattr(like, "shape"):
         return inputs
     raise Unknown("the batches hold more than inputs and targets")

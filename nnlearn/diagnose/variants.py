@@ -89,7 +89,9 @@ def run_variants(
         def at(states, inputs):
             row, key, pace = inputs
             batch = plan.batch(row, stored_examples)
-            return jax.vmap(lambda *each: one_step(*each, batch, subject.as_key(key)))(states, changes, pace)
+            return jax.vmap(lambda state, change, pace: one_step(state, change, pace, batch, subject.as_key(key)))(
+                states, changes, pace
+            )
 
         return jax.lax.scan(at, states, (rows, keys, jnp.transpose(changes.pace)))
 

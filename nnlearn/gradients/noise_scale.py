@@ -132,7 +132,7 @@ def batch_cost(scale: Scalar, batch_size: Scalar) -> BatchCost:
     """
     check_number("batch_size", batch_size, low=1)
     scale = jnp.maximum(jnp.asarray(scale, float), 0)
-    return BatchCost(1 + scale / batch_size, 1 + batch_size / scale)
+    return BatchCost(1 + scale / batch_size, jnp.asarray(1 + batch_size / scale))
 
 
 def _mean_square(norms: ArrayLike | Sequence[float]) -> jax.Array:
