@@ -238,7 +238,11 @@ class Facts(Visitor):
                 self.found[at] = dataclasses.replace(self.found[at], operation="mean")
 
     def _is_sum(self, at: At, mark: Mark) -> bool:
-        return mark.sum_of is not None and mark.facts >> self.bits[at] & 1 and self.found[at].operation == "reduce_sum"
+        return (
+            mark.sum_of is not None
+            and bool(mark.facts >> self.bits[at] & 1)
+            and self.found[at].operation == "reduce_sum"
+        )
 
 
 def _pairs(before: Any, after: Mark) -> bool:

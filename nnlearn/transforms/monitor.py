@@ -129,7 +129,9 @@ def monitor_layers(
             measured = jax.lax.cond(due, measure, lambda grads, params, state: measured, grads, params, held)
             before = state.count % every == every - 2
             last = jax.lax.cond(before, keep, lambda grads, params, last: last, grads, params, last)
-        return change, MonitorLayersState(inner_state, safe_increment(state.count), measured[0], *last, *measured[1:])
+        return change, MonitorLayersState(
+            inner_state, jnp.asarray(safe_increment(state.count)), measured[0], *last, *measured[1:]
+        )
 
     found = Monitor(init, update)
     found.monitored = inner
@@ -190,10 +192,6 @@ def _sums(grad: jax.Array, last_grad: jax.Array, param: jax.Array, last_param: j
     found = jax.lax.reduce(terms, (jnp.zeros((), grad.dtype),) * len(terms), _added, (0,))
     share = 1 / max(grad.size, 1)
     return jnp.stack([*found[:5], found[5] * share, found[6] * share]).astype(jnp.float32)
-
-
-def _added(one: tuple, other: tuple) -> tuple:
-    return tuple(a + b for a, b in zip(one, other, strict=True))
 
 
 def _added(one: tuple, other: tuple) -> tuple:
