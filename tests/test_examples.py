@@ -12,7 +12,7 @@ import pytest
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 RUN_HERE = {"bowl", "compare_optimizers", "custom_transformation", "digits", "flax_model", "gan", "learn_schedule"}
 RUN_HERE |= {"checkpoints", "linear_regression", "sweep_halving", "xor"}
-IN_TEST_EXAMPLES_LEARNING = {"depth", "regularization"}
+IN_TEST_EXAMPLES_LEARNING = {"depth", "edge_of_stability", "regularization"}
 
 
 def load_example(name):

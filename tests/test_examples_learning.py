@@ -48,3 +48,16 @@ def test_each_regularization_narrows_the_gap(capsys):
     for measured, said in zip(printed[1:], promised[1:], strict=True):
         np.testing.assert_allclose(numbers([measured])[:2], numbers([said])[:2], atol=0.15)
         np.testing.assert_allclose(numbers([measured])[2], numbers([said])[2], atol=2.0)
+
+
+@pytest.mark.slow
+def test_sharpness_rises_to_the_limit_of_gradient_descent_and_stays_there(capsys, tmp_path):
+    module, runs, printed = run("edge_of_stability", capsys, tmp_path / "edge.png")
+    assert (tmp_path / "edge.png").stat().st_size > 10_000
+    for rate, (losses, sharp) in runs.items():
+        assert losses[-1] < losses[0] / 4
+        assert np.all(np.asarray(sharp[-20:]) < 1.15 * 2 / rate)
+        if rate > 0.05:  # the others are on their way
+            np.testing.assert_allclose(np.mean(sharp[-20:]), 2 / rate, rtol=0.1)
+            assert np.mean(np.diff(losses[1500:]) > 0) > 0.1
+    assert without_numbers(printed)[0] == without_numbers(promised_lines(module))[0]

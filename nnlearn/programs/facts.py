@@ -214,7 +214,7 @@ class Facts(Visitor):
             visit.at,
             more.pop("layer", mark.layer[1]),
             tuple(getattr(operand, "shape", ())),
-            str(getattr(visit.equation.outvars[0].aval, "dtype", "")),
+            str(visit.equation.outvars[0].aval.dtype),
             labels=more.pop("labels", None) or tuple(first.axes[axis] for axis in axes),
             of=more.pop("of", tuple(sorted({source.kind for source in mark.sources}))),
             leaves=tuple(path for n, path in enumerate(self.paths) if smooth >> n & 1),
@@ -238,8 +238,11 @@ class Facts(Visitor):
                 self.found[at] = dataclasses.replace(self.found[at], operation="mean")
 
     def _is_sum(self, at: At, mark: Mark) -> bool:
-        led = mark.sum_of is not None and bool(mark.facts >> self.bits[at] & 1)
-        return led and self.found[at].operation == "reduce_sum"
+        return (
+            mark.sum_of is not None
+            and bool(mark.facts >> self.bits[at] & 1)
+            and self.found[at].operation == "reduce_sum"
+        )
 
 
 def _pairs(before: Any, after: Mark) -> bool:

@@ -49,7 +49,8 @@ def recognise(visit: Visit) -> Seen:
         return Seen()
     mark, equation, before = visit.after[0], visit.equation, visit.before
     kind, axes, replaced = _kind(equation, before)
-    if not kind or not jnp.issubdtype(getattr(equation.outvars[0].aval, "dtype", bool), jnp.floating):
+    result: Any = equation.outvars[0].aval
+    if not kind or not jnp.issubdtype(result.dtype, jnp.floating):
         return Seen()
     if kind not in PRODUCTS.values() and not mark.reached:  # in data or random numbers
         return Seen()
@@ -107,9 +108,8 @@ def called_nonlinearity(equation: JaxprEqn) -> str | None:
     if kind is None or len(equation.outvars) != 1:
         return None
     result: Any = equation.outvars[0].aval
-    arrays: list[Any] = [
-        var.aval for var in equation.invars if getattr(var.aval, "shape", ()) != () or not result.shape
-    ]
+    operands: list[Any] = [var.aval for var in equation.invars]
+    arrays = [aval for aval in operands if getattr(aval, "shape", ()) != () or not result.shape]
     fits = len(arrays) == 1 and arrays[0].shape == result.shape and jnp.issubdtype(result.dtype, jnp.floating)
     return kind if fits else None
 

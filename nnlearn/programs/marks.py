@@ -109,7 +109,8 @@ def marks_after(equation: JaxprEqn, marks: Sequence[Mark]) -> list[Mark]:
         reached, smooth, fed, facts = reached | mark.reached, smooth | mark.smooth, fed | mark.fed, facts | mark.facts
     if primitive == "select_n":
         smooth = marks[1].smooth | (marks[2].smooth if len(marks) > 2 else 0)
-    inexact = [jnp.issubdtype(getattr(var.aval, "dtype", bool), jnp.inexact) for var in equation.outvars]
+    results: list[Any] = [var.aval for var in equation.outvars]
+    inexact = [jnp.issubdtype(aval.dtype, jnp.inexact) for aval in results]
     trail = frozenset().union(*(mark.trail for mark in marks)) if elementwise else frozenset()
     shared = Mark(
         None,
@@ -185,7 +186,8 @@ def _axes_after(equation: JaxprEqn, marks: Sequence[Mark], aval: Any) -> tuple[s
     primitive, params, rank = equation.primitive.name, equation.params, len(getattr(aval, "shape", ()))
     if not marks or not rank:
         return ("",) * rank
-    axes = marks[0].axes
+    axes, operand = marks[0].axes, equation.invars[0].aval
+    shape: tuple[int, ...] = getattr(operand, "shape", ())
     if primitive == "dot_general":
         return _axes_of_product(params["dimension_numbers"], marks)
     if primitive == "conv_general_dilated":
@@ -200,7 +202,7 @@ def _axes_after(equation: JaxprEqn, marks: Sequence[Mark], aval: Any) -> tuple[s
             labels[to] = label
         return tuple(labels)
     if primitive == "reshape":
-        return _reshaped_axes(axes, getattr(equation.invars[0].aval, "shape", ()), aval.shape)
+        return _reshaped_axes(axes, shape, aval.shape)
     if primitive == "transpose":
         return tuple(axes[at] for at in params["permutation"])
     if primitive == "squeeze":
@@ -211,7 +213,7 @@ def _axes_after(equation: JaxprEqn, marks: Sequence[Mark], aval: Any) -> tuple[s
         return _gathered_axes(params["dimension_numbers"].offset_dims, marks, rank)
     if primitive in ELEMENTWISE or primitive in SAME_RANK:
         return joined_axes([mark.axes for mark in marks if len(mark.axes) == rank], rank)
-    return axes if len(axes) == rank and getattr(equation.invars[0].aval, "shape", ()) == aval.shape else ("",) * rank
+    return axes if len(axes) == rank and shape == aval.shape else ("",) * rank
 
 
 def joined_axes(several: Sequence[tuple[str, ...]], rank: int) -> tuple[str, ...]:

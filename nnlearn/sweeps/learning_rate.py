@@ -188,9 +188,7 @@ def _compressed(tx: GradientTransformation, total: int, steps: int) -> jax.Array
 
     def step(state, _):
         _, state = update(jnp.zeros(()), state, params, value=jnp.zeros(()), grad=params, value_fn=lambda p: p)
-        rate = recorded_learning_rate(state)
-        assert rate is not None
-        return state, jnp.max(rate)
+        return state, jnp.max(jnp.asarray(recorded_learning_rate(state)))
 
     _, rates = jax.lax.scan(step, state, length=total)
     wanted = rates[jnp.arange(steps) * total // steps]
