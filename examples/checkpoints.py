@@ -27,7 +27,7 @@ from nnlearn.models import mlp
 DIGITS = load("digits")
 MODEL = mlp((64, 32, 10))
 STEPS, EVERY = 2000, 100
-PREFIX = "0/state/stored/"  # the parameters in the checkpoint of a run, see Checkpoints.load without like
+PREFIX = "run/state/stored/"  # the parameters in the checkpoint of a run, see Checkpoints.load without like
 
 
 def loss_fn(params, batch, key):

@@ -5,9 +5,11 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.diagnose.evidence import Data, Evidence, params_of
+from nnlearn.diagnose.plan import QUICK
 from nnlearn.diagnose.probes import ROWS, Smoother, neighbours, one_hot, quality, ridge, scores, standard
 from nnlearn.diagnose.subject import Unknown
 
@@ -154,12 +156,32 @@ class Facts:
     def evaluate(self) -> Any:
         """``evaluate(inputs, key=None)``: the outputs of the final parameters, as a NumPy array."""
         subject, state = self.evidence.subject, self.evidence.run.last
-        compiled = jax.jit(lambda inputs, key=None: subject.outputs(params_of(state), inputs, key, state.model_state))
+        held = (params_of(state), state.model_state)  # arguments, because XLA would fold constants
+
+        @functools.partial(jax.jit, compiler_options=QUICK)
+        def compiled(held, inputs, key=None):
+            return subject.outputs(held[0], inputs, key, held[1])
 
         def evaluate(inputs, key=None):
-            return np.asarray(compiled(inputs) if key is None else compiled(inputs, key), np.float32)
+            return np.asarray(compiled(held, inputs) if key is None else compiled(held, inputs, key), np.float32)
 
         return evaluate
+
+    @functools.cached_property
+    def loss(self) -> Any:
+        """``loss(inputs, targets, key)``: the loss of the final parameters on these examples."""
+        subject, state = self.evidence.subject, self.evidence.run.last
+        held = (params_of(state), state.model_state)
+
+        @functools.partial(jax.jit, compiler_options=QUICK)
+        def compiled(held, batch, key):
+            return subject.loss(held[0], batch, key, held[1])
+
+        def loss(inputs, targets, key=None):
+            batch = jax.tree.map(jnp.asarray, subject.batch_of(inputs, targets))
+            return float(compiled(held, batch, jax.random.key(3) if key is None else key))
+
+        return loss
 
     def short_of(self, margin: float) -> bool:
         """Whether the network is worse on training examples than simple predictors are on unseen ones."""

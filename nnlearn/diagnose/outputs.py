@@ -3,12 +3,11 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.data import learned_well
-from nnlearn.diagnose.evidence import Evidence, params_of, some
+from nnlearn.diagnose.evidence import Evidence, some
 from nnlearn.diagnose.facts import Facts, facts_of
 from nnlearn.diagnose.report import found
 from nnlearn.diagnose.subject import Unknown
@@ -83,16 +82,9 @@ WRONG["absolute, every output minus every target"] = WRONG["every output minus e
 
 def pair(evidence: Evidence) -> tuple[np.ndarray, Any, Any, float]:
     """Outputs, inputs and targets of some training examples, and their loss in the run's own form."""
-    subject, state = evidence.subject, evidence.run.last
+    facts, subject = facts_of(evidence), evidence.subject
     inputs, targets = some((subject.inputs, subject.targets), ROWS)
-    outputs = facts_of(evidence).evaluate(inputs).astype(np.float64)
-    return outputs, inputs, targets, loss_of(evidence, state, inputs, targets)
-
-
-def loss_of(evidence: Evidence, state: Any, inputs: Any, targets: Any) -> float:
-    subject = evidence.subject
-    batch = jax.tree.map(jnp.asarray, subject.batch_of(inputs, targets))
-    return float(subject.loss(params_of(state), batch, jax.random.key(3), state.model_state))
+    return facts.evaluate(inputs).astype(np.float64), inputs, targets, facts.loss(inputs, targets)
 
 
 @check("the loss is the usual formula of the outputs")
@@ -181,11 +173,11 @@ def stretched(facts: Facts, inputs: Any, factor: float) -> np.ndarray:
 def reduction(evidence: Evidence) -> Seen:
     """The loss of a batch beside that of the batch twice: equal for a mean, twice as large for a sum."""
     facts = facts_of(evidence)
-    subject, state = evidence.subject, evidence.run.last
-    inputs, targets = some((subject.inputs, subject.targets), 32)
-    once = loss_of(evidence, state, inputs, targets)
+    subject = evidence.subject
+    inputs, targets = some((subject.inputs, subject.targets), ROWS // 2)
+    once = facts.loss(inputs, targets)
     inputs, targets = jax.tree.map(lambda leaf: np.concatenate([leaf, leaf]), (inputs, targets))
-    twice = loss_of(evidence, state, inputs, targets)
+    twice = facts.loss(inputs, targets)
     values = {"loss of a batch": once, "of the batch twice": twice}
     rule = "equal, or it does no harm"
     ratio = twice / once if abs(once) > 1e-9 and np.isfinite(once) else 1.0

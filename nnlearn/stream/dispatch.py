@@ -219,9 +219,9 @@ def _empty_sums(names: Sequence[str]) -> tuple[Total, Skips, dict[str, Total]]:
     """Zeros for the sum of losses, the skipped steps and the other sums, in new memory to be donated."""
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
     zeros = [(np.zeros([], dtype), np.zeros([], dtype)) for _ in range(1 + len(names))]
-    pairs, skips = jax.device_put((zeros, Skips(np.zeros([], np.int32), np.zeros([], np.int32))))
+    pairs, counts = jax.device_put((zeros, [np.zeros([], np.int32), np.zeros([], np.int32)]))
     losses, *others = (Total(*pair) for pair in pairs)
-    return losses, skips, dict(zip(names, others, strict=True))
+    return losses, Skips(*counts), dict(zip(names, others, strict=True))
 
 
 __all__ = ["Carry", "Dispatcher", "make_block", "make_check"]

@@ -211,7 +211,7 @@ class _Driver:
         if self.finder is None:
             return False
         made = np.asarray(part.made)
-        self.finder.add(part.step[made], jax.tree.map(lambda leaf: leaf[made], with_skipped(part.info)))
+        self.finder.add(np.asarray(part.step)[made], jax.tree.map(lambda leaf: leaf[made], with_skipped(part.info)))
         return self.finder.fault is not None
 
     def roll_back(self, end: int, part: Trace) -> None:
@@ -222,7 +222,7 @@ class _Driver:
         state = run.state._replace(step=jnp.asarray(end, jnp.int32))
         self.at, self.state = end, run._replace(state=state, order=_order_at(self.train, run, first, end))
         trace = join([*self.parts, dataclasses.replace(part, info=with_skipped(part.info))])
-        info = trace.info._replace(skipped=trace.info.skipped | (trace.step > first))
+        info = trace.info._replace(skipped=np.asarray(trace.info.skipped) | (np.asarray(trace.step) > first))
         best = None if run.verdict.best is None else np.asarray(run.verdict.best.step)
         facts: dict[str, Any] = {"stop_step": np.array(end, np.int32), "reason": np.asarray(run.verdict.reason)}
         self.parts = [dataclasses.replace(trace, info=info, best_step=best, rollbacks=self.rollbacks, **facts)]

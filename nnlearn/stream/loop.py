@@ -79,20 +79,22 @@ class HostLoop:
             item = ahead.get(lambda: interrupt.reason is not None)
             if interrupt.reason is not None:
                 self._ended_by = interrupt.reason
-            elif item is None:
+                break
+            if item is None:
                 self._ended_by = ALL_STEPS
-            else:
-                self._use(item)
-                self._place = item.place  # whatever signal has come: the steps are made
-                checked = self._dispatcher.steps_since_check == 0
-                if self._saver is not None and self._saver.is_due(self._step, checked):
-                    self._save_run(scheduled=True)
+                break
+            self._use(item)
+            checked = self._dispatcher.steps_since_check == 0
+            if self._saver is not None and self._saver.is_due(self._step, checked):
+                self._save_run(scheduled=True)
         return self._finish()
 
     def _use(self, item: Block | EpochEnd) -> None:
         """The steps of a block, and what is due after them or at the end of an epoch."""
         if isinstance(item, Block):
             self._make_steps(item)
+        self._place = item.place  # now: a signal or an error in what follows must save the place of these steps
+        if isinstance(item, Block):
             last = self._step == self._boundaries.last or (item.end is not None and item.end.last)
             at_epoch_end = item.end is not None and self._boundaries.epoch_ends
             at_period = self._check_every is not None and self._step % self._check_every == 0

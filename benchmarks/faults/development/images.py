@@ -355,5 +355,5 @@ FAULTS = [
           lambda p: p.with_(steps=12, check_every=12), ("learning_rate_too_low",)),
     Fault("overfitting", "50 examples", "digits-smoothed",
           lambda p: p.with_(train=(p.train[0][:50], p.train[1][:50]))),
-    Fault("optimizer_state_reset", "momentum lost at every step", "digits-deep", restarted(1)),
+    Fault("optimizer_state_reset", "momentum lost at every step", "digits-convnet", restarted(1)),
 ]  # fmt: skip

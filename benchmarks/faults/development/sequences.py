@@ -338,7 +338,7 @@ FAULTS = [
     Fault("unshuffled_data", "sorted by class", "digits-gru", lambda p: p.with_(
         train=(lambda order: (p.train[0][order], p.train[1][order]))(np.argsort(p.train[1], kind="stable")),
         shuffle=False)),
-    Fault("optimizer_state_reset", "a new optimizer at every step", "digits-gru", new_optimizer_every(1)),
+    Fault("optimizer_state_reset", "a new optimizer at every step", "reversal", new_optimizer_every(1)),
     Fault("excessive_regularisation", "weight decay 30", "reversal",
           lambda p: p.with_(tx=lambda hp: nnlearn.adamw(hp["learning_rate"] / 3, weight_decay=30.0))),
 ]  # fmt: skip

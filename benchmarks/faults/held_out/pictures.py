@@ -157,6 +157,19 @@ def deep_sigmoid(p):
     return p.with_(init=model.init, apply=lambda params, x: model.apply(params, x))
 
 
+def unit_normal(p):
+    """Weights from N(0, 1), whatever the width."""
+
+    def init(key):
+        leaves, tree = jax.tree.flatten(p.init(key))
+        keys = jax.random.split(key, len(leaves))
+        return tree.unflatten(
+            [jax.random.normal(k, a.shape) if a.ndim > 1 else a for k, a in zip(keys, leaves, strict=True)]
+        )
+
+    return p.with_(init=init)
+
+
 def drops_at_epochs(hp):
     """Boundaries counted in epochs, applied to steps."""
     return nnlearn.adamw(nnlearn.piecewise_constant_schedule(hp["learning_rate"], {3: 0.1, 6: 0.1, 9: 0.1}))
@@ -299,6 +312,7 @@ FAULTS = [
     Fault("dead_units", "bias -4", "shapes-cnn", network(bias=-4.0), ("bad_initialisation",)),
     Fault("bad_initialisation", "deviation 1e-3", "shapes-cnn", network(kernel=nn.initializers.normal(1e-3)),
           ("vanishing_gradients",)),
+    Fault("bad_initialisation", "standard deviation 1", "digits-sgd", unit_normal, ("exploding_gradients",)),
     Fault("symmetric_initialisation", "constant 0.02", "shapes-cnn",
           network(kernel=nn.initializers.constant(0.02))),
     Fault("unnormalised_inputs", "0 to 255 and more", "digits-sgd",

@@ -202,6 +202,23 @@ def beeps_ctc():
 PROGRAMS = [characters, order, tagger, beeps_ctc]
 
 
+def growing_state(p):
+    """A rectified recurrent network whose state doubles with every symbol, and plain descent without clipping."""
+
+    def init(key):
+        params = lstm_init(key)
+        return {"x": params["x"][:, 0], "h": 2.0 * jnp.eye(24), "b": jnp.zeros(24), "head": params["head"]}
+
+    def apply(params, x):
+        def cell(h, x_t):
+            return jnp.where(x_t[:, 5:] > 0.5, h, jax.nn.relu(x_t @ params["x"] + h @ params["h"] + params["b"])), None
+
+        h, _ = jax.lax.scan(cell, jnp.zeros((len(x), 24)), jnp.swapaxes(x, 0, 1))
+        return h @ params["head"]["w"] + params["head"]["b"]
+
+    return p.with_(init=init, apply=apply, tx=lambda hp: optax.sgd(0.05))
+
+
 def slow_start(hp):
     """A warm-up of 50,000 steps, out of a recipe for a larger run."""
     return nnlearn.lion(nnlearn.warmup_constant_schedule(0.0, hp["learning_rate"], 50_000))
@@ -269,6 +286,7 @@ FAULTS = [
     Fault("schedule_mistimed", "warm-up of 50,000 steps", "characters", lambda p: p.with_(tx=slow_start)),
     Fault("vanishing_gradients", "forget gates shut", "order",
           lambda p: p.with_(init=lambda key: lstm_init(key, forget=-6.0)), ("bad_initialisation",)),
+    Fault("exploding_gradients", "state doubled at every symbol", "order", growing_state, ("bad_initialisation",)),
     Fault("saturated_activations", "gates x40", "order",
           lambda p: p.with_(init=lambda key: lstm_init(key, scale=40.0)), ("bad_initialisation",)),
     Fault("sign_error", "updates added with a plus", "characters", lambda p: p.with_(tx=upwards)),
