@@ -21,10 +21,6 @@ from nnlearn import serialization as serialization
 from nnlearn import stream as stream
 from nnlearn import train as train
 from nnlearn import transforms as transforms
-from nnlearn.diagnose import diagnose as diagnose
-from nnlearn.diagnose import diagnose_trace as diagnose_trace
-from nnlearn.diagnose import preflight as preflight
-from nnlearn.diagnose import repair as repair
 from nnlearn.losses import absolute_error as absolute_error
 from nnlearn.losses import batch_hard_triplet_loss as batch_hard_triplet_loss
 from nnlearn.losses import binary_dice_loss as binary_dice_loss
@@ -165,15 +161,20 @@ for _name in ("Event", "FitResult", "every", "fit", "tensorboard", "wandb_offlin
     setattr(train, _name, getattr(stream, _name))
 
 
-# Imported at first use: name -> module. They are a quarter of the import time, and many programs need none of them.
+# Imported at first use: name -> module. They are a third of the import time, and many programs need none of them.
 _LAZY = {name: f"nnlearn.{name}" for name in ("datasets", "models", "sweeps", "tasks")}
 _LAZY |= {"sweep": "nnlearn.sweeps", "Task": "nnlearn.tasks", "load_task": "nnlearn.tasks"}
+_LAZY |= dict.fromkeys(("diagnose", "diagnose_trace", "preflight", "repair"), "nnlearn.diagnose")
 
 if _typing.TYPE_CHECKING:
     from nnlearn import datasets as datasets
     from nnlearn import models as models
     from nnlearn import sweeps as sweeps
     from nnlearn import tasks as tasks
+    from nnlearn.diagnose import diagnose as diagnose
+    from nnlearn.diagnose import diagnose_trace as diagnose_trace
+    from nnlearn.diagnose import preflight as preflight
+    from nnlearn.diagnose import repair as repair
     from nnlearn.sweeps import sweep as sweep
     from nnlearn.tasks import Task as Task
     from nnlearn.tasks import load_task as load_task

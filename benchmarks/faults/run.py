@@ -125,6 +125,11 @@ def cases(group: str, seeds: int, fault_seeds: int, only: str):
     return [case for _, case in sorted(placed, key=lambda pair: pair[0]) if only in case[0]]
 
 
+def _chosen(options: argparse.Namespace) -> list:
+    first, parts = map(int, options.part.split("/"))
+    return cases(options.group, options.seeds, options.fault_seeds, options.only)[first::parts]
+
+
 def _unsound(group: str) -> set[str]:
     """Faults that did not hurt when they were verified."""
     path = RESULTS / f"faults_{group}_verified.json"
@@ -175,6 +180,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10, help="seeds of every healthy program")
     parser.add_argument("--fault-seeds", type=int, default=1, help="seeds of every faulty program")
     parser.add_argument("--only", default="", help="part of a case's title")
+    parser.add_argument("--part", default="0/1", help="i/n: of n processes, the i-th, each with its own log")
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no case after this time")
     parser.add_argument("--repair", action="store_true", help="also repair the faulty runs")
     parser.add_argument("--log", type=Path, required=True, help="a file of JSON lines, which is continued")
@@ -188,7 +194,7 @@ def main() -> None:
     rows = [json.loads(line) for line in options.log.read_text().splitlines()] if options.log.exists() else []
     known = {(row["title"], row["seed"]) for row in rows}
     began = time.monotonic()
-    for title, program, fault, seed in cases(options.group, options.seeds, options.fault_seeds, options.only):
+    for title, program, fault, seed in _chosen(options):
         if (title, seed) in known:
             continue
         if time.monotonic() - began > 60 * options.minutes:

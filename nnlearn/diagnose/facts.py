@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.diagnose.evidence import Data, Evidence, params_of
-from nnlearn.diagnose.plan import QUICK
+from nnlearn.diagnose.plan import quick
 from nnlearn.diagnose.probes import ROWS, Smoother, neighbours, one_hot, quality, ridge, scores, standard
 from nnlearn.diagnose.subject import Unknown
 
@@ -158,7 +158,7 @@ class Facts:
         subject, state = self.evidence.subject, self.evidence.run.last
         held = (params_of(state), state.model_state)  # arguments, because XLA would fold constants
 
-        @functools.partial(jax.jit, compiler_options=QUICK)
+        @functools.partial(jax.jit, compiler_options=quick())
         def compiled(held, inputs, key=None):
             return subject.outputs(held[0], inputs, key, held[1])
 
@@ -173,7 +173,7 @@ class Facts:
         subject, state = self.evidence.subject, self.evidence.run.last
         held = (params_of(state), state.model_state)
 
-        @functools.partial(jax.jit, compiler_options=QUICK)
+        @functools.partial(jax.jit, compiler_options=quick())
         def compiled(held, batch, key):
             return subject.loss(held[0], batch, key, held[1])
 
