@@ -146,7 +146,8 @@ def to_leaf(flat: jax.Array, leaf: Leaf) -> jax.Array:
 
 def _reshape(array: jax.Array, shape: Sequence[int], leaf: Leaf, places: dict[int, tuple]) -> jax.Array:
     """Reshape; on explicit meshes, name the sharding of the result, which JAX cannot infer."""
-    if leaf.sharding is None or len(leaf.splits) < 2 or not _is_explicit(leaf.sharding.mesh):
+    inferred = len(leaf.splits) == 0 or (len(leaf.splits) == 1 and leaf.splits[0][2] > 1)
+    if leaf.sharding is None or inferred or not _is_explicit(leaf.sharding.mesh):
         return jnp.reshape(array, shape)
     spec = PartitionSpec(*(places[axis][1] if axis in places else None for axis in range(len(shape))))
     return jax.lax.reshape(array, shape, out_sharding=NamedSharding(leaf.sharding.mesh, spec))
