@@ -15,6 +15,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 SAMPLED = {
     "test_contract.py": 6,
     "test_convnet.py": 2,
+    "test_diagnose.py": 4,
     "test_docs.py": 3,
     "test_fit.py": 2,
     "test_losses.py": 6,

@@ -23,7 +23,7 @@ class Answer(NamedTuple):
     Attributes:
       pace: norm of the update at each step under a constant gradient, shape (steps,).
       along: cosine of the update with the negative gradient at each step.
-      memory: norm of the moments and momentum in the state at each step, shape (steps,); zeros if it has none.
+      memory: norm of the moments and momentum in the state at each step, shape (steps,); NaN if it has none.
       counts: sum of the integers in the state at each step.
       coasting: norms of the updates under zero gradients, afterwards, shape (AFTER,).
       turning: cosine of the update with the new negative gradient after the sign of the gradient changes, (AFTER,).
@@ -44,7 +44,7 @@ class Answer(NamedTuple):
 def ask(subject: Subject, params: Params, grads: Grads, steps: int) -> Answer:
     """Feed an optimizer with a constant gradient, then with none, then with its opposite."""
     tx = with_extra_args_support(subject.tx)
-    shapes = {leaf.shape for leaf in jax.tree.leaves(params)}
+    shapes = {leaf.shape for leaf in jax.tree.leaves(params)} - {()}  # hyper-parameters are scalars
     steps = min(steps, LONGEST)
 
     def update(grads, state):
@@ -61,7 +61,7 @@ def ask(subject: Subject, params: Params, grads: Grads, steps: int) -> Answer:
         return {
             "pace": size,
             "along": -dot(updates, grads) / jnp.maximum(size * slope, 1e-30),
-            "memory": global_norm(moments) if moments else jnp.zeros(()),
+            "memory": global_norm(moments) if moments else jnp.full((), jnp.nan),
             "counts": sum((jnp.asarray(leaf, jnp.float32) for leaf in counts), jnp.zeros(())),
         }
 

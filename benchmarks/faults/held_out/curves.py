@@ -349,7 +349,9 @@ def thirty_rows(p):
 
 def validated_on_training(p):
     q = thirty_rows(p)
-    return q.with_(validation=tuple(np.concatenate([a[:28], b[:4]]) for a, b in zip(q.train, p.validation, strict=True)))
+    return q.with_(
+        validation=tuple(np.concatenate([a[:28], b[:4]]) for a, b in zip(q.train, p.validation, strict=True))
+    )
 
 
 def answer_column(p):
