@@ -1,4 +1,4 @@
-"""Tests run on several virtual devices, without implicit rank promotion, and draw a share of the large tables."""
+"""Tests use several virtual devices, no implicit rank promotion, and a sample of the large tables."""
 
 import os
 import subprocess
@@ -11,13 +11,15 @@ import jax
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# File -> n: one of n cases of its parametrised tests is drawn; and of the tests marked slow.
+# File -> n: one in n cases of its parametrised tests is drawn. SLOW is the same for all slow tests.
 SAMPLED = {
     "test_contract.py": 6,
     "test_convnet.py": 2,
     "test_diagnose.py": 4,
-    "test_docs.py": 3,
+    "test_docs.py": 6,
+    "test_faults.py": 2,
     "test_fit.py": 2,
+    "test_full_disk.py": 2,
     "test_losses.py": 6,
     "test_losses_contrastive.py": 2,
     "test_losses_likelihood.py": 2,

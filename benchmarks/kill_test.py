@@ -13,7 +13,8 @@ kernels in C and without; half are ``fit``, on batches by the epoch, an iterator
 - signals: SIGTERM. The child must save the step at which it stops, and end within 5 seconds.
 
 At the end of each run its state, trace and history are compared, to the bit, with those of a run that nobody disturbed.
-Children are forked from a process that has imported JAX and not used it, and share a cache of compiled programs.
+Children are forked from a process that has imported JAX and not used it, and share a cache of compiled programs. Each
+part is one row of the results; a part that is run again replaces its row.
 """
 
 import argparse
@@ -30,7 +31,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +45,7 @@ from nnlearn.checkpoints import Checkpoints, save
 STEPS, EVERY = 200, 10
 SLOW_SYNC = 0.004  # seconds at most that a child's fsync takes longer
 EARLY = 0.2  # share of the kills before the first save of a process
-TIME_LIMIT = 120.0  # seconds, of a child that does not end
+TIME_LIMIT = 300.0  # seconds, of a child that does not end
 SAVED_WITHIN = 5.0
 RUNS = {
     "run": ("run, kernels in C", "run, kernels off"),
@@ -61,7 +62,8 @@ def make_data() -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_params() -> dict[str, jax.Array]:
-    return {name: 0.01 * jax.random.normal(jax.random.key(1), shape) for name, shape in PARAMS.items()}
+    generator = np.random.default_rng(1)
+    return {name: jnp.asarray(0.01 * generator.normal(size=shape), jnp.float32) for name, shape in PARAMS.items()}
 
 
 def loss_fn(params, batch, key):
@@ -225,25 +227,29 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"stopped at {last[0][1]}, and there are {reader.steps()}")
 
 
-def wait(pid: int, seconds: float, done: Callable[[], bool] = lambda: False) -> int | None:
-    """The status of a child; None if it has not ended after some seconds, or once ``done``."""
-    deadline = time.perf_counter() + seconds
-    while time.perf_counter() < deadline and not done():
+def wait(pid: int, seconds: float, done: Callable[[], bool] = lambda: False) -> tuple[int | None, float]:
+    """The status of a child, None if it has not ended after some seconds or once ``done``; and the seconds it took.
+
+    A gap between two looks is a pause of this process and its children, and does not count.
+    """
+    awake, before = 0.0, time.perf_counter()
+    while awake < seconds and not done():
         found, status = os.waitpid(pid, os.WNOHANG)
         if found:
-            return os.waitstatus_to_exitcode(status)
+            return os.waitstatus_to_exitcode(status), awake
         time.sleep(0.001)
-    return None
+        now = time.perf_counter()
+        awake, before = awake + min(now - before, 1.0), now
+    return None, awake
 
 
-def end(pid: int) -> int:
-    """Wait for a child to the end, or kill it after ``TIME_LIMIT``."""
-    status = wait(pid, TIME_LIMIT)
+def end(pid: int) -> tuple[int, float]:
+    """Wait for a child to the end, or kill it after ``TIME_LIMIT``; its status and the seconds that it took."""
+    status, seconds = wait(pid, TIME_LIMIT)
     if status is None:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        return -9
-    return status
+    return (-9 if status is None else status), seconds
 
 
 @contextlib.contextmanager
@@ -295,15 +301,15 @@ class Test:
         for _ in range(2):
             folder, began = self.new_folder(), time.perf_counter()
             pid = fork(child, folder, kind, folder, "raise")
-            status = wait(pid, TIME_LIMIT, lambda folder=folder: bool(events(folder)))
+            status, _ = wait(pid, TIME_LIMIT, lambda folder=folder: bool(events(folder)))
             start = time.perf_counter() - began
-            if status or end(pid):
+            if status or end(pid)[0]:
                 raise RuntimeError(f"{kind}: {(folder / 'log').read_text()[-2000:]}")
         return Reference(folder, start, time.perf_counter() - began - start)
 
     def look(self, folder: Path, what: str) -> None:
-        if end(fork(check_folder, folder, folder)):
-            self.faults.append(f"{what}, {folder.name}: {(folder / 'log').read_text().strip().splitlines()[-1]}")
+        if end(fork(check_folder, folder, folder))[0]:
+            self.faults.append(f"{what}, {folder.name}: {(folder / 'log').read_text()[-500:]}")
 
     def compare(self, folder: Path, kind: str, what: str) -> None:
         """The result and history of a run with those of the undisturbed one, to the bit."""
@@ -338,20 +344,19 @@ class Test:
         while not (folder / "result").exists():
             pid = fork(child, folder, kind, folder, "raise")
             early = number == signal.SIGKILL and self.chance.random() < EARLY
-            status = (
-                wait(pid, TIME_LIMIT, self.moment(folder, kind, not early)) if self.counts[what] < most else end(pid)
-            )
+            disturbs = self.counts[what] < most
+            status, _ = wait(pid, TIME_LIMIT, self.moment(folder, kind, not early)) if disturbs else end(pid)
             if status is None:
                 os.kill(pid, number)
-                sent = time.perf_counter()
-                end(pid)
+                _, seconds = end(pid)
                 self.counts[what] += 1
                 self.counts[f"{what}: {kind}"] += 1
                 found = events(folder)
                 self.counts[f"{what}, during a save"] += bool(found) and found[-1][0] == "saving"
                 if number == signal.SIGTERM:
-                    self.waits.append(time.perf_counter() - sent)
-                    if not (folder / "result").exists() and found[-1:] and found[-1][0] != "terminated":
+                    self.waits.append(seconds)
+                    ended = (folder / "result").exists() or ("written", STEPS) in found  # before the signal came
+                    if not ended and found[-1][0] != "terminated":
                         self.faults.append(f"{what}, {folder.name}: it did not end by itself")
             elif status:
                 self.faults.append(f"{what}, {folder.name}: status {status}; {(folder / 'log').read_text()[-500:]}")
@@ -364,10 +369,10 @@ class Test:
         folder = self.new_folder()
         with small_disk(folder / "disk") as ballast:
             pid = fork(child, folder, kind, folder, on_error)
-            status = wait(pid, TIME_LIMIT, self.moment(folder, kind, True))
+            status, _ = wait(pid, TIME_LIMIT, self.moment(folder, kind, True))
             if status is None:
                 fill(ballast)
-                status = end(pid)
+                status, _ = end(pid)
             self.look(folder, "full")
             ballast.unlink(missing_ok=True)
             if "No space left" not in (folder / "log").read_text():
@@ -382,51 +387,79 @@ class Test:
         self.compare(folder, kind, "full")
 
 
+def machine() -> dict[str, Any]:
+    """``machine_facts`` from another process: it uses JAX's devices, which one that forks must not have."""
+    code = "import json; from machine import machine_facts; print(json.dumps(machine_facts()))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
+    return json.loads(found.stdout)
+
+
+def write_result(path: Path, part: str, test: Test, facts: dict[str, Any]) -> None:
+    """The counts of a part so far, as an interrupted test leaves them, in place of earlier ones."""
+    found = (
+        {"part": part}
+        | facts
+        | {
+            "seconds": time.time() - datetime.datetime.fromisoformat(facts["date"]).timestamp(),
+            "run_seconds": {kind: run.start + run.rest for kind, run in test.references.items()},
+            "counts": dict(sorted(test.counts.items())),
+            "faults": test.faults + [f"SIGTERM took {most:.1f} s" for most in test.waits if most > SAVED_WITHIN],
+        }
+    )
+    if test.waits:
+        found["seconds_to_end"] = {"median": float(np.median(test.waits)), "most": max(test.waits)}
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = [row for row in rows if row["part"] != part] + [found]
+    path.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+
+
+def disturb_all(test: Test, number: signal.Signals, what: str, wanted: int) -> Iterator[None]:
+    """Runs that get a signal, half of them of each sort, until so many were sent."""
+    for kinds, most in zip(RUNS.values(), (wanted // 2, wanted), strict=True):
+        for kind in itertools.cycle(kinds):
+            if test.counts[what] >= most:
+                break
+            test.disturbed(kind, number, what, most)
+            yield
+
+
+def fill_all(test: Test, wanted: int) -> Iterator[None]:
+    """Runs whose disk fills, until so many have found it full."""
+    for kind, on_error in itertools.cycle(itertools.product(KINDS, ("raise", "warn"))):
+        if test.counts["full"] >= wanted:
+            break
+        test.full(kind, on_error)
+        yield
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--full", type=int, default=50)
     parser.add_argument("--signals", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "kill_test.json")
     arguments = parser.parse_args()
-    began = time.perf_counter()
+    facts = {
+        "command": " ".join(["python", "benchmarks/kill_test.py", *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+    }
     with tempfile.TemporaryDirectory() as scratch:
         jax.config.update("jax_compilation_cache_dir", f"{scratch}/programs")
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
         test = Test(Path(scratch), arguments.seed)
-        for what, number, wanted in (
-            ("kills", signal.SIGKILL, arguments.kills),
-            ("signals", signal.SIGTERM, arguments.signals),
-        ):
-            for kinds, most in zip(RUNS.values(), (wanted // 2, wanted), strict=True):
-                for kind in itertools.cycle(kinds):
-                    if test.counts[what] >= most:
-                        break
-                    test.disturbed(kind, number, what, most)
-                    print(dict(test.counts), len(test.faults), flush=True)
-        for index in range(10 * arguments.full):
-            if test.counts["full"] >= arguments.full:
-                break
-            test.full(KINDS[index % len(KINDS)], ("raise", "warn")[index % 2])
-            print(dict(test.counts), len(test.faults), flush=True)
-    from machine import machine_facts  # it uses JAX's devices, which a fork must not have
-
-    facts = {
-        "command": " ".join(["python", "benchmarks/kill_test.py", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine_facts(),
-        "seconds": time.perf_counter() - began,
-        "run_seconds": {kind: run.start + run.rest for kind, run in test.references.items()},
-        "counts": dict(sorted(test.counts.items())),
-        "faults": test.faults,
-    }
-    if test.waits:
-        facts["seconds_to_end"] = {"median": float(np.median(test.waits)), "most": max(test.waits)}
-        facts["faults"] += [f"SIGTERM took {most:.1f} s" for most in test.waits if most > SAVED_WITHIN]
-    arguments.out.write_text(json.dumps(facts, indent=1) + "\n")
-    print(json.dumps({name: value for name, value in facts.items() if name != "machine"}, indent=1))
+        parts = {
+            "kills": disturb_all(test, signal.SIGKILL, "kills", arguments.kills),
+            "signals": disturb_all(test, signal.SIGTERM, "signals", arguments.signals),
+            "full": fill_all(test, arguments.full),
+        }
+        for part, turns in parts.items():
+            test.counts, test.faults, test.waits = Counter(folders=test.counts["folders"]), [], []
+            for _ in turns:
+                write_result(arguments.out, part, test, facts)
+    print(arguments.out.read_text())
 
 
 if __name__ == "__main__":

@@ -21,9 +21,6 @@ from nnlearn import serialization as serialization
 from nnlearn import stream as stream
 from nnlearn import train as train
 from nnlearn import transforms as transforms
-from nnlearn.diagnose import diagnose as diagnose
-from nnlearn.diagnose import diagnose_trace as diagnose_trace
-from nnlearn.diagnose import preflight as preflight
 from nnlearn.losses import absolute_error as absolute_error
 from nnlearn.losses import batch_hard_triplet_loss as batch_hard_triplet_loss
 from nnlearn.losses import binary_dice_loss as binary_dice_loss
@@ -88,6 +85,8 @@ from nnlearn.packing import per_buffer as per_buffer
 from nnlearn.packing import unpack as unpack
 from nnlearn.programs.facts import Inspection as Inspection
 from nnlearn.programs.facts import inspect_function as inspect_function
+from nnlearn.programs.nonfinite import Origin as Origin
+from nnlearn.programs.nonfinite import find_nonfinite as find_nonfinite
 from nnlearn.programs.taps import Activation as Activation
 from nnlearn.programs.taps import activations as activations
 from nnlearn.schedules import constant_schedule as constant_schedule
@@ -108,7 +107,9 @@ from nnlearn.schedules import warmup_constant_schedule as warmup_constant_schedu
 from nnlearn.schedules import warmup_cosine_decay_schedule as warmup_cosine_decay_schedule
 from nnlearn.schedules import warmup_exponential_decay_schedule as warmup_exponential_decay_schedule
 from nnlearn.schedules import warmup_stable_decay_schedule as warmup_stable_decay_schedule
+from nnlearn.stream import FaultError as FaultError
 from nnlearn.stream import FitResult as FitResult
+from nnlearn.stream import RollBack as RollBack
 from nnlearn.stream import fit as fit
 from nnlearn.stream import run as run
 from nnlearn.train import Info as Info
@@ -140,6 +141,7 @@ from nnlearn.train import per_example_norms as per_example_norms
 from nnlearn.train import poisson_sampled as poisson_sampled
 from nnlearn.train import reached as reached
 from nnlearn.train import shuffled as shuffled
+from nnlearn.train import skip_budget as skip_budget
 from nnlearn.transforms import *  # noqa: F403
 from nnlearn.tree import global_norm as global_norm
 from nnlearn.types import EmptyState as EmptyState
@@ -159,15 +161,20 @@ for _name in ("Event", "FitResult", "every", "fit", "tensorboard", "wandb_offlin
     setattr(train, _name, getattr(stream, _name))
 
 
-# Imported at first use: name -> module. They are a quarter of the import time, and many programs need none of them.
+# Imported at first use: name -> module. They are a third of the import time, and many programs need none of them.
 _LAZY = {name: f"nnlearn.{name}" for name in ("datasets", "models", "sweeps", "tasks")}
 _LAZY |= {"sweep": "nnlearn.sweeps", "Task": "nnlearn.tasks", "load_task": "nnlearn.tasks"}
+_LAZY |= dict.fromkeys(("diagnose", "diagnose_trace", "preflight", "repair"), "nnlearn.diagnose")
 
 if _typing.TYPE_CHECKING:
     from nnlearn import datasets as datasets
     from nnlearn import models as models
     from nnlearn import sweeps as sweeps
     from nnlearn import tasks as tasks
+    from nnlearn.diagnose import diagnose as diagnose
+    from nnlearn.diagnose import diagnose_trace as diagnose_trace
+    from nnlearn.diagnose import preflight as preflight
+    from nnlearn.diagnose import repair as repair
     from nnlearn.sweeps import sweep as sweep
     from nnlearn.tasks import Task as Task
     from nnlearn.tasks import load_task as load_task

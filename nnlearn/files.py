@@ -8,6 +8,7 @@ import secrets
 import shutil
 import stat
 import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,16 +77,36 @@ def only_one(folder: str | Path, action: str) -> Iterator[None]:
 
 
 def hold(file: Any) -> bool:
-    """Lock an open file until it is closed or its process ends; return False if another process holds the lock."""
+    """Lock an open file until it is closed or its process ends; return False if another process holds the lock.
+
+    Forked children, such as the workers of a data loader, do not keep the lock.
+    """
     try:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _HELD.add(file)
     except BlockingIOError:
         return False
     except (ImportError, OSError):  # Windows, or a file system without locks
         pass
     return True
+
+
+_HELD: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    """In a forked child: put the null device in place of locked files, which would stay locked as long as it runs."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for file in list(_HELD):
+        if not file.closed:
+            os.dup2(null, file.fileno())
+    os.close(null)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 @contextlib.contextmanager

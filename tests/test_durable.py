@@ -1,10 +1,14 @@
 """Runs that are saved, killed and resumed: the bits are those of a run that nothing has interrupted."""
 
+import itertools
+import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import warnings
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +17,7 @@ import pytest
 
 import nnlearn
 from nnlearn.checkpoints import CheckpointError, Checkpoints, save
+from nnlearn.stream.place import Place, iterator_state, resumed
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(96, 5)).astype(np.float32)
@@ -240,3 +245,136 @@ def test_a_resumed_fit_is_the_fit_that_nothing_interrupted(kind, tmp_path):
     assert (tmp_path / "it.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
     if kind == "stateful":
         assert again.reads <= 17  # it was not read from the start
+
+
+@pytest.mark.parametrize("kind", ["signal", "error"])
+def test_a_fit_that_ends_in_the_middle_of_a_check_resumes_after_the_batches_that_it_used(kind, tmp_path):
+    state = nnlearn.init_state(
+        {"w": jnp.zeros(5), "b": jnp.zeros(())}, nnlearn.MultiSteps(nnlearn.adamw(0.1), 2), key=0
+    )
+
+    def fit(callback, **others):
+        settings = {"epochs": 4, "check_every": 5, "progress": False}
+        return nnlearn.fit(STEP, state, shuffled_anew, callbacks=[callback], **settings, **others)
+
+    def end_at_10(event):
+        if event.step == 10 and kind == "error":
+            raise RuntimeError("in a callback")
+        if event.step == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    whole = fit(lambda event: None)
+    with Checkpoints(tmp_path, every_steps=5) as checkpoints:
+        if kind == "error":
+            with pytest.raises(RuntimeError, match="in a callback"):
+                fit(end_at_10, checkpoints=checkpoints)
+        else:
+            assert fit(end_at_10, checkpoints=checkpoints).stopped_by == "terminated"
+        assert checkpoints.latest() == 10
+        assert_same(tuple(fit(lambda event: None, checkpoints=checkpoints)), tuple(whole))
+
+
+class Rows:
+    """A source of examples for the loaders of other libraries."""
+
+    def __len__(self):
+        return 96
+
+    def __getitem__(self, at):
+        return INPUTS[at], TARGETS[at]
+
+    def __repr__(self):
+        return "Rows()"  # grain compares it when it is resumed
+
+
+def grain_dataset():
+    grain = pytest.importorskip("grain")
+    return grain.MapDataset.source(Rows()).seed(0).shuffle().batch(8).to_iter_dataset()
+
+
+def grain_loader():
+    grain = pytest.importorskip("grain")
+    sampler = grain.samplers.IndexSampler(96, grain.sharding.NoSharding(), shuffle=True, num_epochs=1, seed=0)
+    return grain.DataLoader(data_source=Rows(), sampler=sampler, operations=[grain.transforms.Batch(8)])
+
+
+def torch_loader():
+    torch, torchdata = pytest.importorskip("torch"), pytest.importorskip("torchdata.stateful_dataloader")
+    generator = torch.Generator().manual_seed(4)
+    return torchdata.StatefulDataLoader(Rows(), batch_size=8, shuffle=True, generator=generator)
+
+
+@pytest.mark.parametrize("make_loader", [grain_dataset, grain_loader, torch_loader])
+def test_the_loaders_of_other_libraries_continue_by_their_own_state(make_loader):
+    loader = make_loader()
+    iterator = iter(loader)
+    used = list(itertools.islice(iterator, 5))
+    state = json.loads(json.dumps(iterator_state(iterator, loader)))
+    assert state is not None
+    rest = list(resumed(make_loader(), Place(0, 5, state)))
+    seen = np.concatenate([np.asarray(targets) for _, targets in used + rest])
+    assert sorted(seen) == sorted(TARGETS)
+    for one, other in zip(rest, iterator, strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+
+
+def test_a_forked_worker_does_not_keep_the_folder(tmp_path):
+    with Checkpoints(tmp_path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # JAX warns of every fork
+        worker = os.fork()
+        if not worker:
+            signal.pause()
+    try:
+        Checkpoints(tmp_path).close()
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+
+
+def test_the_minutes_between_two_checkpoints(tmp_path, monkeypatch):
+    """With a clock of its own: each check takes a minute."""
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: None)
+    monkeypatch.setattr("nnlearn.checkpoints.manager.time", clock)
+    monkeypatch.setattr("nnlearn.stream.durable.time", clock)
+
+    def pass_a_minute(_):
+        now[0] += 60
+
+    with Checkpoints(tmp_path / "alone", every_minutes=2.5, every_steps=100) as checkpoints:
+        due = []
+        for step in (10, 20, 30, 40, 100, 110):
+            due.append(checkpoints.is_due(step))
+            if due[-1]:
+                checkpoints.save(step, jnp.ones(1))
+            pass_a_minute(None)
+        assert due == [False, False, False, True, True, False]
+    train = make(steps=60)
+    with Checkpoints(tmp_path / "run", every_minutes=3, keep_last=None) as checkpoints:
+        nnlearn.run(train, HPARAMS, 0, checkpoints=checkpoints, watch=pass_a_minute, progress=False)
+        assert checkpoints.steps() == (15, 30, 45, 60)
+    params = {"w": jnp.zeros(5), "b": jnp.zeros(())}
+    state = nnlearn.init_state(params, nnlearn.MultiSteps(nnlearn.adamw(0.1), 2), key=0)
+    options = {"callbacks": pass_a_minute, "check_every": 5, "progress": False}
+    with Checkpoints(tmp_path / "fit", every_minutes=3, keep_last=None) as checkpoints:
+        nnlearn.fit(STEP, state, list(shuffled_anew(0)) * 10, checkpoints=checkpoints, **options)
+        assert checkpoints.steps() == (15, 30, 40)
+
+
+def test_long_stretches_become_shorter_than_the_minutes_between_checkpoints(tmp_path, monkeypatch):
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: None)
+    monkeypatch.setattr("nnlearn.checkpoints.manager.time", clock)
+    monkeypatch.setattr("nnlearn.stream.durable.time", clock)
+    monkeypatch.setattr("nnlearn.stream.durable.STRETCHES", 3)
+    stretches = []
+
+    def slow(part):
+        stretches.append(len(part.step))
+        now[0] += 60.0 * len(part.step)
+
+    train = make()
+    with Checkpoints(tmp_path, every_minutes=6) as checkpoints:
+        result = nnlearn.run(train, HPARAMS, 0, checkpoints=checkpoints, watch=slow, progress=False)
+    assert stretches == [20, 20, 5, 5, 5, 5]
+    assert_same(tuple(result), jax.jit(train)(HPARAMS, 0))

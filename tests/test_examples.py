@@ -11,7 +11,7 @@ import pytest
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 RUN_HERE = {"bowl", "compare_optimizers", "custom_transformation", "digits", "flax_model", "gan", "learn_schedule"}
-RUN_HERE |= {"linear_regression", "sweep_halving", "xor"}
+RUN_HERE |= {"checkpoints", "linear_regression", "sweep_halving", "xor"}
 IN_TEST_EXAMPLES_LEARNING = {"depth", "regularization"}
 
 
@@ -53,6 +53,15 @@ def test_linear_regression_finds_the_line(capsys):
     inputs, targets = (np.asarray(array, np.float64) for array in module.noisy_line(jax.random.key(0)))
     independent = np.linalg.lstsq(np.stack([inputs, np.ones_like(inputs)], axis=1), targets)[0]
     np.testing.assert_allclose(exact, independent, atol=1e-5)
+
+
+def test_a_killed_run_is_resumed_to_the_bit(capsys):
+    module, (killed_at, same, params), printed = run("checkpoints", capsys)
+    assert 0 < killed_at < module.STEPS and killed_at % module.EVERY == 0
+    assert same
+    assert params["output"]["kernel"].shape == (32, 2)
+    promised = promised_lines(module)
+    assert [line[: len(start)] for line, start in zip(printed, promised, strict=True)] == promised
 
 
 def test_every_one_of_100_seeds_solves_exclusive_or(capsys):

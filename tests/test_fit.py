@@ -30,6 +30,7 @@ from nnlearn.stream.dispatch import make_block
 from nnlearn.stream.fit import fit
 from nnlearn.stream.loggers import tensorboard, wandb_offline
 from nnlearn.sums import zero_total
+from nnlearn.train.step import Skips
 
 MODEL = mlp((6, 8, 3))
 TX = nnlearn.adamw(1e-2)
@@ -197,7 +198,7 @@ def test_fit_compiles_once_for_all_block_lengths():
     fit(step, result.state, batches_of(23), **options)
     assert traces == ["evaluate", "loss"]
     block = make_block(step)
-    carry = (start(), zero_total(), jnp.int32(0), {})
+    carry = (start(), zero_total(), Skips(jnp.int32(0), jnp.int32(0)), {})
     for count in (1, 3, 2):
         carry, _ = block(carry, stacked(batches_of(4)), np.int32(count), 4)
     assert block._cache_size() == 1

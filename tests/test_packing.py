@@ -660,6 +660,15 @@ def test_a_mesh_axis_of_one_device():
         assert leaf.sharding.is_equivalent_to(params[name].sharding, leaf.ndim)
 
 
+def test_an_explicit_mesh_of_one_device():
+    """Its axes are in the type of an array, so leaves that name them share no buffer with others."""
+    params = spread(make_mesh((1,), ("x",), AxisType.Explicit), LINE)
+    packed = pack(params)
+    for name, leaf in unpack(packed).items():
+        np.testing.assert_array_equal(leaf, params[name])
+        assert jax.typeof(leaf) == jax.typeof(params[name])
+
+
 def test_inside_jit_an_explicit_mesh_shows_the_sharding_of_leaves():
     params = spread(make_mesh((4,), ("x",), AxisType.Explicit), LINE)
     packed = jax.jit(pack)(params)

@@ -13,6 +13,7 @@ from nnlearn.packing import is_packed
 from nnlearn.stream.dispatch import make_block
 from nnlearn.sums import long_sum, zero_total
 from nnlearn.sweeps import choice, successive_halving, sweep
+from nnlearn.train.step import Skips
 
 SEEN: list = []
 
@@ -86,7 +87,7 @@ def test_the_mean_over_a_million_steps_is_accurate():
 
     tx, count = nnlearn.sgd(0.0), 1 << 20
     block = make_block(nnlearn.make_step(loss_fn, tx, record=()))
-    carry = nnlearn.init_state(jnp.array(0.1), tx), zero_total(), jnp.int32(0), {}
+    carry = nnlearn.init_state(jnp.array(0.1), tx), zero_total(), Skips(jnp.int32(0), jnp.int32(0)), {}
     (_, total, *_), _ = block(carry, jnp.zeros(count, bool), None, count)
     np.testing.assert_allclose(float(total.value) / count, np.float32(0.1), rtol=1e-7)
     train = nnlearn.make_train(

@@ -204,7 +204,9 @@ def scores(program: Program, keys: jax.Array) -> dict[str, np.ndarray]:
             "last_loss": jnp.mean(losses[-10:]),
         }
 
-    results = {name: np.asarray(value, np.float64) for name, value in jax.jit(jax.vmap(run))(keys).items()}
+    # One after the other: vmapped convolutions are slow on a CPU.
+    found = jax.jit(lambda keys: jax.lax.map(run, keys))(keys)
+    results = {name: np.asarray(value, np.float64) for name, value in found.items()}
     for name in ("true", "reported"):
         results[name] = np.clip(np.nan_to_num(results[name], nan=0.0), 0.0, 1.0)
     return results

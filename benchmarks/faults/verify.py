@@ -45,34 +45,48 @@ def main() -> None:
     if options.cache:
         jax.config.update("jax_compilation_cache_dir", options.cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    keys = jax.random.split(jax.random.key(0), options.seeds)
+    path = options.out or RESULTS / f"faults_{options.group}_verified.json"
+    table = Table(path, jax.random.split(jax.random.key(0), options.seeds))
     programs, faults = load(options.group)
-    table: list[dict] = []
-    healthy = {}
-    wanted = {f.program for f in faults if options.only in f.title}
+    faults = [fault for fault in faults if options.only in fault.title]
+    wanted = {fault.program for fault in faults}
     for name, program in programs.items():
         if options.only in name or name in wanted:
-            healthy[name] = measure(program, keys)
-            table.append({"program": name, "kind": program.kind, "fault": None, **healthy[name]})
-            print(f"{np.mean(healthy[name]['true']):6.3f} {' ' * 13} {healthy[name]['seconds']:6.1f} s  {name}")
+            table.add({"program": name, "kind": program.kind, "fault": None, "how": None}, program)
     for fault in faults:
-        if options.only not in fault.title:
-            continue
-        try:
-            found = measure(fault.change(programs[fault.program]), keys)
-        except Exception as error:  # a broken case must not hide the others
-            print(f"broken: {fault.title}: {type(error).__name__}: {error}", file=sys.stderr)
-            continue
-        cost = damage(healthy[fault.program], found, fault.hides)
         row = {"program": fault.program, "fault": fault.name, "how": fault.how, "also": list(fault.also)}
-        table.append({**row, "hides": fault.hides, "damage": round(cost, 4), "hurts": cost >= HURTS, **found})
-        mark = "" if cost >= HURTS else "  DOES NOT HURT"
-        true, reported = np.mean(found["true"]), np.mean(found["reported"])
-        print(f"{true:6.3f} {reported:6.3f} {cost:6.3f} {found['seconds']:6.1f} s  {fault.title}{mark}", flush=True)
-    if options.out or not options.only:
-        path = options.out or RESULTS / f"faults_{options.group}_verified.json"
-        document = {"command": " ".join(sys.argv), "machine": machine_facts(), "hurts": HURTS, "rows": table}
-        path.write_text(json.dumps(document, indent=1) + "\n")
+        table.add(row | {"hides": fault.hides}, fault.change(programs[fault.program]))
+
+
+class Table:
+    """The rows of a file of results, which is written after each row; a row that is there is not measured again."""
+
+    def __init__(self, path: Path, keys: jax.Array):
+        self.path, self.keys = path, keys
+        self.rows = json.loads(path.read_text())["rows"] if path.exists() else []
+
+    def find(self, program: str, fault: str | None, how: str | None) -> dict | None:
+        same = [row for row in self.rows if (row["program"], row["fault"], row["how"]) == (program, fault, how)]
+        return same[0] if same else None
+
+    def add(self, row: dict, program: Program) -> None:
+        if self.find(row["program"], row["fault"], row["how"]):
+            return
+        title = " / ".join(filter(None, (row["program"], row["fault"], row["how"])))
+        try:
+            row |= measure(program, self.keys)
+            if row["fault"]:
+                cost = damage(self.find(row["program"], None, None), row, row["hides"])
+                row |= {"damage": round(cost, 4), "hurts": cost >= HURTS}
+        except Exception as error:  # a broken case must not stop the others
+            print(f"broken: {title}: {type(error).__name__}: {error}".splitlines()[0], flush=True)
+            return
+        self.rows.append(row)
+        numbers = [float(np.mean(row["true"])), float(np.mean(row["reported"])), row.get("damage", 0.0)]
+        mark = "" if row.get("hurts", True) else "  DOES NOT HURT"
+        print(" ".join(f"{x:6.3f}" for x in numbers), f"{row['seconds']:6.1f} s  {title}{mark}", flush=True)
+        document = {"command": " ".join(sys.argv), "machine": machine_facts(), "hurts": HURTS, "rows": self.rows}
+        self.path.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """Pages of the reference: every public name of nnlearn once, under its shortest name, grouped by room."""
 
+import functools
 import importlib
 import inspect
 import re
 import typing
 from pathlib import Path
+
+from sphinx.util.typing import stringify_annotation
 
 import nnlearn
 
@@ -108,7 +111,31 @@ def escape_marks(app, what, name, obj, options, lines):
             lines[i] = "".join(parts)
 
 
+# Types whose expansion is long: the names that the code uses for them.
+ALIASES = ("ScalarOrSchedule", "MaskOrFn", "ArrayLike", "DTypeLike", "Schedule", "Scalar")
+
+
+def short_types(app, what, name, obj, options, signature, returns):
+    """Write the names of type aliases in place of their expansions, the longest first."""
+    return _shortened(signature), _shortened(returns)
+
+
+def _shortened(text):
+    for expansion, alias in _expansions():
+        text = text and re.sub(rf"(?<![\w.~]){re.escape(expansion)}(?![\w\[])", alias, text)
+    return text
+
+
+@functools.cache
+def _expansions():
+    import nnlearn.types as types
+
+    known = {stringify_annotation(getattr(types, alias), "smart"): alias for alias in ALIASES}
+    return sorted(known.items(), key=lambda pair: -len(pair[0]))
+
+
 def setup(app):
+    app.connect("autodoc-process-signature", short_types)
     app.connect("autodoc-process-docstring", escape_marks, priority=400)  # before napoleon
     app.connect("builder-inited", lambda app: write_pages(Path(app.srcdir) / "api"))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,4 +1,4 @@
-"""Skeleton of a new loss: copy it into a file of ``nnlearn/losses/`` and rename. It runs as it stands."""
+"""Skeleton of a new loss: copy it to a file in ``nnlearn/losses/`` and rename it. It runs without changes."""
 
 import jax
 import jax.numpy as jnp
@@ -37,5 +37,5 @@ def skeleton_loss(predictions: ArrayLike, targets: ArrayLike, quantile: Scalar =
     return jnp.maximum(quantile * error, (quantile - 1) * error)
 
 
-# Tests, in ``tests/test_losses.py``: values and gradients against a slow NumPy version in float64, also at extreme
-# inputs; against optax and PyTorch where they have the loss. Then export the name in both ``__init__.py`` files.
+# Tests, in ``tests/test_losses.py``: compare values and gradients with a slow NumPy version in float64, also at extreme
+# inputs, and with optax and PyTorch if they have the loss. Then export the name in both ``__init__.py`` files.

@@ -1,8 +1,10 @@
-"""Skeleton of a new method: copy this file to ``nnlearn/optimizers/<method>.py`` and rename. It runs as it stands:
-RMSProp in its plainest form. A transformation that several optimizers share goes to ``nnlearn/transforms/`` instead.
+"""Skeleton of a new method: copy this file to ``nnlearn/optimizers/<method>.py`` and rename it.
+
+It runs without changes, as the simplest form of RMSProp. A transformation that several optimizers share belongs in
+``nnlearn/transforms/``.
 """
 
-from optax import ScaleByRmsState  # optax's state where it has the method; else a NamedTuple with a field for each slot
+from optax import ScaleByRmsState  # optax's state if it has the method; else a NamedTuple with a field for each slot
 
 from nnlearn.settings import comparable
 from nnlearn.transforms import Slot, assemble, from_kernel, scale_by_learning_rate
@@ -13,7 +15,7 @@ from nnlearn.tree import abs_sq, safe_divide, safe_sqrt
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, Scalar, ScalarOrSchedule
 
 
-# 1. The mathematics of one leaf: arrays to arrays, all in one precision, float32 or better.
+# 1. The kernel, from arrays to arrays of one leaf, all in one precision, float32 or better.
 def skeleton_kernel(g, nu, *, decay, eps):
     r"""One step of <method> (<authors> <year>, arXiv:<number>, <algorithm or equation>).
 
@@ -33,21 +35,27 @@ def scale_by_skeleton(
 ) -> GradientTransformationExtraArgs:
     """<Method>'s direction, see ``skeleton_kernel``; arguments as in ``skeleton``.
 
+    Returns:
+      A transformation with ``ScaleByRmsState(nu)``.
+
+    Raises:
+      ValueError: if a hyper-parameter is out of its range.
+
     >>> import jax.numpy as jnp
     >>> tx = scale_by_skeleton(decay=0.75)
     >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0]
     Array([2.], dtype=float32)
     """
-    check_hyperparams(decay=decay, eps=eps)  # a new name gets a line in transforms/ranges.py
+    check_hyperparams(decay=decay, eps=eps)  # a new name needs a line in transforms/ranges.py
     return from_kernel(
         skeleton_kernel,
         ScaleByRmsState,
         slots={"nu": Slot(dtype=as_storage("nu_dtype", nu_dtype), real=True)},  # real: a mean of squared magnitudes
         hyperparams={"decay": decay, "eps": eps},  # numbers, arrays, tracers, or schedules if the state has a counter
-        # per_step=lambda count, decay, **_: {"correction": 1 - decay**count},  # what all leaves share, once a step
-        # shared={"scale": 1.0},  # fields of the state with one array for the whole tree; per_step may return the next
+        # per_step=lambda count, decay, **_: {"correction": 1 - decay**count},  # computed once per step for all leaves
+        # shared={"scale": 1.0},  # fields of the state with one array for the whole tree, which per_step may update
         # needs_params="scale_by_skeleton",  # kernel(g, param, nu, ...)
-        # whole_leaf=True,  # norms, rows, matrices: packed parameters come in stacks of equal leaves; see muon.py
+        # whole_leaf=True,  # for norms, rows, matrices: packed parameters come in stacks of equal leaves; see muon.py
         # Slot(shape=lambda shape: shape[:-1])  # state of another shape than its leaf; see adafactor.py
     )
 

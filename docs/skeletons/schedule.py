@@ -1,4 +1,4 @@
-"""Skeleton of a new schedule: copy it into a file of ``nnlearn/schedules/`` and rename. It runs as it stands."""
+"""Skeleton of a new schedule: copy it to a file in ``nnlearn/schedules/`` and rename it. It runs without changes."""
 
 import jax.numpy as jnp
 

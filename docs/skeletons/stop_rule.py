@@ -1,4 +1,4 @@
-"""Skeleton of a new stop rule: copy it into ``nnlearn/train/stopping.py`` and rename. It runs as it stands."""
+"""Skeleton of a new stop rule: copy it to ``nnlearn/train/stopping.py`` and rename it. It runs without changes."""
 
 import jax.numpy as jnp
 
@@ -14,7 +14,7 @@ def skeleton_rule(metric: str, factor: Scalar = 2.0) -> StopRule:
 
     Args:
       metric: a name that ``evaluate`` returns, ``train_loss``, or ``aux/<path>``, see ``StopRule``.
-      factor: how many times the smallest value is too much, >= 1.
+      factor: the ratio to the smallest value at which the run stops, >= 1.
 
     Returns:
       A ``StopRule``.
@@ -36,15 +36,15 @@ def skeleton_rule(metric: str, factor: Scalar = 2.0) -> StopRule:
         return jnp.array(jnp.inf, jnp.float32)
 
     def update(smallest, metrics, step):
-        # The rule runs inside the compiled program: the new state keeps its dtype and shape, and no Python branch looks
-        # at a value. A comparison with NaN is False, so a rule decides what NaN means; ``diverged`` stops at it.
+        # The rule runs inside the compiled program: keep the state's dtype and shape, and do not branch in Python on a
+        # value. A comparison with NaN is False, so decide what NaN means; ``diverged`` stops at it.
         value = pick(metrics, metric, "skeleton_rule")
         smallest = jnp.fmin(smallest, value)
         return smallest, value > factor * smallest
 
-    # ``metrics`` names what the rule reads; ``keep=(metric, "min")`` would end the run with its best state.
+    # ``metrics`` names the metrics that the rule uses; ``keep=(metric, "min")`` would end the run with its best state.
     return StopRule(f"skeleton_rule({metric})", init, update, metrics=(metric,))
 
 
-# Tests, in ``tests/test_run.py``: the check at which a run stops, alone, under ``vmap`` and in stretches. Then export
-# the name in ``nnlearn/train/__init__.py`` and ``nnlearn/__init__.py``.
+# Tests, in ``tests/test_run.py``: the check at which a run stops, alone, under ``vmap`` and when run in parts. Then
+# export the name in ``nnlearn/train/__init__.py`` and ``nnlearn/__init__.py``.

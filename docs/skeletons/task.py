@@ -1,4 +1,4 @@
-"""Skeleton of a new task: copy it into a file of ``nnlearn/tasks/`` and rename. It runs as it stands."""
+"""Skeleton of a new task: copy it to a file in ``nnlearn/tasks/`` and rename it. It runs without changes."""
 
 import functools
 
@@ -11,10 +11,10 @@ from nnlearn.tasks.task import Task, warmed_adamw
 
 
 def skeleton(*, seed: int = 0, examples: int = 400, hidden: int = 16, epochs: int = 20) -> Task:
-    """<One line: what is learned from what>. Baseline: the mean.
+    """<One line: what is predicted from what>. Baseline: the mean.
 
     Args:
-      seed: of the data and of the split.
+      seed: seed of the data and of the split.
       examples: number of examples, split 70 / 15 / 15.
       hidden: width of the hidden layer.
       epochs: passes over the training part.
@@ -28,16 +28,16 @@ def skeleton(*, seed: int = 0, examples: int = 400, hidden: int = 16, epochs: in
     >>> task.solved(task.evaluate(state.params))
     True
     """
-    # 1. The data, in NumPy: split first, then measure means, scales and vocabularies on the training part alone.
+    # 1. The data, in NumPy: split first, then compute means, scales and vocabularies from the training part alone.
     random = np.random.default_rng(seed)
     inputs = random.uniform(-1, 1, (examples, 2)).astype(np.float32)
     parts = split(Examples(inputs, np.sin(3 * inputs[:, :1]) * inputs[:, 1:]), seed=seed)
     inputs, _ = standardize(*(part.inputs for part in parts))
     train, validation, test = (Examples(x, part.targets) for x, part in zip(inputs, parts, strict=True))
-    # 2. The model, its loss and its metrics, each a mean over the examples of a ``MaskedBatch`` that count.
+    # 2. The model, its loss and its metrics, which are means over the valid examples of a ``MaskedBatch``.
     model = mlp((2, hidden, 1), activation="gelu")
     loss_fn, metrics_fn = regression(model)
-    # 3. A number to reach, the numbers of predictors that learn little, and settings that reach it.
+    # 3. A target for the metric, the metrics of simple baselines, and settings that reach the target.
     batch_size = 20
     return Task(
         name="skeleton",
@@ -61,5 +61,5 @@ def skeleton(*, seed: int = 0, examples: int = 400, hidden: int = 16, epochs: in
 
 
 # Register the name in ``TASKS`` of ``nnlearn/tasks/__init__.py``, for ``load_task`` and ``nnlearn learn``. Tests: a
-# small version in ``SMALL`` of ``tests/test_tasks.py``. Save what ``nnlearn learn <name>`` prints in
-# ``benchmarks/results/``.
+# small version in ``SMALL`` of ``tests/test_tasks.py``. Save the output of ``nnlearn learn <name>`` in
+# ``benchmarks/results/learn/``.

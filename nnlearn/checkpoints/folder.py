@@ -244,9 +244,17 @@ def fit_tree(
 def verify(folder: str | Path) -> None:
     """Check every byte of a checkpoint, without loading it.
 
+    Args:
+      folder: the folder of a checkpoint that ``save`` wrote.
+
     Raises:
       FileNotFoundError: if there is no such folder.
       CheckpointError: if a file is damaged, missing or replaced.
+
+    >>> import tempfile, jax.numpy as jnp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(folder + "/one", {"w": jnp.ones(2)})
+    ...     verify(folder + "/one")
     """
     folder = Path(folder)
     for name, written in read_manifest(folder).files.items():
@@ -256,9 +264,21 @@ def verify(folder: str | Path) -> None:
 def read_metadata(folder: str | Path) -> dict[str, Any]:
     """The metadata that was saved with a checkpoint.
 
+    Args:
+      folder: the folder of a checkpoint that ``save`` wrote.
+
+    Returns:
+      The dict that was given to ``save``, of JSON types.
+
     Raises:
       FileNotFoundError: if there is no such folder.
       CheckpointError: if the manifest is damaged.
+
+    >>> import tempfile, jax.numpy as jnp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(folder + "/one", {"w": jnp.ones(2)}, metadata={"epoch": 3})
+    ...     read_metadata(folder + "/one")
+    {'epoch': 3}
     """
     return read_manifest(Path(folder)).metadata
 

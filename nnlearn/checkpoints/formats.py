@@ -77,6 +77,9 @@ def import_safetensors(
       convert: ``convert(name, array)`` gives the array to use; PyTorch keeps the kernel of a linear layer transposed.
       **fit: ``only``, ``rename``, ``missing``, ``unexpected``, ``report``, see ``nnlearn.checkpoints.load``.
 
+    Returns:
+      A tree like ``like``, or a dict of NumPy arrays by name.
+
     Raises:
       CheckpointError: if the file is damaged in a way that shows, or does not fit ``like``.
 
@@ -131,9 +134,18 @@ def import_msgpack(path: str | Path, like: PyTree | None = None, **fit: Unpack[F
       like: the tree to load into; None for nested dicts of NumPy arrays.
       **fit: ``only``, ``rename``, ``missing``, ``unexpected``, ``report``, see ``nnlearn.checkpoints.load``.
 
+    Returns:
+      A tree like ``like``, or nested dicts of NumPy arrays.
+
     Raises:
       ImportError: if flax is not installed.
       CheckpointError: if the file cannot be read, or does not fit ``like``.
+
+    >>> import tempfile, jax.numpy as jnp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     export_msgpack(folder + "/w.msgpack", {"layer": {"w": jnp.ones(2)}})
+    ...     import_msgpack(folder + "/w.msgpack")
+    {'layer': {'w': array([1., 1.], dtype=float32)}}
     """
     flax = import_extra("flax.serialization", "import_msgpack", "flax")
     return _fit_foreign(path, lambda: flax.msgpack_restore(Path(path).read_bytes()), like, fit)
@@ -148,6 +160,8 @@ def export_orbax(path: str | Path, tree: PyTree) -> None:
 
     Raises:
       ImportError: if orbax is not installed.
+
+    >>> export_orbax("checkpoint", {"w": jnp.ones(2)})  # doctest: +SKIP
     """
     orbax = import_extra("orbax.checkpoint", "export_orbax", "orbax", "orbax-checkpoint")
 
@@ -167,9 +181,15 @@ def import_orbax(path: str | Path, like: PyTree | None = None, **fit: Unpack[Fit
       like: the tree to load into; None for nested dicts and lists of arrays.
       **fit: ``only``, ``rename``, ``missing``, ``unexpected``, ``report``, see ``nnlearn.checkpoints.load``.
 
+    Returns:
+      A tree like ``like``, or nested dicts and lists of arrays.
+
     Raises:
       ImportError: if orbax is not installed.
       CheckpointError: if it cannot be read, or does not fit ``like``.
+
+    >>> import_orbax("checkpoint", like={"w": jnp.zeros(2)})  # doctest: +SKIP
+    {'w': Array([1., 1.], dtype=float32)}
     """
     orbax = import_extra("orbax.checkpoint", "import_orbax", "orbax", "orbax-checkpoint")
 

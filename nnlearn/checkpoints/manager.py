@@ -90,6 +90,7 @@ class Checkpoints:
         self.read_only = read_only
         self._written: Future | None = None
         self._last_step, self._last_time = -1, time.monotonic()
+        self._pinned: int | None = None
         self._held = contextlib.ExitStack()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="nnlearn-checkpoints")
         self._guard = threading.Lock()
@@ -156,7 +157,7 @@ class Checkpoints:
         if self.keep_last is None:
             return
         steps = self.steps()
-        kept = {*steps[-self.keep_last :], newest, *self._ranked(steps)[: self.keep_best]}
+        kept = {*steps[-self.keep_last :], newest, self._pinned, *self._ranked(steps)[: self.keep_best]}
         old = [step for step in steps if step not in kept]
         if old:
             verify(self.path(newest))
@@ -164,6 +165,10 @@ class Checkpoints:
             grave = self.folder / f".{self.path(step).name}.deleted"
             self.path(step).rename(grave)  # killed while it deletes, no half of a checkpoint is seen
             shutil.rmtree(grave, ignore_errors=True)
+
+    def pin(self, step: int | None) -> None:
+        """Keep a step whatever the rules say, in place of the one that was pinned before."""
+        self._pinned = step
 
     def path(self, step: int) -> Path:
         """The folder of a step; ``nnlearn.checkpoints.load`` reads it."""

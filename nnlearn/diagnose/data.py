@@ -1,4 +1,4 @@
-"""Checks of the examples: scale of inputs and targets, numbering of classes, order, balance."""
+"""Checks of the examples: scale of the targets, numbering of classes, order, balance."""
 
 import jax
 import numpy as np
@@ -10,47 +10,7 @@ from nnlearn.diagnose.probes import said_yes
 from nnlearn.diagnose.report import found
 from nnlearn.diagnose.subject import Unknown, parts_of
 
-LARGE, SMALL, OFFSET, UNEVEN = 20.0, 0.02, 8.0, 100.0  # of columns of the inputs
 GOOD = 0.97  # an accuracy, or an explained share, with which nobody looks for a fault
-
-
-@check("inputs have about unit scale")
-def input_scale(evidence: Evidence) -> Seen:
-    facts = facts_of(evidence)
-    if facts.tokens is not None:
-        raise Unknown("the inputs are tokens")
-    inputs = facts.data.inputs[facts.rows]
-    mean, deviation = inputs.mean(0), inputs.std(0)
-    used = deviation > 1e-9 * (1 + np.abs(mean))
-    if not used.any():
-        raise Unknown("the inputs are constant")
-    mean, deviation, size = mean[used], deviation[used], np.sqrt(np.mean(inputs[:, used] ** 2, 0))
-    widths = np.ptp(inputs[:, used], axis=0)  # not deviations: a pixel that is rarely on has a small one
-    uneven = widths.max() / widths.min() if len(widths) <= 200 else 1.0
-    values = {
-        "largest rms": size.max(),
-        "median deviation": np.median(deviation),
-        "median offset / deviation": np.median(np.abs(mean) / deviation),
-        "ratio of ranges": uneven,
-    }
-    rule = (
-        f"rms at most {LARGE:g}, deviation at least {SMALL:g}, offset at most {OFFSET:g} deviations; or it does no harm"
-    )
-    odd = values["largest rms"] > LARGE or values["median deviation"] < SMALL
-    odd = odd or values["median offset / deviation"] > OFFSET or uneven > UNEVEN
-    if not odd or learned_well(facts):
-        return Seen(values, rule)
-    other = evidence.variants["inputs of unit scale"]
-    steps = len(other.losses)
-    as_is, other = loss_at(evidence.run.loss, steps), other.loss
-    values |= {"loss as it is": as_is, "loss with standardised inputs": other}
-    if not (np.isfinite(other) and (not np.isfinite(as_is) or other < as_is - 0.33 * abs(as_is))):
-        return Seen(values, rule)
-    text = (
-        f"The inputs have values up to {np.abs(inputs).max():.3g}, deviations from {deviation.min():.2g} to "
-        f"{deviation.max():.2g}. After {steps} steps the loss is {as_is:.3g}, and {other:.3g} with standardised inputs."
-    )
-    return Seen(values, rule, [found("unnormalised_inputs", text, values, strength=0.9, where="inputs")])
 
 
 def learned_well(facts: Facts) -> bool:
@@ -63,11 +23,6 @@ def learned_well(facts: Facts) -> bool:
         )
     except Unknown:
         return False
-
-
-def loss_at(loss: np.ndarray, steps: int) -> float:
-    """The mean loss of the last tenth of the first ``steps`` steps."""
-    return float(np.mean(loss[max(0, steps - max(3, steps // 10)) : steps]))
 
 
 @check("regression targets have about unit scale")
@@ -100,7 +55,7 @@ def class_numbers(evidence: Evidence) -> Seen:
     classes, targets = facts.classes, np.asarray(facts.data.targets)
     if targets.ndim > 1 and facts.data.kind == "one-hot":
         raise Unknown("the targets are one-hot")
-    outputs = evidence.outputs.train
+    outputs = facts.outputs.train
     units = outputs.shape[-1] if outputs.ndim == targets.ndim + 1 or outputs.ndim == 2 else 1
     values = {"classes": len(classes), "smallest": classes[0], "largest": classes[-1], "outputs": units}
     rule = "from 0 to outputs - 1, the same in training and validation"
@@ -125,7 +80,7 @@ def validation_classes(evidence: Evidence) -> Seen:
     if validation.labels is None:
         raise Unknown("the targets of validation are not classes")
     unknown = float(np.mean(~np.isin(validation.labels, facts.classes)))
-    outputs, values = evidence.outputs, {"share of unknown classes": unknown}
+    outputs, values = facts.outputs, {"share of unknown classes": unknown}
     rule = "no class that training lacks, and no exchange of classes"
     findings = []
     if outputs.validation is None or outputs.validation_targets is None:
@@ -224,7 +179,7 @@ def balance(evidence: Evidence) -> Seen:
     rule = "no class above 70 %, or the recall of the others not below half of what a balanced predictor reaches"
     if largest < 0.7:
         return Seen(values, rule)
-    outputs = evidence.outputs
+    outputs = facts.outputs
     said, true = decisions(outputs.train, facts), validation_labels(outputs.train_targets)
     frequent = classes[int(np.argmax(shares))]
     rare = true != frequent
@@ -267,12 +222,11 @@ def balanced_recall(facts: Facts, frequent: int) -> float:
 
 
 CHECKS: tuple[NamedCheck, ...] = (
-    input_scale,
     target_scale,
     class_numbers,
     validation_classes,
     order_of_batches,
     balance,
 )
-BEFORE: tuple[NamedCheck, ...] = (class_numbers,)
+BEFORE: tuple[NamedCheck, ...] = ()
 """Those that look at the data alone, for ``preflight``."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.diagnose.optimizer import Answer, ask
-from nnlearn.diagnose.plan import QUICK, on_host
+from nnlearn.diagnose.plan import on_host, quick
 from nnlearn.diagnose.quality import quality
 from nnlearn.diagnose.rerun import Record, leaf_names, rerun
 from nnlearn.diagnose.subject import Subject, Unknown
@@ -166,7 +166,7 @@ class Evidence:
         if subject.key_mode != "never":
             inputs = some(subject.inputs)
             predict = jax.jit(
-                lambda key: subject.outputs(params_of(state), inputs, key, state.model_state), compiler_options=QUICK
+                lambda key: subject.outputs(params_of(state), inputs, key, state.model_state), compiler_options=quick()
             )
             noisy = (np.asarray(predict(jax.random.key(1))), np.asarray(predict(jax.random.key(2))))
         validation = None if history.validation is None else history.validation[-1]
@@ -192,7 +192,7 @@ class Evidence:
                 lambda params, inputs: subject.outputs(params, inputs, None, model_state), params, inputs
             )
 
-        return jax.jit(jax.vmap(one), compiler_options=QUICK)(params, model_state)
+        return jax.jit(jax.vmap(one), compiler_options=quick())(params, model_state)
 
     @functools.cached_property
     def network(self) -> Inspection:
@@ -355,7 +355,7 @@ def _slopes(subject: Subject, run: Record) -> Slopes:
     def norms(tree):
         return jnp.stack([leaf_norm(leaf) for leaf in jax.tree.leaves(tree)])
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @functools.partial(jax.jit, compiler_options=quick())
     def program(states, keys, rows, examples):
         def slope(state, key, row):
             batch = plan.batch(row, examples)
@@ -503,7 +503,7 @@ def _history(subject: Subject, run: Record) -> History:
             result.append((loss, outputs))
         return result
 
-    found = jax.jit(lambda states: jax.lax.map(one, states), compiler_options=QUICK)(run.states)
+    found = jax.jit(lambda states: jax.lax.map(one, states), compiler_options=quick())(run.states)
     found = [
         (np.asarray(loss, np.float64), None if outputs is None else np.asarray(outputs)) for loss, outputs in found
     ]

@@ -2,16 +2,27 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.diagnose.evidence import Data, Evidence, params_of
+from nnlearn.diagnose.plan import quick
 from nnlearn.diagnose.probes import ROWS, Smoother, neighbours, one_hot, quality, ridge, scores, standard
 from nnlearn.diagnose.subject import Unknown
 
 SHUFFLES = 10  # permutations of the targets that show what chance gives
+
+
+class Outputs(NamedTuple):
+    """Outputs of the final parameters in evaluation mode, and their targets; validation may be None."""
+
+    train: np.ndarray
+    train_targets: Any
+    validation: np.ndarray | None
+    validation_targets: Any
 
 
 @dataclasses.dataclass(eq=False)
@@ -121,29 +132,56 @@ class Facts:
     # -- network -------------------------------------------------------------------------------------------------------
 
     @functools.cached_property
+    def outputs(self) -> Outputs:
+        """The final outputs; raises ``Unknown`` without ``predict``."""
+        history = self.evidence.history
+        if history.train is None:
+            raise Unknown("no predict was given, or the parts of the batches are not known")
+        last = None if history.validation is None else history.validation[-1]
+        return Outputs(history.train[-1], history.train_targets, last, history.validation_targets)
+
+    @functools.cached_property
     def reached(self) -> float:
         """The quality of the network's outputs on training examples."""
-        outputs = self.evidence.outputs
-        return _known(quality(outputs.train, outputs.train_targets, self.data.kind))
+        return _known(quality(self.outputs.train, self.outputs.train_targets, self.data.kind))
 
     @functools.cached_property
     def reached_on_validation(self) -> float:
         """The quality of the network's outputs on validation examples."""
-        outputs = self.evidence.outputs
-        if outputs.validation is None or outputs.validation_targets is None:
+        if self.outputs.validation is None or self.outputs.validation_targets is None:
             raise Unknown("no validation data were given")
-        return _known(quality(outputs.validation, outputs.validation_targets, self.data.kind))
+        return _known(quality(self.outputs.validation, self.outputs.validation_targets, self.data.kind))
 
     @functools.cached_property
     def evaluate(self) -> Any:
         """``evaluate(inputs, key=None)``: the outputs of the final parameters, as a NumPy array."""
         subject, state = self.evidence.subject, self.evidence.run.last
-        compiled = jax.jit(lambda inputs, key=None: subject.outputs(params_of(state), inputs, key, state.model_state))
+        held = (params_of(state), state.model_state)  # arguments, because XLA would fold constants
+
+        @functools.partial(jax.jit, compiler_options=quick())
+        def compiled(held, inputs, key=None):
+            return subject.outputs(held[0], inputs, key, held[1])
 
         def evaluate(inputs, key=None):
-            return np.asarray(compiled(inputs) if key is None else compiled(inputs, key), np.float32)
+            return np.asarray(compiled(held, inputs) if key is None else compiled(held, inputs, key), np.float32)
 
         return evaluate
+
+    @functools.cached_property
+    def loss(self) -> Any:
+        """``loss(inputs, targets, key)``: the loss of the final parameters on these examples."""
+        subject, state = self.evidence.subject, self.evidence.run.last
+        held = (params_of(state), state.model_state)
+
+        @functools.partial(jax.jit, compiler_options=quick())
+        def compiled(held, batch, key):
+            return subject.loss(held[0], batch, key, held[1])
+
+        def loss(inputs, targets, key=None):
+            batch = jax.tree.map(jnp.asarray, subject.batch_of(inputs, targets))
+            return float(compiled(held, batch, jax.random.key(3) if key is None else key))
+
+        return loss
 
     def short_of(self, margin: float) -> bool:
         """Whether the network is worse on training examples than simple predictors are on unseen ones."""

@@ -10,6 +10,7 @@ from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.data import learned_well
 from nnlearn.diagnose.evidence import Evidence, params_of, some
 from nnlearn.diagnose.facts import Facts, facts_of
+from nnlearn.diagnose.pairs import same_shape_as_inputs
 from nnlearn.diagnose.probes import quality
 from nnlearn.diagnose.report import found
 from nnlearn.diagnose.subject import Unknown
@@ -19,6 +20,8 @@ from nnlearn.diagnose.subject import Unknown
 def fitted(evidence: Evidence) -> Seen:
     """Whether the network does on training examples what simple predictors do on unseen ones."""
     facts = facts_of(evidence)
+    if same_shape_as_inputs(facts):
+        raise Unknown("the targets have the shape of the inputs, so ridge regression has no bottleneck")
     reached, attainable = facts.reached, facts.attainable
     values = {"reached": reached, "simple predictors": attainable}
     rule = "not over 5 % below simple predictors"
@@ -49,9 +52,9 @@ def generalises(evidence: Evidence) -> Seen:
     gap = on_train - on_validation
     values: dict[str, Any] = {"on training": on_train, "on validation": on_validation}
     rule = "gap at most 15 % (values: 35 %), or 8 % with a validation loss above 1.3 times its minimum"
-    train_curve, validation_curve = evidence.curves
+    validation_curve = evidence.history.validation_loss
     worse = 1.0
-    if validation_curve is not None and np.all(np.isfinite(validation_curve)) and validation_curve.min() > 0:
+    if np.all(np.isfinite(validation_curve)) and validation_curve.min() > 0:
         worse = float(validation_curve[-1] / validation_curve.min())
         values["last validation loss / smallest"] = worse
     large, some_gap = (0.15, 0.08) if facts.is_classes or facts.data.kind == "sequence" else (0.35, 0.2)
@@ -61,7 +64,7 @@ def generalises(evidence: Evidence) -> Seen:
         return Seen(values, rule)
     text = f"The network reaches {on_train:.2f} on training examples, and {on_validation:.2f} on validation"
     step = None
-    if worse > 1.1 and validation_curve is not None:
+    if worse > 1.1:
         step = int(evidence.run.at[int(np.argmin(validation_curve))])
         text += f"; the validation loss was smallest about step {step} and is {worse:.2f} times that at the end"
     strength = 0.6 + 0.15 * (worse > 1.3) + 0.1 * (gap > 2 * large)
@@ -71,12 +74,13 @@ def generalises(evidence: Evidence) -> Seen:
 @check("noise in training does not drown the signal")
 def training_noise(evidence: Evidence) -> Seen:
     """The spread of the outputs over keys (dropout, noise) beside that over examples."""
-    facts, outputs = facts_of(evidence), evidence.outputs
-    if outputs.noisy is None:
+    facts, subject = facts_of(evidence), evidence.subject
+    if subject.key_mode == "never":
         raise Unknown("predict takes no key")
-    one, other = (np.asarray(each, np.float64) for each in outputs.noisy)
+    inputs, _ = some((subject.inputs, subject.targets))
+    one, other = (facts.evaluate(inputs, jax.random.key(seed)).astype(np.float64) for seed in (1, 2))
     noise = float(np.mean((one - other) ** 2) / 2)
-    signal = float(np.mean(np.var(np.asarray(outputs.train, np.float64), axis=0)))
+    signal = float(np.mean(np.var(facts.outputs.train.astype(np.float64), axis=0)))
     ratio = noise / (signal + 1e-12)
     values = {"variance over keys / over examples": ratio}
     rule = "at most 2, or the network fits"
@@ -99,12 +103,9 @@ def augmentation(evidence: Evidence) -> Seen:
     facts, subject = facts_of(evidence), evidence.subject
     if not facts.is_classes:
         raise Unknown("the targets are not classes")
-    state = evidence.run.last
     inputs, targets = some((subject.inputs, subject.targets), 256)
-    batch = jax.tree.map(jnp.asarray, subject.batch_of(inputs, targets))
     keys = jax.random.split(jax.random.key(11), 8)
-    compiled = jax.jit(lambda key: subject.loss(params_of(state), batch, key, state.model_state))
-    losses = np.array([float(compiled(key)) for key in keys])
+    losses = np.array([facts.loss(inputs, targets, key) for key in keys])
     spread = float(losses.std())
     clean, accuracy = plain_loss(facts, inputs, targets, keys if subject.key_mode != "never" else None)
     values = {"loss in training": losses.mean(), "deviation over keys": spread, "loss of the examples": clean}

@@ -3,11 +3,10 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
-from nnlearn.diagnose.evidence import Evidence, params_of
+from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.facts import Facts, facts_of
 from nnlearn.diagnose.outputs import log_softmax, near
 from nnlearn.diagnose.report import found
@@ -78,7 +77,7 @@ def padding(evidence: Evidence) -> Seen:
     change = float(np.sqrt(np.mean((before - after) ** 2)) / scale)
     values = {"share of padding": share, "change of outputs with less padding": change}
     values["change of outputs with other inputs"] = blindness(facts, whole[0], lengths[rows], scale)
-    losses = [loss_of(evidence, *part) for part in (whole, short)]
+    losses = [facts.loss(*part) for part in (whole, short)]
     values |= {"loss": losses[0], "loss with less padding": losses[1]}
     rule = "outputs change below 5 %, the loss below 3 %; or it does no harm"
     if facts.reached >= 0.97:
@@ -112,12 +111,6 @@ def blindness(facts: Facts, inputs: Any, lengths: np.ndarray, scale: float) -> f
     return float(np.sqrt(np.mean((before - after) ** 2)) / scale)
 
 
-def loss_of(evidence: Evidence, inputs: Any, targets: Any) -> float:
-    subject, state = evidence.subject, evidence.run.last
-    batch = jax.tree.map(jnp.asarray, subject.batch_of(inputs, targets))
-    return float(subject.loss(params_of(state), batch, jax.random.key(3), state.model_state))
-
-
 @check("positions without a target stay out of the loss")
 def blank_targets(evidence: Evidence) -> Seen:
     """The loss beside the cross-entropy of all positions and that of the positions with a target."""
@@ -132,7 +125,7 @@ def blank_targets(evidence: Evidence) -> Seen:
         raise Unknown("predict gives no logits per position")
     each = -np.take_along_axis(log_softmax(outputs, -1), some_targets[..., None].astype(int), -1)[..., 0]
     real = some_targets != pad
-    loss = loss_of(evidence, inputs, some_targets)
+    loss = facts.loss(inputs, some_targets)
     accuracy = float(np.mean(np.argmax(outputs, -1)[real] == some_targets[real]))
     values = {
         "share without a target": share,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from optax import with_extra_args_support
 
-from nnlearn.diagnose.plan import QUICK
+from nnlearn.diagnose.plan import quick
 from nnlearn.diagnose.subject import Subject
 from nnlearn.tree import global_norm
 from nnlearn.types import Grads, Params, PyTree
@@ -84,7 +84,7 @@ def ask(subject: Subject, params: Params, grads: Grads, steps: int) -> Answer:
         return seen | {"response": response[:-1], "drift": drift[-1]}
 
     factors = np.repeat(np.float32([1, 0, -1]), [steps, AFTER, AFTER])
-    found = jax.jit(program, compiler_options=QUICK)(grads, factors)
+    found = jax.jit(program, compiler_options=quick())(grads, factors)
     found = {name: np.asarray(value, np.float64) for name, value in found.items()}
     parts = {name: np.split(found[name], [steps, steps + AFTER]) for name in ("pace", "along", "memory", "counts")}
     return Answer(

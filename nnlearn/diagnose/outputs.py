@@ -3,14 +3,13 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.data import learned_well
-from nnlearn.diagnose.evidence import Evidence, params_of, some
+from nnlearn.diagnose.evidence import Evidence, some
 from nnlearn.diagnose.facts import Facts, facts_of
-from nnlearn.diagnose.report import Finding, found
+from nnlearn.diagnose.report import found
 from nnlearn.diagnose.subject import Unknown
 
 CLOSE = 0.01  # relative difference of two losses that are the same formula
@@ -83,16 +82,9 @@ WRONG["absolute, every output minus every target"] = WRONG["every output minus e
 
 def pair(evidence: Evidence) -> tuple[np.ndarray, Any, Any, float]:
     """Outputs, inputs and targets of some training examples, and their loss in the run's own form."""
-    subject, state = evidence.subject, evidence.run.last
+    facts, subject = facts_of(evidence), evidence.subject
     inputs, targets = some((subject.inputs, subject.targets), ROWS)
-    outputs = facts_of(evidence).evaluate(inputs).astype(np.float64)
-    return outputs, inputs, targets, loss_of(evidence, state, inputs, targets)
-
-
-def loss_of(evidence: Evidence, state: Any, inputs: Any, targets: Any) -> float:
-    subject = evidence.subject
-    batch = jax.tree.map(jnp.asarray, subject.batch_of(inputs, targets))
-    return float(subject.loss(params_of(state), batch, jax.random.key(3), state.model_state))
+    return facts.evaluate(inputs).astype(np.float64), inputs, targets, facts.loss(inputs, targets)
 
 
 @check("the loss is the usual formula of the outputs")
@@ -181,11 +173,11 @@ def stretched(facts: Facts, inputs: Any, factor: float) -> np.ndarray:
 def reduction(evidence: Evidence) -> Seen:
     """The loss of a batch beside that of the batch twice: equal for a mean, twice as large for a sum."""
     facts = facts_of(evidence)
-    subject, state = evidence.subject, evidence.run.last
-    inputs, targets = some((subject.inputs, subject.targets), 32)
-    once = loss_of(evidence, state, inputs, targets)
+    subject = evidence.subject
+    inputs, targets = some((subject.inputs, subject.targets), ROWS // 2)
+    once = facts.loss(inputs, targets)
     inputs, targets = jax.tree.map(lambda leaf: np.concatenate([leaf, leaf]), (inputs, targets))
-    twice = loss_of(evidence, state, inputs, targets)
+    twice = facts.loss(inputs, targets)
     values = {"loss of a batch": once, "of the batch twice": twice}
     rule = "equal, or it does no harm"
     ratio = twice / once if abs(once) > 1e-9 and np.isfinite(once) else 1.0
@@ -195,50 +187,26 @@ def reduction(evidence: Evidence) -> Seen:
     return Seen(values, rule, [found("wrong_axis_or_reduction", text, values, strength=0.75, where="loss")])
 
 
-RANDOM = ("random_bits", "threefry2x32", "random_wrap", "random_gamma")
-
-
-@check("the evaluation is deterministic and independent of the batch")
-def evaluation_mode(evidence: Evidence) -> Seen:
+@check("batches are large enough for their statistics")
+def batch_statistics(evidence: Evidence) -> Seen:
+    """Outputs that depend on the other examples of a batch, and batches of few examples."""
     facts, subject = facts_of(evidence), evidence.subject
-    if subject.key_mode == "needed":
-        raise Unknown("predict needs a key")
+    size = jax.tree.leaves(subject.plan.batches([0]))[0].shape[1]
     inputs, _ = some((subject.inputs, subject.targets), ROWS)
-    state = evidence.run.last
-    jaxpr = jax.make_jaxpr(lambda inputs: subject.outputs(params_of(state), inputs, None, state.model_state))(inputs)
-    random = any(f" {name}" in line for line in str(jaxpr).splitlines() for name in RANDOM)
     whole = facts.evaluate(inputs)
     half = facts.evaluate(jax.tree.map(lambda leaf: leaf[: ROWS // 2], inputs))
     if len(whole) != len(jax.tree.leaves(inputs)[0]):
         raise Unknown("predict gives no output per example")
-    change = float(np.abs(whole[: len(half)] - half).max() / (np.std(whole) + 1e-12)) if not random else 0.0
-    values = {"random": random, "change of outputs with the batch": change}
-    rule = "no random numbers without a key, and the same outputs in smaller batches"
-    findings: list[Finding] = []
-    if random:
-        text = "predict draws random numbers although it gets no key: dropout or noise is on."
-        findings = [found("evaluation_in_training_mode", text, values, strength=0.93, where="predict")]
-    elif np.isfinite(change) and change > 1e-2 and not learned_well(facts):
-        findings = depends_on_batch(evidence, whole, values)
-    return Seen(values, rule, findings)
-
-
-def depends_on_batch(evidence: Evidence, outputs: np.ndarray, values: dict[str, Any]) -> list[Finding]:
-    """Findings for outputs that change with the other examples of a batch."""
+    change = float(np.abs(whole[: len(half)] - half).mean() / (np.std(whole) + 1e-12))
+    values = {"change of outputs with the batch": change, "batch size": size}
+    rule = "over 4 examples in a batch, if outputs depend on the batch"
+    if size > 4 or not change > 0.01 or learned_well(facts):
+        return Seen(values, rule)
     text = (
-        f"The output of an example changes by {values['change of outputs with the batch']:.0%} of its spread with the "
-        "other examples of the batch"
+        f"The output of an example changes by {change:.0%} of its spread with the other examples of the batch, and "
+        f"a batch of training has {size}."
     )
-    if outputs.ndim == 2 and outputs.min() >= 0 and np.allclose(outputs.sum(0), 1, atol=1e-3):
-        text += ", and each column sums to 1: a softmax runs over the batch."
-        return [found("wrong_axis_or_reduction", text, values, strength=0.95, where="predict")]
-    size = jax.tree.leaves(evidence.subject.plan.batches([0]))[0].shape[1]
-    text += ": statistics of the batch are used."
-    found_here = [found("evaluation_in_training_mode", text, values, strength=0.7, where="predict")]
-    if size <= 4:
-        text = f"Each batch has {size} examples, and {text[0].lower()}{text[1:]}"
-        found_here.append(found("batch_too_small", text, values | {"batch size": size}, strength=0.85))
-    return found_here
+    return Seen(values, rule, [found("batch_too_small", text, values, strength=0.95, where="batches")])
 
 
-CHECKS: tuple[NamedCheck, ...] = (formula, reach_of_outputs, reduction, evaluation_mode)
+CHECKS: tuple[NamedCheck, ...] = (formula, reach_of_outputs, reduction, batch_statistics)

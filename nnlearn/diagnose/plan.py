@@ -1,5 +1,6 @@
 """The batches of a run, drawn ahead: indices into the examples, or whole batches that are generated."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -43,7 +44,7 @@ class Plan(NamedTuple):
 
     def batches(self, steps: Any) -> Batch:
         """The batches of some steps, stacked."""
-        return jax.jit(jax.vmap(self.batch), compiler_options=QUICK)(self.at(np.asarray(steps)))
+        return jax.jit(jax.vmap(self.batch), compiler_options=quick())(self.at(np.asarray(steps)))
 
 
 def make_plan(sampler: Sampler, data_key: Key, steps: int) -> Plan:
@@ -79,7 +80,7 @@ def _shape(sampler: Sampler, data_key: Key) -> PyTree:
 
 def _drawn(sampler: Sampler, data_key: Key, steps: int) -> Batch:
     # Compiled without optimisation: it runs once.
-    return jax.jit(lambda key: _drawn_inside(sampler, key, steps), compiler_options=QUICK)(data_key)
+    return jax.jit(lambda key: _drawn_inside(sampler, key, steps), compiler_options=quick())(data_key)
 
 
 def _drawn_inside(sampler: Sampler, data_key: Key, steps: int) -> Batch:
@@ -87,7 +88,13 @@ def _drawn_inside(sampler: Sampler, data_key: Key, steps: int) -> Batch:
     return jax.lax.map(sampler.batch, rows)
 
 
-QUICK = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
-"""Options for programs that run once: compiling them takes longer than running them."""
+@functools.cache
+def quick() -> dict[str, int]:
+    """Options for programs that run once: compiling them takes longer than running them.
 
-__all__ = ["QUICK", "Plan", "make_plan", "on_host"]
+    A function, because asking for the backend starts it, which an import must not do.
+    """
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+
+
+__all__ = ["Plan", "make_plan", "on_host", "quick"]

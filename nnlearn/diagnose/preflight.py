@@ -12,7 +12,7 @@ from nnlearn.checks import as_key
 from nnlearn.diagnose import data, program
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.evidence import Evidence, params_of
-from nnlearn.diagnose.plan import QUICK
+from nnlearn.diagnose.plan import quick
 from nnlearn.diagnose.ranking import rank
 from nnlearn.diagnose.report import Report, found
 from nnlearn.diagnose.rerun import leaf_names
@@ -42,7 +42,7 @@ class Before(Evidence):
     def slope(self) -> tuple[float, Any]:
         """The first loss and its gradient."""
         state, key = self.state, self.subject.as_key(self.subject.keys[0])
-        slope = jax.jit(jax.value_and_grad(self.subject.loss), compiler_options=QUICK)
+        slope = jax.jit(jax.value_and_grad(self.subject.loss), compiler_options=quick())
         loss, grads = slope(params_of(state), self.batch, key, state.model_state)
         return float(loss), jax.tree.map(np.asarray, grads)
 

@@ -13,7 +13,7 @@ import numpy as np
 from nnlearn.calls import asks_for, hand
 from nnlearn.checks import as_key
 from nnlearn.data import MaskedBatch, example_count
-from nnlearn.diagnose.plan import QUICK, Plan, make_plan
+from nnlearn.diagnose.plan import Plan, make_plan, quick
 from nnlearn.train.custom_step import lift_step, made_step
 from nnlearn.train.loop import Run
 from nnlearn.train.run import Train, made_tx
@@ -96,7 +96,7 @@ class Subject:
 
     @functools.cached_property
     def _start(self) -> Callable[[Key], Run]:
-        return jax.jit(lambda key: self.plain_train.start(self.hparams, key), compiler_options=QUICK)
+        return jax.jit(lambda key: self.plain_train.start(self.hparams, key), compiler_options=quick())
 
     def start(self, key: Any = None) -> Run:
         """The run before its first step, with unpacked parameters."""
@@ -115,7 +115,7 @@ class Subject:
         def all_keys(key):
             return jax.random.key_data(jax.vmap(step_key, (None, 0))(key, jnp.arange(self.steps + MORE)))
 
-        return np.asarray(jax.jit(all_keys, compiler_options=QUICK)(self.start().state.key))
+        return np.asarray(jax.jit(all_keys, compiler_options=quick())(self.start().state.key))
 
     def as_key(self, data: Any) -> Key:
         """A random key from its data."""

@@ -139,6 +139,10 @@ def log_mel_front_end(*, normalize: bool = True, **options: Any) -> Callable[[Ut
       normalize: whether to standardise each band of each utterance, see ``normalize_utterance``.
       **options: keyword arguments of ``log_mel_spectrogram``.
 
+    Returns:
+      A function from ``Utterances`` of samples, shape (batch, samples), to ``Utterances`` of features, shape (batch,
+      frames, mels); lengths in samples become lengths in frames. It raises as ``log_mel_spectrogram`` does.
+
     >>> front_end = log_mel_front_end(window=200, hop=80)
     >>> features, lengths = front_end(Utterances(jnp.ones((2, 8000)), jnp.array([8000, 4000])))
     >>> features.shape, lengths.tolist()

@@ -207,8 +207,10 @@ def encoder(
     Args:
       vocabulary: number of distinct tokens.
       outputs: number of outputs per sequence: the classes, or 1 for a regression.
+      layers, width, heads, max_length: see ``transformer``.
       pool: the features of a sequence: the ``"mean"`` over its tokens, or its ``"first"`` token.
-      layers, width, heads, max_length: these and all other arguments as for ``transformer``.
+      kv_heads, hidden, activation, positions, rotary_base, dropout, scan, remat: see ``transformer``.
+      kernel_init, implementation, dtype, compute_dtype: see ``transformer``.
 
     Returns:
       A model from integer tokens (batch, length) to logits (batch, outputs): ``apply(params, tokens, key=None, *,

@@ -104,6 +104,10 @@ def scale_by_factored_rms(
     Returns:
       A transformation with ``FactoredState(count, v_row, v_col, v)``.
 
+    Raises:
+      ValueError: if a hyper-parameter is out of its range, or ``min_dim_size_to_factor`` is below 1.
+      TypeError: if ``min_dim_size_to_factor`` is not an int, or ``v_dtype`` is not a floating or complex type.
+
     >>> tx = scale_by_factored_rms(min_dim_size_to_factor=2)
     >>> state = tx.init(jnp.zeros((3, 2)))
     >>> jax.tree.map(jnp.shape, state)
@@ -152,6 +156,15 @@ def _param_rms_kernel(update, param, *, min_scale):
 def scale_by_param_block_rms(min_scale: Scalar = 1e-3) -> GradientTransformationExtraArgs:
     """Scale each leaf's update by the root mean square of its parameter, ``min_scale`` at least.
 
+    Args:
+      min_scale: the smallest factor, finite and >= 0.
+
+    Returns:
+      A transformation without state whose ``update`` needs the parameters.
+
+    Raises:
+      ValueError: if ``min_scale`` is out of its range; in ``update``, if there are no parameters.
+
     >>> tx, w = scale_by_param_block_rms(), jnp.array([3.0, -3.0])
     >>> tx.update(jnp.array([1.0, 2.0]), tx.init(w), w)[0]
     Array([3., 6.], dtype=float32)
@@ -199,6 +212,13 @@ def adafactor(
       eps: added to the squared gradient, >= 0.
       weight_decay_mask: True where weights decay, see ``adamw``.
       master_dtype: keep a copy of low-precision parameters in this dtype, see ``assemble``.
+
+    Returns:
+      A transformation whose ``update`` needs the parameters.
+
+    Raises:
+      ValueError: if a hyper-parameter is out of its range; in ``update``, if there are no parameters.
+      TypeError: if a dtype is not a floating or complex type.
 
     >>> tx, w = adafactor(0.1), jnp.array([2.0, -2.0])
     >>> tx.update(jnp.array([4.0, -8.0]), tx.init(w), w)[0]

@@ -47,6 +47,10 @@ def scale_by_ademamix(
     Returns:
       A transformation with ``ScaleByAdemamixState(count, count_m2, m1, m2, nu)``; schedules follow ``count_m2``.
 
+    Raises:
+      ValueError: if a hyper-parameter is out of its range.
+      TypeError: if a dtype is not a floating or complex type.
+
     >>> import jax.numpy as jnp
     >>> tx = scale_by_ademamix(b3=0.75, alpha=4.0)
     >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0]

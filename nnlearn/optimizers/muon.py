@@ -185,6 +185,11 @@ def scale_by_muon(
     Returns:
       A transformation with ``MuonState(count, mu, ns_coeffs)``.
 
+    Raises:
+      ValueError: if a hyper-parameter is out of its range, ``preconditioning`` is unknown, ``ns_coeffs`` has the wrong
+        shape, or ``ns_steps`` is not a whole number, or is traced although ``ns_coeffs`` has a row for each step; in
+        ``update``, if a leaf is not a matrix.
+
     >>> tx, gradient = scale_by_muon(), jnp.array([[3.0, 0.0], [0.0, 4.0]])
     >>> jnp.abs(tx.update(gradient, tx.init(gradient))[0]) > 0.6
     Array([[ True, False], [False, True]], dtype=bool)
@@ -231,6 +236,12 @@ def scale_by_shape(
       weight_dimension_numbers: see ``scale_by_muon``.
       consistent_rms: :math:`r`, which makes the step's size the same for all shapes; 0.2 is that of AdamW (Liu et al.
         2025, arXiv:2502.16982). None for the first rule.
+
+    Returns:
+      A transformation without state.
+
+    Raises:
+      ValueError: if ``consistent_rms`` is negative or not finite; in ``update``, if a leaf is not a matrix.
 
     >>> tx, gradient = scale_by_shape(), jnp.ones((1, 4))
     >>> tx.update(gradient, tx.init(gradient))[0]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from nnlearn.packing.serialization import describe_sharding, find_sharding
 from nnlearn.tree import is_function, path_name
@@ -194,7 +194,10 @@ def _spread(leaf: Any) -> NamedSharding | None:
     Inside a program only explicit meshes show the sharding of a value.
     """
     sharding = getattr(jax.typeof(leaf) if isinstance(leaf, Tracer) else leaf, "sharding", None)
-    if not isinstance(sharding, NamedSharding | None) or sharding is None or sharding.is_fully_replicated:
+    if not isinstance(sharding, NamedSharding | None) or sharding is None:
+        return None
+    # an axis of one device divides nothing, but on explicit meshes it is part of the type of an array
+    if sharding.is_fully_replicated and AxisType.Explicit not in sharding.mesh.axis_types:
         return None
     if not any(names is not None for names in sharding.spec):
         return None

@@ -62,6 +62,7 @@ def packing_difference(tx: GradientTransformation, params: Params, labels: Any =
     >>> packing_difference(optax.lamb(1e-3), params)
     "the update of 'a'"
     """
+    tx = getattr(tx, "monitored", tx)  # measurements do not change updates, and see whole leaves in either form
     params = jax.tree.map(_shape_of, params)
     whole = make_layout(params, labels)
     sample, labels = params, whole.labels

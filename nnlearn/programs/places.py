@@ -66,7 +66,7 @@ def place_of(equation: JaxprEqn, caller: Place | None = None) -> Place:
     scope = "/".join(part for part in (outer, str(equation.source_info.name_stack)) if part)
     frames = list(getattr(equation.source_info.traceback, "frames", ()))
     ends = [at for at, frame in enumerate(frames) if frame.function_name.endswith("traced_here")]
-    if not ends and caller is not None:
+    if not ends and caller is not None and caller.file:
         return caller._replace(scope=scope)
     found = _first_of_user(frames[: ends[0]] if ends else frames) or caller
     return (found or Place())._replace(scope=scope)

@@ -7,3 +7,5 @@ from nnlearn.stream.fit import fit as fit
 from nnlearn.stream.loggers import tensorboard as tensorboard
 from nnlearn.stream.loggers import wandb_offline as wandb_offline
 from nnlearn.stream.loop import FitResult as FitResult
+from nnlearn.stream.rollback import FaultError as FaultError
+from nnlearn.stream.rollback import RollBack as RollBack

@@ -18,13 +18,13 @@ from nnlearn.sums import Total
 from nnlearn.train.aux_metrics import aux_names, counted_aux
 from nnlearn.train.custom_step import lift_step, own_state, with_own_state
 from nnlearn.train.state import TrainState
-from nnlearn.train.step import count_skipped, counted_loss
+from nnlearn.train.step import Skips, counted_loss
 from nnlearn.train.stopping import Metrics, StopRule
-from nnlearn.train.verdict import Verdict, best_state, first_verdict, judge, measure
+from nnlearn.train.verdict import Verdict, best_state, first_verdict, judge, measure, require_guard
 from nnlearn.types import PyTree, Scalar
 
-# The state; since the last check: the sum of losses, the number of skipped steps, the sums of other metrics by name.
-Carry = tuple[TrainState, Total, jax.Array, dict[str, Total]]
+# The state; since the last check: the sum of losses, the skipped steps, the sums of other metrics by name.
+Carry = tuple[TrainState, Total, Skips, dict[str, Total]]
 
 
 class Dispatcher:
@@ -105,6 +105,7 @@ class Dispatcher:
         """
         count = None if self._compile_full and block.steps == block.size else np.int32(block.steps)
         self._carry, infos = self._block(self._carry, block.batches, count, block.size)
+        require_guard(self._rules, infos)
         self.steps_since_check += block.steps
         return infos
 
@@ -158,10 +159,10 @@ def make_block(step: Callable[..., Any], names: Sequence[str] = ()) -> Any:
     lifted = jax.jit(lift_step(step))  # jitted, so that all uses below share one trace
 
     def one(carry, batch):
-        state, total, skipped, others = carry
+        state, total, skips, others = carry
         state, info = lifted(state, batch)
         others = {name: others[name].plus(counted_aux(info, name)) for name in names}
-        return (state, total.plus(counted_loss(info)), skipped + count_skipped(info), others), info
+        return (state, total.plus(counted_loss(info)), skips.plus(info, state.step), others), info
 
     @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
     def block(carry, batches, count, size):
@@ -202,25 +203,25 @@ def make_check(evaluate: Callable[..., Mapping[str, Scalar]] | None, rules: Sequ
 
     @functools.partial(jax.jit, donate_argnums=0)
     def check(verdict, carry, count, host):
-        state, total, skipped, others = carry
-        made = count - skipped.astype(jnp.float32)
+        state, total, skips, others = carry
+        made = count - skips.count.astype(jnp.float32)
         means = {name: each.value / made for name, each in ({"train_loss": total} | others).items()}
         metrics = means | measure(evaluate, state)
         if both := sorted(host.keys() & metrics.keys()):
             raise ValueError(f"host_metrics returns {both}, names of other metrics of this run: rename them")
         metrics |= host
-        return metrics, judge(verdict, rules, state, metrics)
+        return metrics, judge(verdict, rules, state, metrics, skips)
 
     return check
 
 
-def _empty_sums(names: Sequence[str]) -> tuple[Total, jax.Array, dict[str, Total]]:
-    """Zeros for the sum of losses, the number of skipped steps and the other sums, in new memory to be donated."""
+def _empty_sums(names: Sequence[str]) -> tuple[Total, Skips, dict[str, Total]]:
+    """Zeros for the sum of losses, the skipped steps and the other sums, in new memory to be donated."""
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
     zeros = [(np.zeros([], dtype), np.zeros([], dtype)) for _ in range(1 + len(names))]
-    pairs, skipped = jax.device_put((zeros, np.int32(0)))
+    pairs, counts = jax.device_put((zeros, [np.zeros([], np.int32), np.zeros([], np.int32)]))
     losses, *others = (Total(*pair) for pair in pairs)
-    return losses, skipped, dict(zip(names, others, strict=True))
+    return losses, Skips(*counts), dict(zip(names, others, strict=True))
 
 
 __all__ = ["Carry", "Dispatcher", "make_block", "make_check"]

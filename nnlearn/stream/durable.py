@@ -6,7 +6,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from nnlearn.stream.identity import identity_of, refuse_another
 from nnlearn.stream.interrupt import Interrupt
 from nnlearn.stream.loop import FitResult
 from nnlearn.stream.progress import NoProgress, show_progress
+from nnlearn.stream.rollback import FaultFinder, RollBack, last_scheduled, with_skipped
 from nnlearn.train.run import Run, Train
 from nnlearn.train.trace import Trace, join
 from nnlearn.types import Key, PyTree
@@ -37,6 +38,7 @@ def run(
     progress: Any = None,
     watch: Callable[[Trace], Any] | None = None,
     changed: Literal["error", "accept"] = "error",
+    on_fault: RollBack | None = None,
 ) -> FitResult:
     """Run what ``make_train`` returns, save it on the way, and resume it where it was saved when called again.
 
@@ -57,6 +59,8 @@ def run(
       watch: ``watch(trace)`` is called with the trace of each stretch of steps, in NumPy, once it is complete.
       changed: ``"error"`` refuses to resume a run that was saved with other hyper-parameters, key, data, code or
         settings, and says what differs; ``"accept"`` resumes it.
+      on_fault: ``RollBack()`` to return to the last good checkpoint when the loss or gradient is not finite, or is a
+        spike. None leaves faults to the optimizer's guards and to rules.
 
     Returns:
       ``FitResult(state, trace)``.
@@ -64,7 +68,8 @@ def run(
     Raises:
       CheckpointError: if the folder holds another run, or no run.
       ValueError: if the folder is in use, or an argument is impossible.
-      OSError: if a checkpoint cannot be written, see ``Checkpoints``.
+      OSError: if a checkpoint cannot be written, see ``Checkpoints``. The checkpoints before it are safe.
+      FaultError: if the run needs more roll-backs than ``on_fault`` permits.
 
     >>> import tempfile, nnlearn
     >>> batches = nnlearn.generated(lambda key, step: jax.random.normal(key, (4,)))
@@ -88,30 +93,46 @@ def run(
         if isinstance(checkpoints, str | Path):
             checkpoints = stack.enter_context(Checkpoints(checkpoints))
         identity = identity_of(train, hparams, key) if checkpoints is not None else {}
-        at, state, parts = _begin(train, hparams, key, checkpoints, identity, changed)
-        driver = _Driver(train, hparams, checkpoints, identity, at, state, parts, watch)
+        if on_fault is not None:
+            if checkpoints is None:
+                raise ValueError("on_fault=RollBack(...) needs checkpoints to return to")
+            identity["settings"]["on_fault"] = list(on_fault.checked())
+        begun = _begin(train, hparams, key, checkpoints, identity, changed)
+        driver = _Driver(train, hparams, key, checkpoints, identity, begun, watch, on_fault)
         interrupt = stack.enter_context(Interrupt())
-        driver.bar = stack.enter_context(show_progress(progress, at, train.steps))
+        driver.bar = stack.enter_context(show_progress(progress, begun.at, train.steps))
         if history is not None:
-            driver.writer = stack.enter_context(_Rows(history, parts[0] if parts else None))
+            driver.writer = stack.enter_context(_Rows(history, begun.trace))
         return driver.drive(interrupt)
+
+
+class _Begun(NamedTuple):
+    """Where a run is: the steps made, the run, its trace so far or None, and the stretches that were undone."""
+
+    at: int
+    state: Run
+    trace: Trace | None
+    rollbacks: tuple[tuple[int, int], ...] = ()
 
 
 def _begin(
     train: Train, hparams: PyTree, key: Key | int, checkpoints: Checkpoints | None, identity: dict, changed: str
-) -> tuple[int, Run, list[Trace]]:
-    """Where the run is: the steps made, the run, and its trace so far."""
+) -> _Begun:
     newest = None if checkpoints is None else checkpoints.latest()
     if checkpoints is None or newest is None:
-        return 0, _programs(train)[0](hparams, key), []
+        return _Begun(0, _programs(train)[0](hparams, key), None)
     path, metadata = checkpoints.path(newest), checkpoints.metadata(newest)
     if "run" not in metadata:
         raise CheckpointError(path, "it was not saved by nnlearn.run: give another folder")
     refuse_another(path, metadata["run"], identity, changed)
     shapes = jax.eval_shape(train.start, hparams, key)
     trace = jax.eval_shape(lambda hparams, run: train.advance(hparams, run, 0, newest)[1], hparams, shapes)
-    state, trace = checkpoints.load((shapes, trace), newest)
-    return newest, state, [trace]
+    if "on_fault" in metadata["run"]["settings"]:
+        trace = dataclasses.replace(trace, info=with_skipped(trace.info))
+    found = checkpoints.load({"run": shapes, "trace": trace}, newest)
+    rollbacks = tuple((first, last) for first, last in metadata["rollbacks"])
+    trace = dataclasses.replace(jax.device_get(found["trace"]), rollbacks=rollbacks)
+    return _Begun(newest, found["run"], trace, rollbacks)
 
 
 _PROGRAMS: weakref.WeakKeyDictionary[Train, tuple[Callable[..., Any], Callable[..., Any]]] = weakref.WeakKeyDictionary()
@@ -135,11 +156,17 @@ def _programs(train: Train) -> tuple[Callable[..., Any], Callable[..., Any]]:
 class _Driver:
     """A run under way."""
 
-    def __init__(self, train: Train, hparams, checkpoints, identity, at: int, state: Run, parts: list[Trace], watch):
-        self.watch = watch
-        self.train, self.hparams, self.checkpoints, self.identity = train, hparams, checkpoints, identity
-        self.at, self.state, self.parts, self.saved_at = at, state, parts, at if parts else -1
-        self.stretch = _stretch(train, checkpoints)
+    def __init__(self, train: Train, hparams, key, checkpoints, identity, begun: _Begun, watch, on_fault):
+        self.watch, self.rollbacks = watch, begun.rollbacks
+        self.train, self.hparams, self.key = train, hparams, key
+        self.checkpoints, self.identity = checkpoints, identity
+        self.at, self.state, self.parts = begun.at, begun.state, [] if begun.trace is None else [begun.trace]
+        self.saved_at = begun.at if self.parts else -1
+        self.finder = None if on_fault is None else FaultFinder(on_fault)
+        if self.finder is not None and begun.trace is not None:
+            self.finder.restart(with_skipped(begun.trace.info))
+            checkpoints.pin(last_scheduled(checkpoints))
+        self.stretch, self.timed = _stretch(train, checkpoints), False
         self.advance = _programs(train)[1]
         self.bar: NoProgress = NoProgress()
         self.writer: _Rows | None = None
@@ -148,14 +175,19 @@ class _Driver:
         """Stretch after stretch until the end, or until a signal."""
         try:
             while self.at < self.train.steps and interrupt.reason is None:
-                count = min(self.stretch, self.train.steps - self.at)
+                count, began = min(self.stretch, self.train.steps - self.at), time.monotonic()
                 state, part = self.advance(self.hparams, self.state, np.int32(self.at), count)
                 if not _wait(part, interrupt):
                     break  # what this stretch has made is given up, to be in time
-                self.at, self.state = self.at + count, state
-                self.take(jax.device_get(part))
+                part = jax.device_get(part)
+                if self.finds_fault(part):
+                    self.roll_back(self.at + count, part)
+                else:
+                    self.at, self.state = self.at + count, state
+                    self.take(part)
                 if self.checkpoints is not None and self.checkpoints.is_due(self.at):
-                    self.save()
+                    self.save(scheduled=True)
+                self.shorten(count, time.monotonic() - began)
         except BaseException as error:
             try:
                 self.save_last()
@@ -165,9 +197,54 @@ class _Driver:
         self.save_last()
         return self.result(interrupt.reason if self.at < self.train.steps else None)
 
+    def shorten(self, count: int, seconds: float) -> None:
+        """Make stretches shorter if one takes longer than the minutes between two checkpoints."""
+        every = None if self.checkpoints is None else self.checkpoints.every_minutes
+        if every is not None and self.timed and count == self.stretch and seconds > 60 * every:
+            rounds = int(count * 60 * every / seconds / self.train.check_every)
+            self.stretch, self.timed = max(1, rounds) * self.train.check_every, False
+        else:
+            self.timed = True  # the first stretch of a length is not: it includes the time to compile
+
+    def finds_fault(self, part: Trace) -> bool:
+        """Whether a stretch has failed, by a policy that returns to a checkpoint."""
+        if self.finder is None:
+            return False
+        made = np.asarray(part.made)
+        self.finder.add(np.asarray(part.step)[made], jax.tree.map(lambda leaf: leaf[made], with_skipped(part.info)))
+        return self.finder.fault is not None
+
+    def roll_back(self, end: int, part: Trace) -> None:
+        """Return to the last good checkpoint, as if the steps from there to ``end`` had been skipped."""
+        finder, (first, run) = cast(FaultFinder, self.finder), self.last_good()
+        finder.require_another(self.rollbacks, first)
+        self.rollbacks = (*self.rollbacks, (first + 1, end))
+        state = run.state._replace(step=jnp.asarray(end, jnp.int32))
+        self.at, self.state = end, run._replace(state=state, order=_order_at(self.train, run, first, end))
+        trace = join([*self.parts, dataclasses.replace(part, info=with_skipped(part.info))])
+        info = trace.info._replace(skipped=np.asarray(trace.info.skipped) | (np.asarray(trace.step) > first))
+        best = None if run.verdict.best is None else np.asarray(run.verdict.best.step)
+        facts: dict[str, Any] = {"stop_step": np.array(end, np.int32), "reason": np.asarray(run.verdict.reason)}
+        self.parts = [dataclasses.replace(trace, info=info, best_step=best, rollbacks=self.rollbacks, **facts)]
+        finder.restart(info)
+        if self.writer is not None:
+            self.writer.restart(self.parts[0])
+        if self.watch is not None:
+            self.watch(dataclasses.replace(part, info=part.info._replace(skipped=np.ones(part.step.shape, bool))))
+
+    def last_good(self) -> tuple[int, Run]:
+        """The last checkpoint that was due, or the beginning."""
+        checkpoints = cast(Checkpoints, self.checkpoints)
+        step = last_scheduled(checkpoints)
+        if step is None:
+            return 0, _programs(self.train)[0](self.hparams, self.key)
+        return step, checkpoints.load({"run": self.state}, step, unexpected="ignore")["run"]
+
     def take(self, part: Trace) -> None:
         """A stretch's trace: kept, written, shown."""
-        self.parts.append(part)
+        if self.finder is not None:
+            part = dataclasses.replace(part, info=with_skipped(part.info))
+        self.parts.append(dataclasses.replace(part, rollbacks=self.rollbacks))
         if self.writer is not None:
             self.writer.write(part)
         if self.watch is not None:
@@ -186,10 +263,15 @@ class _Driver:
             self.save()
         self.checkpoints.wait()
 
-    def save(self) -> None:
+    def save(self, scheduled: bool = False) -> None:
         self.parts = [join(self.parts)]
         metrics = {name: float(values[-1]) for name, values in self.parts[0].metrics.items()}
-        self.checkpoints.save(self.at, (self.state, self.parts[0]), metrics=metrics, metadata={"run": self.identity})
+        if self.rollbacks and self.rollbacks[-1][1] == self.at:
+            metrics = {}  # they are of the state that was undone
+        if scheduled and self.finder is not None:
+            self.checkpoints.pin(self.at)
+        facts = {"run": self.identity, "scheduled": scheduled, "rollbacks": list(map(list, self.rollbacks))}
+        self.checkpoints.save(self.at, {"run": self.state, "trace": self.parts[0]}, metrics=metrics, metadata=facts)
         self.saved_at = self.at
 
     def result(self, reason: str | None) -> FitResult:
@@ -216,6 +298,18 @@ def _stretch(train: Train, checkpoints: Checkpoints | None) -> int:
     every = None if checkpoints is None else checkpoints.every_steps
     steps = train.steps / STRETCHES if every is None else every
     return max(1, round(steps / train.check_every)) * train.check_every
+
+
+def _order_at(train: Train, run: Run, first: int, last: int) -> PyTree:
+    """The sampler's state after ``last`` steps, from that after ``first``, by the loop's stretches without steps."""
+    rows = jax.jit(train.batches.rows, static_argnums=(3, 4))
+    order = run.order
+    for at in range(first, last, train.check_every) if jax.tree.leaves(order) else ():
+        end = min(at + train.check_every, last)
+        for begin in range(at, end, train.stretch):
+            count = min(train.stretch, end - begin)
+            order, _ = rows(run.data_key, order, np.int32(begin), count, train.stretch)
+    return order
 
 
 def _wait(tree: PyTree, interrupt: Interrupt) -> bool:
@@ -254,6 +348,12 @@ class _Rows:
     def __exit__(self, *error: Any) -> None:
         if self._history is not None:
             self._history.__exit__(*error)
+
+    def restart(self, trace: Trace) -> None:
+        """Write the whole trace again."""
+        if self._history is None:
+            self._history = History(self.path, list(trace.columns()))
+        self._history.rewrite(_rows(trace))
 
     def write(self, part: Trace) -> None:
         if self._history is None:

@@ -22,6 +22,7 @@ from nnlearn.stream.place import START
 from nnlearn.stream.prefetch import Prefetch
 from nnlearn.stream.progress import show_progress
 from nnlearn.stream.record import Recorder, Writer
+from nnlearn.stream.rollback import FaultFinder, RollBack
 from nnlearn.stream.saving import RunSaver
 from nnlearn.stream.stack import Stacker
 from nnlearn.train.custom_step import carry_state, check_step
@@ -49,6 +50,7 @@ def fit(
     history: str | Path | None = None,
     checkpoints: Checkpoints | str | Path | None = None,
     changed: Literal["error", "accept"] = "error",
+    on_fault: RollBack | None = None,
     progress: Any = None,
     ragged: Literal["error", "pad"] = "error",
     steps_per_dispatch: int | None = None,
@@ -110,6 +112,8 @@ def fit(
         ``steps`` and ``epochs`` count from there. What callbacks have counted is not saved.
       changed: ``"error"`` refuses to resume a run that was saved with another step, other shapes or settings;
         ``"accept"`` resumes it.
+      on_fault: ``RollBack()`` to return to the last good checkpoint when the loss or gradient is not finite, or is a
+        spike. None leaves faults to the optimizer's guards and to rules.
       progress: None for a bar if there is a terminal, True or False, or a ``rich.console.Console``.
       ragged: ``"error"`` refuses batches of other shapes than the first one's. ``"pad"`` pads smaller ones, and every
         batch is a ``MaskedBatch(examples, where)``.
@@ -131,6 +135,7 @@ def fit(
       ValueError: if an argument is impossible, a name of ``host_metrics`` is taken by another metric, a batch differs
         from the first, or there are no batches, or fewer than ``steps``. After any error during training, the records
         so far are in ``history`` and the last state is saved.
+      FaultError: if the run needs more roll-backs than ``on_fault`` permits.
 
     >>> import nnlearn
     >>> import numpy as np
@@ -169,9 +174,14 @@ def fit(
         saver = None
         if isinstance(checkpoints, str | Path):
             checkpoints = stack.enter_context(Checkpoints(checkpoints))
+        if on_fault is not None and checkpoints is None:
+            raise ValueError("on_fault=RollBack(...) needs checkpoints to return to")
+        finder = None if on_fault is None else FaultFinder(on_fault)
         if checkpoints is not None:
             settings = {"first": begin, "steps": steps, "epochs": epochs, "check_every": check_every}
-            saver = RunSaver(checkpoints, settings | {"record_every": record_every, "ragged": ragged}, changed)
+            settings |= {"record_every": record_every, "ragged": ragged}
+            settings |= {"on_fault": list(on_fault)} if on_fault is not None else {}
+            saver = RunSaver(checkpoints, settings, changed)
             periods = (*periods, *([checkpoints.every_steps] if checkpoints.every_steps else []))
         place = START if saver is None else saver.place
         boundaries = _boundaries(begin, batches, steps, epochs, check_every, periods, needs_checks or saver is not None)
@@ -184,13 +194,9 @@ def fit(
         interrupt = stack.enter_context(Interrupt())
         bar = stack.enter_context(show_progress(progress, boundaries.first, _total(boundaries, epochs)))
 
-        def open_writers(columns: list[str], saved: Iterator[Row] | None) -> list[Writer]:
-            writers: list[Writer] = []
-            if history is not None:
-                writers.append(stack.enter_context(History(history, columns, begin, saved)).write)
-            if listeners:
-                writers.append(listeners.write)
-            return writers
+        def open_writers(columns: list[str], saved: Iterator[Row] | None) -> tuple[History | None, list[Writer]]:
+            file = None if history is None else stack.enter_context(History(history, columns, begin, saved))
+            return file, [listeners.write] if listeners else []
 
         dispatcher = Dispatcher(step, carried, evaluate, rules, host)
         recorder = Recorder(
@@ -199,10 +205,11 @@ def fit(
             leaf_names(carried),
             open_writers=open_writers,
             watch=bar.update,
+            finder=finder,
         )
         if saver is not None:
             saver.restore(dispatcher, recorder)
-        loop = HostLoop(dispatcher, recorder, listeners, save, boundaries, check_every, saver)
+        loop = HostLoop(dispatcher, recorder, listeners, save, boundaries, check_every, saver, finder)
         tracked = saver is not None
         blocks = read_blocks(epochs_left, boundaries, stacker, lambda: ahead.stopped, prefetch > 0, place, tracked)
         ahead = Prefetch(blocks, prefetch)

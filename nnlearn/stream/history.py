@@ -65,9 +65,8 @@ class History:
         if self.is_table and not resumes:
             self._waiting = self._line(self.columns)
             self._flush()
-        rows = iter(saved or ())
-        while chunk := list(itertools.islice(rows, CHUNK)):
-            self.write(chunk)
+        self._begin = self._end + len(self._waiting)
+        self.rewrite(saved or ())
 
     def __enter__(self) -> "History":
         return self
@@ -91,13 +90,24 @@ class History:
         if self._last is not None and self._last[0]["step"] == rows[0]["step"]:
             row, begins = self._last
             rows = [row | rows[0], *rows[1:]]
-            self._waiting = self._waiting[: max(0, begins - self._end)]
-            self._end = min(self._end, begins)
-            self._file.truncate(self._end)
+            self._return_to(begins)
         self._waiting += b"".join(map(self._line_of, rows[:-1]))
         self._last = rows[-1], self._end + len(self._waiting)
         self._waiting += self._line_of(rows[-1])
         self._flush()
+
+    def rewrite(self, rows: Iterable[Row]) -> None:
+        """Replace all rows of this run."""
+        self._return_to(self._begin)
+        self._last, rows = None, iter(rows)
+        while chunk := list(itertools.islice(rows, CHUNK)):
+            self.write(chunk)
+
+    def _return_to(self, position: int) -> None:
+        """Remove the lines from a position on, whether they are in the file or wait."""
+        self._waiting = self._waiting[: max(0, position - self._end)]
+        self._end = min(self._end, position)
+        self._file.truncate(self._end)
 
     def _flush(self) -> bool:
         """Write the lines that wait, whole or not at all; False if the disk is full."""

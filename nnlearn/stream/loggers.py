@@ -45,6 +45,9 @@ def wandb_offline(project: str, folder: str | Path | None = None, **settings: An
       folder: where to write; None for the working folder.
       **settings: arguments of ``wandb.init``, such as ``name`` and ``config``.
 
+    Returns:
+      A callback for ``fit``.
+
     Raises:
       ImportError: if wandb is not installed.
 

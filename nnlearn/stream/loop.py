@@ -11,6 +11,7 @@ from nnlearn.stream.interrupt import REASONS, Interrupt
 from nnlearn.stream.place import START
 from nnlearn.stream.prefetch import Prefetch
 from nnlearn.stream.record import Recorder
+from nnlearn.stream.rollback import FaultFinder
 from nnlearn.stream.saving import RunSaver
 from nnlearn.train.trace import ALL_STEPS, Trace
 
@@ -47,6 +48,7 @@ class HostLoop:
       boundaries: where blocks end.
       check_every: steps between two checks, or None for checks at the ends of epochs.
       saver: saves the run in checkpoints, or None.
+      finder: looks for faults, at which the run returns to a checkpoint, or None.
     """
 
     def __init__(
@@ -58,10 +60,12 @@ class HostLoop:
         boundaries: Boundaries,
         check_every: int | None,
         saver: RunSaver | None = None,
+        finder: FaultFinder | None = None,
     ):
         self._dispatcher, self._recorder, self._callbacks, self._save = dispatcher, recorder, callbacks, save
         self._boundaries, self._check_every = boundaries, check_every
         self._saver, self._place = saver, START if saver is None else saver.place
+        self._finder = finder
         self._step = boundaries.first  # steps made so far
         self._saved_at: int | None = None
         self._ended_by = ""
@@ -75,39 +79,64 @@ class HostLoop:
             item = ahead.get(lambda: interrupt.reason is not None)
             if interrupt.reason is not None:
                 self._ended_by = interrupt.reason
-            elif item is None:
+                break
+            if item is None:
                 self._ended_by = ALL_STEPS
-            elif isinstance(item, Block):
-                self._make_steps(item)
-                last = self._step == self._boundaries.last or (item.end is not None and item.end.last)
-                at_epoch_end = item.end is not None and self._boundaries.epoch_ends
-                at_period = self._check_every is not None and self._step % self._check_every == 0
-                self._after_steps(last or at_epoch_end or at_period, last)
-            elif item.last or self._boundaries.epoch_ends:
-                self._after_steps(self._dispatcher.steps_since_check > 0, item.last)
-            if item is not None and interrupt.reason is None:
-                self._place = item.place
-                checked = self._dispatcher.steps_since_check == 0
-                if self._saver is not None and self._saver.is_due(self._step, checked):
-                    self._save_run()
+                break
+            self._use(item)
+            checked = self._dispatcher.steps_since_check == 0
+            if self._saver is not None and self._saver.is_due(self._step, checked):
+                self._save_run(scheduled=True)
         return self._finish()
+
+    def _use(self, item: Block | EpochEnd) -> None:
+        """The steps of a block, and what is due after them or at the end of an epoch."""
+        if isinstance(item, Block):
+            self._make_steps(item)
+        self._place = item.place  # now: a signal or an error in what follows must save the place of these steps
+        if isinstance(item, Block):
+            last = self._step == self._boundaries.last or (item.end is not None and item.end.last)
+            at_epoch_end = item.end is not None and self._boundaries.epoch_ends
+            at_period = self._check_every is not None and self._step % self._check_every == 0
+            checks = last or at_epoch_end or at_period
+            self._after_steps(checks and not self._undo_fault(checks), last)
+        elif item.last or self._boundaries.epoch_ends:
+            checks = self._dispatcher.steps_since_check > 0
+            self._after_steps(checks and not self._undo_fault(checks), item.last)
 
     def rescue(self, error: BaseException) -> None:
         """Write the records and save the state after an error, without hiding that error."""
         with contextlib.suppress(Exception):
             self._recorder.read()
         made_steps = self._step > self._boundaries.first
-        if isinstance(error, Exception) and made_steps and not self._dispatcher.is_lost():
+        if isinstance(error, Exception) and made_steps and not (self._dispatcher.is_lost() or self._has_failed()):
             try:
                 self._save_last()
-                self._save_run(last=True)
+                self._save_run()
             except Exception as another:
                 error.add_note(f"the last state could not be saved either: {another!r}")
 
-    def _save_run(self, last: bool = False) -> None:
-        if self._saver is not None:
-            save = self._saver.save_last if last else self._saver.save
-            save(self._step, self._place, self._dispatcher, self._recorder)
+    def _save_run(self, scheduled: bool = False) -> None:
+        """Save when that is due, or at the end of this run."""
+        if self._saver is None:
+            return
+        self._undo_fault(scheduled)
+        what = (self._step, self._place, self._dispatcher, self._recorder)
+        self._saver.save(*what, scheduled=True) if scheduled else self._saver.save_last(*what)
+
+    def _has_failed(self) -> bool:
+        """Whether there was a fault that is not undone: then nothing may be saved."""
+        return self._finder is not None and self._finder.fault is not None
+
+    def _undo_fault(self, due: bool) -> bool:
+        """Return to the last good checkpoint if there was a fault; whether there was one."""
+        if self._finder is None or self._saver is None or not due:
+            return False
+        self._recorder.read()
+        failed = self._has_failed()
+        if failed:
+            self._saver.roll_back(self._step, self._dispatcher, self._recorder, self._finder)
+        return failed
 
     def _make_steps(self, block: Block) -> None:
         if self._saver is not None:
@@ -157,17 +186,28 @@ class HostLoop:
 
     def _finish(self) -> FitResult[Any]:
         """The last check, save and callbacks; then the result."""
-        checks = self._ended_by not in REASONS.values() and self._dispatcher.steps_since_check > 0
+        interrupted = self._ended_by in REASONS.values()
+        checks = not interrupted and self._dispatcher.steps_since_check > 0
+        checks = checks and not self._undo_fault(checks)
         if checks:
             self._check()
-        self._save_last()
+        self._recorder.read()
+        failed = self._has_failed()
+        if not failed:
+            self._save_last()
         if not self._final_called:
             self._call_back(checks, final=True)
         self._recorder.read()
-        self._save_run(last=True)
+        if not failed:
+            self._save_run()
         dispatcher = self._dispatcher
         trace = self._recorder.trace(
-            self._step, dispatcher.reason, dispatcher.best_step, dispatcher.rule_names, self._ended_by or ALL_STEPS
+            self._step,
+            dispatcher.reason,
+            dispatcher.best_step,
+            dispatcher.rule_names,
+            self._ended_by or ALL_STEPS,
+            () if self._saver is None else self._saver.rollbacks,
         )
         return FitResult(dispatcher.result(), trace)
 

@@ -1,6 +1,7 @@
 """The place in a stream of batches: a resumed run continues with the batch after the last one that it used."""
 
 import base64
+import importlib
 import itertools
 import json
 import warnings
@@ -99,13 +100,15 @@ def to_json(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
         array = np.ascontiguousarray(value)
         return {"array": base64.b64encode(array.tobytes()).decode(), "dtype": array.dtype.str, "shape": np.shape(value)}
-    if hasattr(value, "__array__"):  # a tensor of another library
+    if type(value).__module__ == "torch":
+        return {"torch": to_json(np.asarray(value))}
+    if hasattr(value, "__array__"):  # an array of another library
         return to_json(np.asarray(value))
     raise TypeError(f"cannot write a {type(value).__name__}")
 
 
 def from_json(value: Any) -> Any:
-    """The reverse of ``to_json``; tensors come back as NumPy arrays."""
+    """The reverse of ``to_json``; arrays of other libraries than PyTorch come back as NumPy arrays."""
     if isinstance(value, list):
         return [from_json(part) for part in value]
     if not isinstance(value, dict):
@@ -114,6 +117,8 @@ def from_json(value: Any) -> Any:
         return base64.b64decode(value["bytes"])
     if "tuple" in value:
         return tuple(from_json(part) for part in value["tuple"])
+    if "torch" in value:
+        return importlib.import_module("torch").from_numpy(from_json(value["torch"]))  # its loader has imported it
     if "dict" in value:
         return {from_json(key): from_json(part) for key, part in value["dict"]}
     content = np.frombuffer(base64.b64decode(value["array"]), np.dtype(value["dtype"]))

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnlearn.stream.history import Row
+from nnlearn.stream.history import History, Row
+from nnlearn.stream.rollback import FaultFinder, with_skipped
 from nnlearn.train.step import Info
 from nnlearn.train.stopping import Metrics
 from nnlearn.train.trace import ALL_STEPS, Trace, info_columns, metric_column
@@ -43,8 +44,9 @@ class Recorder:
       metrics: the names of the metrics of checks.
       leaves: the names of the parameters.
       open_writers: called before the first rows with the names of all columns, and with the rows of the checkpoint that
-        is resumed, or None; returns functions that take rows. If it returns none, no rows are made.
+        is resumed, or None; returns a history or None, and other functions that take rows.
       watch: called with the step, loss and learning rate (or None) that were read last.
+      finder: looks for faults in the records, or None.
     """
 
     def __init__(
@@ -53,12 +55,14 @@ class Recorder:
         metrics: Sequence[str],
         leaves: Sequence[str] = (),
         *,
-        open_writers: Callable[[list[str], Iterator[Row] | None], list[Writer]],
+        open_writers: Callable[[list[str], Iterator[Row] | None], tuple[History | None, list[Writer]]],
         watch: Callable[[int, float, float | None], None],
+        finder: FaultFinder | None = None,
     ):
         self.every, self.metrics, self.leaves = every, list(metrics), tuple(leaves)
         self.latest: dict[str, float] = {}  # metrics of the latest check that was read
-        self._open_writers, self._watch = open_writers, watch
+        self._open_writers, self._watch, self._finder = open_writers, watch, finder
+        self._history: History | None = None
         self._writers: list[Writer] = []
         self._is_resumed = False
         self._far = jax.default_backend() != "cpu"
@@ -71,6 +75,8 @@ class Recorder:
 
     def add(self, first: int, steps: int, infos: PyTree) -> None:
         """Add the infos of some steps; they need not have been computed yet."""
+        if self._finder is not None:
+            infos = with_skipped(infos)
         if self._columns is None:
             self._columns = info_columns(infos, 0, self.leaves)
             names = ["step", *(name for name, _, _ in self._columns)]
@@ -79,10 +85,14 @@ class Recorder:
                 names.append(self._metric_columns[metric])
             if self._infos:  # from a checkpoint, with dicts for classes
                 self._infos = [_with_types_of(infos, self._infos[0])]
-            self._writers = self._open_writers(names, self._saved_rows() if self._is_resumed else None)
+            saved = self._saved_rows() if self._is_resumed else None
+            self._history, self._writers = self._open_writers(names, saved)
+            if self._history is not None:
+                self._writers.insert(0, self._history.write)
         if self._far:
             for leaf in jax.tree.leaves(infos):
-                leaf.copy_to_host_async()
+                if isinstance(leaf, jax.Array):
+                    leaf.copy_to_host_async()
         self._waiting.append(_Entry(first, steps, infos, {}))
 
     def add_check(self, step: int, metrics: Metrics) -> None:
@@ -107,6 +117,8 @@ class Recorder:
             infos = jax.tree.map(lambda leaf: leaf[recorded], whole)
             self._steps.append(steps[recorded])
             self._infos.append(infos)
+            if self._finder is not None:
+                self._finder.add(steps[recorded], infos)
             rates = whole.learning_rate
             rate = None if rates is None else float(np.mean(rates[entry.steps - 1]))
             self._watch(last, float(whole.loss[entry.steps - 1]), rate)
@@ -136,9 +148,9 @@ class Recorder:
         return rows
 
     def _saved_rows(self) -> Iterator[Row]:
-        """The rows of the records of a checkpoint, from check to check."""
-        steps, infos = (self._steps[0], self._infos[0]) if self._infos else (np.zeros(0, np.int32), None)
-        begin = 0
+        """The rows of all records, from check to check."""
+        records, begin = self.records(), 0
+        steps, infos = records["step"], records["info"]
         for last, found in [*self._checks, (math.inf, {})]:
             end = int(np.searchsorted(steps, last, side="right"))
             part = jax.tree.map(lambda leaf: leaf[begin:end], infos)  # noqa: B023
@@ -160,13 +172,32 @@ class Recorder:
     def restore(self, records: dict[str, Any]) -> None:
         """Begin with the records of a checkpoint; dicts stand for the classes of ``aux``."""
         self._is_resumed = True
+        if self._finder is not None:
+            self._finder.restart(None if records["info"] is None else with_skipped(Info(**records["info"])))
         if records["info"] is not None:
             self._steps, self._infos = [records["step"]], [Info(**records["info"])]
         metrics = records["metrics"]
         for at, step in enumerate(records["check_step"].tolist()):
             self._checks.append((step, {name: values[at] for name, values in metrics.items()}))
 
-    def trace(self, step: int, reason: int, best_step: jax.Array | None, rules: Sequence[str], ended_by: str) -> Trace:
+    def undo(self, after: int) -> None:
+        """Mark the steps after ``after`` as skipped, in the history too."""
+        pairs = zip(self._steps, self._infos, strict=True)
+        self._infos = [infos._replace(skipped=infos.skipped | (steps > after)) for steps, infos in pairs]
+        if self._finder is not None:
+            self._finder.restart(self.records()["info"])
+        if self._history is not None:
+            self._history.rewrite(self._saved_rows())
+
+    def trace(
+        self,
+        step: int,
+        reason: int,
+        best_step: jax.Array | None,
+        rules: Sequence[str],
+        ended_by: str,
+        rollbacks: Sequence[tuple[int, int]] = (),
+    ) -> Trace:
         """All records that were read, as the trace of a run that has ended after ``step``.
 
         Args:
@@ -175,6 +206,7 @@ class Recorder:
           best_step: the check whose state is the result, or None.
           rules: the names of the rules.
           ended_by: what ended the run if no rule did.
+          rollbacks: the stretches that were undone.
         """
         if reason == 0 and ended_by != ALL_STEPS:
             rules = (*rules, ended_by)
@@ -188,8 +220,9 @@ class Recorder:
             "reason": np.array(reason, np.int32),
             "best_step": best_step,
         }
-        leaves = self.leaves if getattr(infos, "leaf_grad_norms", None) is not None else ()
-        return Trace(**jax.device_put(arrays), rules=tuple(rules), leaves=leaves)
+        by_leaf = any(getattr(infos, name, None) is not None for name in ("leaf_grad_norms", "layers"))
+        leaves = self.leaves if by_leaf else ()
+        return Trace(**jax.device_put(arrays), rules=tuple(rules), leaves=leaves, rollbacks=tuple(rollbacks))
 
 
 def _with_types_of(like: PyTree, saved: PyTree) -> PyTree:

@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 
 from nnlearn.checkpoints import CheckpointError, Checkpoints
 from nnlearn.checkpoints.folder import load_parts
@@ -11,6 +12,7 @@ from nnlearn.stream.dispatch import Dispatcher
 from nnlearn.stream.identity import refuse_another, shapes_by_path
 from nnlearn.stream.place import START, Place
 from nnlearn.stream.record import Recorder
+from nnlearn.stream.rollback import FaultFinder, last_scheduled
 
 
 class RunSaver:
@@ -24,6 +26,8 @@ class RunSaver:
 
     def __init__(self, checkpoints: Checkpoints, settings: dict[str, Any], changed: Literal["error", "accept"]):
         self.checkpoints, self._settings, self._changed = checkpoints, settings, changed
+        self.rollbacks: list[tuple[int, int]] = []  # the stretches that were undone
+        self._first: tuple[Any, Any] | None = None  # the beginning, until a checkpoint is there
         self._saved: dict[str, Any] | None = None  # the metadata of the run that is resumed
         self._step: int | None = None
         self._program: dict[str, str] = {}
@@ -33,6 +37,12 @@ class RunSaver:
             if "fit" not in metadata:
                 raise CheckpointError(checkpoints.path(newest), "it was not saved by nnlearn.fit: give another folder")
             self._saved = metadata["fit"]
+            self.rollbacks = [(first, last) for first, last in metadata["rollbacks"]]
+
+    @property
+    def _keeps_good(self) -> bool:
+        """Whether a roll-back may need the last good checkpoint."""
+        return "on_fault" in self._settings
 
     @property
     def step(self) -> int | None:
@@ -50,6 +60,9 @@ class RunSaver:
         Raises:
           CheckpointError: if it is of another run.
         """
+        if self._keeps_good:
+            self._first = jax.tree.map(jnp.copy, (dispatcher.carry, dispatcher.verdict))
+            self.checkpoints.pin(last_scheduled(self.checkpoints))
         if self._saved is None or self._step is None:
             return
         path = self.checkpoints.path(self._step)
@@ -59,6 +72,27 @@ class RunSaver:
         parts, records = load_parts(path, like, "records")
         dispatcher.restore(parts["carry"], parts["verdict"], self._saved["steps_since_check"])
         recorder.restore(records)
+
+    def roll_back(self, step: int, dispatcher: Dispatcher, recorder: Recorder, finder: FaultFinder) -> None:
+        """Return to the last checkpoint that was due, or to the beginning, as if the steps since had been skipped.
+
+        Raises:
+          FaultError: if the policy permits no other roll-back.
+        """
+        good = last_scheduled(self.checkpoints)
+        first = self._settings["first"] if good is None else good
+        finder.require_another(self.rollbacks, first)
+        if good is None:
+            (carry, verdict), since = jax.tree.map(jnp.copy, self._first), 0
+        else:
+            like = {"carry": dispatcher.carry, "verdict": dispatcher.verdict}
+            parts = self.checkpoints.load(like, good, unexpected="ignore")
+            since = self.checkpoints.metadata(good)["fit"]["steps_since_check"]
+            carry, verdict = parts["carry"], parts["verdict"]
+        carry = (carry[0]._replace(step=jnp.array(step, jnp.int32)), *carry[1:])
+        dispatcher.restore(carry, verdict, since)
+        self.rollbacks.append((first + 1, step))
+        recorder.undo(first)
 
     def check_program(self, dispatcher: Dispatcher, block: Block) -> None:
         """Compare the step with that of the run that is resumed, once a batch has been seen.
@@ -88,8 +122,13 @@ class RunSaver:
         self.save(step, place, dispatcher, recorder)
         self.checkpoints.wait()
 
-    def save(self, step: int, place: Place, dispatcher: Dispatcher, recorder: Recorder) -> None:
-        """Save the run as it is after ``step``; nothing if that is saved already."""
+    def save(
+        self, step: int, place: Place, dispatcher: Dispatcher, recorder: Recorder, scheduled: bool = False
+    ) -> None:
+        """Save the run as it is after ``step``; nothing if that is saved already.
+
+        ``scheduled``: whether it was due; a roll-back returns to no other, so that a signal does not change the run.
+        """
         if step == self._step:
             return
         recorder.read()
@@ -102,7 +141,10 @@ class RunSaver:
             "place": list(place),
         }
         tree = like | {"records": recorder.records()}
-        self.checkpoints.save(step, tree, metrics=recorder.latest, metadata={"fit": facts})
+        if scheduled and self._keeps_good:
+            self.checkpoints.pin(step)
+        metadata = {"fit": facts, "scheduled": scheduled, "rollbacks": list(map(list, self.rollbacks))}
+        self.checkpoints.save(step, tree, metrics=recorder.latest, metadata=metadata)
         self._step = step
 
 

@@ -86,7 +86,7 @@ class Halving:
 
 
 def plan_rungs(members: int, steps: int, check_every: int, eta: int = 3, rungs: int | None = None) -> tuple[Rung, ...]:
-    """Rungs whose members decrease and whose steps increase by a factor of ``eta``; the last ends with the run.
+    """Plan rungs whose members decrease and whose steps increase by a factor of ``eta``; the last ends with the run.
 
     Args:
       members: number of members in the first rung.
@@ -94,6 +94,9 @@ def plan_rungs(members: int, steps: int, check_every: int, eta: int = 3, rungs: 
       check_every: steps between two checks; every rung ends at a check.
       eta: one member in ``eta`` continues; >= 2.
       rungs: number of rungs; None for as many as members and checks allow.
+
+    Returns:
+      The rungs in order, each with its number of members and the step at which it ends.
 
     Raises:
       ValueError: if a number is out of range.

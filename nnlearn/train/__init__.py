@@ -30,5 +30,7 @@ from nnlearn.train.stopping import diverged as diverged
 from nnlearn.train.stopping import keep_best as keep_best
 from nnlearn.train.stopping import patience as patience
 from nnlearn.train.stopping import reached as reached
+from nnlearn.train.stopping import skip_budget as skip_budget
+from nnlearn.train.trace import SkippedStep as SkippedStep
 from nnlearn.train.trace import Trace as Trace
 from nnlearn.train.window import apply_accumulated as apply_accumulated

@@ -13,9 +13,9 @@ from nnlearn.sums import long_sum
 from nnlearn.train.aux_metrics import counted_aux
 from nnlearn.train.sampler import Sampler
 from nnlearn.train.state import TrainState
-from nnlearn.train.step import Info, count_skipped, counted_loss, step_key
+from nnlearn.train.step import Info, Skips, counted_loss, step_key
 from nnlearn.train.stopping import Metrics, StopRule
-from nnlearn.train.verdict import Verdict, judge
+from nnlearn.train.verdict import Verdict, judge, require_guard
 from nnlearn.types import Key, PyTree
 
 
@@ -41,7 +41,7 @@ class _Stretch(NamedTuple):
 
     infos: Info  # every ``record_every``-th
     sums: Metrics  # of the loss and of the scalars in ``info.aux``, over the steps that were not skipped
-    skipped: jax.Array
+    skips: Skips
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -109,11 +109,12 @@ class Loop:
         return jax.lax.cond(run.verdict.reason > 0, hold, go, run)
 
     def _steps_and_check(self, run: Run, first: int | jax.Array, count: int) -> tuple[Run, tuple[Info, Metrics]]:
-        run, (infos, sums, skipped) = self._steps(run, first, count)
-        made = (count - skipped).astype(jnp.float32)
+        run, (infos, sums, skips) = self._steps(run, first, count)
+        require_guard(self.rules, infos)
+        made = (count - skips.count).astype(jnp.float32)
         metrics = {name: total / made for name, total in sums.items()}
         metrics |= self.measure(run.state)
-        return run._replace(verdict=judge(run.verdict, self.rules, run.state, metrics)), (infos, metrics)
+        return run._replace(verdict=judge(run.verdict, self.rules, run.state, metrics, skips)), (infos, metrics)
 
     def _steps(self, run: Run, first: int | jax.Array, count: int) -> tuple[Run, _Stretch]:
         """``count`` steps in stretches. A derivative stores the state before each stretch and recomputes the rest."""
@@ -123,13 +124,14 @@ class Loop:
             (state, order), made = self._stretch(carry, first, count)
             return run._replace(state=state, order=order), made
         segment = jax.checkpoint(lambda carry, at: self._stretch(carry, at, self.stretch), prevent_cse=False)
-        carry, (infos, sums, skipped) = jax.lax.scan(segment, carry, first + self.stretch * jnp.arange(many))
+        carry, (infos, sums, skips) = jax.lax.scan(segment, carry, first + self.stretch * jnp.arange(many))
         infos = end_to_end(infos)
         if rest:
             carry, last = self._stretch(carry, first + many * self.stretch, rest)
             infos = followed_by(infos, last.infos)
-            sums, skipped = jax.tree.map(jnp.append, (sums, skipped), (last.sums, last.skipped))
-        made = _Stretch(infos, jax.tree.map(long_sum, sums), jnp.sum(skipped, dtype=jnp.int32))
+            sums, skips = jax.tree.map(jnp.append, (sums, skips), (last.sums, last.skips))
+        skips = Skips(jnp.sum(skips.count, dtype=jnp.int32), jnp.max(skips.last_made))
+        made = _Stretch(infos, jax.tree.map(long_sum, sums), skips)
         state, order = carry
         return run._replace(state=state, order=order), made
 
@@ -146,10 +148,11 @@ class Loop:
 
         state, infos = lean_scan(one, state, (rows, step_keys))
         thinned = jax.tree.map(lambda leaf: leaf[self.record_every - 1 :: self.record_every], infos)
-        skipped = jnp.asarray(count_skipped(infos), jnp.int32)
+        none = jnp.zeros([], jnp.int32)
+        skips = Skips(none, none).plus(infos, first + 1 + jnp.arange(count))
         sums = {"train_loss": long_sum(counted_loss(infos))}
         sums |= {name: long_sum(counted_aux(infos, name)) for name in self.aux}
-        return (state, order), _Stretch(thinned, sums, skipped)
+        return (state, order), _Stretch(thinned, sums, skips)
 
 
 def segment_length(steps: int, check_every: int) -> int:

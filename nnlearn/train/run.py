@@ -186,7 +186,7 @@ class Train(Generic[State]):
             reason=run.verdict.reason,
             best_step=None if run.verdict.best is None else run.verdict.best.step,
             rules=tuple(rule.name for rule in rules),
-            leaves=leaf_names(run.state) if "leaf_grad_norms" in self.record else (),
+            leaves=leaf_names(run.state) if _has_leaves(infos) else (),
         )
 
 
@@ -341,6 +341,11 @@ def make_train(
         packing={"packed": packed, "labels": labels},
         step=step,
     )
+
+
+def _has_leaves(infos: Any) -> bool:
+    """Whether the records have values of single leaves."""
+    return any(getattr(infos, name, None) is not None for name in ("leaf_grad_norms", "layers"))
 
 
 def _check_step_alone(step: Any, **others: Any) -> None:

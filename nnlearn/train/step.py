@@ -17,6 +17,7 @@ from nnlearn.train.noise_of_step import make_noise_of
 from nnlearn.train.state import TrainState
 from nnlearn.transforms.hyperparams import is_injected
 from nnlearn.transforms.loss_scale import current_loss_scale
+from nnlearn.transforms.monitor import LayerStats, current_layers
 from nnlearn.transforms.skipping import hold, skip_whole, was_skipped
 from nnlearn.tree import global_norm, widest
 from nnlearn.types import (
@@ -51,8 +52,9 @@ class Info(NamedTuple):
       leaf_grad_norms: Euclidean norm of each leaf's gradient, shape (leaves,), in the tree's order. Their names are
         in ``Trace.leaves``.
       noise_scale: the variability of the examples' gradients, see ``noise_scale_from_examples``.
-      skipped: whether the optimizer skipped the step, see ``was_skipped``; None if nothing in it skips steps. The loss
-        and the norms of a skipped step are those of its batch.
+      skipped: whether the optimizer skipped the step, see ``was_skipped``, or ``RollBack`` undid it; None if nothing
+        skips steps. The loss and the norms of a skipped step are those of its batch.
+      layers: statistics of each parameter leaf, if ``monitor_layers`` is around the optimizer, or None.
     """
 
     loss: jax.Array
@@ -63,6 +65,7 @@ class Info(NamedTuple):
     leaf_grad_norms: jax.Array | None = None
     noise_scale: NoiseScale | None = None
     skipped: jax.Array | None = None
+    layers: LayerStats | None = None
 
 
 class Step(Protocol):
@@ -188,6 +191,7 @@ def make_step(
             leaf_norms(outcome.grads) if "leaf_grad_norms" in record else None,
             noise_of(state, batch, key, outcome, scale, hparams) if "noise_scale" in record else None,
             skipped,
+            current_layers(new.opt_state),
         )
         model_state = hold(skipped, state.model_state, outcome.model_state)
         return TrainState(state.step + 1, new.stored, new.opt_state, state.key, model_state), info
@@ -266,6 +270,25 @@ def count_skipped(info: Info) -> jax.Array | int:
     return 0 if skipped is None else jnp.sum(skipped, dtype=jnp.int32)
 
 
+class Skips(NamedTuple):
+    """The skipped steps since the last check.
+
+    Attributes:
+      count: how many there were, int32.
+      last_made: the last step that was not skipped, int32; 0 if all were.
+    """
+
+    count: jax.Array
+    last_made: jax.Array
+
+    def plus(self, info: Info, step: jax.Array) -> "Skips":
+        """With those among further steps, counted from 1."""
+        skipped = getattr(info, "skipped", None)
+        made = step if skipped is None else jnp.where(skipped, 0, step)
+        last = jnp.maximum(self.last_made, jnp.max(made).astype(jnp.int32))
+        return Skips(self.count + count_skipped(info), last)
+
+
 def jit_step(step: AnyStep) -> AnyStep:
     """Compile a step and donate its state: the new state reuses the memory of the old one, which becomes invalid.
 
@@ -321,6 +344,7 @@ def _times(rate: jax.Array, factor: Scalar) -> jax.Array:
 
 __all__ = [
     "Info",
+    "Skips",
     "check_record",
     "count_skipped",
     "counted_loss",

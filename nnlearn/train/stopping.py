@@ -15,6 +15,8 @@ from nnlearn.types import PyTree, Scalar
 
 Metrics = dict[str, jax.Array]
 MODES = ("min", "max")
+SKIPPED = "skipped/steps"  # how many of the steps since the last check were skipped
+LAST_MADE = "skipped/last_made"  # the last of them that was not; 0 if all were
 
 
 class StopRule(NamedTuple):
@@ -25,7 +27,8 @@ class StopRule(NamedTuple):
       init: ``init() -> state``, the state of the rule before the first check.
       update: ``update(state, metrics, step) -> (state, stop)``, called at every check. ``metrics`` contains the results
         of ``evaluate`` and ``train_loss``, the mean over the steps since the last check that were not skipped (NaN if
-        all were). ``stop`` is a boolean scalar.
+        all were). ``skipped/steps`` is the number of those that were, and ``skipped/last_made`` the last step that was
+        not, or 0. ``stop`` is a boolean scalar.
       keep: ``(metric, mode)`` if the run should end with the state of its best check, else None.
       metrics: the names of metrics that ``update`` uses. Only names like ``aux/accuracy`` are required here: the mean
         of that scalar in ``info.aux`` over the steps since the last check that were not skipped. It is computed only if
@@ -242,7 +245,44 @@ def keep_best(metric: str, mode: Literal["min", "max"] = "min") -> StopRule:
     return StopRule(f"keep_best({metric})", lambda: (), update, (metric, mode), (metric,))
 
 
+@comparable
+def skip_budget(*, total: Scalar | None = None, in_a_row: Scalar | None = None) -> StopRule:
+    """Stop a run whose guards, such as ``skip_spikes`` or ``apply_if_finite``, skip too many steps.
+
+    Args:
+      total: stop once this many steps of the run were skipped, >= 1; None for no limit.
+      in_a_row: stop at a check if at least this many last steps were skipped, >= 1; None for no limit.
+
+    Raises:
+      ValueError: if both are None or one is below 1; and when the run is traced, if its optimizer has no guard.
+
+    >>> rule = skip_budget(in_a_row=3)
+    >>> state, _ = rule.update(rule.init(), {"skipped/steps": 2, "skipped/last_made": 8}, 10)
+    >>> bool(rule.update(state, {"skipped/steps": 2, "skipped/last_made": 0}, 12)[1])
+    True
+    """
+    limits = {name: value for name, value in (("total", total), ("in_a_row", in_a_row)) if value is not None}
+    if not limits:
+        raise ValueError("skip_budget needs total or in_a_row, the number of skipped steps that ends the run")
+    for name, value in limits.items():
+        check_number(name, value, low=1)
+
+    def update(state, metrics, step):
+        skipped, last_made = metrics[SKIPPED], metrics[LAST_MADE]
+        counts = {"total": state["total"] + skipped}
+        counts["in_a_row"] = jnp.where(last_made > 0, step - last_made, state["in_a_row"] + skipped)
+        stops = [counts[name] >= value for name, value in limits.items()]
+        return counts, jnp.any(jnp.stack(stops))
+
+    def init():
+        return {name: jnp.zeros([], jnp.int32) for name in ("total", "in_a_row")}
+
+    return StopRule("skip_budget", init, update, metrics=(SKIPPED, LAST_MADE))
+
+
 __all__ = [
+    "LAST_MADE",
+    "SKIPPED",
     "StopRule",
     "better",
     "check_mode",
@@ -252,5 +292,6 @@ __all__ = [
     "patience",
     "pick",
     "reached",
+    "skip_budget",
     "worst",
 ]

@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.export
@@ -29,6 +29,20 @@ FORMAT = "nnlearn trace 2"
 BAD_ARCHIVE = (zipfile.BadZipFile, zlib.error, RuntimeError)  # a flipped bit can also mark the file as encrypted
 
 
+class SkippedStep(NamedTuple):
+    """A step that did not change the parameters.
+
+    Attributes:
+      step: the number of steps, this one included.
+      why: ``"loss is not finite"``, ``"gradient is not finite"``, ``"spike"``, or ``"rolled back"``.
+      loss: the loss of its batch.
+    """
+
+    step: int
+    why: str
+    loss: float
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Trace:
@@ -46,7 +60,9 @@ class Trace:
       reason: the index of the rule that stopped the run, counted from 1; 0 if none did. ``stopped_by`` is its name.
       best_step: the check that provided the final state, and the ``step`` of that state; None if no rule keeps one.
       rules: the names of the rules.
-      leaves: the names of the parameters, in the order of ``info.leaf_grad_norms``; empty unless that is recorded.
+      leaves: the names of the parameters, in the order of ``info.leaf_grad_norms`` and ``info.layers``; empty unless
+        one of them is recorded.
+      rollbacks: the first and last step of each stretch that ``RollBack`` has undone.
     """
 
     step: jax.Array
@@ -58,6 +74,7 @@ class Trace:
     best_step: jax.Array | None = None
     rules: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
     leaves: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
+    rollbacks: tuple[tuple[int, int], ...] = dataclasses.field(default=(), metadata={"static": True})
 
     @property
     def loss(self) -> jax.Array:
@@ -89,6 +106,35 @@ class Trace:
         """The name of the rule that stopped each run, or ``"all steps"``."""
         names = np.array([ALL_STEPS, *self.rules], dtype=object)[np.asarray(self.reason)]
         return names if self.runs else str(names)
+
+    def skipped_steps(self) -> list["SkippedStep"]:
+        """The recorded steps of one run that were skipped or undone, and why.
+
+        Raises:
+          ValueError: if this is the trace of many runs; ``trace.run(3)`` is that of one.
+
+        >>> import nnlearn
+        >>> batches = nnlearn.generated(lambda key, step: jnp.where(step == 1, jnp.nan, 1.0))
+        >>> tx = nnlearn.apply_if_finite(nnlearn.sgd(0.1), 5)
+        >>> train = nnlearn.make_train(lambda p, b, k: p * b, tx, batches, jnp.ones(()), steps=3)
+        >>> train({}, 0)[1].skipped_steps()
+        [SkippedStep(step=2, why='loss is not finite', loss=nan)]
+        """
+        if self.runs:
+            raise ValueError(f"this is a trace of runs {self.runs}: give one, trace.run(0).skipped_steps()")
+        if self.info.skipped is None:
+            return []
+        norms = np.zeros_like(self.loss) if self.info.grad_norm is None else np.asarray(self.info.grad_norm)
+        at = np.flatnonzero(np.asarray(self.info.skipped) & np.asarray(self.made))
+        columns = (np.asarray(self.step)[at].tolist(), np.asarray(self.loss, np.float64)[at].tolist(), norms[at])
+        return [SkippedStep(step, self._why(step, loss, norm), loss) for step, loss, norm in zip(*columns, strict=True)]
+
+    def _why(self, step: int, loss: float, norm: Any) -> str:
+        if not np.isfinite(loss):
+            return "loss is not finite"
+        if not np.isfinite(norm):
+            return "gradient is not finite"
+        return "rolled back" if any(first <= step <= last for first, last in self.rollbacks) else "spike"
 
     def run(self, *index: int) -> "Trace":
         """One of many runs, or several if there are fewer indices than axes.
@@ -125,9 +171,9 @@ class Trace:
         """A tidy table with one row for each run and step that has a record or a check. Missing values are NaN.
 
         The columns are ``run_0``, ``run_1`` ... (the axes of the runs), ``step``, all scalars of ``info``, the norm of
-        each parameter's gradient (``leaf_grad_norms/<name>``), each of several learning rates (``learning_rate/0``) and
-        all metrics. A metric with the name of an earlier column, such as ``loss``, becomes ``check/loss``. Rows beyond
-        the end of a run are omitted.
+        each parameter's gradient (``leaf_grad_norms/<name>``) and others like it (``layers/cosine/<name>``), each of
+        several learning rates (``learning_rate/0``) and all metrics. A metric with the name of an earlier column, such
+        as ``loss``, becomes ``check/loss``. Rows beyond the end of a run are omitted.
         """
         lead = len(self.runs)
         steps = np.unique(np.concatenate([np.ravel(self.step), np.ravel(self.check_step)]))
@@ -163,6 +209,7 @@ class Trace:
         leaves = jax.tree.leaves_with_path(self)
         arrays: dict[str, Any] = {f"leaf_{at}": _as_native(np.asarray(leaf)) for at, (_, leaf) in enumerate(leaves)}
         header: dict[str, Any] = {"format": FORMAT, "rules": self.rules, "leaves": self.leaves}
+        header["rollbacks"] = self.rollbacks
         header["paths"] = [_words(path) for path, _ in leaves]
         header["dtypes"] = [jnp.result_type(leaf).name for _, leaf in leaves]
         with replacing(path, "wb") as file:
@@ -191,7 +238,8 @@ class Trace:
                     node[words[-1]] = jnp.asarray(file[f"leaf_{at}"].view(jnp.dtype(header["dtypes"][at])))
             fields: dict[str, Any] = {"metrics": {}} | tree
             fields["info"] = Info(**{name: None for name in Info._fields} | tree.get("info", {}))
-            return cls(rules=tuple(header["rules"]), leaves=tuple(header.get("leaves", ())), **fields)
+            fields |= {"rules": tuple(header["rules"]), "leaves": tuple(header.get("leaves", ()))}
+            return cls(rollbacks=tuple(map(tuple, header.get("rollbacks", ()))), **fields)
         except (OSError, KeyError, TypeError, ValueError, EOFError, NotImplementedError, *BAD_ARCHIVE) as error:
             if isinstance(error, FileNotFoundError):
                 raise
@@ -237,8 +285,8 @@ def info_columns(info: Any, lead: int, leaves: Sequence[str]) -> list[tuple[str,
             continue
         if axes == 0:
             columns.append((name, at, None))
-        elif axes == 1 and name in ("leaf_grad_norms", "learning_rate"):
-            parts = leaves if name == "leaf_grad_norms" and leaves else range(leaf.shape[-1])
+        elif axes == 1 and name.startswith(("leaf_grad_norms", "learning_rate", "layers/")):
+            parts = leaves if name != "learning_rate" and leaves else range(leaf.shape[-1])
             columns += [(f"{name}/{part}", at, index) for index, part in enumerate(parts)]
     return columns
 
@@ -297,12 +345,16 @@ def join(parts: Sequence[Trace]) -> Trace:
     return dataclasses.replace(last, step=step, info=info, check_step=check_step, metrics=metrics)
 
 
+def _static_parts(rules: list, leaves: list, rollbacks: list) -> tuple:
+    return tuple(rules), tuple(leaves), tuple(map(tuple, rollbacks))
+
+
 jax.export.register_pytree_node_serialization(
     Trace,
     serialized_name="nnlearn.Trace",
     serialize_auxdata=lambda static: json.dumps(static).encode(),
-    deserialize_auxdata=lambda content: tuple(map(tuple, json.loads(content))),
+    deserialize_auxdata=lambda content: _static_parts(*json.loads(content)),
     from_children=lambda aux_data, children: Trace(*children, *aux_data),
 )
 
-__all__ = ["Trace", "join"]
+__all__ = ["SkippedStep", "Trace", "join"]

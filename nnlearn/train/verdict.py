@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from nnlearn.calls import hand
 from nnlearn.train.custom_step import is_carried, own_state
 from nnlearn.train.state import TrainState
-from nnlearn.train.stopping import Metrics, StopRule, better, pick, worst
+from nnlearn.train.step import Skips
+from nnlearn.train.stopping import LAST_MADE, SKIPPED, Metrics, StopRule, better, pick, worst
 from nnlearn.types import PyTree
 
 
@@ -65,15 +66,30 @@ def first_verdict(rules: Sequence[StopRule], state: TrainState) -> Verdict:
     return Verdict(tuple(rule.init() for rule in rules), jnp.zeros([], jnp.int32), best)
 
 
-def judge(verdict: Verdict, rules: Sequence[StopRule], state: TrainState, metrics: Metrics) -> Verdict:
-    """The verdict after a check with these metrics.
+def require_guard(rules: Sequence[StopRule], info: Any) -> None:
+    """Refuse a rule about skipped steps where nothing skips steps.
+
+    Raises:
+      ValueError: if there is such a rule, and ``info`` has no ``skipped``.
+    """
+    names = [rule.name for rule in rules if SKIPPED in rule.metrics]
+    if names and getattr(info, "skipped", None) is None:
+        raise ValueError(
+            f"the rule {names[0]!r} counts skipped steps, but nothing in the optimizer skips any: put skip_spikes or "
+            "apply_if_finite around it"
+        )
+
+
+def judge(verdict: Verdict, rules: Sequence[StopRule], state: TrainState, metrics: Metrics, skips: Skips) -> Verdict:
+    """The verdict after a check with these metrics, and these skipped steps since the last one.
 
     Raises:
       ValueError: if a rule does not return one boolean.
     """
     reason, states = verdict.reason, []
+    offered = metrics | {SKIPPED: skips.count, LAST_MADE: skips.last_made}
     for index, (rule, memory) in enumerate(zip(rules, verdict.rules, strict=True), start=1):
-        memory, stop = rule.update(memory, metrics, state.step)
+        memory, stop = rule.update(memory, offered, state.step)
         if jnp.shape(stop) != ():
             raise ValueError(
                 f"the stop rule {rule.name!r} must return (state, stop) with one boolean; got a stop of shape "
@@ -126,4 +142,4 @@ def measure(evaluate: Callable[..., Mapping[str, Any]] | None, state: TrainState
     return {name: jnp.asarray(value) for name, value in metrics.items()}
 
 
-__all__ = ["Best", "Verdict", "best_state", "first_verdict", "judge", "kept_metric", "measure"]
+__all__ = ["Best", "Verdict", "best_state", "first_verdict", "judge", "kept_metric", "measure", "require_guard"]

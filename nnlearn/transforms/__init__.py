@@ -36,6 +36,9 @@ from nnlearn.transforms.momentum import ema as ema
 from nnlearn.transforms.momentum import scale_by_lion as scale_by_lion
 from nnlearn.transforms.momentum import scale_by_sign as scale_by_sign
 from nnlearn.transforms.momentum import trace as trace
+from nnlearn.transforms.monitor import LayerStats as LayerStats
+from nnlearn.transforms.monitor import MonitorLayersState as MonitorLayersState
+from nnlearn.transforms.monitor import monitor_layers as monitor_layers
 from nnlearn.transforms.plumbing import from_kernel as from_kernel
 from nnlearn.transforms.precision import MasterParamsState as MasterParamsState
 from nnlearn.transforms.precision import assemble as assemble
@@ -46,6 +49,8 @@ from nnlearn.transforms.scaling import scale_by_schedule as scale_by_schedule
 from nnlearn.transforms.scaling import scale_by_trust_ratio as scale_by_trust_ratio
 from nnlearn.transforms.skipping import skip_whole as skip_whole
 from nnlearn.transforms.skipping import was_skipped as was_skipped
+from nnlearn.transforms.spikes import SkipSpikesState as SkipSpikesState
+from nnlearn.transforms.spikes import skip_spikes as skip_spikes
 from nnlearn.transforms.storage import Slot as Slot
 from nnlearn.transforms.wrapping import by_leaf as by_leaf
 

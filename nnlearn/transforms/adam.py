@@ -121,6 +121,10 @@ def scale_by_amsgrad(
     Returns:
       A transformation with ``ScaleByAmsgradState(count, mu, nu, nu_max)``.
 
+    Raises:
+      ValueError: if a hyper-parameter is out of its range.
+      TypeError: if a dtype is not a floating or complex type.
+
     >>> tx = scale_by_amsgrad()
     >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0]
     Array([1.], dtype=float32)
@@ -159,6 +163,13 @@ def scale_by_adamax(
     nu_dtype: DTypeLike | None = None,
 ) -> GradientTransformationExtraArgs:
     """AdaMax's direction, see ``adamax_kernel``; arguments as in ``scale_by_adam``.
+
+    Returns:
+      A transformation with ``ScaleByAdamState(count, mu, nu)``.
+
+    Raises:
+      ValueError: if a hyper-parameter is out of its range.
+      TypeError: if a dtype is not a floating or complex type.
 
     >>> tx = scale_by_adamax()
     >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0]
@@ -201,6 +212,13 @@ def scale_by_belief(
     nu_dtype: DTypeLike | None = None,
 ) -> GradientTransformationExtraArgs:
     """AdaBelief's direction, see ``belief_kernel``; arguments as in ``scale_by_adam``.
+
+    Returns:
+      A transformation with ``ScaleByBeliefState(count, mu, nu)``.
+
+    Raises:
+      ValueError: if a hyper-parameter is out of its range.
+      TypeError: if a dtype is not a floating or complex type.
 
     >>> tx = scale_by_belief(b1=0.5)
     >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0]
@@ -245,6 +263,13 @@ def scale_by_yogi(
 
     Args:
       initial_accumulator_value: initial value of both moments, >= 0.
+
+    Returns:
+      A transformation with ``ScaleByAdamState(count, mu, nu)``.
+
+    Raises:
+      ValueError: if a hyper-parameter is out of its range.
+      TypeError: if a dtype is not a floating or complex type.
 
     >>> tx = scale_by_yogi()
     >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0].round(3)
@@ -304,6 +329,13 @@ def scale_by_radam(
 
     Args:
       threshold: length of the simple moving average, in steps, from which the variance is trusted.
+
+    Returns:
+      A transformation with ``ScaleByAdamState(count, mu, nu)``.
+
+    Raises:
+      ValueError: if a hyper-parameter is out of its range.
+      TypeError: if a dtype is not a floating or complex type.
 
     >>> tx = scale_by_radam()
     >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0].round(4)  # momentum alone, at first

@@ -37,6 +37,10 @@ def scale_by_rss(
     Returns:
       A transformation with ``ScaleByRssState(sum_of_squares)``.
 
+    Raises:
+      ValueError: if a hyper-parameter is out of its range.
+      TypeError: if a dtype is not a floating or complex type.
+
     >>> tx = scale_by_rss(initial_accumulator_value=0.0)
     >>> tx.update(jnp.array([4.0, 0.0]), tx.init(jnp.zeros(2)))[0]
     Array([1., 0.], dtype=float32)
@@ -115,6 +119,14 @@ def scale_by_rms(
 ) -> GradientTransformationExtraArgs:
     """RMSProp's direction, see ``rms_kernel``; arguments are documented in ``nnlearn.rmsprop``.
 
+    Returns:
+      A transformation with ``ScaleByRmsState(nu)``, or ``ScaleByRmsWithCountState(count, nu)`` with
+      ``bias_correction``.
+
+    Raises:
+      ValueError: if a hyper-parameter is out of its range.
+      TypeError: if a dtype is not a floating or complex type.
+
     >>> tx = scale_by_rms(decay=0.0)
     >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0]
     Array([1.], dtype=float32)
@@ -141,6 +153,14 @@ def scale_by_stddev(
     nu_dtype: DTypeLike | None = None,
 ) -> GradientTransformationExtraArgs:
     """Centered RMSProp's direction, see ``stddev_kernel``; arguments as in ``scale_by_rms``.
+
+    Returns:
+      A transformation with ``ScaleByRStdDevState(mu, nu)``, or ``ScaleByRStdDevWithCountState(count, mu, nu)`` with
+      ``bias_correction``.
+
+    Raises:
+      ValueError: if a hyper-parameter is out of its range.
+      TypeError: if a dtype is not a floating or complex type.
 
     >>> tx = scale_by_stddev(decay=0.5)
     >>> tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))[0]
@@ -179,6 +199,13 @@ def scale_by_adadelta(
     rho: Scalar = 0.9, eps: Scalar = 1e-6, *, accumulator_dtype: DTypeLike | None = None
 ) -> GradientTransformationExtraArgs:
     """AdaDelta's direction, see ``adadelta_kernel``; arguments are documented in ``nnlearn.adadelta``.
+
+    Returns:
+      A transformation with ``ScaleByAdaDeltaState(e_g, e_x)``.
+
+    Raises:
+      ValueError: if a hyper-parameter is out of its range.
+      TypeError: if a dtype is not a floating or complex type.
 
     >>> tx = scale_by_adadelta(rho=0.0, eps=1.0)
     >>> tx.update(jnp.array([0.0]), tx.init(jnp.zeros(1)))[0]

@@ -29,6 +29,12 @@ def clip(max_delta: Scalar) -> GradientTransformationExtraArgs:
     Args:
       max_delta: the bound, >= 0.
 
+    Returns:
+      A transformation without state.
+
+    Raises:
+      ValueError: if ``max_delta`` is negative or NaN.
+
     >>> tx = clip(1.0)
     >>> tx.update(jnp.array([0.5, -3.0]), tx.init(jnp.zeros(2)))[0]
     Array([ 0.5, -1. ], dtype=float32)
@@ -65,6 +71,12 @@ def clip_by_block_rms(threshold: Scalar) -> GradientTransformationExtraArgs:
     Args:
       threshold: the largest root mean square allowed, > 0.
 
+    Returns:
+      A transformation without state.
+
+    Raises:
+      ValueError: if ``threshold`` is not above 0.
+
     >>> tx = clip_by_block_rms(1.0)
     >>> tx.update(jnp.array([2.0, -2.0]), tx.init(jnp.zeros(2)))[0]
     Array([ 1., -1.], dtype=float32)
@@ -96,6 +108,12 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformationExtraArgs:
 
     Args:
       max_norm: the longest norm allowed, >= 0.
+
+    Returns:
+      A transformation without state.
+
+    Raises:
+      ValueError: if ``max_norm`` is negative or NaN.
 
     >>> tx = clip_by_global_norm(1.0)
     >>> tx.update(jnp.array([3.0, 4.0]), tx.init(jnp.zeros(2)))[0]

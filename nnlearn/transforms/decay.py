@@ -92,6 +92,9 @@ def add_noise(
     Returns:
       A transformation with ``AddNoiseState(count, rng_key)``.
 
+    Raises:
+      ValueError: if ``eta`` or ``gamma`` is negative or not finite, or both ``key`` and ``seed`` are given.
+
     >>> tx = add_noise(eta=0.0, gamma=0.5, key=jax.random.key(0))
     >>> tx.update(jnp.array([1.0]), tx.init(jnp.zeros(1)))[0]
     Array([1.], dtype=float32)

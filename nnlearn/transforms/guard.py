@@ -62,6 +62,11 @@ def skip_not_finite(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Skip a mini-step that is not finite: a rule for ``MultiSteps(should_skip_update_fn=...)``.
 
+    Args:
+      updates: the gradients or updates of the mini-step, a pytree of arrays.
+      gradient_step: the number of complete steps; not used.
+      params: the parameters; not used.
+
     Returns:
       Whether to skip, and how many numbers were not finite.
 
@@ -80,6 +85,18 @@ def skip_large_updates(
     """Skip a mini-step whose squared norm is not below ``max_squared_norm``, NaN included.
 
     Bind the bound with ``functools.partial`` to use it in ``MultiSteps(should_skip_update_fn=...)``.
+
+    Args:
+      updates: the gradients or updates of the mini-step, a pytree of arrays.
+      gradient_step: the number of complete steps; not used.
+      params: the parameters; not used.
+      max_squared_norm: the bound of the squared Euclidean norm, finite and >= 0.
+
+    Returns:
+      Whether to skip, a boolean scalar, and a dict with the keys ``should_skip`` and ``norm_squared``.
+
+    Raises:
+      ValueError: if ``max_squared_norm`` is negative or not finite.
 
     >>> bool(skip_large_updates(jnp.array([3.0]), 0, None, max_squared_norm=4.0)[0])
     True

@@ -242,6 +242,9 @@ def set_hyperparams(state: OptState, **values: Scalar) -> OptState:
       **values: new values by name; numbers, arrays or tracers. Where several states have the name, all are set; a
         name of ``get_hyperparams``, as in ``**{"decoder/learning_rate": 0.1}``, sets one.
 
+    Returns:
+      A new state of the same structure and dtypes.
+
     Raises:
       ValueError: no state has a hyper-parameter of that name (the message lists the names there are), or the value is
         no scalar.

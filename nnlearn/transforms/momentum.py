@@ -96,6 +96,10 @@ def ema(
     Returns:
       A transformation with ``EmaState(count, ema)``.
 
+    Raises:
+      ValueError: if a hyper-parameter is out of its range.
+      TypeError: if a dtype is not a floating or complex type.
+
     >>> tx = ema(decay=0.9)
     >>> tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))[0]
     Array([2.], dtype=float32)
@@ -154,6 +158,10 @@ def scale_by_lion(
 
     Returns:
       A transformation with ``ScaleByLionState(count, mu)``.
+
+    Raises:
+      ValueError: if a hyper-parameter is out of its range, or ``mode`` is unknown.
+      TypeError: if ``mu_dtype`` is not a floating or complex type.
 
     >>> tx = scale_by_lion()
     >>> tx.update(jnp.array([0.3, -2.0]), tx.init(jnp.zeros(2)))[0]

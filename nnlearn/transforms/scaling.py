@@ -21,6 +21,15 @@ from nnlearn.types import GradientTransformationExtraArgs, Scalar, ScalarOrSched
 def scale(step_size: Scalar) -> GradientTransformationExtraArgs:
     """Multiply every update by ``step_size``, of either sign.
 
+    Args:
+      step_size: the factor, any number that is not NaN.
+
+    Returns:
+      A transformation without state.
+
+    Raises:
+      ValueError: if ``step_size`` is NaN or not a scalar.
+
     >>> tx = scale(-0.1)
     >>> tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))[0]
     Array([-0.2], dtype=float32)
@@ -99,6 +108,9 @@ def scale_by_schedule(step_size_fn: Schedule) -> GradientTransformationExtraArgs
 
     Returns:
       A transformation with ``ScaleByScheduleState(count)``.
+
+    Raises:
+      TypeError: if ``step_size_fn`` is not a function.
 
     >>> tx = scale_by_schedule(lambda step: 1.0 / (1 + step))
     >>> update, state = tx.update(jnp.array([1.0]), tx.init(jnp.zeros(1)))

@@ -39,6 +39,9 @@ def was_skipped(tx: GradientTransformation, before: OptState, after: OptState) -
       before: its state before the update.
       after: its state after the update.
 
+    Returns:
+      A boolean scalar, or None if no guard is in ``tx``.
+
     >>> import nnlearn
     >>> tx = nnlearn.apply_if_finite(nnlearn.sgd(0.1), 5)
     >>> state = tx.init(jnp.zeros(1))

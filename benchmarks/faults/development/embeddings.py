@@ -48,11 +48,15 @@ def halves(part, seed):
     return views.astype(np.float32), part[1]
 
 
+def hundred(part):
+    return part[0][:100], part[1][:100]
+
+
 def digit_pairs():
-    train, validation, test = (halves(part, seed) for seed, part in enumerate(digits(800, seed=8)))
+    train, validation, test = (halves(part, seed) for seed, part in enumerate(digits(1200, seed=8)))
     model = from_linen(Embed(), jnp.zeros((1, 2, 64)))
     return Program(
-        name="digit-pairs", kind="contrastive", train=train, validation=validation, test=(test[0][:300], test[1][:300]),
+        name="digit-pairs", kind="contrastive", train=train, validation=hundred(validation), test=hundred(test),
         init=model.init, apply=lambda p, x: model.apply(p, x), loss=contrast(), measure=retrieval, metric="retrieval",
         tx=lambda hp: nnlearn.adamw(hp["learning_rate"], weight_decay=0.01), hparams={"learning_rate": 3e-3},
         batch_size=100, steps=300,
@@ -76,6 +80,6 @@ def mispaired(p):
 FAULTS = [
     Fault("misaligned_labels", "views of other images", "digit-pairs", mispaired),
     Fault("sign_error", "pairs pushed apart", "digit-pairs", lambda p: p.with_(loss=pulled_apart)),
-    Fault("learning_rate_too_high", "rate x300", "digit-pairs", lambda p: p.rate(300)),
+    Fault("learning_rate_too_high", "rate x1000", "digit-pairs", lambda p: p.rate(1000)),
     Fault("batch_too_small", "two pairs a step", "digit-pairs", lambda p: p.with_(batch_size=2)),
 ]  # fmt: skip

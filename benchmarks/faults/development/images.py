@@ -346,7 +346,7 @@ FAULTS = [
           lambda p: p.with_(tx=lambda hp: nnlearn.adamw(hp["learning_rate"], weight_decay=100.0))),
     Fault("clipping_too_tight", "norm 1e-3", "digits-convnet", clipped(1e-3)),
     Fault("clipping_too_tight", "norm 0.01", "digits-full-batch", clipped(0.01)),
-    Fault("gradient_accumulation", "sums of 16 not divided", "digits-deep", summed_gradients(16),
+    Fault("gradient_accumulation", "sums of 15 not divided", "digits-deep", summed_gradients(15),
           ("learning_rate_too_high",)),
     Fault("batch_too_small", "one example a step", "digits-convnet", lambda p: p.with_(batch_size=1),
           ("learning_rate_too_high",)),
@@ -355,5 +355,5 @@ FAULTS = [
           lambda p: p.with_(steps=12, check_every=12), ("learning_rate_too_low",)),
     Fault("overfitting", "50 examples", "digits-smoothed",
           lambda p: p.with_(train=(p.train[0][:50], p.train[1][:50]))),
-    Fault("optimizer_state_reset", "moments new at every step", "digits-mlp", restarted(1)),
+    Fault("optimizer_state_reset", "momentum lost at every step", "digits-convnet", restarted(1)),
 ]  # fmt: skip

@@ -102,13 +102,13 @@ def reversal():
     model = transformer(SYMBOLS, layers=2, width=32, heads=2, max_length=16, positions="learned", tied=False, scan=True)
 
     def tx(hp):
-        schedule = nnlearn.warmup_cosine_decay_schedule(0.0, hp["learning_rate"], 40, 401)
+        schedule = nnlearn.warmup_cosine_decay_schedule(0.0, hp["learning_rate"], 40, 301)
         return nnlearn.adamw(schedule, weight_decay=0.01)
 
     return Program(
         name="reversal", kind="transformer", train=copies(0, 3000), validation=copies(1, 200), test=copies(2, 400),
         init=model.init, apply=lambda p, x: model.apply(p, x), loss=masked_nll, tx=tx,
-        hparams={"learning_rate": 1e-2}, steps=400, batch_size=64, measure=masked_accuracy, layout="examples",
+        hparams={"learning_rate": 1e-2}, steps=300, batch_size=32, measure=masked_accuracy, layout="examples",
     )  # fmt: skip
 
 
@@ -279,14 +279,36 @@ def shifted_labels(p):
     return p.with_(train=(p.train[0], down(p.train[1])))
 
 
+def new_optimizer_every(steps):
+    def change(p):
+        def tx(hp):
+            inner = p.tx(hp)
+
+            def init(params):
+                return (inner.init(params), jnp.zeros([], jnp.int32))
+
+            def update(grads, state, params=None):
+                old, count = state
+                fresh = inner.init(params)
+                old = jax.tree.map(lambda a, b: jnp.where(count % steps == 0, a, b), fresh, old)
+                updates, new = inner.update(grads, old, params)
+                return updates, (new, count + 1)
+
+            return optax.GradientTransformation(init, update)
+
+        return p.with_(tx=tx)
+
+    return change
+
+
 FAULTS = [
     Fault("underfitting", "no positions", "reversal", without_positions),
     Fault("mask_ignored", "padding in attention and mean", "padded-text", averaged_padding),
     Fault("mask_ignored", "mask inverted", "padded-text", inverted_mask),
     Fault("mask_ignored", "loss on padding", "reversal", loss_on_padding),
     Fault("misaligned_labels", "targets shifted twice", "reversal", targets_not_shifted),
-    Fault("vanishing_gradients", "recurrent weights x0.5", "recall-rnn",
-          lambda p: p.with_(init=lambda key: recall_init(key, spectral=0.5)), ("bad_initialisation",)),
+    Fault("vanishing_gradients", "recurrent weights x0.3, 40 steps", "recall-rnn",
+          lambda p: longer(p, 40).with_(init=lambda key: recall_init(key, spectral=0.3)), ("bad_initialisation",)),
     Fault("vanishing_gradients", "sigmoid over 60 steps", "recall-rnn",
           lambda p: longer(p).with_(apply=recall_apply(jax.nn.sigmoid)), ("saturated_activations",)),
     Fault("exploding_gradients", "linear state x1.6, no clipping", "recall-rnn",
@@ -316,6 +338,7 @@ FAULTS = [
     Fault("unshuffled_data", "sorted by class", "digits-gru", lambda p: p.with_(
         train=(lambda order: (p.train[0][order], p.train[1][order]))(np.argsort(p.train[1], kind="stable")),
         shuffle=False)),
+    Fault("optimizer_state_reset", "a new optimizer at every step", "reversal", new_optimizer_every(1)),
     Fault("excessive_regularisation", "weight decay 30", "reversal",
           lambda p: p.with_(tx=lambda hp: nnlearn.adamw(hp["learning_rate"] / 3, weight_decay=30.0))),
 ]  # fmt: skip
