@@ -224,6 +224,14 @@ def test_a_trace_alone():
     assert nnlearn.diagnose_trace(jax.jit(train_with())({}, 0)[1]).healthy
 
 
+def test_preflight():
+    data = TRAIN[0], TRAIN[1] + 1
+    report = nnlearn.preflight(train_with(data=data), {}, 0, predict=predict, validation=(TRAIN[0][:50], TRAIN[1][:50]))
+    assert {"label_encoding", "leaky_validation"} <= {finding.name for finding in report.findings}, report
+    assert not [check for check in report.checks if check.reason.startswith("it failed")]
+    assert nnlearn.preflight(train_with(), {}, 0, predict=predict, validation=VALIDATION).healthy
+
+
 FILE = """
 import jax.numpy as jnp, nnlearn
 batches = nnlearn.generated(lambda key, step: step)

@@ -13,6 +13,7 @@ from nnlearn.tree import global_norm
 from nnlearn.types import Grads, Params, PyTree
 
 LONGEST = 4000  # steps of constant gradients
+SHORT = 500  # steps below which compiling takes longer than running
 AFTER = 48
 FACTORS = 10.0 ** np.arange(1, -9, -1)
 
@@ -84,7 +85,7 @@ def ask(subject: Subject, params: Params, grads: Grads, steps: int) -> Answer:
         return seen | {"response": response[:-1], "drift": drift[-1]}
 
     factors = np.repeat(np.float32([1, 0, -1]), [steps, AFTER, AFTER])
-    found = jax.jit(program, compiler_options=quick())(grads, factors)
+    found = jax.jit(program, compiler_options=quick() if steps < SHORT else {})(grads, factors)
     found = {name: np.asarray(value, np.float64) for name, value in found.items()}
     parts = {name: np.split(found[name], [steps, steps + AFTER]) for name in ("pace", "along", "memory", "counts")}
     return Answer(
