@@ -15,6 +15,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 SAMPLED = {
     "test_contract.py": 18,
     "test_convnet.py": 2,
+    "test_diagnose.py": 4,
     "test_docs.py": 6,
     "test_faults.py": 2,
     "test_fit.py": 2,

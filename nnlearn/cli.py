@@ -1,4 +1,4 @@
-"""The console command: ``nnlearn compare``, ``nnlearn learn``, ``nnlearn versions``, ``nnlearn --version``."""
+"""The console command: ``nnlearn compare``, ``diagnose``, ``learn`` and ``versions``, and ``nnlearn --version``."""
 
 import os
 import sys
@@ -12,8 +12,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: the words after ``nnlearn``; None for those of the process.
 
     Returns:
-      The exit status: 0 for success, 1 if a package is missing or cannot be fetched, 2 for an invalid argument, 130 if
-      interrupted.
+      The exit status: 0 for success, 1 if a diagnosis found something, or a package is missing or cannot be fetched, 2
+      for an invalid argument, 130 if interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words == ["--version"]:
@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from nnlearn import compare
     from nnlearn.compare.summary import describe_machine
+    from nnlearn.diagnose import command
     from nnlearn.tasks import learn
 
     app = tyro.extras.SubcommandApp()
@@ -35,6 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def compare_command(comparison: tyro.conf.OmitArgPrefixes[compare.CompareOptions]) -> None:
         """Train a small network with several optimizers of nnlearn and optax, and compare them."""
         compare.compare(comparison)
+
+    @app.command(name="diagnose")
+    def diagnose_command(options: tyro.conf.OmitArgPrefixes[command.DiagnoseOptions]) -> int:
+        """Find out why a run does not learn. The exit status is 1 if something was found."""
+        return command.diagnose_run(options)
 
     @app.command(name="learn")
     def learn_command(training: tyro.conf.OmitArgPrefixes[learn.LearnOptions]) -> None:
@@ -52,13 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(to_json(machine) if json else "\n".join(f"{name}: {value}" for name, value in machine.items()))
 
     try:
-        app.cli(prog="nnlearn", args=words)
+        status = app.cli(prog="nnlearn", args=words)
     except KeyboardInterrupt:
         return 130
     except (ImportError, OSError, ValueError) as error:
         print(f"nnlearn: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
-    return 0
+    return status or 0
 
 
 def run() -> None:

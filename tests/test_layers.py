@@ -16,7 +16,8 @@ LEVELS = (
     ("gradients", "optimizers"),
     ("train",),
     ("stream", "sweeps", "compare"),
-    ("tasks", "diagnose"),
+    ("tasks",),
+    ("diagnose",),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

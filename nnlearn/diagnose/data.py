@@ -228,5 +228,3 @@ CHECKS: tuple[NamedCheck, ...] = (
     order_of_batches,
     balance,
 )
-BEFORE: tuple[NamedCheck, ...] = ()
-"""Those that look at the data alone, for ``preflight``."""

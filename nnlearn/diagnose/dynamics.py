@@ -67,7 +67,7 @@ def rate(evidence: Evidence) -> Seen:
     values = {name: evidence.variants[name].loss for name in RATES} | {"the run": evidence.last_loss}
     lower = {name: gains[name] for name in ("rate x0.33", "rate x0.1", "rate x0.01", "rate x0.1 at the end")}
     higher = {name: gains[name] for name in ("rate x3", "rate x10", "rate x100")}
-    rule = f"no other rate gains {GAIN:.0%} of the loss in a fifth of the steps"
+    rule = f"no other rate gains {GAIN:.0%} of the loss in an eighth of the steps"
     findings = []
     for name, gained in (("learning_rate_too_high", lower), ("learning_rate_too_low", higher)):
         best = max(gained, key=lambda each: gained[each])
@@ -79,7 +79,10 @@ def rate(evidence: Evidence) -> Seen:
             f"The run ended at a loss of {evidence.last_loss:.3g}{_score(evidence.score)}; with {best}, "
             f"{len(variant.losses)} steps reached {variant.loss:.3g}{_score(variant.score)}."
         )
-        findings.append(found(name, text, values, strength=0.6 + 0.35 * gained[best]))
+        factor = RATES.get(best, 0.1)
+        remedy = f"multiply the learning rate by {factor:g}"
+        remedy = remedy if factor > 1 else f"divide the learning rate by {1 / factor:.3g}"
+        findings.append(found(name, text, values, strength=0.6 + 0.35 * gained[best], remedies=(remedy,)))
     return Seen(values, rule, findings)
 
 
@@ -96,7 +99,7 @@ def schedule(evidence: Evidence) -> Seen:
     rule = "the rate is above 2 % of its largest value in half of the steps, and warm-up ends"
     held = max(gain(evidence, "rate held"), gain(evidence, "rate x10") if rising else 0.0)
     held = max(held, gain(evidence, "rate x100") if rising or low > 0.5 else 0.0)
-    stuck = rising and pace[0] < 0.02 and poor(evidence)
+    stuck = rising and pace[0] < 0.02 and poor(evidence)  # also too slow for a short variant to show it
     if not stuck and (held <= 0 or not (low > 0.5 or rising or mean < 0.1)):
         return Seen(values, rule)
     end = int(np.argmax(pace < 0.02)) if low > 0.5 and pace[0] > 0.02 else None
@@ -184,7 +187,7 @@ def memory(evidence: Evidence) -> Seen:
         "coasting": float(answer.coasting[0] / max(answer.pace[-1], 1e-30)),
     }
     rule = "moments and counts never fall back under a constant gradient"
-    if len(kept) < 3 or np.max(kept) <= 0:
+    if len(kept) < 3 or np.any(np.isnan(kept)) or not np.max(answer.pace) > 0:
         return Seen(values, rule)
     if np.mean(answer.pace <= 1e-6 * np.max(answer.pace)) > 0.2:
         raise Unknown("the optimizer accumulates gradients, and clears them by design")
@@ -195,6 +198,8 @@ def memory(evidence: Evidence) -> Seen:
         return Seen(values, rule)
     every = int(np.median(np.diff(drops))) if len(drops) > 1 else 1
     text = f"Under a constant gradient the moments fall back to their start every {every} step{'s' * (every > 1)}."
+    if np.max(kept) == 0:
+        text = "The optimizer has moments in its state, but they stay 0 under a constant gradient."
     return Seen(values, rule, [found("optimizer_state_reset", text, values, strength=0.95)])
 
 
@@ -297,11 +302,29 @@ def batch_size(evidence: Evidence) -> Seen:
     return Seen(values, rule, [found("batch_too_small", text, values, strength=0.92)])
 
 
+@check("parameters move")
+def movement(evidence: Evidence) -> Seen:
+    slopes = evidence.slopes
+    pairs = zip(*(jax.tree.leaves(params_of(state)) for state in (evidence.run.first, evidence.run.last)), strict=True)
+    moved = float(np.sqrt(sum(np.sum(np.square(np.asarray(new, np.float64) - old)) for old, new in pairs)))
+    size = float(np.sqrt(np.sum(slopes.param_norms[0] ** 2)))
+    steepness = float(np.median(np.sqrt(np.sum(slopes.mean_norms**2, axis=1))))
+    values = {"moved": moved, "size at the start": size, "gradient": steepness}
+    rule = "parameters move by more than 3 % of their size, or the loss falls"
+    first, last = evidence.same_losses
+    still = last > 0.9 * first and np.isfinite(moved)
+    if not (still and size > 0 and 0 < moved < 0.03 * size and steepness > 1e-6 and poor(evidence)):
+        return Seen(values, rule)
+    text = f"The whole run moves the parameters by {moved / size:.2g} of their size; the loss falls from "
+    text += f"{first:.3g} to {last:.3g}."
+    return Seen(values, rule, [found("learning_rate_too_low", text, values, strength=0.8)])
+
+
 @check("the loss falls")
 def progress(evidence: Evidence) -> Seen:
-    first, last = evidence.first_loss, evidence.last_loss
+    first, last = evidence.same_losses
     values = {"first loss": first, "last loss": last}
-    rule = "the last tenth of the losses is below 0.97 of the first loss"
+    rule = "the loss of the same examples falls below 0.97 of the first"
     if not (np.isfinite(last) and first > 0 and last > 0.97 * first):
         return Seen(values, rule)
     text = f"The loss was {first:.3g} at the start and is {last:.3g} at the end: nothing was learned."
@@ -312,6 +335,7 @@ CHECKS: tuple[NamedCheck, ...] = (
     precision,
     penalty,
     batch_size,
+    movement,
     progress,
     divergence,
     rate,

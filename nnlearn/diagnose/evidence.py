@@ -218,8 +218,22 @@ class Evidence:
 
     @functools.cached_property
     def first_loss(self) -> float:
-        """The mean loss of the first steps, before training changes much: that of the first snapshot if there is."""
-        return float(self.run.loss[0])
+        """The mean loss of the first batches before the first step."""
+        try:
+            return float(np.mean(self.slopes.loss[0]))
+        except Exception:  # a step of its own
+            return float(self.run.loss[0])
+
+    @functools.cached_property
+    def same_losses(self) -> tuple[float, float]:
+        """The loss at the start and at the end of the same examples, or else of the first and last batches."""
+        try:
+            losses = self.history.train_loss
+        except Exception:  # batches in which inputs and targets are not known
+            losses = np.array([np.nan])
+        if np.isfinite(losses[0]) and np.isfinite(losses[-1]):
+            return float(losses[0]), float(losses[-1])
+        return self.first_loss, self.last_loss
 
     @functools.cached_property
     def last_loss(self) -> float:
@@ -258,17 +272,23 @@ class Evidence:
     @property
     def score(self) -> float:
         """The quality of the final parameters on training examples; NaN if it cannot be judged."""
-        return float(self.history.train_scores[-1])
+        return self._score("train_scores", -1)
 
     @property
     def first_score(self) -> float:
         """The quality of the initial parameters on training examples."""
-        return float(self.history.train_scores[0])
+        return self._score("train_scores", 0)
 
     @property
     def validation_score(self) -> float:
         """The quality of the final parameters on validation examples."""
-        return float(self.history.validation_scores[-1])
+        return self._score("validation_scores", -1)
+
+    def _score(self, name: str, at: int) -> float:
+        try:
+            return float(getattr(self.history, name)[at])
+        except Exception:  # outputs that cannot be judged
+            return float("nan")
 
 
 def params_of(state: Any) -> Params:
@@ -416,12 +436,21 @@ def _variants(evidence: Evidence) -> dict[str, Variant]:
         jax.tree.map(lambda *leaves: np.stack(leaves), *(each[column] for each in plan)) for column in (1, 2, 3, 4)
     ]
     changes = Change(stacked[1].astype(np.float32), stacked[2].astype(np.float32), *stacked[3])
-    judged = []
-    if subject.predict is not None and subject.targets is not None:
-        judged.append(some((subject.inputs, subject.targets)))
-        if subject.validation is not None:
-            judged.append(some(tuple(subject.validation)))
-    return run_variants(subject, [each[0] for each in plan], stacked[0], changes, count, judged)
+    return run_variants(subject, [each[0] for each in plan], stacked[0], changes, count, _judged(subject))
+
+
+def _judged(subject: Subject) -> list[tuple[Any, Any]]:
+    """Training and validation examples to judge a network on, as far as there are."""
+    try:
+        if subject.predict is None or subject.targets is None:
+            return []
+        parts = [
+            (subject.inputs, subject.targets),
+            *([] if subject.validation is None else [tuple(subject.validation)]),
+        ]
+        return [some(part) for part in parts]
+    except Unknown:
+        return []
 
 
 def _rescaled(state: Any) -> Any:

@@ -94,7 +94,7 @@ def scale(evidence: Evidence) -> Seen:
     values: dict = {f"gain with {name}": each for name, each in gains.items()}
     values |= {"largest input": float(np.abs(data).max()), "largest spread": float(data.std(0).max())}
     values["first loss"] = evidence.first_loss
-    rule = "inputs or weights of unit scale gain nothing in a fifth of the steps"
+    rule = "inputs or weights of unit scale gain nothing in an eighth of the steps"
     findings: list[Finding] = []
     inputs, weights = gains["inputs of unit scale"], gains["weights of unit scale"]
     spreads = data.std(0)[data.std(0) > 0]
@@ -157,4 +157,18 @@ def exploding(evidence: Evidence) -> Seen:
     return Seen(values, rule, [found("exploding_gradients", text, values, strength=0.85 if huge else 0.6, step=step)])
 
 
-CHECKS: tuple[NamedCheck, ...] = (frozen, symmetry, dead, saturated, scale, fading, exploding)
+@check("few examples are fitted by more than a linear network")
+def linear(evidence: Evidence) -> Seen:
+    kinds = RECTIFIED | SMOOTH | set(SQUASHING)
+    hidden = len([each for each in evidence.activations if each.kind in kinds and not each.is_output])
+    values = {"nonlinear layers": hidden, "examples": len(evidence.data.inputs), "score": evidence.score}
+    rule = "a hidden layer, or a score of 0.8 (with 20 examples or more, simple predictors decide)"
+    if hidden or len(evidence.data.inputs) >= 20 or not evidence.score < 0.8:
+        return Seen(values, rule)
+    text = (
+        f"The network has no nonlinear layer, and its score on {values['examples']} examples is {evidence.score:.2f}."
+    )
+    return Seen(values, rule, [found("underfitting", text, values, strength=0.8)])
+
+
+CHECKS: tuple[NamedCheck, ...] = (linear, frozen, symmetry, dead, saturated, scale, fading, exploding)

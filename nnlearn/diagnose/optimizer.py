@@ -13,6 +13,7 @@ from nnlearn.tree import global_norm
 from nnlearn.types import Grads, Params, PyTree
 
 LONGEST = 4000  # steps of constant gradients
+SHORT = 500  # steps below which compiling takes longer than running
 AFTER = 48
 FACTORS = 10.0 ** np.arange(1, -9, -1)
 
@@ -23,7 +24,7 @@ class Answer(NamedTuple):
     Attributes:
       pace: norm of the update at each step under a constant gradient, shape (steps,).
       along: cosine of the update with the negative gradient at each step.
-      memory: norm of the moments and momentum in the state at each step, shape (steps,); zeros if it has none.
+      memory: norm of the moments and momentum in the state at each step, shape (steps,); NaN if it has none.
       counts: sum of the integers in the state at each step.
       coasting: norms of the updates under zero gradients, afterwards, shape (AFTER,).
       turning: cosine of the update with the new negative gradient after the sign of the gradient changes, (AFTER,).
@@ -44,7 +45,7 @@ class Answer(NamedTuple):
 def ask(subject: Subject, params: Params, grads: Grads, steps: int) -> Answer:
     """Feed an optimizer with a constant gradient, then with none, then with its opposite."""
     tx = with_extra_args_support(subject.tx)
-    shapes = {leaf.shape for leaf in jax.tree.leaves(params)}
+    shapes = {leaf.shape for leaf in jax.tree.leaves(params)} - {()}  # hyper-parameters are scalars
     steps = min(steps, LONGEST)
 
     def update(grads, state):
@@ -61,7 +62,7 @@ def ask(subject: Subject, params: Params, grads: Grads, steps: int) -> Answer:
         return {
             "pace": size,
             "along": -dot(updates, grads) / jnp.maximum(size * slope, 1e-30),
-            "memory": global_norm(moments) if moments else jnp.zeros(()),
+            "memory": global_norm(moments) if moments else jnp.full((), jnp.nan),
             "counts": sum((jnp.asarray(leaf, jnp.float32) for leaf in counts), jnp.zeros(())),
         }
 
@@ -84,7 +85,7 @@ def ask(subject: Subject, params: Params, grads: Grads, steps: int) -> Answer:
         return seen | {"response": response[:-1], "drift": drift[-1]}
 
     factors = np.repeat(np.array([1, 0, -1], np.float32), [steps, AFTER, AFTER])
-    found = jax.jit(program, compiler_options=quick())(grads, factors)
+    found = jax.jit(program, compiler_options=quick() if steps < SHORT else {})(grads, factors)
     found = {name: np.asarray(value, np.float64) for name, value in found.items()}
     parts = {name: np.split(found[name], [steps, steps + AFTER]) for name in ("pace", "along", "memory", "counts")}
     return Answer(

@@ -1,6 +1,7 @@
 """Checks before training, in seconds: shapes, finite values, the gradient, the first loss, one batch by heart."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.checks import as_key
-from nnlearn.diagnose import data, program
+from nnlearn.diagnose import data, held_out, program
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.evidence import Evidence, params_of
-from nnlearn.diagnose.plan import quick
+from nnlearn.diagnose.plan import on_host, quick
 from nnlearn.diagnose.ranking import rank
 from nnlearn.diagnose.report import Report, found
-from nnlearn.diagnose.rerun import leaf_names
+from nnlearn.diagnose.rerun import Record, leaf_names
 from nnlearn.diagnose.subject import Subject, Unknown
 from nnlearn.train.run import Train
 from nnlearn.types import Key, PyTree
@@ -38,6 +39,13 @@ class Before(Evidence):
     def state(self) -> Any:
         """The state before the first step."""
         return self.subject.start().state
+
+    @functools.cached_property
+    def run(self) -> Record:
+        """The state before the first step, in place of a run."""
+        states = jax.tree.map(lambda leaf: leaf[None], on_host(self.state._replace(key=None)))
+        nothing = np.full(1, np.nan)
+        return Record(nothing, nothing, nothing, None, None, np.zeros(1, int), states, self.state.key)
 
     def slope(self) -> tuple[float, Any]:
         """The first loss and its gradient."""
@@ -163,7 +171,8 @@ CHECKS: tuple[NamedCheck, ...] = (
     program.cut,
     program.broadcast,
     one_batch,
-    *data.BEFORE,
+    data.class_numbers,
+    held_out.separation,
 )
 
 

@@ -90,7 +90,9 @@ def rank(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     def score(each: Finding) -> float:
         value = each.strength
         for other in strongest.values():
-            if other is not each and explains(other.name, each.name) and other.strength >= each.strength * WEAKENED:
+            mutual = explains(each.name, other.name) and other.strength <= each.strength
+            strong = other.strength >= each.strength * WEAKENED
+            if other is not each and explains(other.name, each.name) and strong and not mutual:
                 value = min(value, WEAKENED * each.strength, other.strength - 1e-3)
         return value
 

@@ -1,13 +1,12 @@
 """A run again, with a log of every step and snapshots of the state."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnlearn.diagnose.plan import Plan, on_host, quick
+from nnlearn.diagnose.plan import Plan, on_host
 from nnlearn.diagnose.subject import Subject
 from nnlearn.train.loop import Run
 from nnlearn.train.state import TrainState
@@ -61,7 +60,7 @@ def rerun(subject: Subject, plan: Plan, start: Run, times: np.ndarray | None = N
     step, key = jax.jit(subject.step()), start.state.key
     times = snapshot_times(subject.steps, start.state) if times is None else times
 
-    @functools.partial(jax.jit, compiler_options=quick())
+    @jax.jit
     def program(state, rows, examples, keys):
         def one(at, carry):
             state, log = carry

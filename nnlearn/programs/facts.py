@@ -214,7 +214,7 @@ class Facts(Visitor):
             visit.at,
             more.pop("layer", mark.layer[1]),
             tuple(getattr(operand, "shape", ())),
-            str(visit.equation.outvars[0].aval.dtype),
+            str(getattr(visit.equation.outvars[0].aval, "dtype", "")),
             labels=more.pop("labels", None) or tuple(first.axes[axis] for axis in axes),
             of=more.pop("of", tuple(sorted({source.kind for source in mark.sources}))),
             leaves=tuple(path for n, path in enumerate(self.paths) if smooth >> n & 1),

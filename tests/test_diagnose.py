@@ -1,0 +1,249 @@
+"""Diagnosis: small runs with one fault each, odd programs, the report, the rerun and the optimizer alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import nnlearn
+from nnlearn import cli
+from nnlearn.diagnose import Check, Report
+from nnlearn.diagnose.names import FAULTS
+from nnlearn.diagnose.optimizer import ask
+from nnlearn.diagnose.ranking import EXPLAINS, rank
+from nnlearn.diagnose.report import found
+from nnlearn.diagnose.rerun import rerun
+from nnlearn.diagnose.subject import Subject
+
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def as_users_do():
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+CENTRES = RANDOM.normal(size=(3, 4)) * 2
+
+
+def blobs(count):
+    labels = RANDOM.integers(0, 3, count)
+    return (CENTRES[labels] + RANDOM.normal(size=(count, 4))).astype(np.float32) / 2, labels.astype(np.int32)
+
+
+TRAIN, VALIDATION = blobs(192), blobs(96)
+
+
+def init(key):
+    first, second = jax.random.split(key)
+    return {
+        "first": {"w": jax.random.normal(first, (4, 16)) * 0.7, "b": jnp.zeros(16)},
+        "second": {"w": jax.random.normal(second, (16, 3)) * 0.35, "b": jnp.zeros(3)},
+    }
+
+
+def predict(params, inputs):
+    hidden = jax.nn.relu(inputs @ params["first"]["w"] + params["first"]["b"])
+    return hidden @ params["second"]["w"] + params["second"]["b"]
+
+
+def entropy(params, batch, key):
+    inputs, labels = batch
+    return nnlearn.cross_entropy(predict(params, inputs), labels)
+
+
+def train_with(tx=None, data=TRAIN, loss_fn=entropy, init=init, steps=96):
+    batches = nnlearn.shuffled(data, 16, remainder="drop")
+    return nnlearn.make_train(loss_fn, optax.adam(0.02) if tx is None else tx, batches, init, steps=steps)
+
+
+def never_cleared():
+    def update(grads, total, params=None):
+        total = jax.tree.map(jnp.add, total, grads)
+        return jax.tree.map(lambda leaf: -0.02 * leaf, total), total
+
+    return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
+
+
+def forgetful():
+    tx = optax.sgd(0.001, momentum=0.9)
+    return optax.GradientTransformation(tx.init, lambda g, s, p=None: (tx.update(g, tx.init(p), p)[0], s))
+
+
+CASES = {
+    "learning_rate_too_high": lambda: train_with(optax.sgd(300.0)),
+    "learning_rate_too_low": lambda: train_with(optax.sgd(1e-5)),
+    "schedule_mistimed": lambda: train_with(nnlearn.adam(nnlearn.exponential_decay(0.02, 1, 0.5))),
+    "clipping_too_tight": lambda: train_with(optax.chain(optax.clip_by_global_norm(1e-4), optax.sgd(0.3))),
+    "excessive_regularisation": lambda: train_with(optax.adamw(0.02, weight_decay=40.0)),
+    "sign_error": lambda: train_with(optax.chain(optax.scale_by_adam(), optax.scale(0.02))),
+    "gradient_accumulation": lambda: train_with(never_cleared()),
+    "optimizer_state_reset": lambda: train_with(forgetful()),
+    "symmetric_initialisation": lambda: train_with(init=lambda key: jax.tree.map(jnp.zeros_like, init(key))),
+    "unnormalised_inputs": lambda: train_with(optax.sgd(0.1), (TRAIN[0] * 1000 + 3000, TRAIN[1])),
+    "blocked_gradient": lambda: train_with(
+        loss_fn=lambda p, b, k: nnlearn.cross_entropy(jnp.round(predict(p, b[0])), b[1])
+    ),
+    "misaligned_labels": lambda: train_with(data=(TRAIN[0], np.roll(TRAIN[1], 1))),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_fault_is_found(name):
+    validation = (VALIDATION[0] * 1000 + 3000, VALIDATION[1]) if name == "unnormalised_inputs" else VALIDATION
+    report = nnlearn.diagnose(CASES[name](), {}, 0, predict=predict, validation=validation)
+    assert name in [finding.name for finding in report.findings[:3]], report
+    assert not [check for check in report.checks if check.reason.startswith("it failed")]
+
+
+@pytest.mark.parametrize("key", [0, 1, 2])
+def test_a_healthy_run_is_healthy(key):
+    report = nnlearn.diagnose(train_with(), {}, key, predict=predict, validation=VALIDATION)
+    assert report.healthy, report
+    assert Report.from_json(report.to_json()) == report
+
+
+def own_step(state, batch):
+    inputs, labels = batch
+    loss, grads = jax.value_and_grad(lambda p: nnlearn.cross_entropy(predict(p, inputs), labels))(state["params"])
+    return {"params": jax.tree.map(lambda p, g: p - 0.3 * g, state["params"], grads)}, {"loss": loss}
+
+
+def with_state(params, batch, key, model_state):
+    loss = nnlearn.cross_entropy(predict(params, batch["x"]), batch["y"])
+    return loss, {"size": loss}, jax.tree.map(lambda leaf: leaf + 1, model_state)
+
+
+ODD = {
+    "own step": lambda: nnlearn.make_train(
+        step=own_step, batches=nnlearn.shuffled(TRAIN, 16), init=lambda key: {"params": init(key)}, steps=40
+    ),
+    "state, aux, dict": lambda: nnlearn.make_train(
+        with_state,
+        nnlearn.adam(0.02),
+        nnlearn.shuffled(dict(zip("xy", TRAIN, strict=True)), 16, remainder="drop"),
+        lambda key: (init(key), jnp.zeros(())),
+        steps=40,
+    ),
+    "no targets": lambda: nnlearn.make_train(
+        lambda p, batch, key: jnp.mean((batch.examples - p) ** 2),
+        nnlearn.sgd(0.1),
+        nnlearn.shuffled(TRAIN[0], 20),
+        jnp.zeros(4),
+        steps=30,
+    ),
+    "scalars": lambda: nnlearn.make_train(
+        lambda p, batch, key: (p - batch) ** 2, nnlearn.sgd(0.1), nnlearn.generated(lambda key, step: step * 0.0 + 1),
+        jnp.zeros(()), steps=7,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_programs_are_diagnosed(name):
+    if name == "own step":  # batches with a mask
+        train = nnlearn.make_train(
+            step=lambda state, batch: own_step(state, batch.examples),
+            batches=nnlearn.shuffled(TRAIN, 16),
+            init=lambda key: {"params": init(key)},
+            steps=40,
+        )
+    else:
+        train = ODD[name]()
+    report = nnlearn.diagnose(train, {}, 0)
+    assert report.healthy, report
+    assert [check for check in report.checks if check.status == "not run"] and str(report)
+
+
+SAMPLERS = {
+    "mask": lambda: nnlearn.shuffled(np.arange(10.0), 4),
+    "drop": lambda: nnlearn.shuffled(np.arange(10.0), 4, remainder="drop"),
+    "poisson": lambda: nnlearn.poisson_sampled(np.arange(40.0), 5),
+    "generated": lambda: nnlearn.generated(lambda key, step: jax.random.normal(key, (4,)) + step),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_rerun_is_the_run(name):
+    def loss_fn(params, batch, key):
+        values, where = batch if isinstance(batch, tuple) else (batch, None)
+        return jnp.mean((values - params + 0.1 * jax.random.normal(key)) ** 2, where=where)
+
+    train = nnlearn.make_train(loss_fn, nnlearn.adam, SAMPLERS[name](), jnp.ones(()), steps=23)
+    subject = Subject(train, 0.1, jax.random.key(3))
+    record = rerun(subject, subject.plan, subject.start())
+    state, trace = jax.jit(train)(0.1, jax.random.key(3))
+    np.testing.assert_allclose(record.loss, trace.loss, rtol=2e-6)
+    np.testing.assert_allclose(record.last.stored, state.params, rtol=2e-6)
+    np.testing.assert_allclose(record.rate, trace.info.learning_rate)
+
+
+def answer(tx, steps=60):
+    params = {"w": jnp.ones((3, 2))}
+    train = nnlearn.make_train(
+        lambda p, b, k: jnp.sum(p["w"]), tx, nnlearn.generated(lambda k, step: step), params, steps=steps
+    )
+    grads = {"w": np.full((3, 2), 0.5, np.float32)}
+    return ask(Subject(train, {}, jax.random.key(0)), params, grads, steps)
+
+
+def test_the_optimizer_alone_shows_what_it_does():
+    plain = answer(optax.sgd(0.1))
+    np.testing.assert_allclose(plain.pace, 0.1 * 0.5 * 6**0.5, rtol=1e-5)
+    assert np.all(plain.along > 0.999) and plain.drift == 0 and not np.any(plain.coasting)
+    decayed = answer(optax.chain(optax.add_decayed_weights(0.3), optax.sgd(0.1)))
+    np.testing.assert_allclose(decayed.drift, -0.03, rtol=1e-5)
+    momentum = answer(optax.sgd(0.1, momentum=0.9))
+    np.testing.assert_allclose(momentum.coasting[1] / momentum.coasting[0], 0.9, rtol=1e-4)
+    clipped = answer(optax.chain(optax.clip_by_global_norm(0.01), optax.sgd(0.1)))
+    np.testing.assert_allclose(clipped.response[:4], 0.001, rtol=1e-5)
+
+
+def test_a_cause_comes_before_what_it_explains():
+    symptom, cause = found("learning_rate_too_high", "seen", strength=0.9), found("unnormalised_inputs", "seen")
+    assert [each.name for each in rank([symptom, cause])] == ["unnormalised_inputs", "learning_rate_too_high"]
+    assert {name for pair in EXPLAINS.items() for name in (pair[0], *pair[1])} - {"*"} <= set(FAULTS)
+
+
+def test_a_report_is_saved_and_refused(tmp_path):
+    report = Report(
+        (found("overfitting", "Seen.", {"gap": np.float32(0.5), "worst": np.inf}),), (Check("a", "passed"),)
+    )
+    report.save(tmp_path / "report.json")
+    assert Report.load(tmp_path / "report.json") == report and not report.healthy
+    (tmp_path / "report.json").write_text('{"format": "other"}')
+    with pytest.raises(ValueError, match=r"report\.json.*format is 'other'"):
+        Report.load(tmp_path / "report.json")
+
+
+def test_a_trace_alone():
+    _, trace = jax.jit(train_with(optax.sgd(300.0)))({}, 0)
+    assert nnlearn.diagnose_trace(trace).findings[0].name == "learning_rate_too_high"
+    assert nnlearn.diagnose_trace(jax.jit(train_with())({}, 0)[1]).healthy
+
+
+def test_preflight():
+    data = TRAIN[0], TRAIN[1] + 1
+    report = nnlearn.preflight(train_with(data=data), {}, 0, predict=predict, validation=(TRAIN[0][:50], TRAIN[1][:50]))
+    assert {"label_encoding", "leaky_validation"} <= {finding.name for finding in report.findings}, report
+    assert not [check for check in report.checks if check.reason.startswith("it failed")]
+    assert nnlearn.preflight(train_with(), {}, 0, predict=predict, validation=VALIDATION).healthy
+
+
+FILE = """
+import jax.numpy as jnp, nnlearn
+batches = nnlearn.generated(lambda key, step: step)
+train = nnlearn.make_train(lambda p, b, key: (p - 1) ** 2, nnlearn.sgd, batches, jnp.zeros(()), steps=40)
+hparams = {rate}
+"""
+
+
+def test_the_command(tmp_path, capsys):
+    path = tmp_path / "program.py"
+    path.write_text(FILE.replace("{rate}", "3.0"))
+    assert cli.main(["diagnose", f"{path}:train", "--json"]) == 1
+    assert Report.from_json(capsys.readouterr().out).findings[0].name == "learning_rate_too_high"
+    assert cli.main(["diagnose", f"{path}:other"]) == 2
+    assert "its runs are ['train']" in capsys.readouterr().err
