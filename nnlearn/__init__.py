@@ -189,22 +189,8 @@ if _typing.TYPE_CHECKING:
 
 def __dir__() -> list[str]:
     """The public names, without internal modules."""
-    inner = {
-        "borrowed",
-        "calls",
-        "checks",
-        "cli",
-        "extras",
-        "figures",
-        "files",
-        "programs",
-        "settings",
-        "sharding",
-        "sums",
-        "tree",
-    }
-    return sorted(name for name in globals() if name not in inner and not (name[0] == "_" and name[1] != "_"))
-    inner = {"calls", "checks", "cli", "extras", "figures", "files", "programs", "settings", "sharding", "sums", "tree"}
+    inner = {"borrowed", "calls", "checks", "cli", "extras", "figures", "files", "programs", "settings", "sharding"}
+    inner |= {"sums", "tree"}
     return sorted(name for name in {*globals(), *_LAZY} - inner if not (name[0] == "_" and name[1] != "_"))
 
 

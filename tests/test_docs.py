@@ -62,7 +62,7 @@ def test_every_public_name_is_in_the_reference(tmp_path, monkeypatch):
 
     api.write_pages(tmp_path)
     entries = re.findall(
-        r"^\.\. auto\w+:: (\S+)$", "\n".join(p.read_text() for p in tmp_path.glob("*.rst")), re.MULTILINE
+        r"^\.\. (?:auto|py:)\w+:: (\S+)$", "\n".join(p.read_text() for p in tmp_path.glob("*.rst")), re.MULTILINE
     )
     assert len(entries) == len(set(entries)) > 300
     documented = {id(api.public_objects()[entry]) for entry in entries}

@@ -32,7 +32,7 @@ ROOMS = {
     "other": "Other names",
 }
 # Modules that nnlearn exports as modules: the public rooms.
-PUBLIC_ROOMS = [name for name in dir(nnlearn) if inspect.ismodule(getattr(nnlearn, name))]
+PUBLIC_ROOMS = [name for name in dir(nnlearn) if getattr(getattr(nnlearn, name), "__name__", "") == f"nnlearn.{name}"]
 
 
 def public_names(module):
@@ -82,8 +82,13 @@ def write_pages(folder):
         if not entries:
             continue
         lines = [ROOMS[room], "=" * len(ROOMS[room]), "", ".. currentmodule:: nnlearn", ""]
+        if room == "protocol":
+            lines += ["These names are optax's own objects, documented there.", ""]
         for name, value in sorted(entries, key=lambda entry: entry[0].rsplit(".", 1)[1].lower()):
             kind = kind_of(value)
+            if room == "protocol":
+                lines += [f".. py:{kind}:: {name}", "   :no-index-entry:", ""]
+                continue
             lines += [f".. auto{kind}:: {name}", *(["   :members:"] if kind == "class" else []), ""]
         _write_if_changed(folder / f"{room}.rst", "\n".join(lines))
         index.append(room)
