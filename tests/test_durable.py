@@ -321,10 +321,13 @@ def test_the_loaders_of_other_libraries_continue_by_their_own_state(make_loader)
 def test_a_forked_worker_does_not_keep_the_folder(tmp_path):
     with Checkpoints(tmp_path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # JAX warns of every fork
+        ready, started = os.pipe()
         worker = os.fork()
         if not worker:
+            os.write(started, b"1")
             signal.pause()
     try:
+        assert os.read(ready, 1) == b"1"  # the child has let the folder go
         Checkpoints(tmp_path).close()
     finally:
         os.kill(worker, signal.SIGKILL)

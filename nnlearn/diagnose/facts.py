@@ -10,7 +10,7 @@ import numpy as np
 
 from nnlearn.diagnose.evidence import Data, Evidence, params_of
 from nnlearn.diagnose.plan import quick
-from nnlearn.diagnose.probes import ROWS, Smoother, neighbours, one_hot, quality, ridge, scores, standard
+from nnlearn.diagnose.probes import ROWS, Smoother, dependence, neighbours, one_hot, quality, ridge, scores, standard
 from nnlearn.diagnose.subject import Unknown
 
 SHUFFLES = 10  # permutations of the targets that show what chance gives
@@ -115,12 +115,22 @@ class Facts:
         """What simple predictors reach on unseen training examples."""
         return self.predictable(self.targets)
 
+    def dependence(self, targets: np.ndarray) -> float:
+        """The correlation of the better predictor's predictions with targets of ``rows``."""
+        return max(dependence(each, targets) for each in self.smoothers)
+
     @functools.cached_property
     def by_chance(self) -> tuple[float, float]:
-        """Mean and deviation of ``predictable`` for shuffled targets."""
+        """Mean and deviation of ``dependence`` for shuffled targets."""
         random = np.random.default_rng(2)
-        values = [self.predictable(self.targets[random.permutation(len(self.rows))]) for _ in range(SHUFFLES)]
+        values = [self.dependence(self.targets[random.permutation(len(self.rows))]) for _ in range(SHUFFLES)]
         return float(np.mean(values)), float(np.std(values))
+
+    @functools.cached_property
+    def are_dependent(self) -> bool:
+        """Whether the targets depend on the inputs, more than shuffled ones by 5 deviations."""
+        mean, deviation = self.by_chance
+        return self.dependence(self.targets) > mean + max(5 * deviation, 0.03)
 
     @functools.cached_property
     def attainable_on_validation(self) -> float:
@@ -128,6 +138,16 @@ class Facts:
         train = self.targets
         targets = self.columns(self.evidence.validation, self.validation_rows)
         return max(scores(each.weights @ train, targets, self.is_classes) for each in self.validation_smoothers)
+
+    @functools.cached_property
+    def guessing(self) -> float:
+        """The quality of the best constant answer on validation: 0 for values."""
+        if not self.is_classes:
+            return 0.0
+        labels = self.evidence.validation.labels
+        shares = np.unique(self.data.labels if labels is None else labels, return_counts=True)[1]
+        largest = float(shares.max() / shares.sum())
+        return largest if largest <= 0.7 else 1 / len(shares)
 
     # -- network -------------------------------------------------------------------------------------------------------
 

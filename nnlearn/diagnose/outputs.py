@@ -146,6 +146,8 @@ def reach_of_outputs(evidence: Evidence) -> Seen:
         return Seen(values, rule)
     wild = np.concatenate([outputs.reshape(-1), *(stretched(facts, inputs, by) for by in (30.0, -30.0, 1000.0))])
     wild = wild[np.isfinite(wild)]
+    if not wild.size:
+        raise Unknown("the outputs are not finite")
     true = np.asarray(facts.data.targets, np.float64)
     low, high = float(wild.min()), float(wild.max())
     beyond = float(np.mean((true < low - 0.02) | (true > high + 0.02)))

@@ -1,14 +1,15 @@
 """Checks of inputs and targets together: do they belong together, are labels wrong, is the answer visible."""
 
+import contextlib
 from typing import Any
 
 import jax
 import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
-from nnlearn.diagnose.evidence import Evidence
+from nnlearn.diagnose.evidence import Data, Evidence
 from nnlearn.diagnose.facts import Facts, facts_of
-from nnlearn.diagnose.probes import area_under_curve, neighbours, ridge, scores, standard
+from nnlearn.diagnose.probes import area_under_curve, dependence, neighbours, ridge, scores, standard
 from nnlearn.diagnose.report import found
 from nnlearn.diagnose.subject import Unknown
 
@@ -25,37 +26,36 @@ def alignment(evidence: Evidence) -> Seen:
         return sequence_alignment(facts)
     if same_shape_as_inputs(facts) and np.array_equal(facts.targets, facts.data.inputs[facts.rows][:, :64]):
         raise Unknown("the targets are the inputs")
-    mean, deviation = facts.by_chance
-    bound = mean + max(5 * deviation, 0.03)
-    values = {"predictable": facts.attainable, "shuffled": mean, "deviation of shuffled": deviation}
-    rule = "simple predictors of the targets are better than by chance + 5 deviations, or the network is on validation"
-    if facts.attainable > bound:
+    (mean, deviation), reached = facts.by_chance, facts.dependence(facts.targets)
+    values = {"dependence": reached, "shuffled": mean, "deviation of shuffled": deviation}
+    rule = "targets correlate with simple predictions more than by chance + 5 deviations, or the network's do"
+    if facts.are_dependent:
         return Seen(values, rule)
     name, where = "misaligned_labels", "targets"
-    moved = {shift: facts.predictable(moved_targets(facts, shift)) for shift in SHIFTS}
+    moved = {shift: facts.dependence(moved_targets(facts, shift)) for shift in SHIFTS}
     shift = max(moved, key=lambda each: moved[each])
     if moved[shift] > mean + max(8 * deviation, 0.1):
-        values |= {"predictable after a shift": moved[shift], "shift": shift}
+        values |= {"dependence after a shift": moved[shift], "shift": shift}
         text = (
-            f"The targets cannot be predicted from their inputs (score {facts.attainable:.2f}, shuffled {mean:.2f}), "
-            f"but they can from the inputs {abs(shift)} row{'s' * (abs(shift) > 1)} "
+            f"The targets do not depend on their inputs (correlation {reached:.2f}, shuffled {mean:.2f}), "
+            f"but on the inputs {abs(shift)} row{'s' * (abs(shift) > 1)} "
             f"{'before' if shift > 0 else 'after'} ({moved[shift]:.2f}): they have moved."
         )
         return Seen(values, rule, [found(name, text, values, strength=0.97, where=where)])
     on_validation = validation_alignment(facts)
-    values["predictable on validation"] = on_validation
-    text = f"Simple predictors do not predict the training targets ({facts.attainable:.2f}, shuffled {mean:.2f})"
+    values["dependence in validation"] = on_validation
+    text = f"The training targets do not depend on their inputs (correlation {reached:.2f}, shuffled {mean:.2f})"
     if on_validation > mean + max(6 * deviation, 0.1):
-        text += f", but they predict those of validation from validation ({on_validation:.2f})."
+        text += f", but those of validation do ({on_validation:.2f})."
         return Seen(values, rule, [found(name, text, values, strength=0.95, where="training targets")])
     try:
-        useful = facts.reached_on_validation
+        useful = facts.reached_on_validation - facts.guessing
     except Unknown:
         useful = np.nan
-    values["network on validation"] = useful
-    if useful > mean + max(5 * deviation, 0.05):
+    values["network on validation, above guessing"] = useful
+    if useful > 0.07:
         return Seen(values, rule)
-    text += ", and the network is not better on validation." if np.isfinite(useful) else "."
+    text += ", and the network does not do better than guessing on validation." if np.isfinite(useful) else "."
     return Seen(values, rule, [found(name, text, values, strength=0.8, where=where)])
 
 
@@ -71,20 +71,58 @@ def moved_targets(facts: Facts, shift: int) -> np.ndarray:
 
 
 def validation_alignment(facts: Facts) -> float:
-    """How well targets of validation are predicted from the other validation examples; NaN without."""
+    """How much targets of validation depend on their inputs; NaN without validation."""
     try:
         validation, rows = facts.evidence.validation, facts.validation_rows
         if len(rows) < 30:
             return np.nan
         (features,) = standard(facts.features(validation.inputs[rows]))
         targets = facts.columns(validation, rows)
-        return scores(neighbours(features, features).weights @ targets, targets, facts.is_classes)
+        return dependence(neighbours(features, features), targets)
     except Unknown:
         return np.nan
 
 
+def moved_positions(facts: Facts) -> tuple[int, float, float]:
+    """By how many positions the targets of training have moved relative to those of validation.
+
+    It compares which input each target equals, for every pair of positions.
+
+    Returns:
+      The shift, and the agreement of the tables with it and without.
+    """
+
+    def table(data: Data) -> np.ndarray:
+        targets, tokens = np.asarray(data.targets)[:1000], data.inputs[:1000].astype(np.int64)
+        if targets.shape != tokens.shape or targets.shape[1] < 6:
+            raise Unknown("the targets are not a sequence as long as that of the inputs")
+        return np.mean(targets[:, :, None] == tokens[:, None, :], axis=0)
+
+    train, validation = table(facts.data), table(facts.evidence.validation)
+    length = len(train)
+
+    def agreement(shift: int) -> float:
+        kept = length - abs(shift)
+        one = train[:kept] if shift >= 0 else train[-shift:]
+        other = validation[shift:] if shift >= 0 else validation[:kept]
+        return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
+
+    if validation.std() < 0.05:
+        raise Unknown("no target equals an input at a fixed position")
+    agreements = {shift: agreement(shift) for shift in (0, *SHIFTS)}
+    best = max(agreements, key=lambda each: agreements[each])
+    return best, agreements[best], agreements[0]
+
+
 def sequence_alignment(facts: Facts) -> Seen:
     """Whether targets are inputs at another position: the next token is right, others are not."""
+    with contextlib.suppress(Unknown):
+        shift, with_shift, without = moved_positions(facts)
+        if shift and with_shift > 0.9 and without < 0.6:
+            values = {"shift": shift, "agreement with it": with_shift, "without": without}
+            text = f"The training targets have moved by {shift:+d} positions relative to those of validation."
+            finding = found("misaligned_labels", text, values, strength=0.95, where="training targets")
+            return Seen(values, "training targets relate to inputs as those of validation do", [finding])
     targets, tokens = np.asarray(facts.data.targets), facts.data.inputs
     if facts.tokens is None or targets.shape != tokens.shape or targets.shape[1] < 6:
         raise Unknown("the targets are not a sequence as long as that of the inputs")
@@ -172,8 +210,7 @@ def label_noise(evidence: Evidence) -> Seen:
     facts = facts_of(evidence)
     if facts.data.kind == "sequence" or same_shape_as_inputs(facts):
         raise Unknown("the targets are not one class or value per example")
-    mean, deviation = facts.by_chance
-    if facts.attainable <= mean + max(5 * deviation, 0.03):
+    if not facts.are_dependent:
         raise Unknown("the targets cannot be predicted from the inputs at all")
     values: dict[str, float] = {"predictable": facts.attainable}
     findings, rule = [], "at most 15 % less predictable than validation, and at most 25 % contradicted alike by all"

@@ -41,7 +41,8 @@ def outputs(evidence: Evidence) -> Seen:
         if size == 1:
             text = "The softmax of the loss runs over one output, so it is always 1 and has no gradient."
             findings.append(found("loss_output_mismatch", text, values, strength=0.97, where=str(last.where)))
-        if "batch" in last.labels and size > 1:
+        square = len(last.shape) == 2 and last.shape[0] == last.shape[1] != _outputs_per_example(evidence)
+        if "batch" in last.labels and size > 1 and not square:  # examples against examples: a contrastive loss
             text = f"The {last.operation} of the loss runs over axis {last.axes}, which counts the examples."
             findings.append(found("wrong_axis_or_reduction", text, values, strength=0.97, where=str(last.where)))
     return Seen(values, rule, findings)
