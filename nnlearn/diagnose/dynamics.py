@@ -16,11 +16,11 @@ GAIN = 0.1  # share of the reachable decrease of the loss that a variant must ga
 POINTS = 0.05  # and of the accuracy or R squared
 
 
-def reach(evidence: Evidence) -> float:
-    """The largest decrease of the loss that the run or one of its variants reached."""
+def reach(evidence: Evidence, start: float) -> float:
+    """The largest decrease of the loss from ``start`` that the run or one of its variants reached."""
     ends = [evidence.last_loss, *(each.loss for each in evidence.variants.values())]
     ends = [each for each in ends if np.isfinite(each)]
-    return max(evidence.first_loss - min(ends), 1e-9) if ends and np.isfinite(evidence.first_loss) else np.inf
+    return max(start - min(ends), 1e-9) if ends and np.isfinite(start) else np.inf
 
 
 def gain(evidence: Evidence, name: str) -> float:
@@ -37,7 +37,9 @@ def gain(evidence: Evidence, name: str) -> float:
     pairs = ((variant.score, evidence.score), (variant.validation_score, evidence.validation_score))
     if any(np.isfinite(new) and np.isfinite(old) and new < old + POINTS for new, old in pairs):
         return 0.0
-    more = min((evidence.last_loss - variant.loss) / reach(evidence), 1.0)
+    # Inputs or weights of another scale start at another loss, which says nothing of what can be learned.
+    start = max(min(evidence.first_loss, float(variant.losses[0])), evidence.last_loss)
+    more = min((evidence.last_loss - variant.loss) / reach(evidence, start), 1.0)
     return more if more > GAIN else 0.0
 
 
