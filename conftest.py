@@ -21,6 +21,7 @@ SAMPLED = {
     "test_fit.py": 2,
     "test_in_place.py": 3,
     "test_full_disk.py": 2,
+    "test_learning.py": 3,
     "test_losses.py": 6,
     "test_losses_contrastive.py": 2,
     "test_losses_likelihood.py": 2,
