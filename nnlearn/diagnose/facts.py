@@ -145,7 +145,9 @@ class Facts:
         if not self.is_classes:
             return 0.0
         labels = self.evidence.validation.labels
-        shares = np.unique(self.data.labels if labels is None else labels, return_counts=True)[1]
+        if labels is None:
+            raise Unknown("the targets of validation are not classes")
+        shares = np.unique(labels, return_counts=True)[1]
         largest = float(shares.max() / shares.sum())
         return largest if largest <= 0.7 else 1 / len(shares)
 
