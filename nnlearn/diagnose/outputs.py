@@ -226,6 +226,7 @@ def evaluation_mode(evidence: Evidence) -> Seen:
 def draws(function: Any, *arguments: Any) -> bool:
     """Whether a function draws random numbers.
 
+    >>> import jax.numpy as jnp
     >>> draws(lambda x: x + jax.random.normal(jax.random.key(0), x.shape), jnp.zeros(2)), draws(jnp.sin, jnp.zeros(2))
     (True, False)
     """
