@@ -110,8 +110,8 @@ def fromage(
 
     >>> import jax.numpy as jnp
     >>> tx, w = fromage(0.75), jnp.array([3.0, 4.0])
-    >>> tx.update(jnp.array([0.0, 2.0]), tx.init(w), w)[0].round(4)
-    Array([-0.6, -3.8], dtype=float32)
+    >>> [round(float(each), 4) for each in tx.update(jnp.array([0.0, 2.0]), tx.init(w), w)[0]]
+    [-0.6, -3.8]
     """
     check_hyperparams(learning_rate=learning_rate, schedules=("learning_rate",))
 
