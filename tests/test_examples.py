@@ -158,7 +158,6 @@ def test_optimizers_are_compared_at_their_best_rates(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_learned_schedule_beats_the_best_constant_rate(capsys):
     module, (rates, losses, (constant, learned)), printed = run("learn_schedule", capsys)
     assert [line.split(":")[0][:13] for line in printed] == [line.split(":")[0][:13] for line in promised_lines(module)]
