@@ -37,8 +37,9 @@ def gain(evidence: Evidence, name: str) -> float:
     pairs = ((variant.score, evidence.score), (variant.validation_score, evidence.validation_score))
     if any(np.isfinite(new) and np.isfinite(old) and new < old + POINTS for new, old in pairs):
         return 0.0
-    # Inputs or weights of another scale start at another loss, which says nothing of what can be learned.
-    start = max(min(evidence.first_loss, float(variant.losses[0])), evidence.last_loss)
+    start = evidence.first_loss
+    if name.endswith("unit scale"):  # it starts at another loss, and the run's says nothing of what can be learned
+        start = max(min(start, float(variant.losses[0])), evidence.last_loss)
     more = min((evidence.last_loss - variant.loss) / reach(evidence, start), 1.0)
     return more if more > GAIN else 0.0
 
