@@ -149,7 +149,8 @@ def exploding(evidence: Evidence) -> Seen:
     rule = "no gradient is 1,000 times the weights, or 1,000 times the usual one"
     finite = np.isfinite(norms)
     spikes = bool(top > 1e3 * max(middle, 1e-12)) or not np.all(finite)
-    huge = float(norms[0]) > 1e3 * float(np.sqrt(np.sum(first.param_norms[0] ** 2)))
+    size = float(np.sqrt(np.sum(first.param_norms[0] ** 2)))
+    huge = size > 0 and float(norms[0]) > 1e3 * size  # parameters that start at zero have no scale
     if not (huge or spikes) or not poor(evidence):
         return Seen(values, rule)
     step = int(np.nanargmax(np.where(finite, norms, -1)))
