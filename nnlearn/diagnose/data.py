@@ -3,10 +3,11 @@
 import jax
 import numpy as np
 
+from nnlearn.data import MaskedBatch
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.facts import Facts, facts_of
-from nnlearn.diagnose.probes import said_yes
+from nnlearn.diagnose.probes import said_yes, standard
 from nnlearn.diagnose.report import found
 from nnlearn.diagnose.subject import Unknown, parts_of
 
@@ -139,7 +140,7 @@ def order_of_batches(evidence: Evidence) -> Seen:
     subject, facts = evidence.subject, facts_of(evidence)
     epoch = subject.train.batches.epoch_steps or 64
     batches = subject.plan.batches(np.arange(int(min(epoch, subject.steps, 256))))
-    batches = batches.examples if hasattr(batches, "examples") and hasattr(batches, "where") else batches
+    batches = batches.examples if isinstance(batches, MaskedBatch) else batches
     targets = np.asarray(parts_of(jax.tree.map(np.asarray, batches))[1])
     if targets.ndim < 2 or targets.shape[1] < 2 or len(targets) < 3:
         raise Unknown("too few batches or examples in a batch to compare")
@@ -200,8 +201,6 @@ def balance(evidence: Evidence) -> Seen:
 
 def balanced_recall(facts: Facts, frequent: int) -> float:
     """The recall of the rare classes of a ridge regression whose classes weigh the same; 0 if it is no better."""
-    from nnlearn.diagnose.probes import standard
-
     (features,) = standard(facts.features(facts.data.inputs[facts.rows]))
     targets = facts.targets
     weight = 1 / np.maximum(targets.sum(0), 1)

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
-from nnlearn.diagnose.evidence import RATES, Evidence, params_of
+from nnlearn.diagnose.evidence import Evidence, params_of
 from nnlearn.diagnose.optimizer import FACTORS
 from nnlearn.diagnose.report import Finding, found
 from nnlearn.diagnose.subject import Unknown
+from nnlearn.diagnose.variants import RATES
 
 HALF = ("float16", "bfloat16")
 GAIN = 0.1  # share of the reachable decrease of the loss that a variant must gain

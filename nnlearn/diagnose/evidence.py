@@ -8,37 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nnlearn.diagnose.examples import EXAMPLES, Data, as_data, some
 from nnlearn.diagnose.optimizer import Answer, ask
 from nnlearn.diagnose.plan import on_host, quick
 from nnlearn.diagnose.quality import quality
 from nnlearn.diagnose.rerun import Record, leaf_names, rerun
 from nnlearn.diagnose.subject import Subject, Unknown
-from nnlearn.diagnose.variants import Change, Variant, input_statistics, length, run_variants
+from nnlearn.diagnose.variants import Variant, all_variants
 from nnlearn.programs.facts import Inspection, inspect_function
 from nnlearn.programs.taps import Activation, activations
-from nnlearn.tree import global_norm
+from nnlearn.tree import array_norm, global_norm
 from nnlearn.types import Params, PyTree
 
-SEEDS = 3  # initial parameters that are drawn
 BATCHES = 4  # consecutive batches whose gradients are compared at each snapshot
-EXAMPLES = 256  # examples of each part that the network is evaluated on
-
-
-class Data(NamedTuple):
-    """The examples as plain arrays.
-
-    Attributes:
-      inputs: floats of shape (n, features).
-      targets: as given, shape (n, ...).
-      kind: ``"classes"`` (an integer per example), ``"one-hot"``, ``"sequence"`` (integers per position), ``"values"``
-        (floats) or ``"none"``.
-      labels: the class of each example, or None.
-    """
-
-    inputs: np.ndarray
-    targets: Any
-    kind: str
-    labels: np.ndarray | None
 
 
 class Slopes(NamedTuple):
@@ -94,22 +76,6 @@ class History(NamedTuple):
         return _scores(self.validation, self.validation_targets, len(self.train_loss))
 
 
-class Outputs(NamedTuple):
-    """Predictions of the final parameters.
-
-    Attributes:
-      train, validation: outputs in evaluation mode; validation is None without validation data.
-      train_targets, validation_targets: their targets.
-      noisy: outputs on the same training examples in training mode, with two keys, or None.
-    """
-
-    train: np.ndarray
-    train_targets: np.ndarray
-    validation: np.ndarray | None
-    validation_targets: np.ndarray | None
-    noisy: tuple[np.ndarray, np.ndarray] | None
-
-
 @dataclasses.dataclass(eq=False)
 class Evidence:
     """The evidence of one run; see the properties."""
@@ -120,18 +86,6 @@ class Evidence:
     def run(self) -> Record:
         """The run again, with its log and its snapshots."""
         return rerun(self.subject, self.subject.plan, self.subject.start())
-
-    @functools.cached_property
-    def params(self) -> Params:
-        """The final parameters."""
-        return params_of(self.run.last)
-
-    @functools.cached_property
-    def initial(self) -> PyTree:
-        """Initial parameters of several seeds, stacked along a leading axis; the run's own are the first."""
-        keys = [self.subject.key, *(1_000_003 + seed for seed in range(1, SEEDS))]
-        states = [self.subject.start(key).state for key in keys]
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *(on_host(params_of(state)) for state in states))
 
     @functools.cached_property
     def slopes(self) -> Slopes:
@@ -156,29 +110,6 @@ class Evidence:
         return _history(self.subject, self.run)
 
     @functools.cached_property
-    def outputs(self) -> Outputs:
-        """Predictions of the final parameters on some training and validation examples."""
-        subject, history, state = self.subject, self.history, self.run.last
-        subject.need_predict()
-        if history.train is None:
-            raise Unknown("predict cannot be called with the inputs of the examples")
-        noisy = None
-        if subject.key_mode != "never":
-            inputs = some(subject.inputs)
-            predict = jax.jit(
-                lambda key: subject.outputs(params_of(state), inputs, key, state.model_state), compiler_options=quick()
-            )
-            noisy = (np.asarray(predict(jax.random.key(1))), np.asarray(predict(jax.random.key(2))))
-        validation = None if history.validation is None else history.validation[-1]
-        return Outputs(history.train[-1], history.train_targets, validation, history.validation_targets, noisy)
-
-    @property
-    def curves(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """The loss at every snapshot on some training examples and on validation, in evaluation mode if possible."""
-        validation = self.history.validation_loss
-        return self.history.train_loss, validation if np.any(np.isfinite(validation)) else None
-
-    @functools.cached_property
     def activations(self) -> list[Activation]:
         """Activations of some training examples at the first, the middle and the last snapshot, in evaluation mode."""
         subject, states = self.subject, self.run.states
@@ -193,17 +124,6 @@ class Evidence:
             )
 
         return jax.jit(jax.vmap(one), compiler_options=quick())(params, model_state)
-
-    @functools.cached_property
-    def network(self) -> Inspection:
-        """What the program of ``predict`` shows."""
-        self.subject.need_predict()
-        inputs, state = some(self.subject.inputs, 8), self.run.last
-
-        def function(params, inputs):
-            return self.subject.outputs(params, inputs, None, state.model_state)
-
-        return inspect_function(function, params_of(state), inputs)
 
     @functools.cached_property
     def program(self) -> Inspection:
@@ -267,7 +187,13 @@ class Evidence:
     @functools.cached_property
     def variants(self) -> dict[str, Variant]:
         """Short runs with one thing changed."""
-        return _variants(self)
+        return all_variants(
+            self.subject,
+            self.run,
+            self.schedule,
+            decays=abs(self.answer.drift) > 0,
+            goes_on=bool(np.isfinite(self.last_loss)),
+        )
 
     @property
     def score(self) -> float:
@@ -299,46 +225,6 @@ def params_of(state: Any) -> Params:
     return getattr(stored, "params", stored)
 
 
-def some(tree: PyTree, count: int = EXAMPLES) -> PyTree:
-    """At most ``count`` examples of a tree of arrays, evenly spread."""
-    size = len(jax.tree.leaves(tree)[0])
-    rows = np.arange(size) if size <= count else np.linspace(0, size - 1, count).round().astype(int)
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], tree)
-
-
-def as_data(inputs: PyTree, targets: Any) -> Data:
-    """Examples as plain arrays; of several input arrays those with numbers, side by side."""
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(inputs)]
-    numbers = [leaf for leaf in leaves if leaf.dtype.kind in "fiub" or leaf.dtype.name == "bfloat16"]
-    flat = [leaf.reshape(len(leaf), -1).astype(np.float64) for leaf in numbers]
-    if not flat:
-        raise Unknown("the inputs are not arrays of numbers")
-    wide = flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
-    if targets is None or not hasattr(targets, "shape"):
-        return Data(wide, targets, "none", None)
-    targets = np.asarray(targets)
-    if targets.dtype.kind in "iub":
-        if targets.ndim == 1 or (targets.ndim == 2 and targets.shape[1] == 1):
-            return Data(wide, targets, "classes", targets.reshape(-1).astype(np.int64))
-        return Data(wide, targets, "sequence", None)
-    targets = targets.astype(np.float64)
-    if targets.ndim == 2 and targets.shape[1] > 1 and _one_hot(targets):
-        return Data(wide, targets, "one-hot", np.argmax(targets, -1))
-    values = np.unique(targets[:4096])
-    whole = len(values) <= 20 and np.all(values == np.round(values)) and len(values) < max(3, len(targets) // 8)
-    if targets.size == len(targets) and whole:
-        return Data(wide, targets, "classes", targets.reshape(-1).astype(np.int64))
-    return Data(wide, targets, "values", None)
-
-
-def _one_hot(targets: np.ndarray) -> bool:
-    return bool(np.all((targets == 0) | (targets == 1)) and np.all(targets.sum(-1) == 1))
-
-
-def leaf_norm(leaf: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.sum(jnp.square(jnp.abs(leaf.astype(jnp.float32)))))
-
-
 def cosine(one: PyTree, other: PyTree) -> jax.Array:
     """The cosine of the angle between two trees; 0 if one of them is zero."""
     dots = jax.tree.map(lambda a, b: jnp.sum(a.astype(jnp.float32) * b.astype(jnp.float32)), one, other)
@@ -353,7 +239,7 @@ def _slopes(subject: Subject, run: Record) -> Slopes:
     near = run.at[:, None] + np.arange(BATCHES)
 
     def norms(tree):
-        return jnp.stack([leaf_norm(leaf) for leaf in jax.tree.leaves(tree)])
+        return jnp.stack([array_norm(leaf.astype(jnp.float32)) for leaf in jax.tree.leaves(tree)])
 
     @functools.partial(jax.jit, compiler_options=quick())
     def program(states, keys, rows, examples):
@@ -405,68 +291,6 @@ def _cosines(one: PyTree, other: PyTree) -> np.ndarray:
     return np.divide(dots, sizes, out=np.zeros_like(sizes), where=sizes > 0)
 
 
-RATES = {"rate x0.01": 0.01, "rate x0.1": 0.1, "rate x0.33": 0.33, "rate x3": 3.0, "rate x10": 10.0, "rate x100": 100.0}
-
-
-def _variants(evidence: Evidence) -> dict[str, Variant]:
-    """Other rates, the schedule held, no decay, a tenth of the rate at the end, inputs and weights of unit scale."""
-    subject, first, last = evidence.subject, evidence.run.first, evidence.run.last
-    count = length(subject.steps)
-    try:
-        shift, scale = input_statistics(subject)
-    except Unknown:
-        shift, scale = [], []
-    same = ([np.zeros_like(each) for each in shift], [np.ones_like(each) for each in scale])
-    flat = np.ones(count)
-    plan: list[tuple[str, Any, Any, float, Any]] = [
-        (name, first, factor * flat, 1.0, same) for name, factor in RATES.items()
-    ]
-    schedule = evidence.schedule[:count]
-    if np.min(schedule) < 0.5:
-        plan.append(("rate held", first, 1 / np.maximum(schedule, 1e-6), 1.0, same))
-    if abs(evidence.answer.drift) > 0:
-        plan.append(("no decay", first, flat, 0.0, same))
-    if np.isfinite(evidence.last_loss):
-        plan.append(("rate x0.1 at the end", last, 0.1 * flat, 1.0, same))
-    plan.append(("weights of unit scale", _rescaled(first), flat, 1.0, same))
-    if shift:
-        plan.append(("inputs of unit scale", first, flat, 1.0, (shift, scale)))
-        plan.append(("both of unit scale", _rescaled(first), flat, 1.0, (shift, scale)))
-    stacked = [
-        jax.tree.map(lambda *leaves: np.stack(leaves), *(each[column] for each in plan)) for column in (1, 2, 3, 4)
-    ]
-    changes = Change(stacked[1].astype(np.float32), stacked[2].astype(np.float32), *stacked[3])
-    return run_variants(subject, [each[0] for each in plan], stacked[0], changes, count, _judged(subject))
-
-
-def _judged(subject: Subject) -> list[tuple[Any, Any]]:
-    """Training and validation examples to judge a network on, as far as there are."""
-    try:
-        if subject.predict is None or subject.targets is None:
-            return []
-        parts = [
-            (subject.inputs, subject.targets),
-            *([] if subject.validation is None else [tuple(subject.validation)]),
-        ]
-        return [some(part) for part in parts]
-    except Unknown:
-        return []
-
-
-def _rescaled(state: Any) -> Any:
-    """A state whose matrices have the scale of He's initialisation; zeros become random."""
-
-    def one(number, leaf):
-        if leaf.ndim < 2:
-            return leaf
-        wanted, spread = np.sqrt(2 / np.prod(leaf.shape[:-1])), np.std(leaf.astype(np.float64))
-        drawn = (leaf - np.mean(leaf)) / spread if spread > 0 else np.random.default_rng(number).normal(size=leaf.shape)
-        return (wanted * drawn).astype(leaf.dtype)
-
-    leaves, structure = jax.tree.flatten(state.stored)
-    return state._replace(stored=jax.tree.unflatten(structure, [one(at, leaf) for at, leaf in enumerate(leaves)]))
-
-
 def _scores(outputs: Any, targets: Any, count: int) -> np.ndarray:
     if outputs is None or targets is None:
         return np.full(count, np.nan)
@@ -513,4 +337,4 @@ def _history(subject: Subject, run: Record) -> History:
     return History(train_outputs, train[1], train_loss, outputs, targets, loss)
 
 
-__all__ = ["Data", "Evidence", "History", "Outputs", "Slopes", "as_data", "cosine", "params_of", "some"]
+__all__ = ["Evidence", "History", "Slopes", "params_of"]

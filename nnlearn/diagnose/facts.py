@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnlearn.diagnose.evidence import Data, Evidence, params_of
+from nnlearn.diagnose.evidence import Evidence, params_of
+from nnlearn.diagnose.examples import Data
 from nnlearn.diagnose.plan import quick
 from nnlearn.diagnose.probes import ROWS, Smoother, dependence, neighbours, one_hot, quality, ridge, scores, standard
 from nnlearn.diagnose.subject import Unknown

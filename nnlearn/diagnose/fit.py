@@ -8,7 +8,8 @@ import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.data import learned_well
-from nnlearn.diagnose.evidence import Evidence, params_of, some
+from nnlearn.diagnose.evidence import Evidence, params_of
+from nnlearn.diagnose.examples import some
 from nnlearn.diagnose.facts import Facts, facts_of
 from nnlearn.diagnose.pairs import same_shape_as_inputs
 from nnlearn.diagnose.probes import quality

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
-from nnlearn.diagnose.evidence import Evidence, some
+from nnlearn.diagnose.evidence import Evidence
+from nnlearn.diagnose.examples import some
 from nnlearn.diagnose.facts import Facts, facts_of
 from nnlearn.diagnose.probes import quality, squared_distances, standard
 from nnlearn.diagnose.report import found

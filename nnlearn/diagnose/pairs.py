@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
-from nnlearn.diagnose.evidence import Data, Evidence
+from nnlearn.diagnose.evidence import Evidence
+from nnlearn.diagnose.examples import Data
 from nnlearn.diagnose.facts import Facts, facts_of
 from nnlearn.diagnose.probes import area_under_curve, dependence, neighbours, ridge, scores, standard
 from nnlearn.diagnose.report import found

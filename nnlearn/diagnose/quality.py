@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from nnlearn.diagnose.probes import said_yes
+
 
 def quality(outputs: Any, targets: Any) -> float:
     """Accuracy, or R squared, at most 1; NaN if outputs and targets do not match, 0 if an output is not finite.
@@ -25,8 +27,7 @@ def quality(outputs: Any, targets: Any) -> float:
     if targets.shape[1] > 1 and np.all((targets == 0) | (targets == 1)) and np.all(targets.sum(1) == 1):
         return float(np.mean(np.argmax(outputs, 1) == np.argmax(targets, 1)))
     if np.all((targets == 0) | (targets == 1)):
-        limit = 0.5 if np.all((outputs >= 0) & (outputs <= 1)) else 0.0
-        return _balanced(outputs > limit, targets > 0.5)
+        return _balanced(said_yes(outputs), targets.reshape(-1) > 0.5)
     spread = np.mean((targets - targets.mean(0)) ** 2)
     return float(1 - np.mean((outputs - targets) ** 2) / spread) if spread > 0 else float("nan")
 

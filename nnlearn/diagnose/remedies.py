@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from optax import GradientTransformation, GradientTransformationExtraArgs, chain, with_extra_args_support
+from optax import GradientTransformation, chain, with_extra_args_support
 
 from nnlearn.calls import hand
 from nnlearn.data import MaskedBatch, example_count
-from nnlearn.diagnose.subject import Subject, Unknown, parts_of, with_parts
+from nnlearn.diagnose.subject import Subject, Unknown, map_parts
+from nnlearn.diagnose.variants import with_decay
 from nnlearn.optimizers import adamw
 from nnlearn.schedules import warmup_cosine_decay_schedule
 from nnlearn.settings import Made
@@ -94,16 +95,7 @@ def new_optimizer(subject: Subject, peak: Any) -> Changed:
 
 
 def no_decay(subject: Subject, _: Any) -> Changed:
-    def without(tx):
-        inner = with_extra_args_support(tx)
-
-        def update(updates, state, params=None, **extra):
-            nothing = None if params is None else jax.tree.map(jnp.zeros_like, params)
-            return inner.update(updates, state, nothing, **extra)
-
-        return GradientTransformationExtraArgs(inner.init, update)
-
-    return with_tx(subject, without)
+    return with_tx(subject, lambda tx: with_decay(with_extra_args_support(tx), 0.0))
 
 
 def initial_scale(subject: Subject, gain: Any) -> Changed:
@@ -224,11 +216,8 @@ def _transformed(subject: Subject, inputs=None, targets=None, outputs=None) -> C
     same = lambda value: value  # noqa: E731
     change_inputs, change_targets, change_outputs = inputs or same, targets or same, outputs or same
 
-    def changed(examples: Any) -> Any:
-        if isinstance(examples, MaskedBatch):
-            return examples._replace(examples=changed(examples.examples))
-        given, wanted = parts_of(examples)
-        return with_parts(examples, change_inputs(given), change_targets(wanted))
+    def changed(batch: Any) -> Any:
+        return map_parts(batch, change_inputs, change_targets)
 
     loss_fn, predict = subject.train.loss_fn, subject.predict
 

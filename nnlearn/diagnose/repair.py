@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.checks import as_key, check_count
-from nnlearn.diagnose.evidence import as_data, params_of
+from nnlearn.diagnose.evidence import params_of
+from nnlearn.diagnose.examples import as_data
 from nnlearn.diagnose.probes import quality
 from nnlearn.diagnose.remedies import REMEDIES, Changed, Remedy
 from nnlearn.diagnose.report import Report

@@ -249,4 +249,19 @@ def with_parts(like: Any, inputs: Any, targets: Any) -> Any:
     raise Unknown("the batches hold more than inputs and targets")
 
 
-__all__ = ["Subject", "Unknown", "parts_of", "with_parts"]
+def map_parts(batch: Any, inputs: Callable[[Any], Any], targets: Callable[[Any], Any] = lambda targets: targets) -> Any:
+    """A batch, masked or not, with functions of its inputs and targets in their place.
+
+    Raises:
+      Unknown: if they cannot be told apart, or the batch has more than inputs and targets.
+
+    >>> map_parts({"x": 1, "y": 2}, lambda x: 10 * x)
+    {'x': 10, 'y': 2}
+    """
+    if isinstance(batch, MaskedBatch):
+        return batch._replace(examples=map_parts(batch.examples, inputs, targets))
+    given, wanted = parts_of(batch)
+    return with_parts(batch, inputs(given), targets(wanted))
+
+
+__all__ = ["Subject", "Unknown", "map_parts", "parts_of", "with_parts"]

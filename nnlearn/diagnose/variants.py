@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from optax import with_extra_args_support
 
-from nnlearn.data import MaskedBatch
+from nnlearn.diagnose.examples import some
 from nnlearn.diagnose.quality import quality
-from nnlearn.diagnose.subject import Subject, Unknown, parts_of, with_parts
+from nnlearn.diagnose.rerun import Record
+from nnlearn.diagnose.subject import Subject, Unknown, map_parts, with_parts
 from nnlearn.train.state import TrainState
 from nnlearn.train.step import make_step
 from nnlearn.types import Batch, GradientTransformation, PyTree
@@ -79,7 +80,7 @@ def run_variants(
     options = subject.train.options
 
     def one_step(state, change, pace, batch, key):
-        step = make_step(subject.train.loss_fn, _with_decay(tx, change.decay), hparams=subject.hparams, **options)
+        step = make_step(subject.train.loss_fn, with_decay(tx, change.decay), hparams=subject.hparams, **options)
         new, info = step(state._replace(key=key), changed_inputs(batch, change), key=key)
         stored = jax.tree.map(lambda old, new: (old + pace * (new - old)).astype(old.dtype), state.stored, new.stored)
         return new._replace(stored=stored, key=None), info.loss
@@ -120,7 +121,9 @@ def _scores(subject: Subject, states: Any, changes: Change, examples: Any, count
         return [float("nan")] * count
 
 
-def _with_decay(tx: Any, decay: jax.Array) -> GradientTransformation:
+def with_decay(tx: Any, decay: Any) -> GradientTransformation:
+    """The optimizer with its weight decay times ``decay``: it sees parameters of that size."""
+
     def update(grads, state, params=None, **extra):
         seen = None if params is None else jax.tree.map(lambda leaf: (leaf * decay).astype(leaf.dtype), params)
         return tx.update(grads, state, seen, **extra)
@@ -130,12 +133,7 @@ def _with_decay(tx: Any, decay: jax.Array) -> GradientTransformation:
 
 def changed_inputs(batch: Batch, change: Change) -> Batch:
     """A batch with its floating inputs shifted and scaled."""
-    if not change.shift:
-        return batch
-    examples = batch.examples if isinstance(batch, MaskedBatch) else batch
-    inputs, targets = parts_of(examples)
-    examples = with_parts(examples, _standardised(inputs, change), targets)
-    return batch._replace(examples=examples) if isinstance(batch, MaskedBatch) else examples
+    return map_parts(batch, lambda inputs: _standardised(inputs, change)) if change.shift else batch
 
 
 def _standardised(inputs: PyTree, change: Change) -> PyTree:
@@ -172,9 +170,75 @@ def input_statistics(subject: Subject) -> tuple[list[np.ndarray], list[np.ndarra
     return shifts, scales
 
 
-def repeat(tree: PyTree, count: int) -> PyTree:
-    """The tree ``count`` times, stacked."""
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *jnp.shape(leaf))), tree)
+RATES = {"rate x0.01": 0.01, "rate x0.1": 0.1, "rate x0.33": 0.33, "rate x3": 3.0, "rate x10": 10.0, "rate x100": 100.0}
 
 
-__all__ = ["Change", "Variant", "input_statistics", "length", "repeat", "run_variants"]
+def all_variants(
+    subject: Subject, run: Record, schedule: np.ndarray, *, decays: bool, goes_on: bool
+) -> dict[str, Variant]:
+    """Other rates, the schedule held, no decay, a tenth of the rate at the end, inputs and weights of unit scale.
+
+    Args:
+      subject, run: the run.
+      schedule: the learning rate of every step relative to the largest one.
+      decays: whether the optimizer has weight decay.
+      goes_on: whether the run's last state can be continued.
+    """
+    first, last = run.first, run.last
+    count = length(subject.steps)
+    try:
+        shift, scale = input_statistics(subject)
+    except Unknown:
+        shift, scale = [], []
+    same = ([np.zeros_like(each) for each in shift], [np.ones_like(each) for each in scale])
+    flat = np.ones(count)
+    plan: list[tuple[str, Any, Any, float, Any]] = [
+        (name, first, factor * flat, 1.0, same) for name, factor in RATES.items()
+    ]
+    schedule = schedule[:count]
+    if np.min(schedule) < 0.5:
+        plan.append(("rate held", first, 1 / np.maximum(schedule, 1e-6), 1.0, same))
+    if decays:
+        plan.append(("no decay", first, flat, 0.0, same))
+    if goes_on:
+        plan.append(("rate x0.1 at the end", last, 0.1 * flat, 1.0, same))
+    plan.append(("weights of unit scale", _rescaled(first), flat, 1.0, same))
+    if shift:
+        plan.append(("inputs of unit scale", first, flat, 1.0, (shift, scale)))
+        plan.append(("both of unit scale", _rescaled(first), flat, 1.0, (shift, scale)))
+    stacked = [
+        jax.tree.map(lambda *leaves: np.stack(leaves), *(each[column] for each in plan)) for column in (1, 2, 3, 4)
+    ]
+    changes = Change(stacked[1].astype(np.float32), stacked[2].astype(np.float32), *stacked[3])
+    return run_variants(subject, [each[0] for each in plan], stacked[0], changes, count, _judged(subject))
+
+
+def _judged(subject: Subject) -> list[tuple[Any, Any]]:
+    """Training and validation examples to judge a network on, as far as there are."""
+    try:
+        if subject.predict is None or subject.targets is None:
+            return []
+        parts = [
+            (subject.inputs, subject.targets),
+            *([] if subject.validation is None else [tuple(subject.validation)]),
+        ]
+        return [some(part) for part in parts]
+    except Unknown:
+        return []
+
+
+def _rescaled(state: Any) -> Any:
+    """A state whose matrices have the scale of He's initialisation; zeros become random."""
+
+    def one(number, leaf):
+        if leaf.ndim < 2:
+            return leaf
+        wanted, spread = np.sqrt(2 / np.prod(leaf.shape[:-1])), np.std(leaf.astype(np.float64))
+        drawn = (leaf - np.mean(leaf)) / spread if spread > 0 else np.random.default_rng(number).normal(size=leaf.shape)
+        return (wanted * drawn).astype(leaf.dtype)
+
+    leaves, structure = jax.tree.flatten(state.stored)
+    return state._replace(stored=jax.tree.unflatten(structure, [one(at, leaf) for at, leaf in enumerate(leaves)]))
+
+
+__all__ = ["RATES", "Variant", "all_variants", "with_decay"]
