@@ -26,8 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import tyro
 
     from nnlearn import compare
-    from nnlearn.compare.summary import describe_machine
     from nnlearn.diagnose import command
+    from nnlearn.machine import describe_machine
     from nnlearn.tasks import learn
 
     app = tyro.extras.SubcommandApp()

@@ -2,15 +2,11 @@
 
 import datetime
 import json
-import os
-import platform
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from rich import box
 from rich.console import Group
@@ -19,7 +15,7 @@ from rich.table import Table
 from nnlearn.compare.options import CompareOptions
 from nnlearn.compare.runs import Curves
 from nnlearn.files import replacing
-from nnlearn.native import native_status
+from nnlearn.machine import describe_machine
 
 CurveTable = dict[str, dict[str, Curves]]
 """Curves by optimizer and library."""
@@ -159,21 +155,6 @@ def _score(row: Row, metric: str) -> str:
     factor, form = (100, ".2f") if metric == "accuracy" else (1, ".4g")
     spread = "" if row.metric_sd is None else f" +- {factor * row.metric_sd:{form}}"
     return f"{factor * row.metric_mean:{form}}{spread}"
-
-
-def describe_machine() -> dict[str, Any]:
-    """Hardware and versions."""
-    device = jax.devices()[0]
-    packages = ("nnlearn", "jax", "jaxlib", "optax", "numpy")
-    return {
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "cpus": os.cpu_count(),
-        "device": f"{device.platform}: {device.device_kind}",
-        "devices": jax.device_count(),
-        "kernels in C": native_status(),
-        "versions": {name: version(name) for name in packages},
-    }
 
 
 def _plain(value: Any) -> Any:

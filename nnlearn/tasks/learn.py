@@ -37,8 +37,8 @@ class LearnOptions:
     checks: int = 10
     """Number of evaluations on the validation part."""
     out: Path | None = None
-    """Folder for result.json, with the options, the metrics and the metrics of every check, and for checkpoints; by
-    default nothing is written."""
+    """Folder for result.json (options, metrics, checks), trace.npz (every step) and checkpoints, which nnlearn report
+    reads; by default nothing is written."""
     resume: bool = False
     """Continue the run whose checkpoints are in the folder."""
 
@@ -84,17 +84,21 @@ def learn(options: LearnOptions) -> dict[str, float]:
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
     console.print(f"test: {shown}, after {seconds:.0f} s; target {task.metric} {task.target:.4g}: {verdict}")
     console.print("baselines: " + ", ".join(f"{name} {value:.4g}" for name, value in task.baselines.items()))
-    if task.show is not None:
-        console.print(task.show(state.params, state.model_state), markup=False)
+    sample = None if task.show is None else task.show(state.params, state.model_state)
+    if sample is not None:
+        console.print(sample, markup=False)
     if options.out is not None:
         report = {
             "settings": {**dataclasses.asdict(options), "epochs": task.epochs, "out": str(options.out)},
             "metrics": metrics,
-            "target": {"metric": task.metric, "value": task.target, "reached": task.solved(metrics)},
+            "hparams": {name: float(value) for name, value in task.hparams.items()},
+            "target": {"metric": task.metric, "mode": task.mode, "value": task.target, "reached": task.solved(metrics)},
             "baselines": dict(task.baselines),
             "seconds": seconds,
             "checks": checks,
+            "sample": sample,
         }
+        trace.save(options.out / "trace.npz")
         with replacing(options.out / "result.json") as file:
             json.dump(report, file, indent=1)
         console.print(f"written: {options.out / 'result.json'}")
