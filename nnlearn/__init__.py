@@ -191,7 +191,7 @@ if _typing.TYPE_CHECKING:
 def __dir__() -> list[str]:
     """The public names, without internal modules."""
     inner = {"borrowed", "calls", "checks", "cli", "extras", "figures", "files", "programs", "settings", "sharding"}
-    inner |= {"machine", "sums", "tree"}
+    inner |= {"commands", "machine", "sums", "tree"}
     return sorted(name for name in {*globals(), *_LAZY} - inner if not (name[0] == "_" and name[1] != "_"))
 
 

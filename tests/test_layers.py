@@ -19,6 +19,7 @@ LEVELS = (
     ("tasks",),
     ("diagnose",),
     ("report",),
+    ("commands",),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
