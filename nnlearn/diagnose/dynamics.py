@@ -280,7 +280,7 @@ def precision(evidence: Evidence) -> Seen:
     if np.any(bad):
         step = int(np.argmax(bad))
         norms, losses = run.grad_norm[:step], np.abs(run.loss[:step])
-        calm = step == 0 or bool(norms[-1] <= 30 * np.median(norms) and losses[-1] <= 3 * np.max(losses[:3]))
+        calm = step == 0 or _calm(norms, losses)
         where = values["unguarded"][0] if unguarded else "operations in 16 bits" if casts else ""
         before = f"{run.loss[step - 1]:.3g} with a gradient norm of {norms[-1]:.3g}" if step else "the first"
         text = f"Loss or gradient is not finite from step {step} on; the loss before it was {before}."
@@ -306,6 +306,12 @@ def precision(evidence: Evidence) -> Seen:
             )
             return Seen(values, rule, [found("numerical_precision", text, values, strength=0.9, where=half[0])])
     return Seen(values, rule)
+
+
+def _calm(norms: np.ndarray, losses: np.ndarray) -> bool:
+    """Whether gradient norm and loss of the last step are near those of the steps before it."""
+    before = max(len(losses) - 1, 1)
+    return bool(norms[-1] <= 30 * np.median(norms[:before]) and losses[-1] <= 3 * np.max(losses[: min(before, 3)]))
 
 
 @check("no penalty rules the loss")
