@@ -45,6 +45,7 @@ function drawSensitivity(canvas, name) {
     pen.globalAlpha = state.active === null || state.active === index ? 0.9 : 0.35;
     pen.lineWidth = 1.5;
     for (const run of group.runs) {
+      if (!(data.metric in runs[run].scores)) continue;
       const score = scoreOf(run), px = x(group.config[name]);
       if (score === null) cross(pen, px, box.top, 3.5);
       else {
