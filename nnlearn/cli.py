@@ -1,4 +1,4 @@
-"""The console command: ``nnlearn compare``, ``diagnose``, ``learn`` and ``versions``, and ``nnlearn --version``."""
+"""The console command: ``nnlearn compare``, ``diagnose``, ``launch``, ``learn``, ``versions``, and ``--version``."""
 
 import os
 import sys
@@ -21,6 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"nnlearn {version('nnlearn')}")
         return 0
+    if words[:1] == ["launch"]:  # words after the script are the script's, whatever they look like
+        from nnlearn.distributed.launch import command_line
+
+        return command_line(words[1:])
     from json import dumps as to_json
 
     import tyro
@@ -28,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from nnlearn import compare
     from nnlearn.compare.summary import describe_machine
     from nnlearn.diagnose import command
+    from nnlearn.distributed.launch import command_line
     from nnlearn.tasks import learn
 
     app = tyro.extras.SubcommandApp()
@@ -41,6 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def diagnose_command(options: tyro.conf.OmitArgPrefixes[command.DiagnoseOptions]) -> int:
         """Find out why a run does not learn. The exit status is 1 if something was found."""
         return command.diagnose_run(options)
+
+    @app.command(name="launch")
+    def launch_command(words: tyro.conf.Positional[tuple[str, ...]]) -> int:
+        """Run a script in several processes on this host: nnlearn launch --processes 4 script.py ..."""
+        return command_line(words)
 
     @app.command(name="learn")
     def learn_command(training: tyro.conf.OmitArgPrefixes[learn.LearnOptions]) -> None:
