@@ -22,7 +22,7 @@ SAMPLED = {
     "test_ctc.py": 2,
     "test_data.py": 2,
     "test_diagnose.py": 6,
-    "test_docs.py": 10,
+    "test_docs.py": 18,
     "test_durable.py": 2,
     "test_faults.py": 2,
     "test_fit.py": 3,

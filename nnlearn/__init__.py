@@ -175,7 +175,7 @@ for _name in ("Event", "FitResult", "every", "fit", "tensorboard", "wandb_offlin
 
 
 # Imported at first use: name -> module. They are a third of the import time, and many programs need none of them.
-_LAZY = {name: f"nnlearn.{name}" for name in ("datasets", "models", "sweeps", "tasks")}
+_LAZY = {name: f"nnlearn.{name}" for name in ("datasets", "models", "report", "sweeps", "tasks")}
 _LAZY |= {"sweep": "nnlearn.sweeps", "find_learning_rate": "nnlearn.sweeps"}
 _LAZY |= {"Task": "nnlearn.tasks", "load_task": "nnlearn.tasks"}
 _LAZY |= dict.fromkeys(("diagnose", "diagnose_trace", "preflight", "repair"), "nnlearn.diagnose")
@@ -183,6 +183,7 @@ _LAZY |= dict.fromkeys(("diagnose", "diagnose_trace", "preflight", "repair"), "n
 if _typing.TYPE_CHECKING:
     from nnlearn import datasets as datasets
     from nnlearn import models as models
+    from nnlearn import report as report
     from nnlearn import sweeps as sweeps
     from nnlearn import tasks as tasks
     from nnlearn.diagnose import diagnose as diagnose
@@ -198,7 +199,7 @@ if _typing.TYPE_CHECKING:
 def __dir__() -> list[str]:
     """The public names, without internal modules."""
     inner = {"borrowed", "calls", "checks", "cli", "extras", "figures", "files", "programs", "settings"}
-    inner |= {"sums", "tree"}
+    inner |= {"commands", "machine", "sums", "tree"}
     return sorted(name for name in {*globals(), *_LAZY} - inner if not (name[0] == "_" and name[1] != "_"))
 
 

@@ -7,6 +7,8 @@ import optax
 import pytest
 
 import nnlearn
+from nnlearn.native import is_native, native_status
+from nnlearn.programs.one_pass import in_one_pass
 from nnlearn.transforms import codes
 
 
@@ -138,3 +140,32 @@ def test_compressed_states_are_saved(tmp_path):
             for leaf in (one, other)
         )
         np.testing.assert_array_equal(*raw)
+
+
+@pytest.mark.skipif(not is_native(), reason=native_status())
+def test_one_loop_decodes_updates_and_encodes(monkeypatch):
+    """The loop in C has the codes and parameters of XLA's program, of an array with a last part of a block."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    params = jnp.asarray(np.random.default_rng(0).normal(size=70_001), jnp.float32)
+
+    def refuse(*_):
+        raise AssertionError("no loop was found")
+
+    for inner in (nnlearn.adamw(1e-2), optax.sgd(1e-2, 0.9)):
+        tx = nnlearn.compress_state(inner)
+
+        def update(grads, state, params, tx=tx):
+            updates, state = tx.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        found = []
+        for native, function in ((True, in_one_pass(update, refuse)), (False, update)):
+            with nnlearn.native_kernels(native):
+                step, state, value = jax.jit(function), tx.init(params), params
+                for _ in range(3):
+                    value, state = step(jnp.sin(value), state, value)
+                found.append((value, [leaf for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.uint8]))
+        (ours, ours_codes), (theirs, theirs_codes) = found
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+        for one, other in zip(ours_codes, theirs_codes, strict=True):  # another order of rounding moves a few codes
+            assert one.shape == params.shape and np.mean(one != other) < 1e-3

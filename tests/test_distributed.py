@@ -131,7 +131,7 @@ def test_a_run_of_two_processes_continues_with_one_and_a_difference_ends_both(tm
     script.write_text(textwrap.dedent(SCRIPT))
     records = []
     for processes, steps in ((2, 3), (1, 7)):
-        status = cli.main(["launch", "-n", str(processes), str(script), str(tmp_path / "run"), str(steps)])
+        status = cli.main(["launch", "--processes", str(processes), str(script), str(tmp_path / "run"), str(steps)])
         output = capsys.readouterr().out
         records.append(json.loads(next(line for line in output.splitlines() if line.startswith("[0] {"))[4:]))
         assert (status == 0) == (processes == 1)
@@ -142,7 +142,7 @@ def test_a_run_of_two_processes_continues_with_one_and_a_difference_ends_both(tm
             moments = saved.load()["carry"][0]["opt_state"]
             assert {leaf.shape for leaf in jax.tree.leaves(moments) if np.ndim(leaf)} == {(3, 4), (4,)}
     assert records[0]["devices"] == 2 and records[1]["loss"][:3] == pytest.approx(records[0]["loss"])
-    alone = cli.main(["launch", "-n", "1", str(script), str(tmp_path / "alone"), "7"])
+    alone = cli.main(["launch", "--processes", "1", str(script), str(tmp_path / "alone"), "7"])
     output = capsys.readouterr().out
     expected = json.loads(next(line for line in output.splitlines() if line.startswith("[0] {"))[4:])
     assert alone == 0 and records[1]["loss"] == pytest.approx(expected["loss"], abs=1e-5)

@@ -49,15 +49,18 @@ def test_normalize_leaves_zero_as_it_is():
     assert np.array_equal(nnlearn.normalize().update(jnp.zeros(2), nnlearn.EmptyState())[0], jnp.zeros(2))
 
 
-def test_noisy_sgd_draws_what_optax_draws():
-    params = jnp.ones(5)
+def test_the_noise_of_noisy_sgd_has_the_size_of_that_of_optax():
+    """The variance is ``eta / (count + 1) ** gamma``; the draws themselves differ."""
+    params = jnp.ones(10_000)
     ours, theirs = nnlearn.noisy_sgd(0.1, 0.2, 0.3, key=7), optax.noisy_sgd(0.1, 0.2, 0.3, key=jax.random.key(7))
     pairs = [(tx, tx.init(params)) for tx in (ours, theirs)]
-    for _ in range(2):
+    for count in range(2):
         found = [tx.update(params, state, params) for tx, state in pairs]
-        noise = [(update + 0.1 * params) / -0.1 for update, _ in found]
         pairs = [(tx, state) for (tx, _), (_, state) in zip(pairs, found, strict=True)]
-        assert np.std(noise[0]) > 0.05 and np.std(noise[1]) > 0.05
+        for update, _ in found:
+            noise = np.asarray(update + 0.1 * params) / -0.1
+            assert abs(np.mean(noise)) < 0.02
+            assert np.isclose(np.var(noise), 0.2 / (count + 1) ** 0.3, rtol=0.06)
     assert nnlearn.noisy_sgd(0.1, key=7) == nnlearn.noisy_sgd(0.1, key=7)
 
 

@@ -1,5 +1,6 @@
 """Kernels in C: every operation against NumPy, every optimizer against XLA's program, and the cases without kernels."""
 
+import functools
 import os
 import re
 import subprocess
@@ -23,6 +24,7 @@ from nnlearn.files import cache_folder
 from nnlearn.native import is_native, library, native_status
 from nnlearn.native.elementwise import BLOCK, can_compute, make_kernel
 from nnlearn.native.folder import private_folder
+from nnlearn.native.polynomial import polynomials
 from nnlearn.programs import in_place as in_place_module
 from nnlearn.programs import read as read_module
 from nnlearn.programs.in_place import apply_gradients
@@ -565,3 +567,25 @@ def test_small_programs_are_not_analysed(monkeypatch):
     monkeypatch.setattr(in_place_module, "in_one_pass", refuse)
     tx, params = nnlearn.adamw(1e-3), [jnp.ones(3)] * 4
     jax.jit(lambda params, state: apply_gradients(tx, params, params, state))(params, tx.init(params))
+
+
+@needs_compiler
+def test_matrix_polynomials_equal_those_of_numpy_and_of_xla(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    rows = jnp.array([[3.4, -4.8, 2.0], [2.0, -1.5, 0.5]])
+    for shape in ((1, 64, 64), (3, 17, 41), (2, 70, 16), (2, 2, 33, 90)):
+        x = np.random.default_rng(0).normal(size=shape) / max(shape[-2:])
+        function = functools.reduce(lambda f, _: jax.vmap(f), range(len(shape) - 2), lambda x: polynomials(x, rows))
+        expected, turned = x, shape[-2] > shape[-1]
+        for a, b, c in np.asarray(rows, np.float64):
+            gram = np.swapaxes(expected, -1, -2) @ expected if turned else expected @ np.swapaxes(expected, -1, -2)
+            inner = b * gram + c * gram @ gram
+            expected = a * expected + (expected @ inner if turned else inner @ expected)
+        x = jnp.asarray(x, jnp.float32)
+        found = jax.jit(function)(x)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=3e-6 * np.max(np.abs(expected)))
+    value, derivative = jax.jit(lambda x: jax.jvp(function, (x,), (jnp.ones_like(x),)))(x)
+    with nnlearn.native_kernels(False):
+        by_xla = jax.jit(lambda x: jax.jvp(function, (x,), (jnp.ones_like(x),)))(x)
+    np.testing.assert_allclose(value, by_xla[0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(derivative, by_xla[1], rtol=0, atol=1e-4)

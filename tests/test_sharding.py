@@ -179,7 +179,7 @@ def test_whole_runs_take_a_mesh(tmp_path):
         if options:
             assert state.opt_state[0].mu["w"].sharding.spec == P(None, "data")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *runs)
-    results = nnlearn.sweep(train, {"rate": [0.1, 0.2]}, seeds=2, metric="train_loss", full=True)
+    results = nnlearn.sweep(train, {"rate": nnlearn.sweeps.choice(0.1, 0.2)}, seeds=2, metric="train_loss", full=True)
     np.testing.assert_allclose(results.traces[0].loss[0, 0], runs[0][1], rtol=1e-5)
 
 

@@ -29,6 +29,7 @@ ROOMS = {
     "data": "Batches",
     "datasets": "Data sets",
     "tasks": "Tasks",
+    "report": "Reports",
     "native": "Kernels in C",
     "protocol": "optax's protocol",
     "other": "Other names",

@@ -1,7 +1,6 @@
 """The checkpoints of one run: numbered folders, written by a thread, of which the newest and the best are kept."""
 
 import contextlib
-import functools
 import math
 import re
 import shutil
@@ -116,7 +115,7 @@ class Checkpoints:
         metrics: Mapping[str, float] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        """Save a step. The arrays are copied before this returns, so that the tree may be donated or changed.
+        """Save a step. The tree may be donated or changed as soon as this returns.
 
         Args:
           step: the step, >= 0; one that was saved before is replaced.
@@ -140,13 +139,13 @@ class Checkpoints:
         facts = dict(metadata or {}) | {METRICS: {name: value.hex() for name, value in numbers.items()}}
         self.wait()  # at most one copy of the tree waits for the disk
         self._last_step, self._last_time = step, time.monotonic()
-        described = snapshot(tree) if self.asynchronous else functools.partial(describe, tree)
+        described = snapshot(tree) if self.asynchronous else describe(tree)
         self._written = self._pool.submit(self._write, step, described, facts)
         if not self.asynchronous:
             self.wait()
 
-    def _write(self, step: int, described: Callable[[], tuple[Node, Arrays]], metadata: dict[str, Any]) -> None:
-        node, arrays = described()
+    def _write(self, step: int, described: tuple[Node, Arrays], metadata: dict[str, Any]) -> None:
+        node, arrays = described
         # this run holds the folder: all drafts are of killed ones
         for pattern in (".step-*.draft", ".step-*.deleted") if self._first else ():
             for old in self.folder.glob(pattern):
@@ -359,10 +358,11 @@ def _warn_of_damage(step: int, damage: str | Exception) -> None:
     warnings.warn(f"skipped the damaged checkpoint of step {step}: {damage}", stacklevel=4)
 
 
-def snapshot(tree: PyTree) -> Callable[[], tuple[Node, Arrays]]:
-    """``describe`` of a copy of the tree, which no donation and no change in place can reach.
+def snapshot(tree: PyTree) -> tuple[Node, Arrays]:
+    """``describe`` of a tree, whose arrays no donation and no change in place can reach.
 
-    JAX copies arrays on a CPU without waiting. Arrays on other devices are fetched before this returns.
+    Arrays of JAX on a CPU are viewed, not copied: XLA does not reuse memory that NumPy views, and gives a program to
+    which such an array is donated other memory. Arrays on other devices are fetched. NumPy arrays are copied.
 
     Raises:
       TypeError: if a leaf cannot be saved.
@@ -370,13 +370,11 @@ def snapshot(tree: PyTree) -> Callable[[], tuple[Node, Arrays]]:
     for path, leaf in jax.tree.leaves_with_path(tree):
         check_leaf(leaf, path)
     tree = unpacked(tree)
-    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
-    if any(device.platform != "cpu" for leaf in arrays for device in leaf.devices()):
-        jax.block_until_ready(arrays)
-        described = describe(jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, tree))
-        return lambda: described
-    copied = jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, jax.Array | np.ndarray) else leaf, tree)
-    return lambda: describe(copied)
+    for leaf in jax.tree.leaves(tree):
+        addressable = isinstance(leaf, jax.Array) and leaf.is_fully_addressable
+        if addressable and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf.copy_to_host_async()
+    return describe(jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, tree))
 
 
 __all__ = ["Checkpoints"]

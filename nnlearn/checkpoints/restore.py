@@ -70,7 +70,7 @@ class Fitting:
     def __init__(self, saved: Mapping[str, Node], arrays: Arrays, only: Names | None, rename: Rename | None):
         self.arrays, self.selected = arrays, _selector(only)
         self.saved = _renamed(saved, rename)
-        self.default = jnp.zeros(()).sharding  # of what is on no particular device
+        self.default = jax.device_put(np.zeros(())).sharding  # of what is on no particular device
         self.seen: set[str] = set()
         self.taken: list[str] = []
         self.kept: list[str] = []

@@ -6,15 +6,17 @@ import jax
 import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
-from nnlearn.diagnose.evidence import Evidence, params_of
+from nnlearn.diagnose.evidence import Evidence
+from nnlearn.diagnose.facts import facts_of
 from nnlearn.diagnose.optimizer import FACTORS
 from nnlearn.diagnose.report import Finding, found
-from nnlearn.diagnose.subject import Unknown
+from nnlearn.diagnose.subject import Unknown, params_of
 from nnlearn.diagnose.variants import RATES
 
 HALF = ("float16", "bfloat16")
 GAIN = 0.1  # share of the reachable decrease of the loss that a variant must gain
 POINTS = 0.05  # and of the accuracy or R squared
+USUAL_CLIP = 0.1  # a norm to which gradients are usually clipped, at least
 
 
 def reach(evidence: Evidence, start: float) -> float:
@@ -28,7 +30,7 @@ def gain(evidence: Evidence, name: str) -> float:
     """What a variant gains over the whole run, as a share of the reachable decrease of the loss.
 
     It is 0 unless the scores gain, too, on training and on validation examples as far as they are known: a variant that
-    only learns the examples by heart faster is no gain.
+    only learns the examples by heart faster is no gain. If the run ended above its first loss, they need not get worse.
     """
     variant = evidence.variants.get(name)
     if variant is None or not np.isfinite(variant.loss):
@@ -36,20 +38,39 @@ def gain(evidence: Evidence, name: str) -> float:
     if not np.isfinite(evidence.last_loss):
         return 1.0 if variant.loss < evidence.first_loss or not np.isfinite(evidence.first_loss) else 0.0
     pairs = ((variant.score, evidence.score), (variant.validation_score, evidence.validation_score))
-    if any(np.isfinite(new) and np.isfinite(old) and new < old + POINTS for new, old in pairs):
+    worse = evidence.last_loss > max(evidence.first_loss, variant.loss)
+    if any(np.isfinite(new) and np.isfinite(old) and new < old + (not worse) * points(old) for new, old in pairs):
         return 0.0
     start = evidence.first_loss
     if name.endswith("unit scale"):  # it starts at another loss, and the run's says nothing of what can be learned
-        start = max(min(start, float(variant.losses[0])), evidence.last_loss)
-    more = min((evidence.last_loss - variant.loss) / reach(evidence, start), 1.0)
-    return more if more > GAIN else 0.0
+        own = float(np.mean(variant.losses[:3]))
+        if not own - variant.loss > GAIN * abs(own):  # it learns nothing either
+            return 0.0
+        start = max(min(start, own), evidence.last_loss)
+    gained = min((evidence.last_loss - variant.loss) / reach(evidence, start), 1.0)
+    return gained if gained > GAIN else 0.0
+
+
+def points(score: float) -> float:
+    """By how much another score must be better: half of what is missing, at most ``POINTS``."""
+    return min(POINTS, 0.5 * (1 - score))
 
 
 def poor(evidence: Evidence) -> bool:
-    """Whether the run did not fit its training examples, as far as that is known."""
-    if np.isfinite(evidence.score):
-        return evidence.score < 0.9
-    return not evidence.last_loss < 0.5 * evidence.first_loss
+    """Whether the run did not fit its training examples, as far as that is known.
+
+    A score below 0.9 is not poor if neither simple predictors nor a variant of the run do better.
+    """
+    if not np.isfinite(evidence.score):
+        return not evidence.last_loss < evidence.first_loss - 0.5 * abs(evidence.first_loss)
+    if evidence.score >= 0.9:
+        return False
+    facts = facts_of(evidence)
+    try:
+        best = facts.are_dependent and evidence.score >= facts.attainable - 0.02
+    except Exception:  # targets that simple predictors do not know
+        return True
+    return not best or any(gain(evidence, name) > 0 for name in evidence.variants)
 
 
 @check("the loss does not diverge")
@@ -128,12 +149,15 @@ def clipping(evidence: Evidence) -> Seen:
     values = {"gradient norm": float(np.median(norms)), "threshold": limit, "share of steps clipped": share}
     rule = "clipped in less than 90 % of the steps, or a higher rate gains nothing"
     helps = max(gain(evidence, name) for name in ("rate x3", "rate x10", "rate x100"))
-    adaptive = slopes[-1] < 0.5 or np.any(np.diff(slopes[: max(linear[0], 1)]) > 0.3) if clipped else True
-    if not clipped or adaptive or share < 0.9 or limit > 0.3 * np.median(norms) or helps <= 0:
+    along = float(np.median(evidence.answer.along[:4]))
+    # An adaptive optimizer also answers alike to all gradients, but not along them, down to its eps.
+    adaptive = limit < (1e-6 if along > 0.99 else 1e-4) * np.median(norms)
+    if not clipped or adaptive or share < 0.9 or limit > 0.3 * np.median(norms) or not (helps > 0 or stuck(evidence)):
         return Seen(values, rule)
     middle = np.median(norms)
     text = f"The gradient has norm {middle:.3g}, the threshold is about {limit:.1g}: {share:.0%} of the steps are cut."
-    return Seen(values, rule, [found("clipping_too_tight", text, values, strength=0.97)])
+    strength = 0.97 if limit < USUAL_CLIP else 0.6  # else a higher rate does the same
+    return Seen(values, rule, [found("clipping_too_tight", text, values, strength=strength)])
 
 
 @check("weight decay is small")
@@ -252,7 +276,7 @@ def precision(evidence: Evidence) -> Seen:
         "casts to 16 bits": len(casts),
     }
     values["unguarded"] = [f"{fact.operation} at {fact.where}" for fact in unguarded[:3]]
-    rule = "loss and gradient stay finite unless they grew before; no run in 16 bits that fits badly"
+    rule = f"loss and gradient stay finite unless they grew before; 32 bits gain at most {GAIN:.0%}"
     if np.any(bad):
         step = int(np.argmax(bad))
         norms, losses = run.grad_norm[:step], np.abs(run.loss[:step])
@@ -264,9 +288,23 @@ def precision(evidence: Evidence) -> Seen:
         if strength:
             finding = found("numerical_precision", text, values, strength=strength, step=step, where=where)
             return Seen(values, rule, [finding])
-    if half and (evidence.score < 0.97 or not np.isfinite(evidence.score)):
-        text = f"{len(half)} of {len(params)} parameters are {half[0]}: small updates are lost when they are added."
-        return Seen(values, rule, [found("numerical_precision", text, values, strength=0.8, where=half[0])])
+    if half and evidence.in_float32 is not None:
+        wide, at = evidence.in_float32, len(evidence.in_float32.losses)
+        narrow = float(np.mean(run.loss[:at][-max(3, at // 8) :]))
+        score = evidence.score_at(at)
+        values |= {
+            "loss in 16 bits": narrow,
+            "loss in 32 bits": wide.loss,
+            "score": score,
+            "score in 32 bits": wide.score,
+        }
+        better = not np.isfinite(narrow) or narrow - wide.loss > GAIN * (evidence.first_loss - wide.loss)
+        if better and not wide.score < score + POINTS:
+            text = (
+                f"{len(half)} of {len(params)} parameters are {half[0]}. After {at} steps the loss is {narrow:.3g}"
+                f"{_score(score)}; with parameters in float32 it is {wide.loss:.3g}{_score(wide.score)}."
+            )
+            return Seen(values, rule, [found("numerical_precision", text, values, strength=0.9, where=half[0])])
     return Seen(values, rule)
 
 
@@ -298,28 +336,39 @@ def batch_size(evidence: Evidence) -> Seen:
     lower = max(gain(evidence, name) for name in ("rate x0.33", "rate x0.1", "rate x0.01", "rate x0.1 at the end"))
     cosines = evidence.slopes.cosines
     values = {"batch size": size, "gain of a lower rate": lower, "cosine of neighbours": float(np.nanmedian(cosines))}
-    rule = "more than 4 examples in a batch, or a run that fits"
-    if not (0 < size <= 4 and (lower > 0 or poor(evidence))):
+    rule = "more than 4 examples in a batch, or gradients that agree and a run that fits"
+    if not (0 < size <= 4 and (lower > 0 or (poor(evidence) and values["cosine of neighbours"] < 0.3))):
         return Seen(values, rule)
     text = f"Each batch has {size} example{'s' * (size > 1)}; gradients of neighbouring batches have a cosine of "
     text += f"{values['cosine of neighbours']:.2f}."
     return Seen(values, rule, [found("batch_too_small", text, values, strength=0.92)])
 
 
+def moved(evidence: Evidence) -> tuple[float, float]:
+    """The distance of the last parameters from the first, and the size of the first."""
+    pairs = zip(*(jax.tree.leaves(params_of(state)) for state in (evidence.run.first, evidence.run.last)), strict=True)
+    distance = float(np.sqrt(sum(np.sum(np.square(np.asarray(new, np.float64) - old)) for old, new in pairs)))
+    return distance, float(np.sqrt(np.sum(evidence.slopes.param_norms[0] ** 2)))
+
+
+def stuck(evidence: Evidence) -> bool:
+    """Whether the parameters hardly move although there is a gradient, and the loss stays."""
+    distance, size = moved(evidence)
+    first, last = evidence.same_losses
+    steepness = float(np.median(np.sqrt(np.sum(evidence.slopes.mean_norms**2, axis=1))))
+    still = 0 < distance < 0.03 * size and first > 0 and last > 0.9 * first
+    return still and steepness > 1e-6 and poor(evidence)
+
+
 @check("parameters move")
 def movement(evidence: Evidence) -> Seen:
-    slopes = evidence.slopes
-    pairs = zip(*(jax.tree.leaves(params_of(state)) for state in (evidence.run.first, evidence.run.last)), strict=True)
-    moved = float(np.sqrt(sum(np.sum(np.square(np.asarray(new, np.float64) - old)) for old, new in pairs)))
-    size = float(np.sqrt(np.sum(slopes.param_norms[0] ** 2)))
-    steepness = float(np.median(np.sqrt(np.sum(slopes.mean_norms**2, axis=1))))
-    values = {"moved": moved, "size at the start": size, "gradient": steepness}
+    distance, size = moved(evidence)
+    values = {"moved": distance, "size at the start": size}
     rule = "parameters move by more than 3 % of their size, or the loss falls"
-    first, last = evidence.same_losses
-    still = last > 0.9 * first and np.isfinite(moved)
-    if not (still and size > 0 and 0 < moved < 0.03 * size and steepness > 1e-6 and poor(evidence)):
+    if not stuck(evidence):
         return Seen(values, rule)
-    text = f"The whole run moves the parameters by {moved / size:.2g} of their size; the loss falls from "
+    first, last = evidence.same_losses
+    text = f"The whole run moves the parameters by {distance / size:.2g} of their size; the loss falls from "
     text += f"{first:.3g} to {last:.3g}."
     return Seen(values, rule, [found("learning_rate_too_low", text, values, strength=0.8)])
 

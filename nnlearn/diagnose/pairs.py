@@ -48,9 +48,14 @@ def alignment(evidence: Evidence) -> Seen:
     text = f"The training targets do not depend on their inputs (correlation {reached:.2f}, shuffled {mean:.2f})"
     if on_validation > mean + max(6 * deviation, 0.1):
         text += f", but those of validation do ({on_validation:.2f})."
-        return Seen(values, rule, [found(name, text, values, strength=0.95, where="training targets")])
+        partly = reached > mean + 2.5 * deviation  # a share of the targets is right
+        findings = [found(name, text, values, strength=0.5 if partly else 0.95, where="training targets")]
+        if partly:
+            findings.append(found("label_noise", text, values, strength=0.9, where="training labels"))
+        return Seen(values, rule, findings)
     try:
-        useful = facts.reached_on_validation - facts.guessing
+        others = [each.validation_score for each in evidence.variants.values()]
+        useful = float(np.nanmax([facts.reached_on_validation, *others])) - facts.guessing
     except Unknown:
         useful = np.nan
     values["network on validation, above guessing"] = useful
@@ -63,7 +68,8 @@ def alignment(evidence: Evidence) -> Seen:
 def same_shape_as_inputs(facts: Facts) -> bool:
     """An autoencoder, or a network for sequences of values."""
     targets = np.asarray(facts.data.targets)
-    return facts.data.kind == "values" and targets.size >= facts.data.inputs.size and targets.size > len(targets)
+    numbers = facts.data.kind in ("values", "labels")
+    return numbers and targets.size >= facts.data.inputs.size and targets.size > len(targets)
 
 
 def moved_targets(facts: Facts, shift: int) -> np.ndarray:
@@ -201,8 +207,8 @@ def view_score(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]
     weights = ridge(first, first, 0.1).weights
     random = np.random.default_rng(6)
     shuffled = [second[random.permutation(len(second))] for _ in range(5)]
-    chance = [scores(weights @ each, each, False) for each in shuffled]
-    return scores(weights @ second, second, False), float(np.mean(chance)), float(np.std(chance))
+    chance = [scores(weights @ each, each, "values") for each in shuffled]
+    return scores(weights @ second, second, "values"), float(np.mean(chance)), float(np.std(chance))
 
 
 @check("labels agree with those of similar examples")
@@ -233,7 +239,11 @@ def label_noise(evidence: Evidence) -> Seen:
     if not findings and facts.is_classes and len(facts.classes) >= 3:
         contradicted, evenness = contradictions(facts)
         values |= {"contradicted": contradicted, "evenness": evenness}
-        if contradicted > 0.25 and evenness > 0.85:
+        try:  # a network that is right more often than its neighbours agree shows that these are wrong
+            right = facts.reached_on_validation
+        except Unknown:
+            right = 0.0
+        if contradicted > 0.25 and evenness > 0.85 and right < 1 - 0.8 * contradicted:
             text = (
                 f"The neighbours of {contradicted:.0%} of the examples agree on another class than their label, and "
                 "the wrong labels are spread over all classes: many labels are random."

@@ -1,6 +1,5 @@
 """Run a script in several processes on one host."""
 
-import argparse
 import contextlib
 import os
 import signal
@@ -66,24 +65,6 @@ def launch(command: Sequence[str], processes: int, *, output: Any = None) -> int
             reader.join(timeout=GRACE)
 
 
-def command_line(words: Sequence[str]) -> int:
-    """``nnlearn launch``: run a Python script in several processes.
-
-    Args:
-      words: the words after ``launch``.
-
-    Returns:
-      The exit status, see ``launch``.
-    """
-    about = "Run a Python script in several processes on this host, with merged output and one exit status."
-    parser = argparse.ArgumentParser(prog="nnlearn launch", description=about)
-    parser.add_argument("--processes", "-n", type=int, default=2, help="number of processes (default: 2)")
-    parser.add_argument("script", help="the script; it calls nnlearn.distributed.start()")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the script")
-    given = parser.parse_args(list(words))
-    return launch([sys.executable, given.script, *given.arguments], given.processes)
-
-
 def _copy(child: subprocess.Popen, index: int, output: Any, lock: Any) -> None:
     assert child.stdout is not None
     for line in child.stdout:
@@ -135,4 +116,4 @@ def _signal(children: Sequence[subprocess.Popen], number: int) -> None:
                 os.killpg(child.pid, number)
 
 
-__all__ = ["command_line", "launch"]
+__all__ = ["launch"]

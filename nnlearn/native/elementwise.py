@@ -14,11 +14,14 @@ import numpy as np
 from jax.core import ShapedArray
 from jax.extend.core import JaxprEqn, Literal, Var
 
+from nnlearn.native.codes import BLOCK as GROUP
+from nnlearn.native.codes import HEADER, DecodeKernel, EncodeKernel, kernel_of
 from nnlearn.native.kernel import call_kernel
 
 BLOCK = 1 << 15  # elements per unit of work: large enough to amortize its start, small enough to share evenly
 TYPES = {"float32": "float", "float64": "double", "bfloat16": "uint16_t", "bool": "uint8_t"}
 COMPUTED = {"float32": "float", "float64": "double", "bfloat16": "float", "bool": "int"}
+STORED = TYPES | {"uint8": "uint8_t", "uint32": "uint32_t"}  # of 8-bit codes and the seeds of their rounding
 
 PRELUDE = """
 #include <math.h>
@@ -85,6 +88,8 @@ POWERS = {1: "{0}", 2: "{0} * {0}", 3: "{0} * {0} * {0}", 4: "({0} * {0}) * ({0}
 class ElementwiseKernel:
     """A ``Kernel`` of one loop: equations of a program on arrays of one shape, and scalars.
 
+    Arrays in 8-bit codes are decoded and encoded within the loop.
+
     Kernels that compute the same are equal, so a program that updates many arrays in the same way compiles one.
 
     Attributes:
@@ -128,7 +133,9 @@ class ElementwiseKernel:
         known = dict(zip(self.inputs, values, strict=True))
         for equation in self.equations:
             operands = [each.val if isinstance(each, Literal) else known[each] for each in equation.invars]
-            known[equation.outvars[0]] = equation.primitive.bind(*operands, **equation.params)
+            results = equation.primitive.bind(*operands, **equation.params)
+            results = results if equation.primitive.multiple_results else [results]
+            known |= dict(zip(equation.outvars, results, strict=True))
         return [known[var] for var in self.outputs]
 
 
@@ -140,7 +147,7 @@ def can_compute(equation) -> bool:
 def make_kernel(
     equations: Sequence[JaxprEqn], inputs: Sequence[Var], outputs: Sequence[Var], in_place: dict[int, int]
 ) -> ElementwiseKernel:
-    """Make a kernel of equations that ``can_compute`` accepts; see ``ElementwiseKernel``."""
+    """Make a kernel of equations that ``can_compute`` accepts, and of codes; see ``ElementwiseKernel``."""
     source = _source(equations, inputs, outputs)
     return ElementwiseKernel(source, tuple(equations), tuple(inputs), tuple(outputs), tuple(sorted(in_place.items())))
 
@@ -202,45 +209,39 @@ def is_scalar(atom: Any) -> bool:
 def _source(equations: Sequence, inputs: Sequence[Var], outputs: Sequence[Var]) -> str:
     """Return the C source of the loop and its handler."""
     names = {var: f"{'s' if is_scalar(var) else 'x'}{at}" for at, var in enumerate(inputs)}
+    decoding = [each for each in equations if isinstance(kernel_of(each), DecodeKernel)]
+    encoding = [each for each in equations if isinstance(kernel_of(each), EncodeKernel)]
+    coded = {var for each in decoding for var in each.invars} | {var for each in encoding for var in each.outvars}
     fields, loads, heads, body = [], [], [], []
     for at, var in enumerate(inputs):
-        kind, dtype = TYPES[_dtype(var)], _dtype(var)
+        kind, dtype = STORED[_dtype(var)], _dtype(var)
         if is_scalar(var):
-            read = f"*({kind}*)argument(frame, {at})"
-            fields.append(f"{COMPUTED[dtype]} s{at};")
+            read, computed = f"*({kind}*)argument(frame, {at})", COMPUTED.get(dtype, kind)
+            fields.append(f"{computed} s{at};")
             loads.append(f".s{at} = {f'from_bfloat16({read})' if dtype == 'bfloat16' else read}")
-            heads.append(f"const {COMPUTED[dtype]} s{at} = work->s{at};")
+            heads.append(f"const {computed} s{at} = work->s{at};")
         else:
             fields.append(f"const {kind}* a{at};")
             loads.append(f".a{at} = argument(frame, {at})")
             heads.append(f"const {kind}* a{at} = work->a{at};")
             value = f"from_bfloat16(a{at}[i])" if dtype == "bfloat16" else f"a{at}[i]"
-            body.append(f"const {COMPUTED[dtype]} x{at} = {value};")
-    reciprocals = {}
-
-    def text(atom):
-        return _number(atom.val, _dtype(atom)) if isinstance(atom, Literal) else names[atom]
-
-    for index, equation in enumerate(equations):
-        made = equation.outvars[0]
-        if equation.primitive.name == "broadcast_in_dim":
-            names[made] = text(equation.invars[0])
-            continue
-        operands = [text(each) for each in equation.invars]
-        value = _in_c(equation, operands)
-        if equation.primitive.name == "div" and operands[1][0] in "s(" and _dtype(made) != "bfloat16":
-            # As in XLA: one division for the whole loop, and a product for each element.
-            value = f"{operands[0]} * {reciprocals.setdefault(operands[1], f'r{len(reciprocals)}')}"
-        names[made] = f"v{index}"
-        body.append(f"const {COMPUTED[_dtype(made)]} v{index} = {value};")
-    heads += [f"const typeof({one}) {inverse} = 1 / {one};" for one, inverse in reciprocals.items()]
+            if var not in coded:
+                body.append(f"const {COMPUTED[dtype]} x{at} = {value};")
     for at, var in enumerate(outputs):
-        kind, dtype = TYPES[_dtype(var)], _dtype(var)
-        fields.append(f"{kind}* o{at};")
+        fields.append(f"{STORED[_dtype(var)]}* o{at};")
         loads.append(f".o{at} = result(frame, {at})")
-        heads.append(f"{kind}* o{at} = work->o{at};")
-        body.append(f"o{at}[i] = {f'to_bfloat16({names[var]})' if dtype == 'bfloat16' else names[var]};")
-    return f"""{PRELUDE}
+        heads.append(f"{STORED[_dtype(var)]}* o{at} = work->o{at};")
+    decoded = {each.outvars[0]: f"d{at}[i - start]" for at, each in enumerate(decoding)}
+    names |= decoded
+    heads += _arithmetic(equations, names, body)
+    for at, var in enumerate(outputs):
+        if var not in coded:
+            dtype, name = _dtype(var), names[var]
+            body.append(f"o{at}[i] = {f'to_bfloat16({name})' if dtype == 'bfloat16' else name};")
+    loop = f"SAME_PLACES\n  for (int64_t i = first; i < last; i++) {{\n    {' '.join(body)}\n  }}"
+    if coded:
+        loop = _in_groups(body, names, inputs, outputs, decoding, encoding)
+    return f"""{HEADER.read_text() if coded else ""}{PRELUDE}
 typedef struct {{
   int64_t elements;
   {" ".join(fields)}
@@ -253,10 +254,7 @@ static void run(void* data, int64_t block) {{
   const int64_t last = first + {BLOCK} < work->elements ? first + {BLOCK} : work->elements;
   const float one = unknown_one;
   {" ".join(heads)}
-  SAME_PLACES
-  for (int64_t i = first; i < last; i++) {{
-    {" ".join(body)}
-  }}
+  {loop}
 }}
 
 XLA_FFI_Error* one_pass(XLA_FFI_CallFrame* frame) {{
@@ -266,6 +264,56 @@ XLA_FFI_Error* one_pass(XLA_FFI_CallFrame* frame) {{
   return NULL;
 }}
 """
+
+
+def _arithmetic(equations: Sequence, names: dict[Var, str], body: list[str]) -> list[str]:
+    """Append the arithmetic of one element to ``body`` and name its results; return what precedes the loop."""
+    reciprocals = {}
+
+    def text(atom):
+        return _number(atom.val, _dtype(atom)) if isinstance(atom, Literal) else names[atom]
+
+    for index, equation in enumerate(equations):
+        if kernel_of(equation) is not None:
+            continue
+        made = equation.outvars[0]
+        if equation.primitive.name == "broadcast_in_dim":
+            names[made] = text(equation.invars[0])
+            continue
+        operands = [text(each) for each in equation.invars]
+        value = _in_c(equation, operands)
+        if equation.primitive.name == "div" and operands[1][0] in "s(" and _dtype(made) != "bfloat16":
+            # As in XLA: one division for the whole loop, and a product for each element.
+            value = f"{operands[0]} * {reciprocals.setdefault(operands[1], f'r{len(reciprocals)}')}"
+        names[made] = f"v{index}"
+        body.append(f"const {COMPUTED[_dtype(made)]} v{index} = {value};")
+    return [f"const typeof({one}) {inverse} = 1 / {one};" for one, inverse in reciprocals.items()]
+
+
+def _in_groups(body, names, inputs, outputs, decoding, encoding) -> str:
+    """The loop over groups of numbers that share a scale: decode, compute, encode."""
+    before, after = [], []
+    for at, equation in enumerate(decoding):
+        codes, scales = (inputs.index(var) for var in equation.invars)
+        before.append(
+            f"float d{at}[{GROUP}]; decode_group(d{at}, a{codes} + start, a{scales}[start / {GROUP}], count);"
+        )
+    for at, equation in enumerate(encoding):
+        codes, scales = (outputs.index(var) for var in equation.outvars)
+        before.append(f"float e{at}[{GROUP}];")
+        body.append(f"e{at}[i - start] = {names[equation.invars[0]]};")
+        seed = names[equation.invars[1]]
+        made = f"encode_group(o{codes} + start, e{at}, {seed}, start, count)"
+        after.append(f"o{scales}[start / {GROUP}] = {made};")
+    return f"""for (int64_t start = first; start < last; start += {GROUP}) {{
+    const int64_t count = start + {GROUP} < last ? {GROUP} : last - start;
+    {" ".join(before)}
+    SAME_PLACES
+    for (int64_t i = start; i < start + count; i++) {{
+      {" ".join(body)}
+    }}
+    {" ".join(after)}
+  }}"""
 
 
 __all__ = ["ElementwiseKernel", "can_compute", "form", "is_scalar", "make_kernel"]

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Var, jaxpr_as_fun
 
+from nnlearn.native.codes import DecodeKernel, EncodeKernel, kernel_of
 from nnlearn.native.elementwise import ElementwiseKernel, can_compute, form, is_scalar, make_kernel
 from nnlearn.programs.read import bind, called_program, interpret, is_large, makers, variables
 from nnlearn.programs.slices import read, values_of
@@ -51,25 +52,45 @@ def find_kernels(program: Jaxpr, carried: Sequence[Var]) -> list[ElementwiseKern
       carried: the arguments whose memory the results take, in the order of the results.
     """
     maker = makers(program)
+    coded = {  # arrays that leave the program as 8-bit codes alone
+        equation.invars[0]: equation
+        for equation in program.eqns
+        if isinstance(kernel_of(equation), EncodeKernel) and equation.invars[0] not in program.outvars
+    }
     cones = {}
-    for result in program.outvars:
+    for result in [*program.outvars, *coded]:
         if isinstance(result, Var) and result in maker and is_large(result.aval):
             cones[result] = _cone(result, maker)
     kernels = []
     for group in _groups({result: cone for result, cone in cones.items() if cone is not None}):
         if len(group) < 2:  # XLA also computes one result in one loop
             continue
-        members = frozenset().union(*(cones[result].members for result in group))
-        equations = [equation for equation in program.eqns if not members.isdisjoint(equation.outvars)]
-        read = dict.fromkeys(var for equation in equations for var in variables(equation.invars) if var not in members)
-        inputs = sorted(read, key=is_scalar)
-        replaced = {  # each result takes the memory of one input
-            group.index(new): inputs.index(old)
-            for old, new in zip(carried, program.outvars, strict=False)
-            if new in group and old in inputs and form(old) == form(new)
-        }
-        kernels.append(make_kernel(equations, inputs, group, {old: new for new, old in replaced.items()}))
+        kernels.append(_kernel([cones[result] for result in group], group, program, carried, coded))
     return kernels
+
+
+def _kernel(cones, group: Sequence[Var], program: Jaxpr, carried: Sequence[Var], coded: dict) -> ElementwiseKernel:
+    """Make the kernel of a group of results, with the decoding of arrays that it reads and the encoding of results."""
+    members = frozenset().union(*(cone.members for cone in cones))
+    arrays = frozenset().union(*(cone.arrays for cone in cones))
+    written = [coded[result] for result in group if result in coded]
+    equations = [
+        equation
+        for equation in program.eqns
+        if not members.isdisjoint(equation.outvars)
+        or equation in written
+        or (isinstance(kernel_of(equation), DecodeKernel) and not arrays.isdisjoint(equation.outvars))
+    ]
+    made = {var for equation in equations for var in equation.outvars}
+    read = dict.fromkeys(var for equation in equations for var in variables(equation.invars) if var not in made)
+    inputs = sorted(read, key=is_scalar)
+    outputs = [var for result in group for var in (coded[result].outvars if result in coded else [result])]
+    replaced = {  # each result takes the memory of one input
+        outputs.index(new): inputs.index(old)
+        for old, new in zip(carried, program.outvars, strict=False)
+        if new in outputs and old in inputs and form(old) == form(new)
+    }
+    return make_kernel(equations, inputs, outputs, {old: new for new, old in replaced.items()})
 
 
 class _Cone(NamedTuple):
@@ -86,7 +107,7 @@ def _cone(result: Var, maker: dict) -> _Cone | None:
         var = ahead.pop()
         if var in members or var in arrays:
             continue
-        if var not in maker:
+        if var not in maker or isinstance(kernel_of(maker[var]), DecodeKernel):
             arrays.add(var)
             continue
         equation = maker[var]

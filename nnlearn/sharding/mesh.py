@@ -28,11 +28,11 @@ def make_mesh(
     Raises:
       ValueError: if ``axes`` cannot be read, an axis occurs twice, or the mesh does not fit the devices.
 
-    >>> make_mesh("data=1,model").shape
-    OrderedDict({'data': 1, 'model': 1})
+    >>> dict(make_mesh("data=1,model=1").shape)
+    {'data': 1, 'model': 1}
     >>> make_mesh("data=1000")
     Traceback (most recent call last):
-    ValueError: mesh 'data=1000' needs 1000 devices, but there are 1...
+    ValueError: mesh 'data=1000' needs 1000 devices, but there are ...
     """
     sizes = _parse(axes) if isinstance(axes, str) else dict(axes)
     text = axes if isinstance(axes, str) else ",".join(f"{name}={size}" for name, size in sizes.items())

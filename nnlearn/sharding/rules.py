@@ -179,7 +179,7 @@ def spread(spec: PartitionSpec, shape: tuple[int, ...], axes: Iterable[str], mes
     """Shard one more axis of an array over mesh axes: the longest part that they divide; else leave the spec as it is.
 
     >>> from nnlearn.sharding import make_mesh
-    >>> spread(PartitionSpec("model"), (4, 3), ("data",), make_mesh("data=1,model=1"))
+    >>> spread(PartitionSpec("model"), (4,), ("data",), make_mesh("data=1,model=1"))
     P(('model', 'data'),)
     """
     entries = [names_of(names) for names in (*spec, *(None,) * (len(shape) - len(spec)))]

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from nnlearn.native.polynomial import polynomials
 from nnlearn.tree import array_norm, safe_divide
 
 Preconditioning = Literal["frobenius", "spectral", "aol", "schatten"]
@@ -54,32 +55,28 @@ def newton_schulz(
     if x.shape[0] > x.shape[1]:  # the same iteration on the transpose has the smaller product
         return newton_schulz(x.T, coefficients, steps, eps, preconditioning).T
 
-    def step(x, row, gram, factor=None):
-        if factor is not None:
-            x, gram = x * factor, gram * factor * jnp.conj(factor).T
-        return row[0] * x + (row[1] * gram + row[2] * (gram @ gram)) @ x
-
-    def plain(x, row):
-        return step(x, row, x @ jnp.conj(x).T)
-
     def first(x, row):
         gram = x @ jnp.conj(x).T
         size = jnp.sum(jnp.abs(gram), axis=1, keepdims=True) if preconditioning == "aol" else array_norm(gram)
-        factor = jax.lax.rsqrt(jnp.maximum(size, SMALLEST))
-        return step(x, row, gram, jnp.reshape(factor, (-1, 1)))
+        factor = jnp.reshape(jax.lax.rsqrt(jnp.maximum(size, SMALLEST)), (-1, 1))
+        x, gram = x * factor, gram * factor * jnp.conj(factor).T
+        return row[0] * x + (row[1] * gram + row[2] * (gram @ gram)) @ x
 
     if preconditioning == "frobenius":
         x = safe_divide(x, array_norm(x) + eps)
     elif preconditioning == "spectral":
         x = safe_divide(x, jnp.linalg.norm(x, ord=2) + eps)
-    start = first if preconditioning in ("aol", "schatten") else plain
+    rescaled = preconditioning in ("aol", "schatten")
     if coefficients.ndim == 2 or isinstance(steps, int):
-        rows = coefficients if coefficients.ndim == 2 else [coefficients] * steps
-        for number, row in enumerate(rows):
-            x = plain(x, row) if number else start(x, row)
-        return x
-    x = jnp.where(steps > 0, start(x, coefficients), x)
-    return jax.lax.fori_loop(1, jnp.ceil(steps).astype(jnp.int32), lambda _, x: plain(x, coefficients), x)
+        rows = coefficients if coefficients.ndim == 2 else jnp.broadcast_to(coefficients[None], (steps, 3))
+        if rescaled and len(rows):
+            x, rows = first(x, rows[0]), rows[1:]
+        return polynomials(x, rows)
+    if rescaled:
+        x = jnp.where(steps > 0, first(x, coefficients), x)
+    return jax.lax.fori_loop(
+        int(rescaled), jnp.ceil(steps).astype(jnp.int32), lambda _, x: polynomials(x, coefficients[None]), x
+    )
 
 
 __all__ = ["JORDAN", "PRESETS", "Preconditioning", "newton_schulz"]

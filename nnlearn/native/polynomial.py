@@ -1,0 +1,71 @@
+"""Odd matrix polynomials of stacks of small matrices as a C kernel, see ``polynomial.c``."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.core import ShapedArray
+
+from nnlearn.native.kernel import call_kernel, runs_here
+
+SOURCE = Path(__file__).with_name("polynomial.c")
+SMALL, LARGE = 16, 512  # lengths of the shorter side for which this is faster than XLA's products
+
+
+@dataclasses.dataclass(frozen=True)
+class PolynomialKernel:
+    """A ``Kernel`` from matrices (count, rows, columns) and coefficients (steps, 3) to the last polynomial's value."""
+
+    handler = "polynomials"
+    flags = ("-ffp-contract=fast",)
+    in_place = ()
+
+    @property
+    def source(self) -> str:
+        return SOURCE.read_text()
+
+    def results(self, x, coefficients):
+        return [ShapedArray(x.shape, x.dtype)]
+
+    def reference(self, x: jax.Array, coefficients: jax.Array) -> list[jax.Array]:
+        return [jax.vmap(polynomials_by_xla, in_axes=(0, None))(x, coefficients)]
+
+    def vmapped(self, axes, x, coefficients):
+        if axes[1] is not None or axes[0] is None:
+            return jax.vmap(self.reference, in_axes=axes)(x, coefficients), [0]
+        moved = jnp.moveaxis(x, axes[0], 0)
+        flat = jnp.reshape(moved, (-1, *moved.shape[2:]))
+        return [jnp.reshape(call_kernel(self, flat, coefficients)[0], moved.shape)], [0]
+
+
+def polynomials_by_xla(x: jax.Array, coefficients: jax.Array) -> jax.Array:
+    """The polynomials of one matrix by JAX's operations."""
+    if x.shape[0] > x.shape[1]:
+        return polynomials_by_xla(x.T, coefficients).T
+    for row in coefficients:
+        gram = x @ jnp.conj(x).T
+        x = row[0] * x + (row[1] * gram + row[2] * (gram @ gram)) @ x
+    return x
+
+
+def polynomials(x: jax.Array, coefficients: jax.Array) -> jax.Array:
+    r"""Apply odd polynomials to the singular values of a matrix, one after another.
+
+    .. math:: X \leftarrow a X + (b A + c A^2) X, \quad A = X X^\top
+
+    Args:
+      x: a matrix.
+      coefficients: (steps, 3), a row for each polynomial.
+
+    >>> polynomials(2 * jnp.eye(2), jnp.array([[1.0, 2.0, 0.5]]))
+    Array([[34.,  0.],
+           [ 0., 34.]], dtype=float32)
+    """
+    fits = x.dtype == coefficients.dtype == jnp.float32 and SMALL <= min(x.shape) <= LARGE
+    if fits and runs_here(x, coefficients):
+        return call_kernel(PolynomialKernel(), x[None], coefficients)[0][0]
+    return polynomials_by_xla(x, coefficients)
+
+
+__all__ = ["polynomials"]
