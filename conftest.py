@@ -49,6 +49,7 @@ SAMPLED = {
     "test_per_example.py": 2,
     "test_run.py": 3,
     "test_schedules.py": 6,
+    "test_sharding.py": 6,
     "test_silence.py": 2,
     "test_step.py": 3,
     "test_taps.py": 2,

@@ -46,6 +46,10 @@ COMMANDS = {
         "commands.find_rate", "find_rate", "FindRateOptions", "find a learning rate from short runs",
         ("find-lr digits", "find-lr train.py:train --low 1e-4 --high 1"),
     ),
+    "launch": Command(
+        "commands.launch", "launch_script", "LaunchOptions", "run a script in several processes on this host",
+        ("launch --processes 4 train.py",),
+    ),
     "report": Command(
         "commands.report", "make_report", "ReportOptions", "one page, or a figure, of one or several runs",
         ("report run.npz diagnosis.json", "report sweep --out sweep.html", "report a.csv b.csv --out figure.pdf"),
@@ -93,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     command = COMMANDS[words[0]]
     module = importlib.import_module(f"nnlearn.{command.module}")
+    if hasattr(module, "before_script"):
+        words = [words[0], *module.before_script(words[1:])]
     options_class = getattr(module, command.options)
     paragraphs = (_wrapped(options_class.__doc__), [_examples(command)], _wrapped(STATUS))
     description = "\n\n".join("\n".join(lines) for lines in paragraphs)

@@ -11,7 +11,7 @@ ROOT = Path(nnlearn.__file__).parent
 LEVELS = (
     ("types", "borrowed", "calls", "extras", "files", "serialization"),
     ("tree", "checks", "settings", "sharding", "figures", "native"),
-    ("sums", "packing", "schedules", "losses", "data", "machine"),
+    ("sums", "packing", "schedules", "losses", "data", "distributed", "machine"),
     ("programs", "transforms", "models", "datasets", "checkpoints"),
     ("gradients", "optimizers"),
     ("train",),
@@ -23,7 +23,7 @@ LEVELS = (
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-SIDEWAYS: set[tuple[str, str]] = set()  # (a, b) of one level: a may import b
+SIDEWAYS: set[tuple[str, str]] = {("sharding", "tree"), ("distributed", "data")}  # (a, b) of one level: a may import b
 
 
 def module_name(path: Path) -> str:

@@ -23,6 +23,8 @@ ROOMS = {
     "losses": "Losses",
     "models": "Models",
     "packing": "Packing",
+    "sharding": "Many devices",
+    "distributed": "Many processes",
     "checkpoints": "Checkpoints",
     "data": "Batches",
     "datasets": "Data sets",
