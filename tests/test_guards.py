@@ -94,6 +94,7 @@ def test_a_sweep_of_the_older_format_is_not_resumed(tmp_path):
         (lambda: nnlearn.schedule_free(nnlearn.sgd(0.1), 0.1, b1=1.5), "b1"),
         (lambda: nnlearn.skip_budget(total=0), "total"),
         (lambda: nnlearn.best_fixed_rate(0.0, 1.0), "low"),
+        (lambda: nnlearn.smooth_labels(jnp.eye(2), 1.5), "alpha"),
     ],
 )
 def test_bad_hyperparameters_are_refused(make, name):
