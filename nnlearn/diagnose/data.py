@@ -141,6 +141,8 @@ def order_of_batches(evidence: Evidence) -> Seen:
     epoch = subject.train.batches.epoch_steps or 64
     batches = subject.plan.batches(np.arange(int(min(epoch, subject.steps, 256))))
     batches = batches.examples if isinstance(batches, MaskedBatch) else batches
+    if isinstance(batches, tuple | list) and len(batches) > 2 and not hasattr(batches, "inputs"):
+        raise Unknown("the batches hold more than inputs and targets")
     targets = np.asarray(parts_of(jax.tree.map(np.asarray, batches))[1])
     if targets.ndim < 2 or targets.shape[1] < 2 or len(targets) < 3:
         raise Unknown("too few batches or examples in a batch to compare")

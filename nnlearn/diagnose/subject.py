@@ -145,7 +145,12 @@ class Subject:
 
     @functools.cached_property
     def _parts(self) -> tuple[Any, Any]:
-        return parts_of(self.examples)
+        examples = self.examples
+        if isinstance(examples, tuple | list) and len(examples) > 2 and not hasattr(examples, "inputs"):
+            if self.validation is None:
+                raise Unknown("the batches hold more than inputs and targets")
+            return parts_like(examples, *self.validation)
+        return parts_of(examples)
 
     @property
     def inputs(self) -> PyTree:
@@ -253,6 +258,30 @@ def parts_of(examples: Batch) -> tuple[Any, Any]:
     raise Unknown(f"the examples are a {type(examples).__name__}, in which inputs and targets are not known")
 
 
+def parts_like(examples: Any, inputs: Any, targets: Any) -> tuple[Any, Any]:
+    """The neighbouring members of a tuple that are like given inputs, and the last other member like given targets.
+
+    Raises:
+      Unknown: if there are none.
+
+    >>> tokens, mask, label = np.zeros((5, 3), int), np.ones((5, 3), bool), np.ones(5, int)
+    >>> parts_like((tokens, mask, label), (tokens[:2], mask[:2]), label[:2]) == ((tokens, mask), label)
+    True
+    """
+
+    def kinds(tree):
+        return [(np.shape(leaf)[1:], np.asarray(leaf).dtype.kind) for leaf in jax.tree.leaves(tree)]
+
+    count = len(examples)
+    for first, last in ((i, j) for i in range(count) for j in range(i + 1, count)):
+        others = [*examples[:first], *examples[last:]]
+        like = [each for each in others if kinds(each) == kinds(targets)]
+        if kinds(examples[first:last]) == kinds(inputs) and like:
+            leaves = jax.tree.leaves(examples[first:last])
+            return jax.tree.unflatten(jax.tree.structure(inputs), leaves), like[-1]
+    raise Unknown("the batches hold more than inputs and targets, and none like those of validation")
+
+
 def with_parts(like: Any, inputs: Any, targets: Any) -> Any:
     """A tree of examples with other inputs and targets.
 
@@ -290,4 +319,4 @@ def map_parts(batch: Any, inputs: Callable[[Any], Any], targets: Callable[[Any],
     return with_parts(batch, inputs(given), targets(wanted))
 
 
-__all__ = ["Subject", "Unknown", "map_parts", "params_of", "parts_of", "with_parts"]
+__all__ = ["Subject", "Unknown", "map_parts", "params_of", "parts_like", "parts_of", "with_parts"]
