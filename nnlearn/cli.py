@@ -150,7 +150,7 @@ def _complete(words: list[str]) -> int:
             del options
 
         function.__annotations__["options"] = tyro.conf.OmitArgPrefixes[getattr(module, command.options)]
-        app.command(function, name=name)
+        app.command(name=name)(function)
     app.cli(prog="nnlearn", args=words)
     return 0
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 3.35, 1.75  # inches: a column of most two-column papers, and one panel
 POINTS = 400
 MOST_LINES = 6  # more are not told apart in grey
-# Ordered by lightness, so that neighbours differ in grey too; from the palette of Okabe & Ito.
+# Any two differ in dashes, or clearly in lightness, so that they stay apart in grey; the palette of Okabe & Ito.
 LINES: tuple[tuple[str, Any], ...] = (
     ("#000000", "-"),
     ("#0072B2", (0, (5, 1.5))),

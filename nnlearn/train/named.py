@@ -52,7 +52,7 @@ def load_run(name: str) -> NamedRun:
                 if error.name is None or not f"{place}.".startswith(f"{error.name}."):
                     raise
                 raise ValueError(f"there is no module {place!r} here or among the installed packages") from error
-    value = names.get(variable)
+    value: Any = names.get(variable)
     if callable(value) and not isinstance(value, Train | type) and not hasattr(value, "make_train"):
         value = value()
     if hasattr(value, "make_train"):
