@@ -4,11 +4,13 @@ import typing as _typing
 
 from nnlearn import checkpoints as checkpoints
 from nnlearn import data as data
+from nnlearn import distributed as distributed
 from nnlearn import losses as losses
 from nnlearn import optimizers as optimizers
 from nnlearn import packing as packing
 from nnlearn import schedules as schedules
 from nnlearn import serialization as serialization
+from nnlearn import sharding as sharding
 from nnlearn import stream as stream
 from nnlearn import train as train
 from nnlearn import transforms as transforms
@@ -82,6 +84,7 @@ from nnlearn.losses import tversky_loss as tversky_loss
 from nnlearn.native import native_kernels as native_kernels
 from nnlearn.native import native_status as native_status
 from nnlearn.optimizers import *  # noqa: F403
+from nnlearn.optimizers.citation import citation as citation
 from nnlearn.packing import Packed as Packed
 from nnlearn.packing import leaf_norms as leaf_norms
 from nnlearn.packing import map_stacks as map_stacks
@@ -112,6 +115,7 @@ from nnlearn.schedules import warmup_constant_schedule as warmup_constant_schedu
 from nnlearn.schedules import warmup_cosine_decay_schedule as warmup_cosine_decay_schedule
 from nnlearn.schedules import warmup_exponential_decay_schedule as warmup_exponential_decay_schedule
 from nnlearn.schedules import warmup_stable_decay_schedule as warmup_stable_decay_schedule
+from nnlearn.sharding import make_mesh as make_mesh
 from nnlearn.stream import FaultError as FaultError
 from nnlearn.stream import FitResult as FitResult
 from nnlearn.stream import RollBack as RollBack
@@ -143,10 +147,15 @@ from nnlearn.train import packing_difference as packing_difference
 from nnlearn.train import patience as patience
 from nnlearn.train import per_example_grads as per_example_grads
 from nnlearn.train import per_example_norms as per_example_norms
+from nnlearn.train import pmap_step as pmap_step
 from nnlearn.train import poisson_sampled as poisson_sampled
 from nnlearn.train import reached as reached
+from nnlearn.train import replicate as replicate
 from nnlearn.train import shuffled as shuffled
 from nnlearn.train import skip_budget as skip_budget
+from nnlearn.train import split_over_devices as split_over_devices
+from nnlearn.train import state_shardings as state_shardings
+from nnlearn.train import unreplicate as unreplicate
 from nnlearn.transforms import *  # noqa: F403
 from nnlearn.tree import global_norm as global_norm
 from nnlearn.types import EmptyState as EmptyState
@@ -167,7 +176,7 @@ for _name in ("Event", "FitResult", "every", "fit", "tensorboard", "wandb_offlin
 
 
 # Imported at first use: name -> module. They are a third of the import time, and many programs need none of them.
-_LAZY = {name: f"nnlearn.{name}" for name in ("datasets", "models", "sweeps", "tasks")}
+_LAZY = {name: f"nnlearn.{name}" for name in ("datasets", "models", "report", "sweeps", "tasks")}
 _LAZY |= {"sweep": "nnlearn.sweeps", "find_learning_rate": "nnlearn.sweeps"}
 _LAZY |= {"Task": "nnlearn.tasks", "load_task": "nnlearn.tasks"}
 _LAZY |= dict.fromkeys(("diagnose", "diagnose_trace", "preflight", "repair"), "nnlearn.diagnose")
@@ -175,6 +184,7 @@ _LAZY |= dict.fromkeys(("diagnose", "diagnose_trace", "preflight", "repair"), "n
 if _typing.TYPE_CHECKING:
     from nnlearn import datasets as datasets
     from nnlearn import models as models
+    from nnlearn import report as report
     from nnlearn import sweeps as sweeps
     from nnlearn import tasks as tasks
     from nnlearn.diagnose import diagnose as diagnose
@@ -189,8 +199,8 @@ if _typing.TYPE_CHECKING:
 
 def __dir__() -> list[str]:
     """The public names, without internal modules."""
-    inner = {"borrowed", "calls", "checks", "cli", "extras", "figures", "files", "programs", "settings", "sharding"}
-    inner |= {"sums", "tree"}
+    inner = {"borrowed", "calls", "checks", "cli", "extras", "figures", "files", "programs", "settings"}
+    inner |= {"commands", "machine", "sums", "tree"}
     return sorted(name for name in {*globals(), *_LAZY} - inner if not (name[0] == "_" and name[1] != "_"))
 
 

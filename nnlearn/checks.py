@@ -6,6 +6,7 @@ branch on a value.
 
 import math
 import operator
+from collections.abc import Collection
 from typing import Any, overload
 
 import jax
@@ -16,6 +17,18 @@ from jax.core import Tracer
 from nnlearn.types import DTypeLike, Scalar
 
 NUMERIC = int | float | np.generic | np.ndarray | jax.Array
+
+
+def near(name: str, names: Collection[str]) -> str:
+    """The end of an error message about an unknown name: the nearest known one, if one is near.
+
+    >>> near("adma", ["adam", "sgd"]), near("x", ["adam", "sgd"])
+    ("; did you mean 'adam'?", '')
+    """
+    import difflib
+
+    found = difflib.get_close_matches(name, list(names), 1)
+    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def known(value: Any) -> bool:

@@ -427,6 +427,23 @@ def test_an_asynchronous_save_sees_the_values_of_its_moment(tmp_path):
             checkpoints.save(9, {"f": object()})
 
 
+def test_an_asynchronous_save_sees_the_state_before_a_step_in_place(tmp_path):
+    def loss_fn(params, batch, key):
+        return jnp.mean((params["w"] - batch) ** 2)
+
+    tx = nnlearn.adamw(0.1)
+    step = nnlearn.jit_step(nnlearn.make_step(loss_fn, tx))
+    state = nnlearn.init_state(nnlearn.pack({"w": jnp.zeros(300_000), "b": jnp.zeros(3)}), tx)
+    wanted = []
+    with Checkpoints(tmp_path, keep_last=None) as checkpoints:
+        for index in range(4):
+            wanted.append(jax.tree.map(jnp.copy, state))
+            checkpoints.save(index, state)
+            state, _ = step(state, jnp.ones(300_000))
+        for index in range(4):
+            assert_same(checkpoints.load(state, step=index), wanted[index])
+
+
 def test_a_full_disk_ends_the_run_or_not_as_one_chooses(tmp_path, monkeypatch):
     import nnlearn.checkpoints.folder as module
 

@@ -127,6 +127,13 @@ ODD = {
         lambda key: (init(key), jnp.zeros(())),
         steps=40,
     ),
+    "parameters named params": lambda: nnlearn.make_train(
+        lambda p, batch, key: entropy(p["params"], batch, key),
+        nnlearn.adam(0.02),
+        nnlearn.shuffled(TRAIN, 16, remainder="drop"),
+        lambda key: {"params": init(key)},
+        steps=96,
+    ),
     "no targets": lambda: nnlearn.make_train(
         lambda p, batch, key: jnp.mean((batch.examples - p) ** 2),
         nnlearn.sgd(0.1),
@@ -155,6 +162,7 @@ def test_odd_programs_are_diagnosed(name):
     report = nnlearn.diagnose(train, {}, 0)
     assert report.healthy, report
     assert [check for check in report.checks if check.status == "not run"] and str(report)
+    assert not [check for check in report.checks if check.reason.startswith("it failed")], report
 
 
 SAMPLERS = {

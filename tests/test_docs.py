@@ -9,20 +9,29 @@ import pytest
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if page.relative_to(DOCS).parts[0] not in {"_build", "api"})
-WITH_CODE = [page for page in PAGES if "```python" in page.read_text() and page.stem != "faq"]
+FINDINGS = [page for page in PAGES if page.parent.name == "findings" and page.stem != "index"]
+WITH_CODE = [page for page in PAGES if "```python" in page.read_text() and page.stem != "faq" and page not in FINDINGS]
 
 
 def run_code(page, folder, monkeypatch):
-    """Run the blocks of a page in one namespace, as a reader would paste them."""
+    """Run the blocks of a page in one namespace, as a reader would paste them; returns the namespace."""
     monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(page.parent)
     source = "\n".join(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE))
     with jax.numpy_rank_promotion("allow"):
-        exec(compile(source, str(page), "exec"), {"__name__": "page"})
+        exec(compile(source, str(page), "exec"), names := {"__name__": "page"})
+    return names
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.relative_to(DOCS).with_suffix("").as_posix())
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     run_code(page, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("page", FINDINGS, ids=lambda page: page.stem)
+def test_the_broken_example_has_its_finding(page, tmp_path, monkeypatch):
+    report = run_code(page, tmp_path, monkeypatch)["report"]
+    assert page.stem in [finding.name for finding in report.findings[:3]]
 
 
 def test_links_between_pages_and_from_the_readme_lead_somewhere():
@@ -74,5 +83,9 @@ def test_the_page_of_findings_has_every_finding():
     from nnlearn.diagnose.names import FAULTS
 
     page = (DOCS / "diagnosis.md").read_text()
-    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(FAULTS)
+    assert (
+        re.findall(r"^\| \[`(\w+)`\]", page, re.MULTILINE)
+        == list(FAULTS)
+        == re.findall(r"^(\w+)$", (DOCS / "findings" / "index.md").read_text().split("{toctree}")[1], re.MULTILINE)
+    )
     assert [name for name, fault in FAULTS.items() if fault.meaning not in page or fault.remedies[0] not in page] == []

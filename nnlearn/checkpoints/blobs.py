@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from nnlearn.checkpoints.nodes import DTYPES, Arrays, Node, byte_count, expected
 
 CHUNK = 256 << 10  # bytes that are hashed while they are in the processor's cache
 LARGE = 8 << 20  # bytes for which a thread is worth its start
+LARGE_CHUNK = 4 << 20  # bytes that are worth handing to another thread
 ALIGNMENT = 64  # bytes, of memory that JAX on a CPU takes over without a copy
 MAX_HEADER = 64 << 20
 
@@ -136,10 +137,15 @@ def read_arrays(path: Path, written: Written, nodes: Sequence[Node]) -> Arrays:
     with _opened(path, written) as file:
         entries = _read_entries(path, file, written.bytes - data, data, hasher)
         arrays, at = _allocated(path, entries, nodes), 0
-        for name in sorted(arrays, key=lambda name: entries[name]["data_offsets"]):
-            if entries[name]["data_offsets"][0] != at:
-                raise CheckpointError(path, f"its header has array {name!r} in a wrong place: damaged or replaced")
-            at += _read_into(file, arrays[name].reshape(-1).view(np.uint8), hasher)
+        with ThreadPoolExecutor(1) as pool:  # it hashes a part of a large array while the next one is read
+            for name in sorted(arrays, key=lambda name: entries[name]["data_offsets"]):
+                if entries[name]["data_offsets"][0] != at:
+                    raise CheckpointError(path, f"its header has array {name!r} in a wrong place: damaged or replaced")
+                memory = arrays[name].reshape(-1).view(np.uint8)
+                if memory.nbytes >= LARGE or at >= LARGE:
+                    at += _read_into(file, memory, lambda part: pool.submit(hasher.update, part), LARGE_CHUNK)
+                else:
+                    at += _read_into(file, memory, hasher.update)
     _check_hash(path, hasher.hexdigest(), written)
     return arrays
 
@@ -147,10 +153,10 @@ def read_arrays(path: Path, written: Written, nodes: Sequence[Node]) -> Arrays:
 def _read_entries(path: Path, file: Any, start: int, data: int, hasher: Any) -> dict[str, Any]:
     """``parse_entries`` of an open file whose arrays must begin at ``start``."""
     length, header = np.empty(8, np.uint8), np.empty(max(start - 8, 0), np.uint8)
-    _read_into(file, length, hasher)
+    _read_into(file, length, hasher.update)
     if int.from_bytes(length.tobytes(), "little") != start - 8:
         raise CheckpointError(path, "its header has another length than that which was saved: damaged or replaced")
-    _read_into(file, header, hasher)
+    _read_into(file, header, hasher.update)
     return parse_entries(path, header.tobytes(), data)
 
 
@@ -174,11 +180,11 @@ def _empty(size: int) -> np.ndarray:
     return memory[begin : begin + size]
 
 
-def _read_into(file: Any, memory: np.ndarray, hasher: Any) -> int:
+def _read_into(file: Any, memory: np.ndarray, update: Callable[[memoryview], Any], chunk: int = CHUNK) -> int:
     """Fill memory from a file, and hash what was read; returns the bytes read, fewer at the end of the file."""
     at, view = 0, memoryview(memory.data)
-    while count := file.readinto(view[at : at + CHUNK]):
-        hasher.update(view[at : at + count])
+    while count := file.readinto(view[at : at + chunk]):
+        update(view[at : at + count])
         at += count
     return at
 

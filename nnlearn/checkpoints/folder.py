@@ -7,19 +7,24 @@ import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnlearn.checkpoints.blobs import check_file, read_arrays, write_arrays
+import jax
+
+from nnlearn.checkpoints.blobs import Written, check_file, read_arrays, write_arrays
 from nnlearn.checkpoints.errors import CheckpointError
 from nnlearn.checkpoints.manifest import ARRAYS, NAME, Manifest, read_manifest, to_bytes
 from nnlearn.checkpoints.nodes import Arrays, Node, build, describe, named_leaves, total_bytes
+from nnlearn.checkpoints.pieces import assemble, in_files, pieces_of, unpacked
 from nnlearn.checkpoints.restore import Fitting, LoadReport, Missing, Names, Rename, Unexpected, check
+from nnlearn.distributed import exchange
 from nnlearn.files import explaining_full_disk, hold, sync_folder
 from nnlearn.types import PyTree
 
 LOCK = ".lock"
+WAIT = 1800.0  # seconds that processes wait for the slowest disk
 
 
 def save(
@@ -31,7 +36,8 @@ def save(
     in one step. Drafts that killed processes have left are removed.
 
     Args:
-      folder: where to save; its parents are made.
+      folder: where to save; its parents are made. With several processes, all call this with the same folder on one
+        file system, and each writes the parts of arrays that it has.
       tree: arrays of every dtype of JAX, NumPy arrays, typed random keys, Python numbers and strings, None, in any
         pytree: parameters, packed or not, optimizer states, ``TrainState``, flax and equinox trees. Functions in it
         are recorded by name, and come from ``like`` when it is loaded.
@@ -49,7 +55,7 @@ def save(
     ...     load(folder + "/params", like={"w": jnp.zeros(2)})
     {'w': Array([1., 1.], dtype=float32)}
     """
-    node, arrays = describe(tree)
+    node, arrays = describe(unpacked(tree))
     write(Path(folder), node, arrays, metadata, step)
 
 
@@ -60,18 +66,78 @@ def write(folder: Path, node: Node, arrays: Arrays, metadata: Mapping[str, Any] 
         json.dumps(metadata, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise TypeError(f"metadata must be JSON values, and finite numbers: {error}; got {metadata!r}") from error
+    if jax.process_index() > 0:  # process 0 writes what all have
+        arrays = pieces_of(named_leaves(node).values(), arrays)
     safe = "The checkpoint that was there is unchanged" if folder.exists() else "Nothing was left behind"
-    with explaining_full_disk(folder, safe, total_bytes(arrays)), _draft(folder) as draft:
-        name = f"arrays-{os.urandom(8).hex()}.safetensors"
-        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        with open(draft / name, "wb", buffering=0) as file, open(draft / NAME, "wb") as about:
-            written = write_arrays(file, arrays)
-            about.write(to_bytes(Manifest(step, metadata, library_versions(), node, {name: written}, created)))
-            about.flush()
-            os.fsync(file.fileno())
-            os.fsync(about.fileno())
-        sync_folder(draft)
-        _commit(draft, folder, name)
+    run = _write_alone if jax.process_count() == 1 else _write_together
+    with explaining_full_disk(folder, safe, total_bytes(arrays)):
+        run(folder, arrays, lambda files: to_bytes(Manifest(step, metadata, library_versions(), node, files, _now())))
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _write_alone(folder: Path, arrays: Arrays, manifest: Callable[[dict[str, Written]], bytes]) -> None:
+    with _draft(folder) as draft:
+        files = dict([_write_file(draft, arrays)])
+        _finish(draft, folder, files, manifest(files))
+
+
+def _write_together(folder: Path, arrays: Arrays, manifest: Callable[[dict[str, Written]], bytes]) -> None:
+    """Each process writes its arrays to one draft; the first one then puts it in place.
+
+    Raises:
+      OSError: in all processes, if one of them could not write.
+    """
+    first = jax.process_index() == 0
+    with contextlib.ExitStack() as stack:
+        names = _agree("the draft of a checkpoint", lambda: stack.enter_context(_draft(folder)).name if first else None)
+        draft = folder.parent / names[0]
+        written = _agree("the files of a checkpoint", lambda: _write_file(draft, arrays))
+        files = {name: Written(*facts) for name, facts in written}
+        _agree("the end of a checkpoint", lambda: first and _finish(draft, folder, files, manifest(files)))
+
+
+def _agree(name: str, action: Callable[[], Any]) -> list[Any]:
+    """The results of an action in all processes.
+
+    Raises:
+      OSError: if it failed in another process; in this one, its own error.
+    """
+    result, failed = None, None
+    try:
+        result = action()
+    except Exception as error:
+        failed = error
+    answers = exchange(name, [result, None if failed is None else f"{type(failed).__name__}: {failed}"], WAIT)
+    if failed is not None:
+        raise failed
+    for index, (_, error) in enumerate(answers):
+        if error is not None:
+            raise OSError(f"process {index} could not save its part of a checkpoint: {error}")
+    return [result for result, _ in answers]
+
+
+def _write_file(draft: Path, arrays: Arrays) -> tuple[str, Written]:
+    """Write arrays to a new file of a draft, and wait until it is on the disk."""
+    if not draft.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(draft)!r}: all processes need the same file system")
+    name = f"arrays-{os.urandom(8).hex()}.safetensors"
+    with open(draft / name, "wb", buffering=0) as file:
+        written = write_arrays(file, arrays)
+        os.fsync(file.fileno())
+    return name, written
+
+
+def _finish(draft: Path, folder: Path, names: Iterable[str], manifest: bytes) -> None:
+    """Complete a draft with its manifest, and put it in place."""
+    with open(draft / NAME, "wb") as about:
+        about.write(manifest)
+        about.flush()
+        os.fsync(about.fileno())
+    sync_folder(draft)
+    _commit(draft, folder, tuple(names))
 
 
 @functools.cache
@@ -111,7 +177,7 @@ def _escaped(name: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
-def _commit(draft: Path, folder: Path, name: str) -> None:
+def _commit(draft: Path, folder: Path, names: Sequence[str]) -> None:
     """Put a complete draft in place: renamed where nothing is there, else moved in, the manifest last."""
     (draft / LOCK).unlink()
     if not folder.exists():
@@ -119,11 +185,12 @@ def _commit(draft: Path, folder: Path, name: str) -> None:
     else:
         if not (folder / NAME).exists() and any(folder.iterdir()):
             raise FileExistsError(f"{str(folder)!r} is a folder with other files: give a new folder, or an empty one")
-        os.rename(draft / name, folder / name)
+        for name in names:
+            os.rename(draft / name, folder / name)
         sync_folder(folder)
         os.replace(draft / NAME, folder / NAME)  # from here on it is the new checkpoint
         for old in folder.iterdir():
-            if ARRAYS.fullmatch(old.name) and old.name != name:
+            if ARRAYS.fullmatch(old.name) and old.name not in names:
                 old.unlink()
         sync_folder(folder)
     sync_folder(folder.parent)
@@ -208,8 +275,10 @@ def read_all(folder: Path, manifest: Manifest) -> Arrays:
     """
     leaves = named_leaves(manifest.tree).values()
     nodes = [node for node in leaves if node["kind"] in ("array", "key")]
-    ((name, written),) = manifest.files.items()
-    return read_arrays(folder / name, written, nodes)
+    arrays: Arrays = {}
+    for (name, written), inside in zip(manifest.files.items(), in_files(nodes, len(manifest.files)), strict=True):
+        arrays |= read_arrays(folder / name, written, inside)
+    return assemble(nodes, arrays)
 
 
 def fit_tree(

@@ -1,7 +1,6 @@
 """The checkpoints of one run: numbered folders, written by a thread, of which the newest and the best are kept."""
 
 import contextlib
-import functools
 import math
 import re
 import shutil
@@ -20,6 +19,7 @@ from nnlearn.checkpoints.errors import CheckpointError
 from nnlearn.checkpoints.folder import check_options, fit_tree, read_all, verify, write
 from nnlearn.checkpoints.manifest import read_manifest
 from nnlearn.checkpoints.nodes import Arrays, Node, check_leaf, describe, total_bytes
+from nnlearn.checkpoints.pieces import unpacked
 from nnlearn.checkpoints.restore import LoadReport, Missing, Names, Rename, Unexpected
 from nnlearn.checks import check_count
 from nnlearn.files import FullDiskError, explaining_full_disk, only_one
@@ -33,7 +33,8 @@ class Checkpoints:
     """The checkpoints of a run in one folder.
 
     ``save`` copies the arrays and returns; a thread writes them. An error of the thread is raised by the next call.
-    One process at a time may hold a folder; the lock ends with the process, however that ends.
+    One run at a time may hold a folder; the lock ends with the process, however that ends. With several processes, all
+    make the same calls: each writes the parts of arrays that it has, and process 0 the rest.
 
     Args:
       folder: where the checkpoints are; it is made if it is not there.
@@ -94,7 +95,10 @@ class Checkpoints:
         self._held = contextlib.ExitStack()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="nnlearn-checkpoints")
         self._guard = threading.Lock()
-        if not read_only:
+        self._first = jax.process_index() == 0
+        if every_minutes is not None and jax.process_count() > 1:
+            raise ValueError("every_minutes needs one clock, and there are several processes: give every_steps")
+        if not read_only and self._first:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 self._held.enter_context(only_one(self.folder, "saving checkpoints"))
@@ -111,7 +115,7 @@ class Checkpoints:
         metrics: Mapping[str, float] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        """Save a step. The arrays are copied before this returns, so that the tree may be donated or changed.
+        """Save a step. The tree may be donated or changed as soon as this returns.
 
         Args:
           step: the step, >= 0; one that was saved before is replaced.
@@ -135,17 +139,17 @@ class Checkpoints:
         facts = dict(metadata or {}) | {METRICS: {name: value.hex() for name, value in numbers.items()}}
         self.wait()  # at most one copy of the tree waits for the disk
         self._last_step, self._last_time = step, time.monotonic()
-        described = snapshot(tree) if self.asynchronous else functools.partial(describe, tree)
+        described = snapshot(tree) if self.asynchronous else describe(tree)
         self._written = self._pool.submit(self._write, step, described, facts)
         if not self.asynchronous:
             self.wait()
 
-    def _write(self, step: int, described: Callable[[], tuple[Node, Arrays]], metadata: dict[str, Any]) -> None:
-        node, arrays = described()
-        for old in self.folder.glob(".step-*.draft"):  # this process holds the folder: all drafts are of killed ones
-            shutil.rmtree(old, ignore_errors=True)
-        for old in self.folder.glob(".step-*.deleted"):
-            shutil.rmtree(old, ignore_errors=True)
+    def _write(self, step: int, described: tuple[Node, Arrays], metadata: dict[str, Any]) -> None:
+        node, arrays = described
+        # this run holds the folder: all drafts are of killed ones
+        for pattern in (".step-*.draft", ".step-*.deleted") if self._first else ():
+            for old in self.folder.glob(pattern):
+                shutil.rmtree(old, ignore_errors=True)
         steps = [str(each) for each in self.steps()]
         safe = f"Earlier checkpoints are safe, of step {', '.join(steps)}" if steps else "It was the first checkpoint"
         with explaining_full_disk(self.path(step), safe, total_bytes(arrays)):
@@ -154,7 +158,7 @@ class Checkpoints:
 
     def _delete_old(self, newest: int) -> None:
         """Delete what no rule keeps, once the newest has been read back."""
-        if self.keep_last is None:
+        if self.keep_last is None or not self._first:
             return
         steps = self.steps()
         kept = {*steps[-self.keep_last :], newest, self._pinned, *self._ranked(steps)[: self.keep_best]}
@@ -354,23 +358,23 @@ def _warn_of_damage(step: int, damage: str | Exception) -> None:
     warnings.warn(f"skipped the damaged checkpoint of step {step}: {damage}", stacklevel=4)
 
 
-def snapshot(tree: PyTree) -> Callable[[], tuple[Node, Arrays]]:
-    """``describe`` of a copy of the tree, which no donation and no change in place can reach.
+def snapshot(tree: PyTree) -> tuple[Node, Arrays]:
+    """``describe`` of a tree, whose arrays no donation and no change in place can reach.
 
-    JAX copies arrays on a CPU without waiting. Arrays on other devices are fetched before this returns.
+    Arrays of JAX on a CPU are viewed, not copied: XLA does not reuse memory that NumPy views, and gives a program to
+    which such an array is donated other memory. Arrays on other devices are fetched. NumPy arrays are copied.
 
     Raises:
       TypeError: if a leaf cannot be saved.
     """
     for path, leaf in jax.tree.leaves_with_path(tree):
         check_leaf(leaf, path)
-    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
-    if any(device.platform != "cpu" for leaf in arrays for device in leaf.devices()):
-        jax.block_until_ready(arrays)
-        described = describe(jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, tree))
-        return lambda: described
-    copied = jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, jax.Array | np.ndarray) else leaf, tree)
-    return lambda: describe(copied)
+    tree = unpacked(tree)
+    for leaf in jax.tree.leaves(tree):
+        addressable = isinstance(leaf, jax.Array) and leaf.is_fully_addressable
+        if addressable and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf.copy_to_host_async()
+    return describe(jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, tree))
 
 
 __all__ = ["Checkpoints"]

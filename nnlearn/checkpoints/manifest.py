@@ -10,9 +10,11 @@ from blake3 import blake3
 from nnlearn.checkpoints.blobs import Written, refuse_duplicates
 from nnlearn.checkpoints.errors import CheckpointError
 from nnlearn.checkpoints.nodes import Node, byte_count, named_leaves
+from nnlearn.checkpoints.pieces import in_files
 
 NAME = "manifest.json"
 FORMAT, VERSION = "nnlearn.checkpoint", 1
+DIVIDED = 2  # the version of checkpoints with several files
 MAX_BYTES = 64 << 20
 ARRAYS = re.compile(r"arrays-[0-9a-f]{16}\.safetensors")  # the only names of files that are opened
 FRAME = re.compile(rb'\{"blake3": "([0-9a-f]{64})", "manifest": ')
@@ -40,7 +42,8 @@ class Manifest(NamedTuple):
 
 def to_bytes(manifest: Manifest) -> bytes:
     """The manifest as JSON: an object with the hash of the rest in front."""
-    facts = manifest._asdict() | {"format": FORMAT, "version": VERSION}
+    version = VERSION if len(manifest.files) == 1 else DIVIDED
+    facts = manifest._asdict() | {"format": FORMAT, "version": version}
     facts["files"] = {name: written._asdict() for name, written in manifest.files.items()}
     body = json.dumps(facts, allow_nan=False).encode()
     return b'{"blake3": "' + blake3(body).hexdigest().encode() + b'", "manifest": ' + body + b"}\n"
@@ -84,8 +87,10 @@ def parse(path: Path, content: bytes) -> Manifest:
         facts = json.loads(body, object_pairs_hook=refuse_duplicates)
         if facts.pop("format") != FORMAT:
             raise ValueError("it is of another format")
-        if (version := facts.pop("version")) != VERSION:
-            raise ValueError(f"it has format version {version}, and this nnlearn reads {VERSION}: upgrade nnlearn")
+        if (version := facts.pop("version")) not in (VERSION, DIVIDED):
+            raise ValueError(
+                f"it has format version {version}, and this nnlearn reads up to {DIVIDED}: upgrade nnlearn"
+            )
         files = {name: Written(**written) for name, written in facts.pop("files").items()}
         manifest = Manifest(files=files, **facts)
         _check(manifest)
@@ -103,14 +108,15 @@ def _check(manifest: Manifest) -> None:
             raise ValueError(f"{name!r} is not the name of a checkpoint's file")
         if type(written.bytes) is not int or not re.fullmatch("[0-9a-f]{64}", str(written.blake3)):
             raise ValueError(f"the size or hash of {name!r} is {written}")
-    if len(manifest.files) != 1:
-        raise ValueError(f"it names {len(manifest.files)} files of arrays, and 1 is expected")
+    if not manifest.files:
+        raise ValueError("it names no file of arrays")
     arrays = [node for node in named_leaves(manifest.tree).values() if node["kind"] in ("array", "key")]
     total = sum(map(byte_count, arrays))
     if total > sum(written.bytes for written in manifest.files.values()):
         raise ValueError(f"its arrays need {total} bytes, more than its files have")
     if len({node["name"] for node in arrays}) < len(arrays):
         raise ValueError("two arrays have one name")
+    in_files(arrays, len(manifest.files))
 
 
 __all__ = ["ARRAYS", "NAME", "Manifest", "read_manifest", "to_bytes"]

@@ -16,6 +16,7 @@ import numpy as np
 from jax.core import Tracer
 
 from nnlearn.checkpoints.packed_trees import leaf_tree
+from nnlearn.checkpoints.pieces import divide, is_divided
 from nnlearn.packing import is_packed
 from nnlearn.tree import path_name
 from nnlearn.types import PyTree
@@ -104,8 +105,6 @@ def check_leaf(leaf: Any, path: tuple) -> None:
     if isinstance(leaf, Tracer):
         raise TypeError(f"leaf {name!r} is traced: save outside of jit, grad and vmap")
     if isinstance(leaf, jax.Array):
-        if not leaf.is_fully_addressable:
-            raise TypeError(f"leaf {name!r} lies on devices of several processes: gather it before it is saved")
         if leaf.is_deleted():
             raise TypeError(f"leaf {name!r} was donated or deleted: save the state that the step returned")
     elif isinstance(leaf, np.ndarray | np.generic):
@@ -145,6 +144,10 @@ def _describe_array(leaf: Any, name: str, arrays: Arrays) -> Node:
             leaf = jax.random.key_data(leaf)
         if leaf.weak_type:
             node["weak"] = True
+        if is_divided(leaf):
+            pieces, own = divide(leaf, name)
+            arrays |= own
+            return node | {"dtype": leaf.dtype.name, "shape": list(leaf.shape), "pieces": pieces}
     array = np.asarray(leaf)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))

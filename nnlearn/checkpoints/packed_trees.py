@@ -61,7 +61,9 @@ def fill_buffers(like: Packed, tree: PyTree) -> list[Any]:
             lead = array.shape[: array.ndim - len(leaf.shape)]
             flat = to_flat(jax.numpy.asarray(array), leaf) if leaf.splits else array.reshape((*lead, leaf.size))
             parts.append(np.asarray(flat))
-        filled.append(np.concatenate(parts, axis=-1))
+        array = np.concatenate(parts, axis=-1)
+        missing = buffer.shape[-1] - array.shape[-1]
+        filled.append(np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)]) if missing else array)
     return filled
 
 

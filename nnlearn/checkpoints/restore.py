@@ -70,7 +70,7 @@ class Fitting:
     def __init__(self, saved: Mapping[str, Node], arrays: Arrays, only: Names | None, rename: Rename | None):
         self.arrays, self.selected = arrays, _selector(only)
         self.saved = _renamed(saved, rename)
-        self.default = jnp.zeros(()).sharding  # of what is on no particular device
+        self.default = jax.device_put(np.zeros(())).sharding  # of what is on no particular device
         self.seen: set[str] = set()
         self.taken: list[str] = []
         self.kept: list[str] = []
@@ -138,6 +138,9 @@ class Fitting:
             return read_value(node)
         array = self.arrays[node["name"]]
         if node["kind"] == "key":
+            if not getattr(like, "is_fully_addressable", True):
+                data = place_like(array, jax.random.key_data(like), self.default)
+                return jax.random.wrap_key_data(data, impl=node["impl"])
             return place_like(wrap_key(node, array), like, self.default)
         if isinstance(like, np.generic):
             return array[()]
@@ -161,8 +164,10 @@ def place_like(array: Any, like: Any, default: jax.sharding.Sharding) -> Any:
     sharding = getattr(like, "sharding", None)
     if sharding is None or sharding == default:
         placed = jax.device_put(array)
-    else:
+    elif sharding.is_fully_addressable:
         placed = jax.device_put(array, sharding)
+    else:  # each process places the parts on its devices
+        placed = jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
     if placed.dtype != array.dtype:
         raise TypeError(
             f"the saved array is {array.dtype}, which JAX narrows here: jax.config.update('jax_enable_x64', True)"

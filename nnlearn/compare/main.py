@@ -1,14 +1,17 @@
 """The comparison from start to end, for the console."""
 
+import json
 import time
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from nnlearn.compare.options import CompareOptions, make_writable
+from nnlearn.compare.own import OWN_RUNNERS, OwnProblem, make_own_problem
 from nnlearn.compare.problem import Problem, make_problem
 from nnlearn.compare.runs import RUNNERS
-from nnlearn.compare.summary import CurveTable, best_index, make_rows, make_table, target_loss, write_results
+from nnlearn.compare.summary import CurveTable, best_index, make_rows, make_table, plain, target_loss, write_results
 from nnlearn.figures.comparison import Entry, draw_comparison
 from nnlearn.figures.style import require_matplotlib
 
@@ -28,11 +31,11 @@ def compare(options: CompareOptions, console: Console | None = None) -> CurveTab
       ImportError: if a package for the data or the figure is missing.
       KeyboardInterrupt: if interrupted, after printing and writing the curves that are complete.
     """
-    console = console or Console()
+    console = console or Console(quiet=options.json)
     options.check()
     make_writable(options.out)
     require_matplotlib()
-    problem = make_problem(options)
+    problem = make_own_problem(options) if options.problem else make_problem(options)
     began, table = time.perf_counter(), {}
     try:
         _run_all(problem, options, console, table)
@@ -46,20 +49,23 @@ def compare(options: CompareOptions, console: Console | None = None) -> CurveTab
     return table
 
 
-def _run_all(problem: Problem, options: CompareOptions, console: Console, table: CurveTable) -> None:
+def _run_all(problem: Problem | OwnProblem, options: CompareOptions, console: Console, table: CurveTable) -> None:
     """Fill ``table``, one optimizer and library after the other."""
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    runners: Any = OWN_RUNNERS if isinstance(problem, OwnProblem) else RUNNERS
     total = len(options.optimizers) * len(RUNNERS) * options.epochs
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=total)
         for name in options.optimizers:
-            for library, run in RUNNERS.items():
+            for library, run in runners.items():
                 progress.update(task, description=f"{name}, {library}")
                 curves = run(name, problem, options, lambda: progress.advance(task))
                 table.setdefault(name, {})[library] = curves
 
 
-def _report(table: CurveTable, problem: Problem, options: CompareOptions, console: Console, complete: bool) -> None:
+def _report(
+    table: CurveTable, problem: Problem | OwnProblem, options: CompareOptions, console: Console, complete: bool
+) -> None:
     """Print and write the curves that are complete."""
     if not table:
         return
@@ -71,7 +77,10 @@ def _report(table: CurveTable, problem: Problem, options: CompareOptions, consol
         for optimizer, libraries in table.items()
         for library, curves in libraries.items()
     ]
-    title = f"{options.data}: {options.seeds} seeds of each optimizer and learning rate"
+    title = f"{options.problem or options.data}: {options.seeds} seeds of each optimizer and learning rate"
     draw_comparison(entries, options.learning_rates, title, options.out / "curves.png")
-    console.print(f"data: {problem.bundle.source}", style="dim")
+    console.print(f"data: {problem.source}", style="dim", markup=False, emoji=False)
+    if options.json:
+        document = {"metric": problem.metric, "complete": complete, "table": [row._asdict() for row in rows]}
+        print(json.dumps(plain(document)))
     console.print(f"wrote {options.out / 'results.json'} and {options.out / 'curves.png'}")

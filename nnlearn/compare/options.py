@@ -11,7 +11,7 @@ import optax
 import tyro
 
 from nnlearn import optimizers
-from nnlearn.checks import check_number
+from nnlearn.checks import check_number, near
 from nnlearn.datasets import LOADERS
 
 
@@ -23,6 +23,7 @@ def _is_rival(name: str, value: object) -> bool:
 
 
 RATE = "learning_rate"
+RATES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 KNOWN = tuple(sorted(name for name, value in vars(optimizers).items() if _is_rival(name, value)))
 
 
@@ -34,22 +35,27 @@ class CompareOptions:
     usually run it, with a jitted step in a Python loop, from the same parameters and on the same batches.
     """
 
+    problem: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODULE:train|FILE.py:train")] = None
+    """Your own run, made by make_train: its model, loss, batches and evaluation, with the optimizers of the comparison.
+    By default a small network on --data."""
     optimizers: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ("sgd", "rmsprop", "adamw", "lion")
     """Names of the optimizers to compare, such as adamw."""
-    seeds: int = 5
+    seeds: Annotated[int, tyro.conf.arg(metavar="INT")] = 5
     """Number of random initialisations."""
-    epochs: int = 20
-    """Passes over the training examples."""
-    batch_size: int = 64
+    epochs: Annotated[int, tyro.conf.arg(metavar="INT")] = 20
+    """Passes over the training examples. With a problem of your own, the number of checks, after equally many steps."""
+    batch_size: Annotated[int, tyro.conf.arg(metavar="INT")] = 64
     """Examples in a mini-batch."""
-    learning_rates: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    learning_rates: Annotated[tuple[float, ...], tyro.conf.arg(metavar="FLOAT ...")] = RATES
     """Learning rates to try."""
-    data: str = "digits"
+    data: Annotated[str, tyro.conf.arg(metavar="NAME")] = "digits"
     """Data set: digits, mnist, breast-cancer, diabetes or xor."""
-    hidden: tuple[int, ...] = (128,)
+    hidden: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")] = (128,)
     """Widths of the network's hidden layers."""
-    out: Path = Path("nnlearn-compare")
-    """Folder for results.json and curves.png."""
+    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("nnlearn-compare")
+    """Folder for results.json and curves.png, which nnlearn report reads."""
+    json: bool = False
+    """Print the table as one JSON object."""
 
     def check(self) -> None:
         """Raise ``ValueError`` for the first invalid option; the message names the valid values."""
@@ -57,11 +63,12 @@ class CompareOptions:
             raise ValueError(f"optimizers must name at least one of {', '.join(KNOWN)}")
         for name in self.optimizers:
             if name not in KNOWN:
-                raise ValueError(f"optimizers: unknown name {name!r}; known are {', '.join(KNOWN)}")
+                raise ValueError(f"optimizers: unknown name {name!r}{near(name, KNOWN)}; known are {', '.join(KNOWN)}")
         if len(set(self.optimizers)) < len(self.optimizers):
             raise ValueError(f"optimizers names one twice: {' '.join(self.optimizers)}")
         if self.data not in LOADERS:
-            raise ValueError(f"data: unknown name {self.data!r}; known are {', '.join(LOADERS)}")
+            known = ", ".join(LOADERS)
+            raise ValueError(f"data: unknown name {self.data!r}{near(self.data, LOADERS)}; known are {known}")
         for name in ("seeds", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -32,6 +32,11 @@ class Problem(NamedTuple):
     example_loss: Callable
     optax_loss: Callable
 
+    @property
+    def source(self) -> str:
+        """Where the data are from."""
+        return self.bundle.source
+
     def evaluate(self, params: Params, examples: Examples) -> tuple[jax.Array, jax.Array]:
         """The mean loss and the metric over a part of the data, both scalars."""
         outputs = self.model.apply(params, examples.inputs)

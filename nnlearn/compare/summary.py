@@ -2,24 +2,21 @@
 
 import datetime
 import json
-import os
-import platform
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from rich import box
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from nnlearn.compare.options import CompareOptions
 from nnlearn.compare.runs import Curves
 from nnlearn.files import replacing
-from nnlearn.native import native_status
+from nnlearn.machine import describe_machine
 
 CurveTable = dict[str, dict[str, Curves]]
 """Curves by optimizer and library."""
@@ -121,7 +118,7 @@ def make_table(rows: list[Row], metric: str, target: float, options: CompareOpti
         caption += "\n*: at the edge of the grid; a better rate may lie beyond it"
     results = {
         "rate": lambda row: "-" if row.best_rate is None else f"{row.best_rate:.4g}" + "*" * (row.best_rate in edges),
-        "accuracy %" if metric == "accuracy" else "test MSE": lambda row: _score(row, metric),
+        {"accuracy": "accuracy %", "mse": "test MSE"}.get(metric, metric): lambda row: _score(row, metric),
     }
     speed = {
         "target": lambda row: "-" if row.seconds_to_target is None else f"{row.seconds_to_target:.2f} s",
@@ -131,7 +128,8 @@ def make_table(rows: list[Row], metric: str, target: float, options: CompareOpti
     difference = {"diff": lambda row: "-" if row.difference is None else f"{row.difference:.1e}"}
     parts = [results | speed | difference] if width >= WIDE else [results | difference, speed]
     tables = [_table_of(rows, columns) for columns in parts]
-    tables[0].title = f"{options.data}: {runs} x {_counted(options.epochs, 'epoch')}"
+    lengths = _counted(options.epochs, "check" if options.problem else "epoch")
+    tables[0].title = Text(f"{options.problem or options.data}: {runs} x {lengths}")  # a Text knows no markup or emoji
     tables[-1].caption = caption
     return Group(*tables)
 
@@ -161,29 +159,14 @@ def _score(row: Row, metric: str) -> str:
     return f"{factor * row.metric_mean:{form}}{spread}"
 
 
-def describe_machine() -> dict[str, Any]:
-    """Hardware and versions."""
-    device = jax.devices()[0]
-    packages = ("nnlearn", "jax", "jaxlib", "optax", "numpy")
-    return {
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "cpus": os.cpu_count(),
-        "device": f"{device.platform}: {device.device_kind}",
-        "devices": jax.device_count(),
-        "kernels in C": native_status(),
-        "versions": {name: version(name) for name in packages},
-    }
-
-
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Convert a value to JSON types; NaN and infinity, which JSON lacks, become null."""
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value
@@ -205,4 +188,4 @@ def write_results(
         "curves": {name: {lib: curves._asdict() for lib, curves in libs.items()} for name, libs in table.items()},
     }
     with replacing(path) as file:
-        file.write(json.dumps(_plain(document), indent=1) + "\n")
+        file.write(json.dumps(plain(document), indent=1) + "\n")

@@ -39,9 +39,9 @@ def target_scale(evidence: Evidence) -> Seen:
     odd = deviation > 10 or 0 < deviation < 0.05 or (offset > 5 * deviation and offset > 1) or offset > 30
     if not odd or learned_well(facts):
         return Seen(values, rule)
-    reached, attainable = facts.reached, facts.attainable
+    reached, attainable = facts.fairly_reached, facts.attainable
     values |= {"explained by the network": reached, "explained by simple predictors": attainable}
-    if reached >= attainable - 0.05:
+    if facts.shortfall <= 0.05:
         return Seen(values, rule)
     text = (
         f"The targets have mean {targets.mean():.3g} and deviation {deviation:.3g}. The network explains "
@@ -87,7 +87,7 @@ def validation_classes(evidence: Evidence) -> Seen:
     if outputs.validation is None or outputs.validation_targets is None:
         raise Unknown("no validation data were given")
     labels = validation_labels(outputs.validation_targets)
-    said = decisions(outputs.validation, facts)
+    said = decisions(outputs.validation, labels, facts)
     plain = float(np.mean(said == labels))
     exchanged, pairs = best_exchange(said, labels)
     values |= {"accuracy": plain, "accuracy after the best renumbering": exchanged}
@@ -109,12 +109,12 @@ def validation_labels(targets: np.ndarray) -> np.ndarray:
     return np.argmax(targets, -1) if targets.ndim == 2 and targets.shape[1] > 1 else targets.reshape(-1).astype(int)
 
 
-def decisions(outputs: np.ndarray, facts: Facts) -> np.ndarray:
+def decisions(outputs: np.ndarray, labels: np.ndarray, facts: Facts) -> np.ndarray:
     """The class that the network gives to each example."""
     if outputs.ndim == 2 and outputs.shape[1] > 1:
         return np.argmax(outputs, -1)
     if outputs.size == len(outputs) and len(facts.classes) == 2:
-        return np.where(said_yes(outputs), facts.classes[1], facts.classes[0])
+        return np.where(said_yes(outputs, labels == facts.classes[1]), facts.classes[1], facts.classes[0])
     raise Unknown("the shapes of predict's outputs do not tell the classes")
 
 
@@ -157,7 +157,7 @@ def order_of_batches(evidence: Evidence) -> Seen:
     values = {"variance between batches / that of random batches": ratio, "batches": count, "batch size": size}
     rule = "at most 1 + 5 deviations, and at most 3; or it does no harm"
     limit = max(3.0, 1 + 5 * np.sqrt(2 / (count - 1)))
-    if ratio <= limit or learned_well(facts):
+    if ratio <= limit or learned_well(facts) or not facts.falls_short(0.02):
         return Seen(values, rule)
     share = np.sqrt(ratio / size)
     text = (
@@ -181,7 +181,8 @@ def balance(evidence: Evidence) -> Seen:
     if largest < 0.7:
         return Seen(values, rule)
     outputs = facts.outputs
-    said, true = decisions(outputs.train, facts), validation_labels(outputs.train_targets)
+    true = validation_labels(outputs.train_targets)
+    said = decisions(outputs.train, true, facts)
     frequent = classes[int(np.argmax(shares))]
     rare = true != frequent
     if rare.sum() < 3:

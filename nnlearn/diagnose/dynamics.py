@@ -6,15 +6,19 @@ import jax
 import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
-from nnlearn.diagnose.evidence import Evidence, params_of
+from nnlearn.diagnose.evidence import Evidence
+from nnlearn.diagnose.facts import facts_of
 from nnlearn.diagnose.optimizer import FACTORS
 from nnlearn.diagnose.report import Finding, found
-from nnlearn.diagnose.subject import Unknown
+from nnlearn.diagnose.subject import Unknown, params_of
 from nnlearn.diagnose.variants import RATES
 
 HALF = ("float16", "bfloat16")
+LEAST = 0.02  # share of the loss that is no gain
 GAIN = 0.1  # share of the reachable decrease of the loss that a variant must gain
 POINTS = 0.05  # and of the accuracy or R squared
+LOWER = ("rate x0.33", "rate x0.1", "rate x0.01", "rate x0.1 at the end")
+USUAL_CLIP = 0.1  # a norm to which gradients are usually clipped, at least
 
 
 def reach(evidence: Evidence, start: float) -> float:
@@ -28,7 +32,7 @@ def gain(evidence: Evidence, name: str) -> float:
     """What a variant gains over the whole run, as a share of the reachable decrease of the loss.
 
     It is 0 unless the scores gain, too, on training and on validation examples as far as they are known: a variant that
-    only learns the examples by heart faster is no gain.
+    only learns the examples by heart faster is no gain. If the run ended above its first loss, they need not get worse.
     """
     variant = evidence.variants.get(name)
     if variant is None or not np.isfinite(variant.loss):
@@ -36,20 +40,49 @@ def gain(evidence: Evidence, name: str) -> float:
     if not np.isfinite(evidence.last_loss):
         return 1.0 if variant.loss < evidence.first_loss or not np.isfinite(evidence.first_loss) else 0.0
     pairs = ((variant.score, evidence.score), (variant.validation_score, evidence.validation_score))
-    if any(np.isfinite(new) and np.isfinite(old) and new < old + POINTS for new, old in pairs):
+    noise = 2 * float(np.hypot(*map(uncertainty, (evidence.run.loss, variant.losses))))
+    if evidence.last_loss - variant.loss < max(noise, LEAST * abs(evidence.last_loss)):
+        return 0.0
+    worse = evidence.last_loss > evidence.first_loss + POINTS * abs(evidence.first_loss)
+    if any(np.isfinite(new) and np.isfinite(old) and new < old + (not worse) * points(old) for new, old in pairs):
         return 0.0
     start = evidence.first_loss
     if name.endswith("unit scale"):  # it starts at another loss, and the run's says nothing of what can be learned
-        start = max(min(start, float(variant.losses[0])), evidence.last_loss)
-    more = min((evidence.last_loss - variant.loss) / reach(evidence, start), 1.0)
-    return more if more > GAIN else 0.0
+        own = float(np.mean(variant.losses[:3]))
+        if not own - variant.loss > GAIN * abs(own):  # it learns nothing either
+            return 0.0
+        start = max(min(start, own), evidence.last_loss)
+    gained = min((evidence.last_loss - variant.loss) / reach(evidence, start), 1.0)
+    return gained if gained > GAIN else 0.0
+
+
+def uncertainty(losses: np.ndarray) -> float:
+    """The standard error of the mean of the last tenth of the losses, from their median distance to the median."""
+    tail = losses[-max(3, len(losses) // 10) :]
+    return float(1.5 * np.median(np.abs(tail - np.median(tail))) / np.sqrt(len(tail)))
+
+
+def points(score: float) -> float:
+    """By how much another score must be better: half of what is missing, at most ``POINTS``."""
+    return min(POINTS, 0.5 * (1 - score))
 
 
 def poor(evidence: Evidence) -> bool:
-    """Whether the run did not fit its training examples, as far as that is known."""
-    if np.isfinite(evidence.score):
-        return evidence.score < 0.9
-    return not evidence.last_loss < 0.5 * evidence.first_loss
+    """Whether the run did not fit its training examples, as far as that is known.
+
+    A score below 0.9 is not poor if neither simple predictors nor a variant of the run do better.
+    """
+    if not np.isfinite(evidence.score):
+        return not evidence.last_loss < evidence.first_loss - 0.5 * abs(evidence.first_loss)
+    if evidence.score >= 0.9:
+        return False
+    facts = facts_of(evidence)
+    try:
+        known = facts.data.kind == "sequence" or facts.are_dependent
+        best = known and evidence.score >= facts.attainable - 0.02
+    except Exception:  # targets that simple predictors do not know
+        return True
+    return not best or any(gain(evidence, name) > 0 for name in evidence.variants)
 
 
 @check("the loss does not diverge")
@@ -69,7 +102,7 @@ def divergence(evidence: Evidence) -> Seen:
 def rate(evidence: Evidence) -> Seen:
     gains = {name: gain(evidence, name) for name in (*RATES, "rate x0.1 at the end")}
     values = {name: evidence.variants[name].loss for name in RATES} | {"the run": evidence.last_loss}
-    lower = {name: gains[name] for name in ("rate x0.33", "rate x0.1", "rate x0.01", "rate x0.1 at the end")}
+    lower = {name: gains[name] for name in LOWER}
     higher = {name: gains[name] for name in ("rate x3", "rate x10", "rate x100")}
     rule = f"no other rate gains {GAIN:.0%} of the loss in an eighth of the steps"
     findings = []
@@ -101,8 +134,9 @@ def schedule(evidence: Evidence) -> Seen:
     rising = bool(np.all(np.diff(pace) >= -1e-7) and pace[0] < 0.2 and pace[-1] > 1.02 * pace[int(0.9 * len(pace))])
     values = {"mean rate / largest": mean, "share of steps below 2 %": low, "still rising at the end": rising}
     rule = "the rate is above 2 % of its largest value in half of the steps, and warm-up ends"
-    held = max(gain(evidence, "rate held"), gain(evidence, "rate x10") if rising else 0.0)
-    held = max(held, gain(evidence, "rate x100") if rising or low > 0.5 else 0.0)
+    held = gain(evidence, "rate held")
+    if rising or low > 0.5:
+        held = max(held, *(gain(evidence, name) for name in ("rate x3", "rate x10", "rate x100")))
     stuck = rising and pace[0] < 0.02 and poor(evidence)  # also too slow for a short variant to show it
     if not stuck and (held <= 0 or not (low > 0.5 or rising or mean < 0.1)):
         return Seen(values, rule)
@@ -128,12 +162,15 @@ def clipping(evidence: Evidence) -> Seen:
     values = {"gradient norm": float(np.median(norms)), "threshold": limit, "share of steps clipped": share}
     rule = "clipped in less than 90 % of the steps, or a higher rate gains nothing"
     helps = max(gain(evidence, name) for name in ("rate x3", "rate x10", "rate x100"))
-    adaptive = slopes[-1] < 0.5 or np.any(np.diff(slopes[: max(linear[0], 1)]) > 0.3) if clipped else True
-    if not clipped or adaptive or share < 0.9 or limit > 0.3 * np.median(norms) or helps <= 0:
+    along = float(np.median(evidence.answer.along[:4]))
+    # An adaptive optimizer also answers alike to all gradients, but not along them, down to its eps.
+    adaptive = limit < (1e-6 if along > 0.99 else 1e-4) * np.median(norms)
+    if not clipped or adaptive or share < 0.9 or limit > 0.3 * np.median(norms) or not (helps > 0 or stuck(evidence)):
         return Seen(values, rule)
     middle = np.median(norms)
     text = f"The gradient has norm {middle:.3g}, the threshold is about {limit:.1g}: {share:.0%} of the steps are cut."
-    return Seen(values, rule, [found("clipping_too_tight", text, values, strength=0.97)])
+    strength = 0.97 if limit < USUAL_CLIP else 0.6  # else a higher rate does the same
+    return Seen(values, rule, [found("clipping_too_tight", text, values, strength=strength)])
 
 
 @check("weight decay is small")
@@ -174,6 +211,9 @@ def direction(evidence: Evidence) -> Seen:
     if loss[0] < 0 and evidence.data.labels is not None and evidence.program.of_kind("softmax"):
         text = f"The cross-entropy is {loss[0]:.3g} at the start; it cannot be negative."
         return Seen(values, rule, [found("sign_error", text, values, strength=0.97, step=0)])
+    if evidence.last_loss < -10 * abs(loss[0]) and np.argmin(np.nan_to_num(loss, nan=np.inf)) > 0.9 * len(loss):
+        text = f"The loss falls from {loss[0]:.3g} to {evidence.last_loss:.3g} and goes on: it has no minimum."
+        return Seen(values, rule, [found("sign_error", text, values, strength=0.93)])
     first = evidence.first_score
     falls = not np.isfinite(evidence.last_loss) or evidence.last_loss < min(loss[0], 0) - abs(loss[0])
     if falls and np.isfinite(evidence.score) and evidence.score < first - 0.02 and np.nanmin(loss[-5:], initial=0) < 0:
@@ -191,12 +231,12 @@ def memory(evidence: Evidence) -> Seen:
         "coasting": float(answer.coasting[0] / max(answer.pace[-1], 1e-30)),
     }
     rule = "moments and counts never fall back under a constant gradient"
-    if len(kept) < 3 or np.any(np.isnan(kept)) or not np.max(answer.pace) > 0:
+    if len(kept) < 3 or np.any(np.isnan(kept)):
         return Seen(values, rule)
-    if np.mean(answer.pace <= 1e-6 * np.max(answer.pace)) > 0.2:
+    if np.max(answer.pace) > 0 and np.mean(answer.pace <= 1e-6 * np.max(answer.pace)) > 0.2:
         raise Unknown("the optimizer accumulates gradients, and clears them by design")
     drops = np.flatnonzero((kept[1:] < 0.5 * kept[:-1]) & (counts[1:] <= counts[:-1]))
-    forgets = values["coasting"] < 1e-3
+    forgets = answer.left < 1e-3 or (values["coasting"] < 1e-3 and np.max(kept) == 0 < np.max(answer.pace))
     values["resets"] = len(drops)
     if len(drops) < 2 and not (forgets and np.ptp(kept) <= 1e-6 * np.max(kept)):
         return Seen(values, rule)
@@ -243,6 +283,8 @@ def precision(evidence: Evidence) -> Seen:
     """Values that stop being finite although nothing had grown before, and parameters of 16 bits."""
     run, params = evidence.run, jax.tree.leaves(params_of(evidence.run.last))
     bad = ~np.isfinite(run.loss) | (~np.isfinite(run.grad_norm) & evidence.subject.has_loss)
+    if run.skipped is not None and np.isfinite(evidence.last_loss) and not poor(evidence):
+        bad &= ~run.skipped.astype(bool)  # as a scaled loss in float16 does now and then
     half = [leaf.dtype.name for leaf in params if leaf.dtype.name in HALF]
     unguarded = [fact for fact in evidence.program.of_kind("domain") if not fact.guarded and fact.operation != "div"]
     casts = evidence.program.of_kind("half")
@@ -252,21 +294,40 @@ def precision(evidence: Evidence) -> Seen:
         "casts to 16 bits": len(casts),
     }
     values["unguarded"] = [f"{fact.operation} at {fact.where}" for fact in unguarded[:3]]
-    rule = "loss and gradient stay finite unless they grew before; no run in 16 bits that fits badly"
+    rule = f"loss and gradient stay finite unless they grew before; 32 bits gain at most {GAIN:.0%}"
     if np.any(bad):
         step = int(np.argmax(bad))
         norms, losses = run.grad_norm[:step], np.abs(run.loss[:step])
-        calm = step == 0 or bool(norms[-1] <= 30 * np.median(norms) and losses[-1] <= 3 * np.max(losses[:3]))
+        early = max(1, step // 2)
+        calm = step == 0 or bool(
+            norms[-1] <= 30 * np.median(norms[:early]) and losses[-1] <= 3 * np.max(losses[: min(early, 3)])
+        )
         where = values["unguarded"][0] if unguarded else "operations in 16 bits" if casts else ""
         before = f"{run.loss[step - 1]:.3g} with a gradient norm of {norms[-1]:.3g}" if step else "the first"
         text = f"Loss or gradient is not finite from step {step} on; the loss before it was {before}."
         strength = 0.95 if calm else 0.7 if casts or half else 0.0
+        if step == 0 and not (casts or half) and np.isfinite(evidence.variants["weights of unit scale"].losses[0]):
+            strength = 0.5  # the values are too large, not the numbers too narrow
         if strength:
             finding = found("numerical_precision", text, values, strength=strength, step=step, where=where)
             return Seen(values, rule, [finding])
-    if half and (evidence.score < 0.97 or not np.isfinite(evidence.score)):
-        text = f"{len(half)} of {len(params)} parameters are {half[0]}: small updates are lost when they are added."
-        return Seen(values, rule, [found("numerical_precision", text, values, strength=0.8, where=half[0])])
+    if half and evidence.in_float32 is not None:
+        wide, at = evidence.in_float32, len(evidence.in_float32.losses)
+        narrow = float(np.mean(run.loss[:at][-max(3, at // 8) :]))
+        score = evidence.score_at(at)
+        values |= {
+            "loss in 16 bits": narrow,
+            "loss in 32 bits": wide.loss,
+            "score": score,
+            "score in 32 bits": wide.score,
+        }
+        better = not np.isfinite(narrow) or narrow - wide.loss > GAIN * (evidence.first_loss - wide.loss)
+        if better and not wide.score < score + POINTS:
+            text = (
+                f"{len(half)} of {len(params)} parameters are {half[0]}. After {at} steps the loss is {narrow:.3g}"
+                f"{_score(score)}; with parameters in float32 it is {wide.loss:.3g}{_score(wide.score)}."
+            )
+            return Seen(values, rule, [found("numerical_precision", text, values, strength=0.9, where=half[0])])
     return Seen(values, rule)
 
 
@@ -295,31 +356,42 @@ def batch_size(evidence: Evidence) -> Seen:
     plan = evidence.subject.plan
     batch = jax.eval_shape(lambda: plan.batch(plan.at(0)))
     size = min((leaf.shape[0] for leaf in jax.tree.leaves(batch) if leaf.ndim), default=0)
-    lower = max(gain(evidence, name) for name in ("rate x0.33", "rate x0.1", "rate x0.01", "rate x0.1 at the end"))
+    lower = max(gain(evidence, name) for name in LOWER)
     cosines = evidence.slopes.cosines
     values = {"batch size": size, "gain of a lower rate": lower, "cosine of neighbours": float(np.nanmedian(cosines))}
-    rule = "more than 4 examples in a batch, or a run that fits"
-    if not (0 < size <= 4 and (lower > 0 or poor(evidence))):
+    rule = "more than 4 examples in a batch, or gradients that agree and a run that fits"
+    if not (0 < size <= 4 and (lower > 0 or (poor(evidence) and values["cosine of neighbours"] < 0.3))):
         return Seen(values, rule)
     text = f"Each batch has {size} example{'s' * (size > 1)}; gradients of neighbouring batches have a cosine of "
     text += f"{values['cosine of neighbours']:.2f}."
     return Seen(values, rule, [found("batch_too_small", text, values, strength=0.92)])
 
 
+def moved(evidence: Evidence) -> tuple[float, float]:
+    """The distance of the last parameters from the first, and the size of the first."""
+    pairs = zip(*(jax.tree.leaves(params_of(state)) for state in (evidence.run.first, evidence.run.last)), strict=True)
+    distance = float(np.sqrt(sum(np.sum(np.square(np.asarray(new, np.float64) - old)) for old, new in pairs)))
+    return distance, float(np.sqrt(np.sum(evidence.slopes.param_norms[0] ** 2)))
+
+
+def stuck(evidence: Evidence) -> bool:
+    """Whether the parameters hardly move although there is a gradient, and the loss stays."""
+    distance, size = moved(evidence)
+    first, last = evidence.same_losses
+    steepness = float(np.median(np.sqrt(np.sum(evidence.slopes.mean_norms**2, axis=1))))
+    still = 0 < distance < 0.03 * size and first > 0 and last > 0.9 * first
+    return still and steepness > 1e-6 and poor(evidence)
+
+
 @check("parameters move")
 def movement(evidence: Evidence) -> Seen:
-    slopes = evidence.slopes
-    pairs = zip(*(jax.tree.leaves(params_of(state)) for state in (evidence.run.first, evidence.run.last)), strict=True)
-    moved = float(np.sqrt(sum(np.sum(np.square(np.asarray(new, np.float64) - old)) for old, new in pairs)))
-    size = float(np.sqrt(np.sum(slopes.param_norms[0] ** 2)))
-    steepness = float(np.median(np.sqrt(np.sum(slopes.mean_norms**2, axis=1))))
-    values = {"moved": moved, "size at the start": size, "gradient": steepness}
+    distance, size = moved(evidence)
+    values = {"moved": distance, "size at the start": size}
     rule = "parameters move by more than 3 % of their size, or the loss falls"
-    first, last = evidence.same_losses
-    still = last > 0.9 * first and np.isfinite(moved)
-    if not (still and size > 0 and 0 < moved < 0.03 * size and steepness > 1e-6 and poor(evidence)):
+    if not stuck(evidence):
         return Seen(values, rule)
-    text = f"The whole run moves the parameters by {moved / size:.2g} of their size; the loss falls from "
+    first, last = evidence.same_losses
+    text = f"The whole run moves the parameters by {distance / size:.2g} of their size; the loss falls from "
     text += f"{first:.3g} to {last:.3g}."
     return Seen(values, rule, [found("learning_rate_too_low", text, values, strength=0.8)])
 

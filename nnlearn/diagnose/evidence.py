@@ -11,16 +11,30 @@ import numpy as np
 from nnlearn.diagnose.examples import EXAMPLES, Data, as_data, some
 from nnlearn.diagnose.optimizer import Answer, ask
 from nnlearn.diagnose.plan import on_host, quick
-from nnlearn.diagnose.quality import quality
+from nnlearn.diagnose.probes import quality
 from nnlearn.diagnose.rerun import Record, leaf_names, rerun
-from nnlearn.diagnose.subject import Subject, Unknown
-from nnlearn.diagnose.variants import Variant, all_variants
+from nnlearn.diagnose.subject import Subject, Unknown, params_of
+from nnlearn.diagnose.variants import Variant, all_variants, wide_variant
 from nnlearn.programs.facts import Inspection, inspect_function
 from nnlearn.programs.taps import Activation, activations
 from nnlearn.tree import array_norm, global_norm
 from nnlearn.types import Params, PyTree
 
 BATCHES = 4  # consecutive batches whose gradients are compared at each snapshot
+
+
+class once(functools.cached_property):
+    """A property that is computed once, also if it fails: its error is raised again."""
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        failed = getattr(instance, "__dict__", {}).get(f"no {self.attrname}")
+        if failed is not None:
+            raise failed
+        try:
+            return super().__get__(instance, owner)
+        except Exception as error:
+            instance.__dict__[f"no {self.attrname}"] = error
+            raise
 
 
 class Slopes(NamedTuple):
@@ -51,12 +65,14 @@ class Slopes(NamedTuple):
     names: tuple[str, ...]
 
 
-class History(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class History:
     """The network at every snapshot, on some training and validation examples, in evaluation mode if possible.
 
     Attributes:
       train, validation: outputs, shape (times, n, ...); None without ``predict`` or validation data.
       train_targets, validation_targets: their targets.
+      kind: of the targets, as in ``Data``.
       train_loss, validation_loss: shape (times,); NaN where the loss cannot be computed.
     """
 
@@ -66,14 +82,15 @@ class History(NamedTuple):
     validation: np.ndarray | None
     validation_targets: Any
     validation_loss: np.ndarray
+    kind: str
 
-    @property
+    @functools.cached_property
     def train_scores(self) -> np.ndarray:
-        return _scores(self.train, self.train_targets, len(self.train_loss))
+        return _scores(self.train, self.train_targets, self.kind, len(self.train_loss))
 
-    @property
+    @functools.cached_property
     def validation_scores(self) -> np.ndarray:
-        return _scores(self.validation, self.validation_targets, len(self.train_loss))
+        return _scores(self.validation, self.validation_targets, self.kind, len(self.train_loss))
 
 
 @dataclasses.dataclass(eq=False)
@@ -82,34 +99,49 @@ class Evidence:
 
     subject: Subject
 
-    @functools.cached_property
+    @once
     def run(self) -> Record:
         """The run again, with its log and its snapshots."""
         return rerun(self.subject, self.subject.plan, self.subject.start())
 
-    @functools.cached_property
+    @once
     def slopes(self) -> Slopes:
         """Gradients on consecutive batches at every snapshot."""
         return _slopes(self.subject, self.run)
 
-    @functools.cached_property
+    @once
     def data(self) -> Data:
         """The training examples as plain arrays."""
-        return as_data(self.subject.inputs, self.subject.targets)
+        data = as_data(self.subject.inputs, self.subject.targets, self.subject.output_shape)
+        shape = self.subject.output_shape
+        if data.kind != "classes" or not shape or data.labels is None or data.labels.max() < np.prod(shape):
+            return data
+        # Outputs that are no scores of classes: of an ordinal loss, or an embedding.
+        named = np.prod(shape) == 1 or self.program.of_kind("softmax")
+        return data if named else data._replace(kind="none", labels=None)
 
-    @functools.cached_property
+    @property
+    def kind(self) -> str:
+        """The kind of the targets, as in ``Data``; ``"none"`` if they are not known."""
+        try:
+            return self.data.kind
+        except Unknown:
+            return "none"
+
+    @once
     def validation(self) -> Data:
         """The validation examples as plain arrays."""
         if self.subject.validation is None:
             raise Unknown("no validation data were given")
-        return as_data(*self.subject.validation)
+        data = as_data(*self.subject.validation, self.subject.output_shape)
+        return data._replace(kind="none", labels=None) if self.kind == "none" else data
 
-    @functools.cached_property
+    @once
     def history(self) -> History:
         """Outputs and losses of some training and validation examples at every snapshot."""
-        return _history(self.subject, self.run)
+        return _history(self.subject, self.run, self.kind)
 
-    @functools.cached_property
+    @once
     def activations(self) -> list[Activation]:
         """Activations of some training examples at the first, the middle and the last snapshot, in evaluation mode."""
         subject, states = self.subject, self.run.states
@@ -125,18 +157,19 @@ class Evidence:
 
         return jax.jit(jax.vmap(one), compiler_options=quick())(params, model_state)
 
-    @functools.cached_property
+    @once
     def program(self) -> Inspection:
         """What the program of the loss shows."""
         self.subject.need_loss()
         plan, state = self.subject.plan, self.run.last
         batch = jax.eval_shape(lambda: plan.batch(plan.at(0)))
         key = jax.random.key(0)
+        model_state = jax.tree.map(jnp.asarray, state.model_state)
         return inspect_function(
-            lambda params, batch: self.subject.loss(params, batch, key, state.model_state), params_of(state), batch
+            lambda params, batch: self.subject.loss(params, batch, key, model_state), params_of(state), batch
         )
 
-    @functools.cached_property
+    @once
     def first_loss(self) -> float:
         """The mean loss of the first batches before the first step."""
         try:
@@ -144,7 +177,7 @@ class Evidence:
         except Exception:  # a step of its own
             return float(self.run.loss[0])
 
-    @functools.cached_property
+    @once
     def same_losses(self) -> tuple[float, float]:
         """The loss at the start and at the end of the same examples, or else of the first and last batches."""
         try:
@@ -155,12 +188,12 @@ class Evidence:
             return float(losses[0]), float(losses[-1])
         return self.first_loss, self.last_loss
 
-    @functools.cached_property
+    @once
     def last_loss(self) -> float:
         """The mean loss of the last tenth of the steps."""
         return float(np.mean(self.run.loss[-max(1, self.subject.steps // 10) :]))
 
-    @functools.cached_property
+    @once
     def answer(self) -> Answer:
         """How the optimizer alone answers to constant gradients."""
         grads = self.slopes.grads
@@ -171,20 +204,22 @@ class Evidence:
             )
         return ask(self.subject, params_of(self.run.first), grads, self.subject.steps)
 
-    @functools.cached_property
+    @once
     def schedule(self) -> np.ndarray:
         """The learning rate of every step relative to the largest one: as recorded, or as the optimizer shows it."""
         rate = self.run.rate
         if rate is None:
             pace, coasting = self.answer.pace, self.answer.coasting
             keeps = coasting[1] / coasting[0] if coasting[0] > 1e-3 * pace[-1] > 0 else 0.0
+            if keeps > 0.999 and coasting[0] > 0.5 * pace[-1]:
+                pace = np.ones_like(pace)  # gradients that add up for ever; the schedule does not show
             if 0 < keeps < 1 and len(pace) > 1 and abs(pace[1] / max(pace[0], 1e-30) - (1 + keeps)) < 0.2:
                 pace = pace / (1 - keeps ** (1 + np.arange(len(pace))))  # momentum that builds up
             rate = np.concatenate([pace, np.full(self.subject.steps - len(pace), pace[-1])])
         top = np.max(np.abs(rate))
         return np.abs(rate) / top if np.isfinite(top) and top > 0 else np.ones(self.subject.steps)
 
-    @functools.cached_property
+    @once
     def variants(self) -> dict[str, Variant]:
         """Short runs with one thing changed."""
         return all_variants(
@@ -193,7 +228,22 @@ class Evidence:
             self.schedule,
             decays=abs(self.answer.drift) > 0,
             goes_on=bool(np.isfinite(self.last_loss)),
+            kind=self.kind,
         )
+
+    @once
+    def in_float32(self) -> Variant | None:
+        """The first half of the run with parameters and moments in float32; None if it cannot run."""
+        count = max(1, int(self.run.at[len(self.run.at) // 2]))
+        try:
+            return wide_variant(self.subject, self.run, count, self.kind)
+        except Exception:  # a program that fixes its types
+            return None
+
+    def score_at(self, step: int) -> float:
+        """The quality of the parameters on training examples at a snapshot; NaN if it cannot be judged."""
+        at = np.flatnonzero(self.run.at == step)
+        return self._score("train_scores", int(at[0])) if len(at) else float("nan")
 
     @property
     def score(self) -> float:
@@ -215,14 +265,6 @@ class Evidence:
             return float(getattr(self.history, name)[at])
         except Exception:  # outputs that cannot be judged
             return float("nan")
-
-
-def params_of(state: Any) -> Params:
-    """The parameters in a state; of a custom state its ``params`` if it has such, else the floating leaves."""
-    stored = state.stored
-    if isinstance(stored, dict) and "params" in stored:
-        return stored["params"]
-    return getattr(stored, "params", stored)
 
 
 def cosine(one: PyTree, other: PyTree) -> jax.Array:
@@ -291,13 +333,13 @@ def _cosines(one: PyTree, other: PyTree) -> np.ndarray:
     return np.divide(dots, sizes, out=np.zeros_like(sizes), where=sizes > 0)
 
 
-def _scores(outputs: Any, targets: Any, count: int) -> np.ndarray:
+def _scores(outputs: Any, targets: Any, kind: str, count: int) -> np.ndarray:
     if outputs is None or targets is None:
         return np.full(count, np.nan)
-    return np.array([quality(each, targets) for each in outputs])
+    return np.array([quality(each, targets, kind) for each in outputs])
 
 
-def _history(subject: Subject, run: Record) -> History:
+def _history(subject: Subject, run: Record, kind: str) -> History:
     train = some((subject.inputs, subject.targets), EXAMPLES)
     validation = None if subject.validation is None else some(tuple(subject.validation), EXAMPLES)
     parts = [train] if validation is None else [train, validation]
@@ -305,25 +347,29 @@ def _history(subject: Subject, run: Record) -> History:
     def losses(state, part, key):
         return subject.loss(params_of(state), subject.batch_of(*part), key, state.model_state)
 
-    def judge(function, *arguments):
-        """Whether a function can be traced."""
+    def works(function, state):
+        """Whether a function of a state can be traced."""
         try:
-            jax.eval_shape(function, *arguments)
+            jax.eval_shape(function, state)
             return True
         except Exception:
             return False
 
     first, key = run.first, jax.random.key(7)
-    keys = [each for each in (None, key) if judge(lambda key=each: losses(first, train, key))]
+    keys = [each for each in (None, key) if works(lambda state, key=each: losses(state, train, key), first)]
+
+    def outputs_of(state, part):
+        return subject.outputs(params_of(state), part[0], None, state.model_state)
+
     has_outputs = subject.predict is not None and all(
-        judge(lambda part=part: subject.outputs(params_of(first), part[0], None, first.model_state)) for part in parts
+        works(lambda state, part=part: outputs_of(state, part), first) for part in parts
     )
 
     def one(state):
         result = []
         for part in parts:
             loss = losses(state, part, keys[0]) if keys else jnp.full((), jnp.nan)
-            outputs = subject.outputs(params_of(state), part[0], None, state.model_state) if has_outputs else None
+            outputs = outputs_of(state, part) if has_outputs else None
             result.append((loss, outputs))
         return result
 
@@ -334,7 +380,7 @@ def _history(subject: Subject, run: Record) -> History:
     (train_loss, train_outputs), *others = found
     loss, outputs = others[0] if others else (np.full(len(train_loss), np.nan), None)
     targets = None if validation is None else validation[1]
-    return History(train_outputs, train[1], train_loss, outputs, targets, loss)
+    return History(train_outputs, train[1], train_loss, outputs, targets, loss, kind)
 
 
-__all__ = ["Evidence", "History", "Slopes", "params_of"]
+__all__ = ["Evidence", "History", "Slopes", "once"]

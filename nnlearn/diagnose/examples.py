@@ -17,8 +17,8 @@ class Data(NamedTuple):
     Attributes:
       inputs: floats of shape (n, features).
       targets: as given, shape (n, ...).
-      kind: ``"classes"`` (an integer per example), ``"one-hot"``, ``"sequence"`` (integers per position), ``"values"``
-        (floats) or ``"none"``.
+      kind: ``"classes"`` (a whole number per example), ``"one-hot"``, ``"labels"`` (several numbers 0 or 1),
+        ``"sequence"`` (whole numbers per position), ``"values"`` (other numbers) or ``"none"``.
       labels: the class of each example, or None.
     """
 
@@ -35,33 +35,44 @@ def some(tree: PyTree, count: int = EXAMPLES) -> PyTree:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], tree)
 
 
-def as_data(inputs: PyTree, targets: Any) -> Data:
-    """Examples as plain arrays; of several input arrays those with numbers, side by side."""
+def as_data(inputs: PyTree, targets: Any, shape: tuple[int, ...] | None = None) -> Data:
+    """Examples as plain arrays; of several input arrays those with numbers, side by side.
+
+    Args:
+      inputs, targets: of all examples.
+      shape: of the network's output for one example, if it is known: what whole numbers mean depends on it.
+
+    >>> counts = np.array([0, 3, 1, 3, 0, 1, 1, 0])
+    >>> as_data(counts, counts).kind, as_data(counts, counts, ()).kind, as_data(counts, counts > 1, ()).kind
+    ('classes', 'values', 'classes')
+    """
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(inputs)]
     numbers = [leaf for leaf in leaves if leaf.dtype.kind in "fiub" or leaf.dtype.name == "bfloat16"]
     flat = [leaf.reshape(len(leaf), -1).astype(np.float64) for leaf in numbers]
     if not flat:
         raise Unknown("the inputs are not arrays of numbers")
     wide = flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
-    if targets is None or not hasattr(targets, "shape"):
+    if targets is None or np.ndim(targets) == 0:
         return Data(wide, targets, "none", None)
     targets = np.asarray(targets)
-    if targets.dtype.kind in "iub":
-        if targets.ndim == 1 or (targets.ndim == 2 and targets.shape[1] == 1):
-            return Data(wide, targets, "classes", targets.reshape(-1).astype(np.int64))
-        return Data(wide, targets, "sequence", None)
-    targets = targets.astype(np.float64)
-    if targets.ndim == 2 and targets.shape[1] > 1 and _one_hot(targets):
+    whole = targets.dtype.kind in "iub"
+    if targets.size == len(targets):
+        kind = "classes" if _are_classes(targets.reshape(-1), whole, shape) else "values"
+        return Data(wide, targets, kind, targets.reshape(-1).astype(np.int64) if kind == "classes" else None)
+    binary = targets.ndim == 2 and bool(np.all((targets == 0) | (targets == 1)))
+    if binary and np.all(targets.sum(1) == 1) and (not whole or shape is None or len(shape) < 2):
         return Data(wide, targets, "one-hot", np.argmax(targets, -1))
-    values = np.unique(targets[:4096])
-    whole = len(values) <= 20 and np.all(values == np.round(values)) and len(values) < max(3, len(targets) // 8)
-    if targets.size == len(targets) and whole:
-        return Data(wide, targets, "classes", targets.reshape(-1).astype(np.int64))
-    return Data(wide, targets, "values", None)
+    if whole and (shape is None or np.prod(shape) != np.prod(targets.shape[1:])):
+        return Data(wide, targets, "sequence", None)
+    return Data(wide, targets.astype(np.float64), "labels" if binary else "values", None)
 
 
-def _one_hot(targets: np.ndarray) -> bool:
-    return bool(np.all((targets == 0) | (targets == 1)) and np.all(targets.sum(-1) == 1))
+def _are_classes(targets: np.ndarray, whole: bool, shape: tuple[int, ...] | None) -> bool:
+    """Whether numbers name classes: few different whole ones, and at most two for a network with one output."""
+    count = len(np.unique(targets))
+    one_output = shape is not None and np.prod(shape) == 1
+    most = 2 if one_output else len(targets) // 2 if whole else min(20, len(targets) // 8)
+    return count <= max(most, 2) and bool(np.all(targets == np.round(targets)))
 
 
 __all__ = ["EXAMPLES", "Data", "as_data", "some"]

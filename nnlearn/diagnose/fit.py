@@ -8,13 +8,13 @@ import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.data import learned_well
-from nnlearn.diagnose.evidence import Evidence, params_of
+from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.examples import some
 from nnlearn.diagnose.facts import Facts, facts_of
 from nnlearn.diagnose.pairs import same_shape_as_inputs
 from nnlearn.diagnose.probes import quality
 from nnlearn.diagnose.report import found
-from nnlearn.diagnose.subject import Unknown
+from nnlearn.diagnose.subject import Unknown, params_of
 
 
 @check("training examples are fitted")
@@ -23,7 +23,7 @@ def fitted(evidence: Evidence) -> Seen:
     facts = facts_of(evidence)
     if same_shape_as_inputs(facts):
         raise Unknown("the targets have the shape of the inputs, so ridge regression has no bottleneck")
-    reached, attainable = facts.reached, facts.attainable
+    reached, attainable = facts.fairly_reached, facts.attainable
     values = {"reached": reached, "simple predictors": attainable}
     rule = "not over 5 % below simple predictors"
     if reached >= attainable - 0.05:
@@ -52,16 +52,22 @@ def generalises(evidence: Evidence) -> Seen:
     on_train, on_validation = facts.reached, facts.reached_on_validation
     gap = on_train - on_validation
     values: dict[str, Any] = {"on training": on_train, "on validation": on_validation}
-    rule = "gap at most 15 % (values: 35 %), or 8 % with a validation loss above 1.3 times its minimum"
+    rule = "gap at most 15 % (values: 35 %), or 8 % with a validation loss above 1.3 times its minimum; or no harm"
     validation_curve = evidence.history.validation_loss
-    worse = 1.0
-    if np.all(np.isfinite(validation_curve)) and validation_curve.min() > 0:
+    worse, known = 1.0, bool(np.all(np.isfinite(validation_curve)))
+    if known and validation_curve.min() > 0:
         worse = float(validation_curve[-1] / validation_curve.min())
         values["last validation loss / smallest"] = worse
-    large, some_gap = (0.15, 0.08) if facts.is_classes or facts.data.kind == "sequence" else (0.35, 0.2)
+    elif known:  # a likelihood, which has no zero
+        fall = validation_curve[0] - validation_curve.min()
+        worse = 1 + float((validation_curve[-1] - validation_curve.min()) / max(fall, 1e-9))
+        values["1 + rise of the validation loss / its fall"] = worse
+    large, some_gap = (0.35, 0.2) if facts.data.kind == "values" else (0.15, 0.08)
     good = 0.7 if large == 0.15 else 0.6
     memorised = gap > large or (gap > some_gap and worse > 1.3)
     if on_train < good or not memorised:
+        return Seen(values, rule)
+    if known and worse < 1.1 and gap < 2 * large and facts.behind_on_validation < 0.02:  # nothing better is known
         return Seen(values, rule)
     text = f"The network reaches {on_train:.2f} on training examples, and {on_validation:.2f} on validation"
     step = None
@@ -115,7 +121,7 @@ def augmentation(evidence: Evidence) -> Seen:
     gap = float(losses.mean() - clean)
     if not np.isfinite(gap) or spread < 1e-4 * abs(losses.mean()):
         return Seen(values, rule)
-    behind = shortfall(facts)
+    behind = facts.shortfall
     values["below simple predictors"] = behind
     if gap > max(0.25, 0.8 * clean) and (behind > 0.01 or not learned_well(facts)):
         text = (
@@ -123,7 +129,7 @@ def augmentation(evidence: Evidence) -> Seen:
             "are: the network knows the examples, but not the changed ones."
         )
         strength = 0.8 if behind > 0.01 else 0.55
-    elif subject.key_mode == "never" and behind > 0.03 and facts.reached > 0.5 and changes_inputs(evidence):
+    elif gap > 0.3 * clean and behind > 0.03 and facts.reached > 0.5 and changes_inputs(evidence):
         text = (
             f"The loss changes examples at random, and with them the network is {behind:.2f} worse than nearest "
             "neighbours or ridge regression on the examples as they are."
@@ -141,15 +147,6 @@ def changes_inputs(evidence: Evidence) -> bool:
     return first is not None and first.kind == "random"
 
 
-def shortfall(facts: Facts) -> float:
-    """How much the network is worse than simple predictors: on validation if there is, else on training examples."""
-    behind = facts.attainable - facts.reached
-    try:
-        return max(behind, facts.attainable_on_validation - facts.reached_on_validation)
-    except Unknown:
-        return behind
-
-
 def plain_loss(facts: Facts, inputs: Any, targets: Any, keys: Any) -> tuple[float, float]:
     """The cross-entropy of ``predict``'s outputs, in training mode if it takes a key, and their accuracy."""
     labels = np.asarray(targets)
@@ -162,7 +159,7 @@ def plain_loss(facts: Facts, inputs: Any, targets: Any, keys: Any) -> tuple[floa
         logs = outputs - outputs.max(1, keepdims=True)
         logs -= np.log(np.exp(logs).sum(1, keepdims=True))
         losses.append(-np.mean(logs[np.arange(len(labels)), labels]))
-        accuracies.append(quality(outputs, labels, "classes") or 0.0)
+        accuracies.append(quality(outputs, labels, "classes"))
     return float(np.mean(losses)), float(np.mean(accuracies))
 
 

@@ -30,21 +30,23 @@ def preparation(evidence: Evidence) -> Seen:
     rule = f"not over {GAIN:g} and 40 % of the gap better after a usual change of the inputs"
     if on_validation >= reached - 0.03:
         return Seen(values, rule)
-    leaves = jax.tree.leaves(subject.inputs)
-    if len(leaves) != 1:
-        raise Unknown("there are several input arrays")
     inputs, targets = some(tuple(subject.validation))
-    array = np.asarray(jax.tree.leaves(inputs)[0], np.float64)
-    train = np.asarray(leaves[0], np.float64)
+    leaves, structure = jax.tree.flatten(inputs)
+    pairs = list(zip(*map(jax.tree.leaves, (subject.inputs, subject.validation[0])), strict=True))
     best, way = on_validation, ""
-    for name, change in preparations(train, np.asarray(jax.tree.leaves(subject.validation[0])[0], np.float64)):
-        changed = change(array).astype(np.float32)
-        score = quality(facts.evaluate(jax.tree.map(lambda _, x=changed: x, inputs)), targets, facts.data.kind)
-        if score is not None and score > best:
-            best, way = score, name
+    for at, (train, validation) in enumerate(pairs):
+        if np.asarray(train).dtype.kind != "f" and len(pairs) > 1:
+            continue
+        train, validation = np.asarray(train, np.float64), np.asarray(validation, np.float64)
+        for name, change in preparations(train, validation):
+            changed = [*leaves]
+            changed[at] = change(np.asarray(leaves[at], np.float64)).astype(np.float32)
+            score = quality(facts.evaluate(jax.tree.unflatten(structure, changed)), targets, facts.data.kind)
+            if score > best:
+                best, way = score, name
     values |= {"best after a change": best, "change": way}
     share = (best + on_validation) / 2
-    noise = 3 * np.sqrt(share * (1 - share) / len(array)) if facts.is_classes else 0.1
+    noise = 3 * np.sqrt(share * (1 - share) / len(targets)) if facts.is_classes else 0.1
     if best < on_validation + max(GAIN, noise, 0.4 * (reached - on_validation)):
         return Seen(values, rule)
     text = (

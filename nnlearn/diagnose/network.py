@@ -1,16 +1,23 @@
 """Checks of the network: frozen, symmetric and dead parts, saturation, initial scale, gradients from layer to layer."""
 
+import functools
+
 import jax
 import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
+from nnlearn.diagnose.data import learned_well
 from nnlearn.diagnose.dynamics import gain, poor
-from nnlearn.diagnose.evidence import Evidence, params_of
+from nnlearn.diagnose.evidence import Evidence
+from nnlearn.diagnose.examples import some
+from nnlearn.diagnose.facts import facts_of
+from nnlearn.diagnose.plan import quick
 from nnlearn.diagnose.report import Finding, found
-from nnlearn.diagnose.subject import Unknown
+from nnlearn.diagnose.subject import Unknown, params_of
 from nnlearn.programs.kinds import RECTIFIED, SMOOTH, SQUASHING
 
 DEAD = 0.9  # share of units
+HUGE = 10.0  # times the first loss with weights of unit scale
 
 
 @check("every parameter is trained")
@@ -19,9 +26,12 @@ def frozen(evidence: Evidence) -> Seen:
     moved, sloped = np.sum(slopes.change_norms, 0), np.max(np.nan_to_num(slopes.mean_norms), 0)
     still = [name for name, move, slope in zip(slopes.names, moved, sloped, strict=True) if move == 0 and slope > 0]
     values = {"parameters": len(slopes.names), "never changed": still}
-    rule = "every parameter with a gradient changes"
-    if not still or len(still) == len(slopes.names):
+    rule = "every parameter with a gradient changes, or it does no harm"
+    if not still or learned_well(facts_of(evidence)):
         return Seen(values, rule)
+    if not np.any(moved):
+        text = "No parameter ever changes, although there is a gradient: all updates are zero."
+        return Seen(values, rule, [found("frozen_parameters", text, values, strength=0.8)])
     text = f"{len(still)} of {len(slopes.names)} parameters have a gradient but never change: {', '.join(still[:4])}."
     return Seen(values, rule, [found("frozen_parameters", text, values, strength=0.95, where=still[0])])
 
@@ -105,6 +115,10 @@ def scale(evidence: Evidence) -> Seen:
             f"{spreads.max():.2g}. {_compared(evidence, 'inputs of unit scale')}"
         )
         findings.append(found("unnormalised_inputs", text, values, strength=0.85 + 0.1 * inputs))
+    start = float(evidence.variants["weights of unit scale"].losses[0])
+    huge = evidence.first_loss > HUGE * max(start, 0) > 0 and not far and poor(evidence)
+    if huge and weights == 0:
+        weights = 0.3
     if weights > 0:
         text = f"The first loss is {evidence.first_loss:.3g}. {_compared(evidence, 'weights of unit scale')}"
         findings.append(found("bad_initialisation", text, values, strength=0.75 + 0.15 * weights))
@@ -125,13 +139,16 @@ def fading(evidence: Evidence) -> Seen:
     matrices = [at for at, leaf in enumerate(jax.tree.leaves(params_of(evidence.run.first))) if np.ndim(leaf) >= 2]
     if len(matrices) < 3:
         raise Unknown("the network has fewer than three matrices")
+    ratios = []
+    for time in (0, len(slopes.leaf_norms) // 2):
+        relative = np.median(slopes.leaf_norms[time], axis=0) / np.maximum(slopes.param_norms[time], 1e-12)
+        ratios.append(float(relative[matrices].min() / max(relative[matrices].max(), 1e-30)))
     sizes = np.median(slopes.leaf_norms[0], axis=0) / np.maximum(slopes.param_norms[0], 1e-12)
     sizes = {slopes.names[at]: float(sizes[at]) for at in matrices}
     smallest, largest = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
-    ratio = sizes[smallest] / max(sizes[largest], 1e-30)
-    values = {"smallest": sizes[smallest], "largest": sizes[largest], "ratio": ratio}
-    rule = "gradients relative to their weights differ by less than 1,000 between the layers, at the start"
-    if not 0 < ratio < 1e-3 or not poor(evidence):
+    values = {"smallest": sizes[smallest], "largest": sizes[largest], "ratio": ratios[0], "ratio later": ratios[1]}
+    rule = "gradients relative to their weights differ by less than 1,000 between layers, at the start or halfway"
+    if not 0 < max(ratios) < 1e-3 or not poor(evidence):
         return Seen(values, rule)
     text = (
         f"At the start the gradient of {smallest} is {sizes[smallest]:.2g} of its weights, that of {largest} "
@@ -151,11 +168,68 @@ def exploding(evidence: Evidence) -> Seen:
     spikes = bool(top > 1e3 * max(middle, 1e-12)) or not np.all(finite)
     size = float(np.sqrt(np.sum(first.param_norms[0] ** 2)))
     huge = size > 0 and float(norms[0]) > 1e3 * size  # parameters that start at zero have no scale
+    scaled = evidence.variants["weights of unit scale"].losses[0]
+    huge = huge or (not finite[0] and bool(np.isfinite(scaled)))
     if not (huge or spikes) or not poor(evidence):
         return Seen(values, rule)
     step = int(np.nanargmax(np.where(finite, norms, -1)))
     text = f"The gradient norm is {norms[0]:.2g} at the start, {middle:.2g} in the median and {top:.2g} at step {step}."
+    if not huge and norms[0] < 30 * middle and not loops(evidence):  # calm until the steps overshot
+        return Seen(values, rule, [found("learning_rate_too_high", text, values, strength=0.65, step=step)])
     return Seen(values, rule, [found("exploding_gradients", text, values, strength=0.85 if huge else 0.6, step=step)])
+
+
+def loops(evidence: Evidence) -> bool:
+    """Whether the loss runs through time, so that gradients can grow there."""
+    plan, state = evidence.subject.plan, evidence.run.last
+    program = jax.make_jaxpr(
+        lambda params, batch, model_state: evidence.subject.loss(params, batch, jax.random.key(0), model_state)
+    )(params_of(state), jax.eval_shape(lambda: plan.batch(plan.at(0))), state.model_state)
+    return any(f" {name}[" in str(program) for name in ("scan", "while"))
+
+
+@check("early time steps reach the output")
+def through_time(evidence: Evidence) -> Seen:
+    """How much first outputs change with the first quarter of the time steps, and with the last one."""
+    subject, state = evidence.subject, evidence.run.first
+    subject.need_predict()
+    inputs = some(subject.inputs, 64)
+    leaves = jax.tree.leaves(inputs)
+    if not loops(evidence) or any(leaf.ndim < 2 or leaf.shape[:2] != leaves[0].shape[:2] for leaf in leaves):
+        raise Unknown("the network does not run through time")
+    length = leaves[0].shape[1]
+    if length < 8:
+        raise Unknown("there are fewer than 8 time steps")
+
+    def exchanged(span):
+        """The inputs with those of the next example in a span of time."""
+        return jax.tree.map(
+            lambda leaf: np.concatenate(
+                [leaf[:, : span[0]], np.roll(leaf, 1, 0)[:, slice(*span)], leaf[:, span[1] :]], 1
+            ),
+            inputs,
+        )
+
+    @functools.partial(jax.jit, compiler_options=quick())
+    def outputs(params, inputs, model_state):
+        result = subject.outputs(params, inputs, None, model_state)
+        return result[:, -1] if result.ndim > 2 and result.shape[1] == length else result
+
+    held = (params_of(state), inputs, state.model_state)
+    plain = np.asarray(outputs(*held), np.float64)
+    early, late = (
+        float(np.abs(np.asarray(outputs(held[0], exchanged(span), held[2])) - plain).mean())
+        for span in ((0, length // 4), (length - length // 4, length))
+    )
+    values = {"change with early inputs": early, "change with late inputs": late, "time steps": length}
+    rule = "the first quarter of the time steps changes the outputs by 0.1 % of what the last quarter does"
+    if not (late > 0 and early < 1e-3 * late and poor(evidence)):
+        return Seen(values, rule)
+    text = (
+        f"At the start, other inputs in the first quarter of {length} time steps change the outputs by {early:.2g}, "
+        f"in the last quarter by {late:.2g}: the signal and its gradient fade on their way through time."
+    )
+    return Seen(values, rule, [found("vanishing_gradients", text, values, strength=0.85, where="time", step=0)])
 
 
 @check("few examples are fitted by more than a linear network")
@@ -172,4 +246,4 @@ def linear(evidence: Evidence) -> Seen:
     return Seen(values, rule, [found("underfitting", text, values, strength=0.8)])
 
 
-CHECKS: tuple[NamedCheck, ...] = (linear, frozen, symmetry, dead, saturated, scale, fading, exploding)
+CHECKS: tuple[NamedCheck, ...] = (linear, frozen, symmetry, dead, saturated, scale, fading, through_time, exploding)

@@ -1,5 +1,7 @@
 """Checks of the network's outputs and the loss as functions: which formula it is, what it depends on."""
 
+import math
+import re
 from typing import Any
 
 import jax
@@ -7,11 +9,12 @@ import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.data import learned_well
-from nnlearn.diagnose.evidence import Evidence, params_of
+from nnlearn.diagnose.dynamics import LOWER, gain, poor
+from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.examples import some
 from nnlearn.diagnose.facts import Facts, facts_of
 from nnlearn.diagnose.report import found
-from nnlearn.diagnose.subject import Unknown
+from nnlearn.diagnose.subject import Unknown, params_of
 
 CLOSE = 0.01  # relative difference of two losses that are the same formula
 ROWS = 64
@@ -22,8 +25,8 @@ def log_softmax(values: np.ndarray, axis: int) -> np.ndarray:
     return values - np.log(np.exp(values).sum(axis, keepdims=True))
 
 
-def class_formulas(outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Losses that a program may compute from outputs of shape (n, classes)."""
+def class_formulas(outputs: np.ndarray, labels: np.ndarray, squashed: bool) -> dict[str, float]:
+    """Losses that a program may compute from outputs of shape (n, classes), which may always lie between 0 and 1."""
     rows = np.arange(len(labels))
 
     def entropy(logits, axis=-1):
@@ -35,22 +38,22 @@ def class_formulas(outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         "softmax twice": entropy(np.exp(log_softmax(outputs, -1))),
         "sigmoid before softmax": entropy(1 / (1 + np.exp(-outputs))),
     }
-    if outputs.min() >= 0 and np.allclose(outputs.sum(-1), 1, atol=1e-3):
+    if squashed and np.allclose(outputs.sum(-1), 1, atol=1e-3):
         likelihood = float(-np.mean(np.log(np.maximum(outputs[rows, labels], 1e-30))))
         formulas |= {"softmax twice": formulas["right"], "right": likelihood}
-    elif outputs.min() >= 0 and outputs.max() <= 1:
+    elif squashed:
         formulas |= {"sigmoid before softmax": formulas["right"], "right": np.nan}
     return formulas
 
 
-def binary_formulas(outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def binary_formulas(outputs: np.ndarray, labels: np.ndarray, squashed: bool) -> dict[str, float]:
     """Losses that a program may compute from one output per example and labels 0 and 1."""
 
     def entropy(logits):
         return float(np.mean(np.maximum(logits, 0) - logits * labels + np.log1p(np.exp(-np.abs(logits)))))
 
     formulas = {"right": entropy(outputs), "sigmoid twice": entropy(1 / (1 + np.exp(-outputs)))}
-    if outputs.min() >= 0 and outputs.max() <= 1:
+    if squashed:
         kept = np.clip(outputs, 1e-7, 1 - 1e-7)
         likelihood = float(-np.mean(labels * np.log(kept) + (1 - labels) * np.log(1 - kept)))
         formulas |= {"sigmoid twice": formulas["right"], "right": likelihood}
@@ -95,18 +98,22 @@ def formula(evidence: Evidence) -> Seen:
     targets = np.asarray(targets)
     if not (np.all(np.isfinite(outputs)) and np.isfinite(loss)):
         raise Unknown("outputs or loss are not finite")
+    every = np.asarray(evidence.history.train)  # at every snapshot, as a trained network's may lie there by chance
+    squashed = bool(np.nanmin(every) >= 0 and np.nanmax(every) <= 1)
     if facts.is_classes and outputs.ndim == 2 and outputs.shape[1] > 1 and len(outputs) == len(targets):
         labels = np.argmax(targets, -1) if targets.ndim == 2 and targets.shape[1] > 1 else targets.reshape(-1)
         labels = labels.astype(int)
         if labels.min() < 0 or labels.max() >= outputs.shape[1]:
             raise Unknown("the labels do not fit the outputs")
-        formulas = class_formulas(outputs, labels)
+        formulas = class_formulas(outputs, labels, squashed)
+        trivial = class_formulas(np.broadcast_to(outputs.mean(0), outputs.shape), labels, squashed)
     elif outputs.size == len(outputs) == targets.size:
         flat, values = outputs.reshape(-1), targets.reshape(-1).astype(np.float64)
-        formulas = value_formulas(flat, values)
+        formulas, trivial = value_formulas(flat, values), {}
         if facts.is_classes and set(np.unique(values)) <= {0.0, 1.0}:
             close = [name for name, value in formulas.items() if near(loss, value)]
-            formulas |= {} if close else binary_formulas(flat, values)
+            formulas |= {} if close else binary_formulas(flat, values, squashed)
+            trivial = {} if close else binary_formulas(np.full(len(flat), flat.mean()), values, squashed)
     else:
         raise Unknown("no formula is known for outputs and targets of these shapes")
     values = {"loss": loss, **formulas}
@@ -115,15 +122,16 @@ def formula(evidence: Evidence) -> Seen:
         return Seen(values, rule)
     findings = []
     for name, value in formulas.items():
-        if name in WRONG and near(loss, value) and abs(value) > 1e-6 and not learned_well(facts):
+        vague = near(value, trivial.get(name, np.nan), 3 * CLOSE)  # as good as a constant output gives
+        if name in WRONG and near(loss, value) and not vague and abs(value) > 1e-6 and not learned_well(facts):
             fault, words = WRONG[name]
             text = f"The loss of the trained network, {loss:.4g}, is that of {words}."
             findings.append(found(fault, text, values, strength=0.96, where="loss"))
     return Seen(values, rule, findings)
 
 
-def near(one: float, other: float) -> bool:
-    return bool(abs(one - other) <= CLOSE * abs(other) + 1e-9)
+def near(one: float, other: float, close: float = CLOSE) -> bool:
+    return bool(abs(one - other) <= close * abs(other) + 1e-9)
 
 
 @check("the outputs can take the values of the targets")
@@ -140,10 +148,11 @@ def reach_of_outputs(evidence: Evidence) -> Seen:
     if units == 1 and np.all(evidence.run.loss == 0) and facts.is_classes:
         text = "The loss is exactly 0 at every step, as a softmax of one unit gives."
         return Seen(values, rule, [found("loss_output_mismatch", text, values, strength=0.95, where="loss")])
-    if units == 1 and facts.is_classes and len(facts.classes) > 2 and np.asarray(targets).dtype.kind in "iu":
-        text = f"There are {len(facts.classes)} classes, but the network has a single output."
+    whole = np.asarray(targets).dtype.kind in "iu" and len(np.unique(targets)) <= len(targets) / 2
+    if units == 1 and whole and facts.data.kind == "values" and facts.short_of(0.1):
+        text = f"There are {len(np.unique(targets))} classes, but the network has a single output."
         return Seen(values, rule, [found("loss_output_mismatch", text, values, strength=0.8, where="outputs")])
-    if facts.data.kind != "values":
+    if facts.data.kind != "values" or not all_floating(inputs):
         return Seen(values, rule)
     wild = np.concatenate([outputs.reshape(-1), *(stretched(facts, inputs, by) for by in (30.0, -30.0, 1000.0))])
     wild = wild[np.isfinite(wild)]
@@ -151,8 +160,11 @@ def reach_of_outputs(evidence: Evidence) -> Seen:
         raise Unknown("the outputs are not finite")
     true = np.asarray(facts.data.targets, np.float64)
     low, high = float(wild.min()), float(wild.max())
-    beyond = float(np.mean((true < low - 0.02) | (true > high + 0.02)))
-    bounded = (low >= 0 or high <= 1.001) and (low >= -1.001)
+    above = true > high + 0.02 if high <= 1.001 else np.zeros(true.shape, bool)
+    beyond = float(np.mean((true < low - 0.02) | above))
+    every = np.asarray(evidence.history.train)
+    low_ever, high_ever = min(low, float(np.nanmin(every))), max(high, float(np.nanmax(every)))
+    bounded = (low_ever >= 0 or high_ever <= 1.001) and (low_ever >= -1.001)
     values |= {"smallest possible": low, "largest possible": high, "targets beyond": beyond}
     constant = np.ptp(wild) < 1e-6 and low != 0
     if beyond < 0.1 or not bounded or constant or learned_well(facts):
@@ -163,6 +175,10 @@ def reach_of_outputs(evidence: Evidence) -> Seen:
         words = f"stay between {low:.2g} and {high:.2g} for all inputs"
     text = f"The outputs {words}, but {beyond:.0%} of the targets are beyond."
     return Seen(values, rule, [found("loss_output_mismatch", text, values, strength=0.92, where="outputs")])
+
+
+def all_floating(inputs: Any) -> bool:
+    return all(np.asarray(leaf).dtype.kind == "f" for leaf in jax.tree.leaves(inputs))
 
 
 def stretched(facts: Facts, inputs: Any, factor: float) -> np.ndarray:
@@ -186,6 +202,8 @@ def reduction(evidence: Evidence) -> Seen:
     ratio = twice / once if abs(once) > 1e-9 and np.isfinite(once) else 1.0
     if abs(ratio - 2) > 0.1 or learned_well(facts):
         return Seen(values, rule)
+    if not poor(evidence) and max(gain(evidence, name) for name in LOWER) == 0:  # a rate that suits the sum
+        return Seen(values, rule)
     text = f"The loss of a batch is {once:.4g}, and {twice:.4g} if each example is in it twice: it is a sum."
     return Seen(values, rule, [found("wrong_axis_or_reduction", text, values, strength=0.75, where="loss")])
 
@@ -200,12 +218,15 @@ def evaluation_mode(evidence: Evidence) -> Seen:
     if subject.key_mode == "needed":
         raise Unknown("predict needs a key")
     inputs, _ = some((subject.inputs, subject.targets), ROWS)
-    if draws(lambda inputs: subject.outputs(params_of(state), inputs, None, state.model_state), inputs):
+    network = lambda params, inputs, model_state: subject.outputs(params, inputs, None, model_state)  # noqa: E731
+    halves = jax.tree.map(lambda leaf: leaf[: len(leaf) // 2], inputs)
+    counts = [drawn(network, params_of(state), part, state.model_state) for part in (inputs, halves)]
+    if counts[0] > counts[1]:  # not the same random features for every example
         text = "predict draws random numbers although it gets no key: dropout or noise is on."
         return Seen({"random": True}, "", [found("evaluation_in_training_mode", text, strength=0.95, where="predict")])
     size = jax.tree.leaves(subject.plan.batches([0]))[0].shape[1]
     whole = facts.evaluate(inputs)
-    half = facts.evaluate(jax.tree.map(lambda leaf: leaf[: len(leaf) // 2], inputs))
+    half = facts.evaluate(halves)
     if whole.ndim == 0 or len(whole) != len(jax.tree.leaves(inputs)[0]):
         raise Unknown("predict gives no output per example")
     change = float(np.abs(whole[: len(half)] - half).mean() / (np.std(whole) + 1e-12))
@@ -224,14 +245,16 @@ def evaluation_mode(evidence: Evidence) -> Seen:
     return Seen(values, rule, [found("evaluation_in_training_mode", text, values, strength=0.75, where="predict")])
 
 
-def draws(function: Any, *arguments: Any) -> bool:
-    """Whether a function draws random numbers.
+def drawn(function: Any, *arguments: Any) -> int:
+    """How many random numbers a function draws.
 
     >>> import jax.numpy as jnp
-    >>> draws(lambda x: x + jax.random.normal(jax.random.key(0), x.shape), jnp.zeros(2)), draws(jnp.sin, jnp.zeros(2))
-    (True, False)
+    >>> drawn(lambda x: x + jax.random.normal(jax.random.key(0), x.shape), jnp.zeros(2)), drawn(jnp.sin, jnp.zeros(2))
+    (2, 0)
     """
-    return any(f" {name}" in str(jax.make_jaxpr(function)(*arguments)) for name in RANDOM)
+    text = str(jax.make_jaxpr(function)(*arguments))
+    shapes = re.findall(rf":\w+\[([\d,]*)\] = (?:{'|'.join(RANDOM)})\b", text)
+    return sum(math.prod(int(size) for size in shape.split(",") if size) for shape in shapes)
 
 
 CHECKS: tuple[NamedCheck, ...] = (formula, reach_of_outputs, reduction, evaluation_mode)

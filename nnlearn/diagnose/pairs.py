@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
+from nnlearn.diagnose.dynamics import stuck
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.examples import Data
 from nnlearn.diagnose.facts import Facts, facts_of
@@ -48,14 +49,24 @@ def alignment(evidence: Evidence) -> Seen:
     text = f"The training targets do not depend on their inputs (correlation {reached:.2f}, shuffled {mean:.2f})"
     if on_validation > mean + max(6 * deviation, 0.1):
         text += f", but those of validation do ({on_validation:.2f})."
-        return Seen(values, rule, [found(name, text, values, strength=0.95, where="training targets")])
+        partly = reached > mean + 2.5 * deviation  # a share of the targets is right
+        findings = [found(name, text, values, strength=0.5 if partly else 0.95, where="training targets")]
+        if partly:
+            findings.append(found("label_noise", text, values, strength=0.9, where="training labels"))
+        return Seen(values, rule, findings)
+    if stuck(evidence):
+        raise Unknown("simple predictors do not know the targets, and the network hardly moved")
     try:
-        useful = facts.reached_on_validation - facts.guessing
+        others = [each.validation_score for each in evidence.variants.values()]
+        useful = float(np.nanmax([facts.reached_on_validation, *others])) - facts.guessing
     except Unknown:
         useful = np.nan
     values["network on validation, above guessing"] = useful
     if useful > 0.07:
         return Seen(values, rule)
+    first, last = evidence.same_losses
+    if np.isnan(useful) and last < first - 0.3 * abs(first):
+        raise Unknown("simple predictors do not know the targets, and whether the network does is not known")
     text += ", and the network does not do better than guessing on validation." if np.isfinite(useful) else "."
     return Seen(values, rule, [found(name, text, values, strength=0.8, where=where)])
 
@@ -63,7 +74,8 @@ def alignment(evidence: Evidence) -> Seen:
 def same_shape_as_inputs(facts: Facts) -> bool:
     """An autoencoder, or a network for sequences of values."""
     targets = np.asarray(facts.data.targets)
-    return facts.data.kind == "values" and targets.size >= facts.data.inputs.size and targets.size > len(targets)
+    numbers = facts.data.kind in ("values", "labels")
+    return numbers and targets.size >= facts.data.inputs.size and targets.size > len(targets)
 
 
 def moved_targets(facts: Facts, shift: int) -> np.ndarray:
@@ -201,8 +213,8 @@ def view_score(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]
     weights = ridge(first, first, 0.1).weights
     random = np.random.default_rng(6)
     shuffled = [second[random.permutation(len(second))] for _ in range(5)]
-    chance = [scores(weights @ each, each, False) for each in shuffled]
-    return scores(weights @ second, second, False), float(np.mean(chance)), float(np.std(chance))
+    chance = [scores(weights @ each, each, "values") for each in shuffled]
+    return scores(weights @ second, second, "values"), float(np.mean(chance)), float(np.std(chance))
 
 
 @check("labels agree with those of similar examples")
@@ -218,7 +230,8 @@ def label_noise(evidence: Evidence) -> Seen:
     try:
         clean = facts.attainable_on_validation
         values["predictable on validation"] = clean
-        gap = clean - facts.attainable
+        balanced = not facts.is_classes or facts.targets.mean(0).max() <= 0.7  # else few examples decide
+        gap = clean - facts.attainable if balanced else 0.0
         count = min(len(facts.rows), len(facts.validation_rows))
         if gap > max(0.15, 4 * 0.5 / np.sqrt(count)) and clean > 0.5:
             text = (
@@ -233,7 +246,11 @@ def label_noise(evidence: Evidence) -> Seen:
     if not findings and facts.is_classes and len(facts.classes) >= 3:
         contradicted, evenness = contradictions(facts)
         values |= {"contradicted": contradicted, "evenness": evenness}
-        if contradicted > 0.25 and evenness > 0.85:
+        try:  # a network that is right more often than its neighbours agree shows that these are wrong
+            right = facts.reached_on_validation
+        except Unknown:
+            right = 0.0
+        if contradicted > 0.25 and evenness > 0.85 and right < 1 - 0.8 * contradicted:
             text = (
                 f"The neighbours of {contradicted:.0%} of the examples agree on another class than their label, and "
                 "the wrong labels are spread over all classes: many labels are random."

@@ -12,12 +12,12 @@ import numpy as np
 from nnlearn.checks import as_key
 from nnlearn.diagnose import data, held_out, program
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
-from nnlearn.diagnose.evidence import Evidence, params_of
+from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.plan import on_host, quick
 from nnlearn.diagnose.ranking import rank
 from nnlearn.diagnose.report import Report, found
 from nnlearn.diagnose.rerun import Record, leaf_names
-from nnlearn.diagnose.subject import Subject, Unknown
+from nnlearn.diagnose.subject import Subject, Unknown, params_of
 from nnlearn.train.run import Train
 from nnlearn.types import Key, PyTree
 

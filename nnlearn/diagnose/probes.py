@@ -75,14 +75,18 @@ def _ridge_weights(queries, examples, strength):
     return queries @ examples.T @ np.linalg.inv(gram + strength * len(gram) * np.eye(len(gram)))
 
 
-def scores(predictions: np.ndarray, targets: np.ndarray, classes: bool) -> float:
-    """Accuracy for one-hot targets (see ``accuracy``), else the explained share of the variance, at least -1.
+def scores(predictions: np.ndarray, targets: np.ndarray, kind: str) -> float:
+    """Accuracy of the largest column for classes and of each column for labels (see ``accuracy``), else the explained
+    share of the variance, at least -1.
 
-    >>> scores(np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([[1, 0], [1, 0]]), True)
+    >>> scores(np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([[1, 0], [1, 0]]), "one-hot")
     0.5
     """
-    if classes:
+    if kind in ("classes", "one-hot"):
         return accuracy(np.argmax(predictions, -1), np.argmax(targets, -1))
+    if kind == "labels":
+        columns = zip((predictions > 0.5).T, (targets > 0.5).T, strict=True)
+        return float(np.mean([accuracy(said, true) for said, true in columns]))
     total = np.sum((targets - targets.mean(0)) ** 2)
     return float(max(1 - np.sum((predictions - targets) ** 2) / total, -1.0)) if total > 0 else 0.0
 
@@ -135,7 +139,7 @@ def area_under_curve(values: np.ndarray, positive: np.ndarray) -> np.ndarray:
     return np.maximum(area, 1 - area)
 
 
-def quality(outputs: np.ndarray, targets: np.ndarray, kind: str) -> float | None:
+def quality(outputs: np.ndarray, targets: np.ndarray, kind: str) -> float:
     """How good the outputs of a network are: accuracy for classes, the explained share of the variance for values.
 
     Args:
@@ -144,35 +148,42 @@ def quality(outputs: np.ndarray, targets: np.ndarray, kind: str) -> float | None
       kind: as in ``Data``.
 
     Returns:
-      A number up to 1, or None if the outputs do not fit the targets.
+      A number up to 1; NaN if the outputs do not fit the targets, 0 if an output is not finite.
 
     >>> quality(np.array([[2.0, 1.0], [0.0, 3.0]]), np.array([0, 1]), "classes")
     1.0
+    >>> quality(np.array([1.0, 3.0]), np.array([1.0, 2.0]), "values")
+    -1.0
     """
     outputs, targets = np.asarray(outputs, np.float64), np.asarray(targets)
     if not np.all(np.isfinite(outputs)):
         return 0.0
     if kind in ("classes", "sequence"):
-        if outputs.ndim == targets.ndim + 1 and outputs.shape[:-1] == targets.shape and outputs.shape[-1] > 1:
-            return accuracy(np.argmax(outputs, -1), targets)
+        flat = targets.reshape(len(targets)) if kind == "classes" and targets.size == len(targets) else targets
+        if outputs.ndim == flat.ndim + 1 and outputs.shape[:-1] == flat.shape and outputs.shape[-1] > 1:
+            return accuracy(np.argmax(outputs, -1), flat)
         if kind == "classes" and outputs.size == targets.size:
-            return accuracy(said_yes(outputs), targets.reshape(-1) > np.min(targets))
-        if kind == "classes" and outputs.ndim == 2 and outputs.shape[0] == targets.size:
-            return accuracy(np.argmax(outputs, -1), targets.reshape(-1))
-        return None
-    if kind == "one-hot" and outputs.shape == targets.shape:
-        return accuracy(np.argmax(outputs, -1), np.argmax(targets, -1))
-    if kind == "values" and outputs.size == targets.size:
-        outputs, targets = outputs.reshape(len(outputs), -1), targets.reshape(len(targets), -1).astype(np.float64)
-        return scores(outputs, targets, False)
-    return None
+            true = flat > np.min(flat)
+            return accuracy(said_yes(outputs, true), true)
+    elif outputs.size == targets.size:
+        outputs, targets = outputs.reshape(len(targets), -1), targets.reshape(len(targets), -1)
+        if kind == "labels":
+            outputs = said_yes(outputs, targets > 0.5)
+        return scores(outputs, targets.astype(np.float64), kind)
+    return float("nan")
 
 
-def said_yes(outputs: np.ndarray) -> np.ndarray:
-    """The decisions of a single output: above 0.5 if all outputs are probabilities, else above 0."""
-    outputs = np.asarray(outputs, np.float64).reshape(-1)
-    probabilities = outputs.min() >= 0 and outputs.max() <= 1
-    return outputs > (0.5 if probabilities else 0.0)
+def said_yes(outputs: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """The yes or no of outputs: above 0.5 or above 0, whichever is right more often.
+
+    Logits and signed targets change at 0, probabilities and regressions of 0 and 1 at 0.5.
+
+    >>> said_yes(np.array([0.1, 0.8]), np.array([False, True]))
+    array([False,  True])
+    """
+    outputs = np.asarray(outputs, np.float64).reshape(np.shape(true))
+    ways = (outputs > 0.5, outputs > 0.0)
+    return max(ways, key=lambda said: float(np.mean(said == true)))
 
 
 __all__ = [

@@ -13,7 +13,7 @@ from optax import GradientTransformation, chain, with_extra_args_support
 from nnlearn.calls import hand
 from nnlearn.data import MaskedBatch, example_count
 from nnlearn.diagnose.subject import Subject, Unknown, map_parts
-from nnlearn.diagnose.variants import with_decay
+from nnlearn.diagnose.variants import rescaled, with_decay
 from nnlearn.optimizers import adamw
 from nnlearn.schedules import warmup_cosine_decay_schedule
 from nnlearn.settings import Made
@@ -102,26 +102,11 @@ def initial_scale(subject: Subject, gain: Any) -> Changed:
     """Matrices drawn with variance ``gain / inputs``; vectors start as they are."""
     init = subject.train.init
 
-    def rescaled(key, hparams):
+    def scaled(key, hparams):
         params = hand(init, key, hparams=hparams) if is_function(init) else init
-        leaves, structure = jax.tree.flatten(params)
-        new = [_rescaled(leaf, jax.random.fold_in(key, at), gain) for at, leaf in enumerate(leaves)]
-        return jax.tree.unflatten(structure, new)
+        return rescaled(params, key, gain)
 
-    return Changed(dataclasses.replace(subject.train, init=rescaled), subject.hparams, subject.predict)
-
-
-def _rescaled(leaf: Any, key: Any, gain: Any) -> jax.Array:
-    leaf = jnp.asarray(leaf)
-    if leaf.ndim < 2 or not jnp.issubdtype(leaf.dtype, jnp.floating):
-        return leaf
-    inputs = float(np.prod(leaf.shape[:-1]))
-    values = leaf.astype(jnp.float32)
-    spread = jnp.std(values)
-    drawn = jnp.where(
-        spread > 1e-8, (values - jnp.mean(values)) / jnp.maximum(spread, 1e-8), jax.random.normal(key, leaf.shape)
-    )
-    return (drawn * jnp.sqrt(gain / inputs)).astype(leaf.dtype)
+    return Changed(dataclasses.replace(subject.train, init=scaled), subject.hparams, subject.predict)
 
 
 def zero_biases(subject: Subject, gain: Any) -> Changed:

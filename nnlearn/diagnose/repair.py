@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.checks import as_key, check_count
-from nnlearn.diagnose.evidence import params_of
 from nnlearn.diagnose.examples import as_data
 from nnlearn.diagnose.probes import quality
 from nnlearn.diagnose.remedies import REMEDIES, Changed, Remedy
 from nnlearn.diagnose.report import Report
-from nnlearn.diagnose.subject import Subject, Unknown
+from nnlearn.diagnose.subject import Subject, Unknown, params_of
 from nnlearn.train.run import Train
 from nnlearn.train.stopping import check_mode
 from nnlearn.types import Key, PyTree
@@ -220,9 +219,9 @@ def _scores(subject: Subject, remedy: Remedy, keys: jax.Array) -> np.ndarray:
 
 
 def _qualities(outputs: np.ndarray, inputs: Any, targets: Any) -> np.ndarray | None:
-    kind = as_data(inputs, targets).kind
-    found = [[quality(each, targets, kind) for each in row] for row in outputs]
-    return None if any(each is None for row in found for each in row) else np.array(found, np.float64)
+    kind = as_data(inputs, targets, outputs.shape[3:]).kind
+    found = np.array([[quality(each, targets, kind) for each in row] for row in outputs])
+    return None if np.any(np.isnan(found)) else found
 
 
 __all__ = ["Repair", "Trial", "repair"]

@@ -14,7 +14,7 @@ from nnlearn.calls import asks_for, hand
 from nnlearn.checks import as_key
 from nnlearn.data import MaskedBatch, example_count
 from nnlearn.diagnose.plan import Plan, make_plan, quick
-from nnlearn.train.custom_step import lift_step, made_step
+from nnlearn.train.custom_step import is_carried, lift_step, made_step
 from nnlearn.train.loop import Run
 from nnlearn.train.run import Train, made_tx
 from nnlearn.train.state import TrainState
@@ -183,7 +183,25 @@ class Subject:
             return "never"
         if len(parameters) < 3:
             return "never"
-        return "needed" if parameters[2].default is inspect.Parameter.empty else "optional"
+        default = parameters[2].default
+        if default is inspect.Parameter.empty:
+            return "needed"
+        is_key = default is None or isinstance(default, jax.Array)  # otherwise an option, such as train=False
+        return "optional" if is_key else "never"
+
+    @functools.cached_property
+    def output_shape(self) -> tuple[int, ...] | None:
+        """The shape of ``predict``'s output for one example, or None if it is not known."""
+        try:
+            inputs = jax.tree.map(lambda leaf: np.asarray(leaf)[:2], self.inputs)
+            state = self.start().state
+            key = None if self.key_mode != "needed" else jax.random.key(0)
+            outputs = jax.eval_shape(
+                lambda state, inputs: self.outputs(params_of(state), inputs, key, state.model_state), state, inputs
+            )
+            return tuple(outputs.shape[1:]) if outputs.shape[0] == 2 else None
+        except Exception:  # no predict, or an odd one
+            return None
 
     def outputs(self, params: Params, inputs: PyTree, key: Key | None = None, model_state: PyTree = None) -> Any:
         """The outputs of ``predict``, in training mode if there is a key.
@@ -201,6 +219,14 @@ class Subject:
         else:
             result = predict(params, inputs, *arguments)
         return result[0] if isinstance(result, tuple) else result
+
+
+def params_of(state: Any) -> Params:
+    """The parameters in a state; of a custom state its ``params`` if it has such, else all of it."""
+    if isinstance(state, TrainState) and not is_carried(state):
+        return state.params
+    own = state.stored if isinstance(state, TrainState) else state
+    return own["params"] if isinstance(own, dict) and "params" in own else getattr(own, "params", own)
 
 
 def parts_of(examples: Batch) -> tuple[Any, Any]:
@@ -264,4 +290,4 @@ def map_parts(batch: Any, inputs: Callable[[Any], Any], targets: Callable[[Any],
     return with_parts(batch, inputs(given), targets(wanted))
 
 
-__all__ = ["Subject", "Unknown", "map_parts", "parts_of", "with_parts"]
+__all__ = ["Subject", "Unknown", "map_parts", "params_of", "parts_of", "with_parts"]

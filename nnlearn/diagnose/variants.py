@@ -8,12 +8,13 @@ import numpy as np
 from optax import with_extra_args_support
 
 from nnlearn.diagnose.examples import some
-from nnlearn.diagnose.quality import quality
+from nnlearn.diagnose.plan import on_host, quick
+from nnlearn.diagnose.probes import quality
 from nnlearn.diagnose.rerun import Record
 from nnlearn.diagnose.subject import Subject, Unknown, map_parts, with_parts
 from nnlearn.train.state import TrainState
 from nnlearn.train.step import make_step
-from nnlearn.types import Batch, GradientTransformation, PyTree
+from nnlearn.types import Batch, GradientTransformation, Key, Params, PyTree
 
 SHARE = 0.13  # of the run's steps, so that all variants cost about one and a half runs
 FEWEST = 40
@@ -63,7 +64,7 @@ def run_variants(
     changes: Change,
     count: int,
     examples: list[tuple[Any, Any]],
-    tx: GradientTransformation | None = None,
+    kind: str,
 ) -> dict[str, Variant]:
     """Run variants of a subject from their own first states.
 
@@ -73,10 +74,10 @@ def run_variants(
       starts, changes: stacked over the variants; states without keys.
       count: the number of steps.
       examples: ``(inputs, targets)`` of training and of validation to judge the network on, as far as there are.
-      tx: another optimizer in place of the run's own.
+      kind: of the targets, as in ``Data``.
     """
     subject.need_loss()
-    plan, tx = subject.plan, with_extra_args_support(subject.tx if tx is None else tx)
+    plan, tx = subject.plan, with_extra_args_support(subject.tx)
     options = subject.train.options
 
     def one_step(state, change, pace, batch, key):
@@ -98,7 +99,7 @@ def run_variants(
 
     states, losses = program(starts, changes, plan.at(slice(count)), subject.keys[:count], plan.examples)
     losses = np.asarray(losses, np.float64).T
-    judged = [_scores(subject, states, changes, each, len(names)) for each in examples]
+    judged = [_scores(subject, states, changes, each, kind) for each in examples]
     judged += [[float("nan")] * len(names)] * (2 - len(judged))
     tail = max(3, count // 8)
     return {
@@ -107,7 +108,7 @@ def run_variants(
     }
 
 
-def _scores(subject: Subject, states: Any, changes: Change, examples: Any, count: int) -> list[float]:
+def _scores(subject: Subject, states: Any, changes: Change, examples: Any, kind: str) -> list[float]:
     inputs, targets = examples
 
     def predict(state, change):
@@ -116,9 +117,9 @@ def _scores(subject: Subject, states: Any, changes: Change, examples: Any, count
 
     try:
         outputs = np.asarray(jax.jit(jax.vmap(predict))(states, changes))
-        return [quality(each, targets) for each in outputs]
+        return [quality(each, targets, kind) for each in outputs]
     except Exception:  # a network that is not judged; the losses remain
-        return [float("nan")] * count
+        return [float("nan")] * len(changes.pace)
 
 
 def with_decay(tx: Any, decay: Any) -> GradientTransformation:
@@ -174,7 +175,7 @@ RATES = {"rate x0.01": 0.01, "rate x0.1": 0.1, "rate x0.33": 0.33, "rate x3": 3.
 
 
 def all_variants(
-    subject: Subject, run: Record, schedule: np.ndarray, *, decays: bool, goes_on: bool
+    subject: Subject, run: Record, schedule: np.ndarray, *, decays: bool, goes_on: bool, kind: str
 ) -> dict[str, Variant]:
     """Other rates, the schedule held, no decay, a tenth of the rate at the end, inputs and weights of unit scale.
 
@@ -183,6 +184,7 @@ def all_variants(
       schedule: the learning rate of every step relative to the largest one.
       decays: whether the optimizer has weight decay.
       goes_on: whether the run's last state can be continued.
+      kind: of the targets, as in ``Data``.
     """
     first, last = run.first, run.last
     count = length(subject.steps)
@@ -192,6 +194,8 @@ def all_variants(
         shift, scale = [], []
     same = ([np.zeros_like(each) for each in shift], [np.ones_like(each) for each in scale])
     flat = np.ones(count)
+    scaled = on_host(jax.jit(rescaled, compiler_options=quick())(first.stored, jax.random.key(0)))
+    scaled = first._replace(stored=scaled)
     plan: list[tuple[str, Any, Any, float, Any]] = [
         (name, first, factor * flat, 1.0, same) for name, factor in RATES.items()
     ]
@@ -202,15 +206,27 @@ def all_variants(
         plan.append(("no decay", first, flat, 0.0, same))
     if goes_on:
         plan.append(("rate x0.1 at the end", last, 0.1 * flat, 1.0, same))
-    plan.append(("weights of unit scale", _rescaled(first), flat, 1.0, same))
+    plan.append(("weights of unit scale", scaled, flat, 1.0, same))
     if shift:
         plan.append(("inputs of unit scale", first, flat, 1.0, (shift, scale)))
-        plan.append(("both of unit scale", _rescaled(first), flat, 1.0, (shift, scale)))
+        plan.append(("both of unit scale", scaled, flat, 1.0, (shift, scale)))
     stacked = [
         jax.tree.map(lambda *leaves: np.stack(leaves), *(each[column] for each in plan)) for column in (1, 2, 3, 4)
     ]
     changes = Change(stacked[1].astype(np.float32), stacked[2].astype(np.float32), *stacked[3])
-    return run_variants(subject, [each[0] for each in plan], stacked[0], changes, count, _judged(subject))
+    return run_variants(subject, [each[0] for each in plan], stacked[0], changes, count, _judged(subject), kind)
+
+
+def wide_variant(subject: Subject, run: Record, count: int, kind: str) -> Variant:
+    """The first ``count`` steps of the run with 16-bit parameters and moments in float32."""
+
+    def wide(leaf):
+        half = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize == 2
+        return leaf[None].astype(np.float32) if half else leaf[None]
+
+    change = Change(np.ones((1, count), np.float32), np.ones(1, np.float32), [], [])
+    starts = jax.tree.map(wide, run.first)
+    return run_variants(subject, ["float32"], starts, change, count, _judged(subject), kind)["float32"]
 
 
 def _judged(subject: Subject) -> list[tuple[Any, Any]]:
@@ -227,18 +243,20 @@ def _judged(subject: Subject) -> list[tuple[Any, Any]]:
         return []
 
 
-def _rescaled(state: Any) -> Any:
-    """A state whose matrices have the scale of He's initialisation; zeros become random."""
+def rescaled(params: Params, key: Key, gain: Any = 2.0) -> Params:
+    """Parameters whose matrices have variance ``gain / inputs``; matrices of equal numbers become random."""
 
-    def one(number, leaf):
-        if leaf.ndim < 2:
+    def one(at, leaf):
+        leaf = jnp.asarray(leaf)
+        if leaf.ndim < 2 or not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
-        wanted, spread = np.sqrt(2 / np.prod(leaf.shape[:-1])), np.std(leaf.astype(np.float64))
-        drawn = (leaf - np.mean(leaf)) / spread if spread > 0 else np.random.default_rng(number).normal(size=leaf.shape)
-        return (wanted * drawn).astype(leaf.dtype)
+        values = leaf.astype(jnp.float32)
+        spread, drawn = jnp.std(values), jax.random.normal(jax.random.fold_in(key, at), leaf.shape)
+        drawn = jnp.where(spread > 1e-8, (values - jnp.mean(values)) / jnp.maximum(spread, 1e-8), drawn)
+        return (drawn * jnp.sqrt(gain / np.prod(leaf.shape[:-1]))).astype(leaf.dtype)
 
-    leaves, structure = jax.tree.flatten(state.stored)
-    return state._replace(stored=jax.tree.unflatten(structure, [one(at, leaf) for at, leaf in enumerate(leaves)]))
+    leaves, structure = jax.tree.flatten(params)
+    return jax.tree.unflatten(structure, [one(at, leaf) for at, leaf in enumerate(leaves)])
 
 
-__all__ = ["RATES", "Variant", "all_variants", "with_decay"]
+__all__ = ["RATES", "Variant", "all_variants", "rescaled", "wide_variant", "with_decay"]

@@ -19,7 +19,7 @@ from nnlearn.packing import Packed, unpack
 from nnlearn.sharding.axes import beside, deal_rows
 from nnlearn.sums import long_sum
 from nnlearn.tree import compute_dtype, global_norm, path_name, safe_divide
-from nnlearn.types import Batch, Grads, Key, LossFn, Params, PyTree, Scalar
+from nnlearn.types import Batch, DTypeLike, Grads, Key, LossFn, Params, PyTree, Scalar
 
 
 class Outcome(NamedTuple):
@@ -112,6 +112,7 @@ def make_gradient(
     microbatches: int,
     batch_weight: Callable[[Batch], Scalar] | None,
     value_and_grad: Callable[..., Any] | None,
+    reduce_dtype: DTypeLike | None = None,
 ) -> Callable[..., Outcome]:
     """``gradient(stored, batch, key, model_state, scale, hparams) -> Outcome``; the arguments are ``make_step``'s.
 
@@ -144,7 +145,7 @@ def make_gradient(
         else:
             sums, grads, squares, counts = _accumulate(differentiate, params, parts, axis_name)
         if axis_name is not None:
-            sums, grads = _sum_over_devices(sums, grads, axis_name)
+            sums, grads = _sum_over_devices(sums, grads, axis_name, reduce_dtype)
         loss, aux, state = sums.loss, sums.aux, sums.state
         if not whole:
             totals = loss, aux, state.means, grads
@@ -248,10 +249,12 @@ def _weighted_tree(tree: PyTree, weight: Any) -> PyTree:
     return tree if isinstance(weight, int) else jax.tree.map(lambda leaf: _weighted(leaf, weight), tree)
 
 
-def _sum_over_devices(sums: _Sums, grads: Grads, axis_name: AxisName) -> tuple[_Sums, Grads]:
+def _sum_over_devices(sums: _Sums, grads: Grads, axis_name: AxisName, dtype: DTypeLike | None) -> tuple[_Sums, Grads]:
     firsts = jax.tree.map(lambda leaf: of_first_device(leaf, axis_name), sums.state.firsts)
     summed = sums._replace(state=sums.state._replace(firsts=[]))
-    summed, grads = jax.lax.psum((summed, grads), axis_name)
+    sent = grads if dtype is None else jax.tree.map(lambda grad: grad.astype(dtype), grads)
+    summed, sent = jax.lax.psum((summed, sent), axis_name)
+    grads = jax.tree.map(lambda total, grad: total.astype(grad.dtype), sent, grads)
     return summed._replace(state=summed.state._replace(firsts=firsts)), grads
 
 

@@ -46,11 +46,19 @@ class CannotCompile(Exception):
 def native_status() -> str:
     """Report whether C kernels are used: ``"on: gcc ..."``, or ``"off: ..."`` with the reason.
 
-    ``NNLEARN_NATIVE=0`` in the environment disables them for a process, ``native_kernels(False)`` for a block.
+    ``NNLEARN_NATIVE=0`` in the environment disables them for a process, ``native_kernels(False)`` for a block. If there
+    are several devices, programs use JAX's operations instead, because XLA cannot divide a kernel; the report says so.
 
     >>> native_status().split(":")[0] in ("on", "off")
     True
     """
+    status, count = _status(), jax.device_count()
+    if status.startswith("on") and count > 1:
+        return f"{status}, but with {count} devices programs use JAX's operations"
+    return status
+
+
+def _status() -> str:
     if os.environ.get("NNLEARN_NATIVE", "").lower() in OFF:
         return "off: NNLEARN_NATIVE=0"
     if not _enabled.value:
@@ -61,7 +69,7 @@ def native_status() -> str:
 
 def is_native() -> bool:
     """Whether C kernels can be used in programs for the CPU."""
-    return native_status().startswith("on")
+    return _status().startswith("on")
 
 
 @contextlib.contextmanager

@@ -56,7 +56,9 @@ class Buffer:
     Attributes:
       name: the dtype, label and mesh axes in words.
       leaves: positions of the leaves in the tree.
-      shape: the shape of the array: a leading axis for each sharded axis, and the elements.
+      shape: the shape of the array: a leading axis for each sharded axis, and the elements. The last axis may be longer
+        than the leaves together; the rest is 0.
+      sharding: of the array; if its last axis is sharded, the parts do not follow the leaves.
     """
 
     name: str
@@ -65,6 +67,11 @@ class Buffer:
     leaves: tuple[int, ...]
     shape: tuple[int, ...]
     sharding: NamedSharding | None = None
+
+    @property
+    def is_even(self) -> bool:
+        """Whether the devices have equal parts of the buffer, whatever its leaves are."""
+        return self.sharding is not None and self.sharding.spec[len(self.shape) - 1] is not None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -229,13 +236,27 @@ def _labels_by_leaf(params: PyTree, labels: Any) -> list[Hashable]:
     return [bool(label) if isinstance(label, np.bool_) else label for label in found]
 
 
-def make_layout(params: T, labels: Any = None) -> Layout[T]:
+def padded(length: int, multiple: int) -> int:
+    """The length of a buffer that a number of devices can share.
+
+    >>> padded(5, 4), padded(8, 4)
+    (8, 8)
+    """
+    return -(-length // multiple) * multiple
+
+
+def make_layout(
+    params: T, labels: Any = None, *, sharding: NamedSharding | None = None, multiple: int = 1
+) -> Layout[T]:
     """Return the layout that ``pack`` uses for a tree.
 
     Args:
       params: a pytree of arrays or ``jax.ShapeDtypeStruct`` of any shapes.
       labels: separate leaves of one dtype, as for ``pack``: a tree of strings, booleans or integers like the
         parameters, a prefix of it, or a function from parameters to either; None for no separation.
+      sharding: shard each buffer evenly along its only axis, and ignore the shardings of the leaves. Unpacking then
+        gathers a whole buffer.
+      multiple: pad buffers with zeros to a multiple of this length.
 
     Returns:
       The ``Layout``. It is static and hashable, and equal layouts are one object.
@@ -252,7 +273,7 @@ def make_layout(params: T, labels: Any = None) -> Layout[T]:
     given = [None] * len(with_paths) if labels is None else _labels_by_leaf(params, labels)
     for position, ((path, array), label) in enumerate(zip(with_paths, given, strict=True)):
         _check_array(path_name(path), array)
-        leaf = Leaf(path_name(path), tuple(np.shape(array)), _spread(array))
+        leaf = Leaf(path_name(path), tuple(np.shape(array)), None if sharding is not None else _spread(array))
         leaves.append(leaf)
         mesh = leaf.sharding.mesh if leaf.sharding is not None and leaf.splits else None
         front = tuple((names, parts) for _, names, parts in leaf.splits)
@@ -260,21 +281,23 @@ def make_layout(params: T, labels: Any = None) -> Layout[T]:
         groups.setdefault(key, []).append(position)
     buffers, names = [], set()
     others = {str(label) for label in given if not isinstance(label, str)}
+    if sharding is not None:
+        multiple = math.lcm(multiple, sharding.num_devices)
     for (dtype, _, label, mesh, front), members in groups.items():
         members.sort(
             key=lambda position: leaves[position].shape
         )  # stable, so equal shapes are side by side in tree order
         members.sort(key=lambda position: [axis for axis, _, _ in leaves[position].splits])
         parts = tuple(parts for _, parts in front)
-        length = sum(leaves[position].size for position in members) // math.prod(parts)
+        length = padded(sum(leaves[position].size for position in members) // math.prod(parts), multiple)
         label_name = repr(label) if isinstance(label, str) and label in others else label  # "True" beside True
         name = dtype.name + ("" if label is None else f"/{label_name}") + "".join(f"@{axes}" for axes, _ in front)
         while name in names:  # such as equal axes of two meshes
             name += "'"
         names.add(name)
-        sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec(*(axes for axes, _ in front), None))
-        buffers.append(Buffer(name, dtype, label, tuple(members), (*parts, length), sharding))
+        own = NamedSharding(mesh, PartitionSpec(*(axes for axes, _ in front), None)) if mesh is not None else sharding
+        buffers.append(Buffer(name, dtype, label, tuple(members), (*parts, length), own))
     return layout_of_parts(treedef, tuple(leaves), tuple(buffers))
 
 
-__all__ = ["Buffer", "Layout", "Leaf", "layout_of", "layout_of_parts", "make_layout"]
+__all__ = ["Buffer", "Layout", "Leaf", "layout_of", "layout_of_parts", "make_layout", "padded"]

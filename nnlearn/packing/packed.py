@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from nnlearn.native.split import split
 from nnlearn.packing.layout import Buffer, Layout, Leaf, layout_of, make_layout
 from nnlearn.packing.serialization import export_structure, import_structure, register_with_flax
+from nnlearn.sharding.axes import explicit_spec
 from nnlearn.types import MaskedNode, PyTree
 
 T = TypeVar("T")
@@ -91,7 +92,8 @@ class Packed(Generic[T]):
         buffer, array = self.layout.buffers[index], self.buffers[index]
         _check_buffer(buffer, array)
         size = self.layout.leaves[position].size // math.prod(buffer.shape[:-1])
-        return to_leaf(jax.lax.slice_in_dim(array, offset, offset + size, axis=-1), self.layout.leaves[position])
+        array = jax.lax.slice_in_dim(whole(array, buffer), offset, offset + size, axis=-1)
+        return to_leaf(array, self.layout.leaves[position])
 
     def __repr__(self) -> str:
         def show(buffer, array):
@@ -222,9 +224,28 @@ def pack_like(layout: Layout[T], params: T) -> Packed[T]:
         if all(isinstance(arrays[position], MaskedNode) for position in buffer.leaves):
             return MaskedNode()
         parts = [flat(position) for position in buffer.leaves]
-        return place(parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1), buffer.sharding)
+        return filled(parts, buffer)
 
     return Packed([fill(buffer) for buffer in layout.buffers], layout)
+
+
+def filled(parts: Sequence[jax.Array], buffer: Buffer) -> jax.Array:
+    """Concatenate parts along the last axis to a buffer, pad it with zeros, and place it."""
+    array = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+    missing = buffer.shape[-1] - array.shape[-1]
+    if missing:
+        array = jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)])
+    return place(array, buffer.sharding)
+
+
+def whole(array: jax.Array, buffer: Buffer) -> jax.Array:
+    """A buffer whose leaves can be taken apart: gathered if its parts do not follow the leaves."""
+    if buffer.is_even and buffer.sharding is not None:
+        return place(array, NamedSharding(buffer.sharding.mesh, PartitionSpec(*(None,) * array.ndim)))
+    *front, last = explicit_spec(array)
+    if last is None:
+        return array
+    return jax.sharding.reshard(array, NamedSharding(jax.typeof(array).sharding.mesh, PartitionSpec(*front, None)))
 
 
 def _check_mesh(leaf: Leaf) -> None:
@@ -295,8 +316,10 @@ def _unpack(packed: Packed[Any]) -> PyTree:
             continue
         _check_buffer(buffer, array)
         # the transpose is one concatenation; that of slicing is a padding and an addition for each leaf
-        parts = split(array, layout.sizes(buffer)) if len(buffer.leaves) > 1 else [array]
-        for position, part in zip(buffer.leaves, parts, strict=True):
+        sizes, array = layout.sizes(buffer), whole(array, buffer)
+        rest = buffer.shape[-1] - sum(sizes)
+        parts = split(array, [*sizes, rest] if rest else sizes) if len(sizes) > 1 or rest else [array]
+        for position, part in zip(buffer.leaves, parts, strict=False):
             leaf = layout.leaves[position]
             leaves[position] = place(to_leaf(part, leaf), leaf.sharding)
     return layout.treedef.unflatten(leaves)
@@ -310,4 +333,4 @@ jax.export.register_pytree_node_serialization(
     from_children=lambda aux_data, children: Packed(children, aux_data),
 )
 
-__all__ = ["Packed", "is_packed", "pack", "pack_like", "place", "to_flat", "to_leaf", "unpack"]
+__all__ = ["Packed", "filled", "is_packed", "pack", "pack_like", "place", "to_flat", "to_leaf", "unpack", "whole"]

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from nnlearn.packing.layout import Buffer, Layout, Leaf, layout_of_parts
-from nnlearn.packing.packed import Packed, place
+from nnlearn.packing.layout import Buffer, Layout, Leaf, layout_of_parts, padded
+from nnlearn.packing.packed import Packed, filled, whole
 from nnlearn.packing.stacks import from_stack, to_stack
 from nnlearn.types import MaskedNode
 
@@ -52,10 +52,18 @@ def _part_of(layout: Layout, chosen: Sequence[bool]) -> Layout:
         if members:
             parts = buffer.shape[:-1]
             length = sum(layout.leaves[position].size for position in members) // math.prod(parts)
+            length = padded(length, _multiple(buffer))
             members = tuple(number[position] for position in members)
             buffers.append(Buffer(buffer.name, buffer.dtype, buffer.label, members, (*parts, length), buffer.sharding))
     leaves = tuple(leaf for leaf, keep in zip(layout.leaves, chosen, strict=True) if keep)
     return layout_of_parts(treedef, leaves, tuple(buffers))
+
+
+def _multiple(buffer: Buffer) -> int:
+    """The number to a multiple of which a part of a padded buffer is padded."""
+    if buffer.is_even and buffer.sharding is not None:
+        return buffer.sharding.num_devices
+    return 1
 
 
 def _pieces(layout: Layout, labels: Sequence[Hashable]) -> Iterator[tuple[int, list[tuple[Hashable, int]]]]:
@@ -87,41 +95,49 @@ def divide(packed: Packed, labels: Sequence[Hashable], groups: Iterable[Hashable
     found: dict[Hashable, list] = {label: [] for label in groups}
     for number, pieces in _pieces(layout, labels):
         offset, cut = 0, {}
-        array = packed.buffers[number]
+        array, buffer = packed.buffers[number], layout.buffers[number]
+        if not isinstance(array, MaskedNode):
+            array = whole(array, buffer)
         for label, length in pieces:
             if isinstance(array, MaskedNode):
                 cut[label] = [array]
                 continue
-            part = array if len(pieces) == 1 else jax.lax.slice_in_dim(array, offset, offset + length, axis=-1)
+            part = array if array.shape[-1] == length else jax.lax.slice_in_dim(array, offset, offset + length, axis=-1)
             cut.setdefault(label, []).append(part)
             offset += length
         for label, parts in cut.items():
-            joined = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
-            found[label].append(joined)
+            found[label].append(parts)
     return {
-        label: Packed(buffers, _part_of(layout, [other == label for other in labels]))
-        for label, buffers in found.items()
+        label: _packed(pieces, _part_of(layout, [other == label for other in labels]))
+        for label, pieces in found.items()
     }
+
+
+def _packed(pieces: Sequence[Sequence], layout: Layout) -> Packed:
+    """A packed tree from the pieces of each buffer; a piece may be a ``MaskedNode``."""
+    pairs = zip(pieces, layout.buffers, strict=True)
+    buffers = [parts[0] if isinstance(parts[0], MaskedNode) else filled(parts, buffer) for parts, buffer in pairs]
+    return Packed(buffers, layout)
 
 
 def join(layout: Layout, labels: Sequence[Hashable], parts: Mapping[Hashable, Packed]) -> Packed:
     """Join the parts that ``divide`` made to a packed tree of that layout."""
-    ahead = {label: iter(part.buffers) for label, part in parts.items()}
-    filled = []
+    ahead = {label: iter(zip(part.buffers, part.layout.buffers, strict=True)) for label, part in parts.items()}
+    arrays: list = []
     for number, pieces in _pieces(layout, labels):
         held = {label: next(ahead[label]) for label in dict.fromkeys(label for label, _ in pieces)}
         offsets, found = dict.fromkeys(held, 0), []
-        if any(isinstance(array, MaskedNode) for array in held.values()):
-            filled.append(MaskedNode())
+        if any(isinstance(array, MaskedNode) for array, _ in held.values()):
+            arrays.append(MaskedNode())
             continue
+        held = {label: whole(*pair) for label, pair in held.items()}
         for label, length in pieces:
             start, array = offsets[label], held[label]
-            whole = array.shape[-1] == length
-            found.append(array if whole else jax.lax.slice_in_dim(array, start, start + length, axis=-1))
+            is_all = array.shape[-1] == length
+            found.append(array if is_all else jax.lax.slice_in_dim(array, start, start + length, axis=-1))
             offsets[label] = start + length
-        array = found[0] if len(found) == 1 else jnp.concatenate(found, axis=-1)
-        filled.append(place(array, layout.buffers[number].sharding))
-    return Packed(filled, layout)
+        arrays.append(filled(found, layout.buffers[number]))
+    return Packed(arrays, layout)
 
 
 def stack_of(packed: Packed, run: Sequence[int]) -> jax.Array:
@@ -129,23 +145,20 @@ def stack_of(packed: Packed, run: Sequence[int]) -> jax.Array:
     number, offset = packed.layout.places[run[0]]
     leaf = packed.layout.leaves[run[0]]
     length = leaf.size // math.prod(packed.layout.buffers[number].shape[:-1]) * len(run)
-    part = jax.lax.slice_in_dim(packed.buffers[number], offset, offset + length, axis=-1)
+    array = whole(packed.buffers[number], packed.layout.buffers[number])
+    part = jax.lax.slice_in_dim(array, offset, offset + length, axis=-1)
     return to_stack(part, len(run), leaf)
 
 
 def from_stacks(layout: Layout, stacks: Mapping[tuple[int, ...], jax.Array]) -> Packed:
     """The packed tree of these stacks, by the positions of their leaves; buffers without any become ``MaskedNode``."""
-    filled: list = [[] for _ in layout.buffers]
+    buffers: list = [[] for _ in layout.buffers]
     for run, stack in stacks.items():
         leaf = layout.leaves[run[0]]
-        filled[layout.places[run[0]][0]].append(from_stack(stack if leaf.splits else _replicated(stack), leaf))
-    for number, parts in enumerate(filled):
-        if not parts:
-            filled[number] = MaskedNode()
-            continue
-        joined = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
-        filled[number] = place(joined, layout.buffers[number].sharding)
-    return Packed(filled, layout)
+        buffers[layout.places[run[0]][0]].append(from_stack(stack if leaf.splits else _replicated(stack), leaf))
+    for number, parts in enumerate(buffers):
+        buffers[number] = filled(parts, layout.buffers[number]) if parts else MaskedNode()
+    return Packed(buffers, layout)
 
 
 def _replicated(array: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.packing.layout import Buffer, Layout, Leaf
-from nnlearn.packing.packed import Packed, is_packed, place, to_flat, to_leaf
+from nnlearn.packing.packed import Packed, filled, is_packed, to_flat, to_leaf, whole
 from nnlearn.tree import array_norm
 from nnlearn.types import MaskedNode, PyTree
 
@@ -34,17 +34,17 @@ def map_stacks(function: Callable[..., jax.Array], *packed: Packed) -> Packed:
            [0.25, 0.25]], dtype=float32)
     """
     layout = packed[0].layout
-    filled = []
+    buffers = []
     for index, buffer in enumerate(layout.buffers):
         if isinstance(packed[0].buffers[index], MaskedNode):
-            filled.append(MaskedNode())
+            buffers.append(MaskedNode())
             continue
         results = [
             from_stack(function(*stacks), layout.leaves[run[0]])
             for run, stacks in _stacks(layout, buffer, [tree.buffers[index] for tree in packed])
         ]
-        filled.append(place(results[0] if len(results) == 1 else jnp.concatenate(results, axis=-1), buffer.sharding))
-    return Packed(filled, layout)
+        buffers.append(filled(results, buffer))
+    return Packed(buffers, layout)
 
 
 def stack_values(function: Callable[..., jax.Array], *packed: Packed) -> jax.Array:
@@ -75,6 +75,7 @@ def _stacks(
 ) -> Iterator[tuple[tuple[int, ...], list[jax.Array]]]:
     """Yield each run of equal leaves of a buffer, with its part of each array as (count, *shape)."""
     offset, sizes = 0, dict(zip(buffer.leaves, layout.sizes(buffer), strict=True))
+    arrays = [whole(array, buffer) for array in arrays]
     for run in layout.runs(buffer):
         size = sizes[run[0]]
         parts = [jax.lax.slice_in_dim(array, offset, offset + len(run) * size, axis=-1) for array in arrays]

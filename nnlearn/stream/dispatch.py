@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding
 
 from nnlearn.programs.fingerprint import program_hash
 from nnlearn.programs.loops import without_constants
@@ -56,7 +57,10 @@ class Dispatcher:
         self._step = step  # its cached programs do not keep it alive
         self._rules, self._host = rules, host
         self._summed = aux_names(rules)
-        self._block = cached_program(step, "block", self._summed, lambda step: make_block(step, self._summed))
+        places = _places(state)
+        self._block = cached_program(
+            step, "block", (self._summed, places), lambda step: make_block(step, self._summed, places)
+        )
         self._check = cached_program(step, "check", (evaluate, rules), lambda _: make_check(evaluate, rules))
         # A loop with a dynamic trip count makes an accelerator ask the host at every turn, so full blocks get a program
         # with a static count. On a CPU it costs nothing, and one program does for all blocks.
@@ -145,12 +149,21 @@ class Dispatcher:
         return any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in leaves)
 
 
-def make_block(step: Callable[..., Any], names: Sequence[str] = ()) -> Any:
+def _places(state: TrainState) -> tuple[Any, ...] | None:
+    """The shardings of a state's arrays if it is on a mesh of several devices; otherwise None."""
+    leaves = jax.tree.leaves(state)
+    places = tuple(leaf.sharding if isinstance(leaf, jax.Array) else None for leaf in leaves)
+    on_mesh = [place for place in places if isinstance(place, NamedSharding) and place.num_devices > 1]
+    return places if on_mesh else None
+
+
+def make_block(step: Callable[..., Any], names: Sequence[str] = (), places: Sequence[Any] | None = None) -> Any:
     """``block(carry, batches, count, size) -> (carry, infos)``, jitted; it donates ``carry``.
 
     Args:
       step: a training step.
       names: metrics to sum besides the loss, see ``counted_aux``.
+      places: the sharding of each array of the state, which the new state has too; None leaves it to XLA.
 
     Returns:
       A function that makes a step with each of the first ``count`` of ``size`` stacked batches, with one program for
@@ -164,6 +177,13 @@ def make_block(step: Callable[..., Any], names: Sequence[str] = ()) -> Any:
         others = {name: others[name].plus(counted_aux(info, name)) for name in names}
         return (state, total.plus(counted_loss(info)), skips.plus(info, state.step), others), info
 
+    def keep(carry):
+        if places is None:
+            return carry
+        leaves, structure = jax.tree.flatten(carry[0])
+        kept = [_kept(leaf, place) for leaf, place in zip(leaves, places, strict=True)]
+        return (structure.unflatten(kept), *carry[1:])
+
     @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
     def block(carry, batches, count, size):
         def at(index):
@@ -172,7 +192,7 @@ def make_block(step: Callable[..., Any], names: Sequence[str] = ()) -> Any:
         turn, carried, restore = without_constants(one, carry, at(0))
         if count is None:
             carried, infos = jax.lax.scan(turn, carried, batches, length=size)
-            return restore(carried), infos
+            return keep(restore(carried)), infos
 
         shapes = jax.eval_shape(one, carry, at(0))[1]
         infos = jax.tree.map(lambda shape: filled(shape, 0, size), shapes)
@@ -184,9 +204,16 @@ def make_block(step: Callable[..., Any], names: Sequence[str] = ()) -> Any:
             return carried, jax.tree.map(put, infos, info)
 
         carried, infos = jax.lax.fori_loop(0, count, body, (carried, infos))
-        return restore(carried), infos
+        return keep(restore(carried)), infos
 
     return block
+
+
+def _kept(leaf: jax.Array, place: Any) -> jax.Array:
+    """The leaf in its place on a mesh of Auto axes; the type of an array on Explicit axes has its place already."""
+    if not isinstance(place, NamedSharding) or AxisType.Explicit in place.mesh.axis_types:
+        return leaf
+    return jax.lax.with_sharding_constraint(leaf, place)
 
 
 def make_check(evaluate: Callable[..., Mapping[str, Scalar]] | None, rules: Sequence[StopRule]) -> Any:

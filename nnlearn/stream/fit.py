@@ -120,7 +120,9 @@ def fit(
       steps_per_dispatch: number of batches that go to the device together; None chooses by their size.
       prefetch: number of such calls that the thread prepares ahead; 0 for none and no thread. With 0 and batches of
         unknown length, a callback with a period is called without the metrics of a check at the end of an epoch.
-      sharding: the sharding of a batch; None for the default device.
+      sharding: the sharding of a batch; None for the default device. With several processes, each gives its own rows of
+        every batch, see ``nnlearn.distributed.own_batches``; process 0 writes the history and shows the progress,
+        callbacks are called in all, and ``check_every`` or ``epochs`` must be the same.
       donate: whether ``state`` may be overwritten, which saves the memory of one copy.
 
     Returns:
@@ -192,10 +194,14 @@ def fit(
         if not donate and carried is state:  # carry_state has copied a state of another type
             carried = jax.tree.map(jnp.copy, carried)
         interrupt = stack.enter_context(Interrupt())
-        bar = stack.enter_context(show_progress(progress, boundaries.first, _total(boundaries, epochs)))
+        is_first = jax.process_index() == 0  # it writes the files that all would write alike
+        shown = progress if is_first else False
+        bar = stack.enter_context(show_progress(shown, boundaries.first, _total(boundaries, epochs)))
 
         def open_writers(columns: list[str], saved: Iterator[Row] | None) -> tuple[History | None, list[Writer]]:
-            file = None if history is None else stack.enter_context(History(history, columns, begin, saved))
+            if history is None or not is_first:
+                return None, [listeners.write] if listeners else []
+            file = stack.enter_context(History(history, columns, begin, saved))
             return file, [listeners.write] if listeners else []
 
         dispatcher = Dispatcher(step, carried, evaluate, rules, host)

@@ -4,6 +4,10 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple
 
+import jax
+
+from nnlearn.distributed import check_equal
+from nnlearn.distributed.stop import StopTogether
 from nnlearn.stream.blocks import Block, Boundaries, EpochEnd
 from nnlearn.stream.callbacks import Callbacks, State
 from nnlearn.stream.dispatch import Dispatcher
@@ -67,6 +71,7 @@ class HostLoop:
         self._saver, self._place = saver, START if saver is None else saver.place
         self._finder = finder
         self._step = boundaries.first  # steps made so far
+        self._longest = 0  # steps of the longest block so far; 0 before the first
         self._saved_at: int | None = None
         self._ended_by = ""
         self._final_called = False  # whether the callbacks have seen the final event
@@ -75,10 +80,12 @@ class HostLoop:
         """Make steps and checks until something ends the run."""
         if self._dispatcher.reason:  # a rule has stopped the run that is resumed
             self._ended_by = self._dispatcher.rule_names[self._dispatcher.reason - 1]
+        together = StopTogether()
         while not (self._ended_by or self._final_called):
-            item = ahead.get(lambda: interrupt.reason is not None)
-            if interrupt.reason is not None:
-                self._ended_by = interrupt.reason
+            item = ahead.get(lambda: together.alone and interrupt.reason is not None)
+            reason = together.reason(interrupt.reason, self._step, (UNREAD + 2) * self._longest)
+            if reason is not None:
+                self._ended_by = reason
                 break
             if item is None:
                 self._ended_by = ALL_STEPS
@@ -141,6 +148,9 @@ class HostLoop:
     def _make_steps(self, block: Block) -> None:
         if self._saver is not None:
             self._saver.check_program(self._dispatcher, block)
+        if not self._longest and jax.process_count() > 1:
+            check_equal("the program of the step", self._dispatcher.program_hash(block))
+        self._longest = max(self._longest, block.size)
         infos = self._dispatcher.make_steps(block)
         self._recorder.add(self._step, block.steps, infos)
         self._step += block.steps

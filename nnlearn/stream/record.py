@@ -11,9 +11,10 @@ import numpy as np
 
 from nnlearn.stream.history import History, Row
 from nnlearn.stream.rollback import FaultFinder, with_skipped
+from nnlearn.train.columns import info_columns, metric_column
 from nnlearn.train.step import Info
 from nnlearn.train.stopping import Metrics
-from nnlearn.train.trace import ALL_STEPS, Trace, info_columns, metric_column
+from nnlearn.train.trace import ALL_STEPS, Trace
 from nnlearn.tree import path_name
 from nnlearn.types import PyTree
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.data import MaskedBatch
+from nnlearn.sharding.place import check_batch
 from nnlearn.tree import path_name
 from nnlearn.types import Batch, PyTree
 
@@ -108,6 +109,8 @@ class Stacker:
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(stack))
         if self.sharding is None and size < SMALL_BYTES and jax.default_backend() == "cpu":
             return stack  # the call of the program transfers it faster than device_put does
+        if self.sharding is not None and not self.sharding.is_fully_addressable:  # these are the rows of this process
+            return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(self.sharding, leaf), stack)
         return jax.device_put(stack, self.sharding)
 
     def _begin(self, batch: Batch, step: int) -> None:
@@ -123,6 +126,8 @@ class Stacker:
         self.shapes, self.dtypes = [leaf.shape for leaf in first], [leaf.dtype for leaf in first]
         self.on_device = [isinstance(leaf, jax.Array) for leaf in first]
         self.stored = [_canonical(leaf.dtype) for leaf in first]
+        if isinstance(self.sharding, jax.sharding.NamedSharding) and len(self.sharding.spec) > 1:
+            check_batch(batch, self.sharding.mesh, self.sharding.spec[1])
         self.length = 0
         if self.pad:
             self.length = _common_length(self.paths, self.shapes)

@@ -84,6 +84,8 @@ class Runner:
         settings, varied, traced = self.sweep.settings, self.sweep.varied, self.members[static]
         if traced.has_effects:
             resources = resources._replace(width=1, devices=resources.devices[:1], workers=1)
+        if traced.on_mesh:  # each run uses all devices of its mesh
+            resources = resources._replace(devices=resources.devices[:1], workers=1)
         columns = {name: np.asarray(jnp.asarray([setting[name] for setting in settings])) for name in varied}
         example = {name: column[0] for name, column in columns.items()}
         width = resources.width_for(int(done.size - done.sum()))

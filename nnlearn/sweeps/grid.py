@@ -54,6 +54,8 @@ def sweep(
     Settings run side by side under ``vmap``. The settings of one seed share their key, and so their training batches.
     The training functions are traced once, regardless of the number of runs, and all batches of runs have one shape.
 
+    The runs of a ``make_train(..., mesh=mesh)`` use the devices of their mesh together.
+
     Runs with effects (``jax.debug.print``, ``io_callback``) execute sequentially on one device, so that every effect
     occurs once for each run and in order. This is slow: avoid effects in a large sweep.
 

@@ -60,12 +60,14 @@ class TracedRun(NamedTuple):
       shapes: its trace, with ``jax.ShapeDtypeStruct`` as leaves.
       identity: JAX's version and a hash of what the run computes.
       has_effects: whether a run prints or calls the host.
+      on_mesh: whether each run has a mesh of its own, so that runs cannot be divided among the devices.
     """
 
     member: Member
     shapes: Trace
     identity: str
     has_effects: bool
+    on_mesh: bool = False
 
 
 def trace_member(train: Train, setting: Mapping[str, Any], varied: Sequence[str], full: bool) -> TracedRun:
@@ -92,7 +94,8 @@ def trace_member(train: Train, setting: Mapping[str, Any], varied: Sequence[str]
         return jax.tree.unflatten(structure, replay(*jax.tree.leaves((values, key))))
 
     identity = f"jax {jax.__version__}:{program_hash(jaxpr)}"
-    return TracedRun(replayed, shapes, identity, bool(jaxpr.effects))
+    on_mesh = train.packing.get("mesh") is not None
+    return TracedRun(replayed, shapes, identity, bool(jaxpr.effects), on_mesh)
 
 
 def compile_batch(
@@ -210,14 +213,16 @@ def _compile(traced: TracedRun, example: Mapping[str, Any], shape: BatchShape, d
     batch = one if traced.has_effects else many
     by_settings = _split_settings(shape, len(devices))
     values_spec, keys_spec = (P("run"), P()) if by_settings else (P(), P("run"))
+    values = {name: jax.ShapeDtypeStruct((shape.settings,), leaf.dtype) for name, leaf in example.items()}
+    keys = jax.ShapeDtypeStruct((shape.seeds,), jax.random.key(0).dtype)
+    if traced.on_mesh:
+        return jax.jit(batch).lower(values, keys).compile()
     # shard_map, because runs do not communicate: every device executes its own program.
     mesh = Mesh(np.array(devices), ("run",), axis_types=(AxisType.Auto,))
     outputs = P("run") if by_settings else P(None, "run")
     spread = jax.shard_map(batch, mesh=mesh, in_specs=(values_spec, keys_spec), out_specs=outputs, check_vma=False)
     place = [jax.NamedSharding(mesh, spec) for spec in (values_spec, keys_spec)]
     program = jax.jit(spread, in_shardings=tuple(place))
-    values = {name: jax.ShapeDtypeStruct((shape.settings,), leaf.dtype) for name, leaf in example.items()}
-    keys = jax.ShapeDtypeStruct((shape.seeds,), jax.random.key(0).dtype)
     return program.lower(values, keys).compile()
 
 

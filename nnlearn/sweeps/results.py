@@ -11,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.extras import import_extra
+from nnlearn.figures.page.record import RunRecord
 from nnlearn.sweeps.space import Setting
 from nnlearn.sweeps.store import Store, jsonable, read_batches, read_header
-from nnlearn.train.trace import Trace, metric_column
+from nnlearn.train.columns import metric_column
+from nnlearn.train.records import run_records, write_records
+from nnlearn.train.trace import Trace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -213,6 +216,52 @@ class Results:
             logarithmic=self.logarithmic,
             path=path,
         )
+
+    def report(self, path: str | Path, *, title: str | None = None, diagnosis: Any = None) -> Path:
+        """Write a page that can be read in any browser, or a figure for a paper, as ``Trace.report`` does.
+
+        Besides the curves, with a band over the seeds of each setting, the page shows the metric against each
+        hyper-parameter, parallel coordinates, and a table of the settings.
+
+        Args:
+          path: an ``.html`` file for the page, or a ``.pdf``, ``.svg`` or ``.png`` file for the figure.
+          title: the heading; the file's name by default.
+          diagnosis: a ``nnlearn.diagnose.Report``, whose findings come first.
+
+        Returns:
+          The path.
+
+        Raises:
+          ValueError: if the suffix is unknown, or no run is finished.
+          ImportError: if a figure is drawn without matplotlib.
+        """
+        facts = {"sweep": f"{len(self.settings)} settings, {len(self.seeds)} seeds"}
+        if self.execution is not None:
+            facts["sweep"] += f", {self.execution.seconds:.1f} s with compilation"
+        return write_records(
+            path,
+            self.records(Path(path).stem),
+            title=title or Path(path).stem,
+            diagnosis=diagnosis,
+            metric=self.metric,
+            mode=self.mode,
+            logarithmic=self.logarithmic,
+            facts=facts,
+        )
+
+    def records(self, name: str = "sweep") -> list[RunRecord]:
+        """The finished runs as plain arrays, for pages and figures."""
+        found: list[RunRecord] = []
+        for at, (static, trace) in enumerate(zip(self.statics, self.traces, strict=True)):
+            if trace is None:
+                continue
+            labels = {key: _spread([value] * len(self.settings), 0, self._shape[1:]) for key, value in static.items()}
+            for key in self.settings[0]:
+                labels[key] = _spread([setting[key] for setting in self.settings], 0, self._shape[1:])
+            labels["seed"] = _spread(self.seeds, 1, self._shape[1:])
+            done = self.done[at].ravel()
+            found += [run for run, is_done in zip(run_records(trace, name, labels), done, strict=True) if is_done]
+        return found
 
     def save(self, folder: str | Path) -> None:
         """Write the results to a folder, in the format of ``sweep(..., folder=...)``.

@@ -3,6 +3,7 @@
 import importlib
 from typing import Any
 
+from nnlearn.checks import near
 from nnlearn.tasks.task import Task as Task
 
 # By name, the module of this package with a function of that name (with _ for -) that returns the task.
@@ -41,5 +42,5 @@ def load_task(name: str, **options: Any) -> Task:
     ('graphs', 'accuracy', 'max')
     """
     if name not in TASKS:
-        raise ValueError(f"name must be one of {', '.join(TASKS)}; got {name!r}")
+        raise ValueError(f"name must be one of {', '.join(TASKS)}; got {name!r}{near(name, TASKS)}")
     return getattr(importlib.import_module(f"nnlearn.tasks.{TASKS[name]}"), name.replace("-", "_"))(**options)

@@ -18,7 +18,7 @@ from nnlearn.data import batch_count, example_count
 from nnlearn.files import replacing
 from nnlearn.models import parameter_count
 from nnlearn.stream import run
-from nnlearn.tasks import TASKS, load_task
+from nnlearn.tasks import load_task
 from nnlearn.train.trace import Trace
 
 TERMINATED = 143  # the exit status of a process that SIGTERM has ended
@@ -28,19 +28,21 @@ TERMINATED = 143  # the exit status of a process that SIGTERM has ended
 class LearnOptions:
     """Train the network of one task, download its data if necessary, and report metrics on the test part."""
 
-    task: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="|".join(TASKS))]
-    """Name of the task."""
-    seed: int = 0
+    task: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TASK")]
+    """Name of the task; nnlearn tasks lists them."""
+    seed: Annotated[int, tyro.conf.arg(metavar="INT")] = 0
     """Seed of the parameters and of the batches."""
-    epochs: int | None = None
+    epochs: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Passes over the training examples; by default the task's own number."""
-    checks: int = 10
+    checks: Annotated[int, tyro.conf.arg(metavar="INT")] = 10
     """Number of evaluations on the validation part."""
-    out: Path | None = None
-    """Folder for result.json, with the options, the metrics and the metrics of every check, and for checkpoints; by
-    default nothing is written."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Folder for result.json (options, metrics, checks), trace.npz (every step) and checkpoints, which nnlearn report
+    reads; by default nothing is written."""
     resume: bool = False
     """Continue the run whose checkpoints are in the folder."""
+    json: bool = False
+    """Print the result as one JSON object, and nothing else."""
 
 
 def learn(options: LearnOptions) -> dict[str, float]:
@@ -56,7 +58,7 @@ def learn(options: LearnOptions) -> dict[str, float]:
         check_count("epochs", options.epochs)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)  # before the run, which may take an hour
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, quiet=options.json)
     task = load_task(options.task) if options.epochs is None else load_task(options.task, epochs=options.epochs)
     steps = task.epochs * batch_count(example_count(task.train), task.batch_size)
     train = task.make_train(steps=steps, check_every=-(-steps // options.checks), record_every=1)
@@ -84,20 +86,26 @@ def learn(options: LearnOptions) -> dict[str, float]:
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
     console.print(f"test: {shown}, after {seconds:.0f} s; target {task.metric} {task.target:.4g}: {verdict}")
     console.print("baselines: " + ", ".join(f"{name} {value:.4g}" for name, value in task.baselines.items()))
-    if task.show is not None:
-        console.print(task.show(state.params, state.model_state), markup=False)
+    sample = None if task.show is None else task.show(state.params, state.model_state)
+    if sample is not None:
+        console.print(sample, markup=False)
+    report = {
+        "settings": {**dataclasses.asdict(options), "epochs": task.epochs, "out": options.out and str(options.out)},
+        "metrics": metrics,
+        "hparams": {name: float(value) for name, value in task.hparams.items()},
+        "target": {"metric": task.metric, "mode": task.mode, "value": task.target, "reached": task.solved(metrics)},
+        "baselines": dict(task.baselines),
+        "seconds": seconds,
+        "checks": checks,
+        "sample": sample,
+    }
     if options.out is not None:
-        report = {
-            "settings": {**dataclasses.asdict(options), "epochs": task.epochs, "out": str(options.out)},
-            "metrics": metrics,
-            "target": {"metric": task.metric, "value": task.target, "reached": task.solved(metrics)},
-            "baselines": dict(task.baselines),
-            "seconds": seconds,
-            "checks": checks,
-        }
+        trace.save(options.out / "trace.npz")
         with replacing(options.out / "result.json") as file:
             json.dump(report, file, indent=1)
         console.print(f"written: {options.out / 'result.json'}")
+    if options.json:
+        print(json.dumps(report))
     return metrics
 
 

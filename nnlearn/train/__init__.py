@@ -11,6 +11,10 @@ from nnlearn.programs.in_place import apply_gradients as apply_gradients
 from nnlearn.programs.packable import packing_difference as packing_difference
 from nnlearn.train.epoch import make_epoch as make_epoch
 from nnlearn.train.evaluation import evaluation as evaluation
+from nnlearn.train.pmap import pmap_step as pmap_step
+from nnlearn.train.pmap import replicate as replicate
+from nnlearn.train.pmap import split_over_devices as split_over_devices
+from nnlearn.train.pmap import unreplicate as unreplicate
 from nnlearn.train.policy import Policy as Policy
 from nnlearn.train.run import Run as Run
 from nnlearn.train.run import Train as Train
@@ -21,6 +25,7 @@ from nnlearn.train.sampler import poisson_sampled as poisson_sampled
 from nnlearn.train.sampler import shuffled as shuffled
 from nnlearn.train.state import TrainState as TrainState
 from nnlearn.train.state import init_state as init_state
+from nnlearn.train.state import state_shardings as state_shardings
 from nnlearn.train.step import Info as Info
 from nnlearn.train.step import jit_step as jit_step
 from nnlearn.train.step import make_step as make_step

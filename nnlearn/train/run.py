@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any, Generic, cast, overload
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from nnlearn.calls import asks_for, check_takes, hand
 from nnlearn.checks import as_key, check_count, known
 from nnlearn.programs.loops import stretch_length
+from nnlearn.sharding.rules import Rules
 from nnlearn.train.aux_metrics import aux_names
 from nnlearn.train.custom_step import carry_state, check_step, lift_step, made_step, own_state
 from nnlearn.train.loop import Loop, Run, segment_length
 from nnlearn.train.sampler import Sampler
-from nnlearn.train.state import TrainState, init_state
+from nnlearn.train.state import TrainState, init_state, on_mesh
 from nnlearn.train.step import Info, check_record, make_step
 from nnlearn.train.stopping import Metrics, StopRule
 from nnlearn.train.trace import Trace, leaf_names
@@ -65,6 +67,7 @@ class Train(Generic[State]):
     packing: dict[str, Any]
     step: Callable[..., Any] | None = None
     aux_metrics: tuple[str, ...] = ()
+    batch_axis: str | Sequence[str] = "data"
 
     def __call__(self, hparams: PyTree, key: Key | int) -> tuple[State, Trace]:
         run, trace = self.advance(hparams, self.start(hparams, key), 0, self.steps)
@@ -142,6 +145,8 @@ class Train(Generic[State]):
         else:
             tx = made_tx(self.make_tx, hparams)
             step = make_step(self.loss_fn, tx, record=self.record, hparams=hparams, **self.options)
+            if self.packing["mesh"] is not None:
+                step = on_mesh(step, self.packing["mesh"], self.packing["rules"], self.batch_axis)
         return Loop(
             step=jax.jit(step),  # so that it is traced once, however often it occurs in the program
             batches=self.batches,
@@ -211,6 +216,9 @@ def make_train(
     microbatches: int = 1,
     batch_weight: Callable[[Any], Scalar] | None = None,
     value_and_grad: Callable[[LossFn], Callable[..., Any]] | None = None,
+    mesh: Mesh | None = None,
+    rules: Rules = None,
+    batch_axis: str | Sequence[str] = "data",
 ) -> Train[TrainState]: ...
 @overload
 def make_train(
@@ -245,6 +253,9 @@ def make_train(
     microbatches: int = 1,
     batch_weight: Callable[[Batch], Scalar] | None = None,
     value_and_grad: Callable[[LossFn], Callable[..., Any]] | None = None,
+    mesh: Mesh | None = None,
+    rules: Rules = None,
+    batch_axis: str | Sequence[str] = "data",
 ) -> Train[Any]:
     """A training run as a pure function of its hyper-parameters and its key.
 
@@ -281,6 +292,9 @@ def make_train(
       record_every: steps between two records; must divide ``check_every``.
       packed, labels: see ``init_state``.
       axis_name, microbatches, batch_weight, value_and_grad: see ``make_step``.
+      mesh, rules: the devices, and the sharding of the parameters, see ``init_state``. Each batch is sharded over
+        ``batch_axis``. With ``axis_name`` the gradient runs as ``make_step`` describes for a mesh.
+      batch_axis: the mesh axis or axes of the batch.
 
     Returns:
       A ``Train``. Call it, or run it in stretches with its ``start``, ``advance`` and ``finish``.
@@ -311,13 +325,15 @@ def make_train(
         "batch_weight": batch_weight,
         "value_and_grad": value_and_grad,
     }
+    if mesh is not None and axis_name is not None:
+        options["mesh"] = mesh
     if step is None:
         check_takes(loss_fn, "loss_fn", "params, batch, key", "hparams", "model_state")
         if make_tx is None:
             raise TypeError("make_train needs make_tx, an optimizer or a function of hparams that returns one")
     else:
         _check_step_alone(
-            step, loss_fn=loss_fn, make_tx=make_tx, record=record, packed=packed, labels=labels, **options
+            step, loss_fn=loss_fn, make_tx=make_tx, record=record, packed=packed, labels=labels, mesh=mesh, **options
         )
     batches = _check_sources(batches, init, evaluate, "parameters" if step is None else "state")
     check_record(record)
@@ -338,8 +354,9 @@ def make_train(
         record_every=record_every,
         stretch=stretch_length(total, check_every, record_every, batches.epoch_steps),
         options=options,
-        packing={"packed": packed, "labels": labels},
+        packing={"packed": packed, "labels": labels, "mesh": mesh, "rules": rules},
         step=step,
+        batch_axis=batch_axis,
     )
 
 

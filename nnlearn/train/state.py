@@ -1,17 +1,20 @@
 """The state of training between steps, and the initial state."""
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.core
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nnlearn.checks import NUMERIC, as_key
 from nnlearn.packing import is_packed, make_layout, pack, pack_like, unpack, worth_packing
 from nnlearn.programs.packable import packing_difference
-from nnlearn.tree import matching, path_name
+from nnlearn.sharding.follow import follow
+from nnlearn.sharding.rules import Axes, FullySharded, Rules, shardings
+from nnlearn.sharding.zero import of_buffers
+from nnlearn.tree import is_function, matching, path_name
 from nnlearn.types import GradientTransformation, Key, Params, PyTree
 
 STEP_STREAM = 0x5E7  # an arbitrary constant that separates the random numbers of the steps from the caller's
@@ -102,19 +105,21 @@ def _owned(array: jax.Array, old: jax.Array | None = None) -> jax.Array:
 
 
 def init_state(
-    params: Params,
+    params: Params | Callable[[Key], Params],
     tx: GradientTransformation,
     key: Key | int = 0,
     *,
     packed: bool | None = None,
     labels: PyTree | Callable[[Params], PyTree] = None,
     model_state: PyTree = None,
+    mesh: Mesh | None = None,
+    rules: Rules = None,
 ) -> TrainState:
     """The state before the first step.
 
     Args:
-      params: the parameters, as a tree or ``Packed``. They are copied, so a step that donates its state does not
-        invalidate them.
+      params: the parameters, as a tree or ``Packed``; or ``init(key) -> params``, such as ``model.init``. They are
+        copied, so a step that donates its state does not invalidate them.
       tx: an nnlearn or optax optimizer.
       key: a random key or an integer seed. The state contains a key derived from it, so the same key can also shuffle
         the batches: the random numbers are independent.
@@ -123,10 +128,15 @@ def init_state(
       labels: leaves to store in separate buffers, see ``pack``. An optimizer whose mask separates leaves of one dtype
         needs labels; the mask itself can serve as them.
       model_state: for a ``loss_fn`` with an argument ``model_state``, a pytree of arrays. It is copied, too.
+      mesh: the devices of the state, see ``make_mesh``. With ``init`` each device computes its part of the parameters
+        and of the optimizer's state, so they are never whole on one device. None for the default device.
+      rules: how the parameters are sharded, see ``nnlearn.sharding.shardings``; None replicates them. The optimizer's
+        state follows its parameters, see ``nnlearn.sharding.zero`` for another way. The rest is replicated. With
+        ``packed=True`` and ``fsdp()``, the buffers are padded and sharded evenly.
 
     Raises:
       TypeError: if a parameter is not floating or complex, and so cannot be trained.
-      ValueError: if ``packed`` is True and ``tx`` would update packed parameters differently.
+      ValueError: if ``packed`` is True and ``tx`` would update packed parameters differently; if a rule does not fit.
 
     >>> import nnlearn
     >>> state = init_state({"w": jnp.zeros(2)}, nnlearn.sgd(0.1), key=0)
@@ -138,7 +148,105 @@ def init_state(
     if is_packed(params):
         packed = True if packed is None else packed
         labels = params.layout.labels if labels is None else labels
-    params = unpack(params)
+    if mesh is not None:
+        return place_state(params, tx, as_key(key), packed, labels, model_state, mesh, rules)
+    if rules is not None:
+        raise ValueError("rules need a mesh: init_state(..., mesh=nnlearn.make_mesh('data'), rules=rules)")
+    params = cast(Params, params(as_key(key)) if is_function(params) else unpack(params))
+    _check_trainable(params)
+    # Copies, because donation invalidates a buffer: it must not belong to the caller or the optimizer, or occur twice.
+    stored, model_state = jax.tree.map(_strong, (params, model_state))
+    if _decide_packing(packed, params, tx, labels):
+        stored = cast(Params, pack(stored, labels))  # Packed is a pytree, too
+    return _first(stored, tx, as_key(key), model_state)
+
+
+def _first(stored: Params, tx: GradientTransformation, key: Key, model_state: PyTree) -> TrainState:
+    opt_state = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tx.init(stored))
+    return TrainState(jnp.zeros([], jnp.int32), stored, opt_state, jax.random.fold_in(key, STEP_STREAM), model_state)
+
+
+def _strong(leaf: Any) -> jax.Array:
+    """A copy with a strong dtype: a weak one becomes strong at the first update, and the step would compile again."""
+    return jnp.array(leaf, jnp.result_type(leaf), copy=True)
+
+
+def place_state(
+    params: Params | Callable[[Key], Params],
+    tx: GradientTransformation,
+    key: Key,
+    packed: bool | None,
+    labels: Any,
+    model_state: PyTree,
+    mesh: Mesh,
+    rules: Rules,
+) -> TrainState:
+    """``init_state`` on a mesh: one program that computes each array where it belongs."""
+    start = params if is_function(params) else None
+    shapes = jax.eval_shape(unpack if start is None else start, params if start is None else key)
+    _check_trainable(shapes)
+    placed = shardings(shapes, mesh, rules)
+    shapes = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, placed
+    )
+    layout = None
+    if _decide_packing(packed, shapes, tx, labels):
+        is_even = isinstance(rules, FullySharded) and rules.rules is None
+        even = NamedSharding(mesh, PartitionSpec(rules.axes)) if is_even else None
+        layout = make_layout(shapes, labels, sharding=even, multiple=mesh.size)
+
+    def first(given, key, model_state):
+        params = jax.tree.map(_strong, given if start is None else start(key))
+        stored = params if layout is None else pack_like(layout, params)
+        return _first(stored, tx, key, jax.tree.map(_strong, model_state))
+
+    given = None if start is not None else jax.device_put(unpack(params), placed)
+    places = state_shardings(jax.eval_shape(first, given, key, model_state), mesh, rules)
+    return jax.jit(first, out_shardings=places)(given, key, model_state)
+
+
+def state_shardings(state: TrainState, mesh: Mesh, rules: Rules = None) -> TrainState:
+    """The sharding of each array of a state, as ``init_state`` chooses it.
+
+    Args:
+      state: the state, or its shapes.
+      mesh, rules: see ``init_state``.
+
+    Returns:
+      A state with a ``NamedSharding`` for each array, for ``jax.jit(step, out_shardings=(shardings, None))`` and for
+      ``jax.device_put``.
+
+    Raises:
+      ValueError: if a rule does not fit.
+
+    >>> import nnlearn
+    >>> mesh = nnlearn.make_mesh("data=1")
+    >>> state = init_state({"w": jnp.zeros(2)}, nnlearn.adamw(0.1))
+    >>> state_shardings(state, mesh, {"w": "data"}).opt_state[0].mu["w"].spec
+    P('data',)
+    """
+    replicated = NamedSharding(mesh, PartitionSpec())
+    places = jax.tree.map(lambda _: replicated, state)
+    stored = of_buffers(state.stored, mesh)
+    stored = shardings(state.stored, mesh, rules) if stored is None else stored
+    return places._replace(stored=stored, opt_state=follow(state.opt_state, state.stored, stored))
+
+
+def on_mesh(step: Callable[..., Any], mesh: Mesh, rules: Rules, batch_axis: Axes) -> Callable[..., Any]:
+    """A step inside a program that keeps its state where ``state_shardings`` says, and shards its batch."""
+    put = jax.sharding.reshard if AxisType.Explicit in mesh.axis_types else jax.lax.with_sharding_constraint
+
+    def run(state: TrainState, batch: PyTree, **options: Any) -> tuple[TrainState, Any]:
+        batch = jax.tree.map(put, batch, shardings(batch, mesh, lambda path, shape, mesh: (batch_axis,)))
+        new, info = step(state, batch, **options)
+        places = state_shardings(new, mesh, rules)
+        stored, opt_state = jax.tree.map(put, (new.stored, new.opt_state), (places.stored, places.opt_state))
+        return new._replace(stored=stored, opt_state=opt_state), info
+
+    return run
+
+
+def _check_trainable(params: Params) -> None:
     for path, leaf in jax.tree.leaves_with_path(params):
         if not hasattr(leaf, "dtype") and not isinstance(leaf, NUMERIC | complex):
             raise TypeError(
@@ -150,16 +258,6 @@ def init_state(
                 f"parameter {path_name(path)!r} is {jnp.result_type(leaf).name}, which has no gradient; "
                 "make it floating, or keep it out of params"
             )
-    key = jax.random.fold_in(as_key(key), STEP_STREAM)
-    # Copies, because donation invalidates a buffer: it must not belong to the caller or the optimizer, or occur twice.
-    # Strong dtypes, because a weak one becomes strong at the first update and the step would compile again.
-    stored, model_state = jax.tree.map(
-        lambda leaf: jnp.array(leaf, jnp.result_type(leaf), copy=True), (params, model_state)
-    )
-    if _decide_packing(packed, params, tx, labels):
-        stored = cast(Params, pack(stored, labels))  # Packed is a pytree, too
-    opt_state = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tx.init(stored))
-    return TrainState(jnp.zeros([], jnp.int32), stored, opt_state, key, model_state)
 
 
 def _decide_packing(packed: bool | None, params: Params, tx: GradientTransformation, labels) -> bool:
@@ -181,4 +279,4 @@ def _decide_packing(packed: bool | None, params: Params, tx: GradientTransformat
     return not difference
 
 
-__all__ = ["TrainState", "init_state"]
+__all__ = ["TrainState", "init_state", "on_mesh", "state_shardings"]

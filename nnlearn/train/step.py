@@ -6,10 +6,12 @@ from typing import Any, NamedTuple, Protocol, TypeVar, cast
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from optax import ScaleByBacktrackingLinesearchState, apply_updates, with_extra_args_support
 
 from nnlearn.gradients.batch import make_gradient
 from nnlearn.gradients.noise_scale import NoiseScale
+from nnlearn.gradients.over_mesh import over_mesh
 from nnlearn.packing import leaf_norms
 from nnlearn.programs.in_place import apply_gradients
 from nnlearn.train.explain import accepted, check_state, explaining_batch, explaining_update
@@ -22,6 +24,7 @@ from nnlearn.transforms.skipping import hold, skip_whole, was_skipped
 from nnlearn.tree import global_norm, widest
 from nnlearn.types import (
     Batch,
+    DTypeLike,
     GradientTransformation,
     GradientTransformationExtraArgs,
     Grads,
@@ -91,6 +94,8 @@ def make_step(
     batch_weight: Callable[[Batch], Scalar] | None = None,
     value_and_grad: Callable[[LossFn], Callable[..., Any]] | None = None,
     hparams: PyTree = None,
+    mesh: Mesh | None = None,
+    reduce_dtype: DTypeLike | None = None,
 ) -> Step:
     """A training step: gradient, optimizer, update.
 
@@ -137,6 +142,12 @@ def make_step(
         ``dynamic_loss_scale`` is not applied, because a clipped gradient, for example, does not grow with the loss. A
         function with an argument ``loss_scale`` receives the scale and returns the unscaled gradient.
       hparams: the ``hparams`` of ``loss_fn``.
+      mesh: with ``axis_name``, an axis or axes of this mesh: the step takes whole arrays, and the gradient runs in
+        ``jax.shard_map`` over these axes. The devices then communicate once for each leaf or packed buffer, whatever
+        ``microbatches`` is. The state may be sharded in any way; parameters are gathered over these axes for the
+        gradient. Without ``axis_name`` XLA decides what the devices gather: parameters or activations.
+      reduce_dtype: with ``axis_name``, the dtype in which gradients are summed over the devices, such as
+        ``jnp.bfloat16`` to send half of the bytes; None for their own.
 
     Returns:
       ``step(state, batch) -> (state, info)``.
@@ -157,13 +168,17 @@ def make_step(
     (Array(1.3, dtype=float32), Array(4., dtype=float32), Array(8., dtype=float32))
     """
     check_record(record)
+    _check_mesh(mesh, axis_name, reduce_dtype, record)
     gradient = make_gradient(
         loss_fn,
         axis_name=axis_name,
         microbatches=microbatches,
         batch_weight=batch_weight,
         value_and_grad=value_and_grad,
+        reduce_dtype=reduce_dtype,
     )
+    if mesh is not None and axis_name is not None:
+        gradient = over_mesh(gradient, mesh, axis_name)
     noise_of = make_noise_of(loss_fn, axis_name, microbatches, clean=value_and_grad is None)
     tx_update = with_extra_args_support(tx).update
     whole_tx = skip_whole(tx)
@@ -197,6 +212,19 @@ def make_step(
         return TrainState(state.step + 1, new.stored, new.opt_state, state.key, model_state), info
 
     return step
+
+
+def _check_mesh(mesh: Mesh | None, axis_name: Any, reduce_dtype: Any, record: Collection[str]) -> None:
+    if axis_name is None and (mesh is not None or reduce_dtype is not None):
+        given = "reduce_dtype" if mesh is None else "mesh"
+        raise ValueError(f"{given} needs axis_name, the mesh axis of the batch: make_step(..., axis_name='data')")
+    if mesh is None:
+        return
+    for name in (axis_name,) if isinstance(axis_name, str) else axis_name or ():
+        if name not in mesh.shape:
+            raise ValueError(f"axis_name={axis_name!r} is no axis of the mesh {dict(mesh.shape)}")
+    if "noise_scale" in record:
+        raise ValueError("record='noise_scale' is not possible with mesh: wrap a step without mesh in shard_map")
 
 
 class _Updated(NamedTuple):
@@ -289,8 +317,13 @@ class Skips(NamedTuple):
         return Skips(self.count + count_skipped(info), last)
 
 
-def jit_step(step: AnyStep) -> AnyStep:
+def jit_step(step: AnyStep, *, like: PyTree = None) -> AnyStep:
     """Compile a step and donate its state: the new state reuses the memory of the old one, which becomes invalid.
+
+    Args:
+      step: a training step.
+      like: the state, if it is on a mesh: each new state has its shardings. None leaves them to XLA, which may choose
+        others after the first step, and then compiles again.
 
     >>> import nnlearn
     >>> tx = nnlearn.sgd(0.5)
@@ -299,7 +332,10 @@ def jit_step(step: AnyStep) -> AnyStep:
     >>> state.params
     Array([1.], dtype=float32)
     """
-    return cast(AnyStep, jax.jit(step, donate_argnums=0))
+    if like is None:
+        return cast(AnyStep, jax.jit(step, donate_argnums=0))
+    places = jax.tree.map(lambda leaf: leaf.sharding, like)
+    return cast(AnyStep, jax.jit(step, donate_argnums=0, out_shardings=(places, None)))
 
 
 def recorded_learning_rate(state: OptState) -> jax.Array | None:

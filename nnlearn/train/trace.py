@@ -4,9 +4,9 @@ import dataclasses
 import json
 import zipfile
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.export
@@ -16,9 +16,11 @@ import numpy as np
 from nnlearn.extras import import_extra
 from nnlearn.files import replacing
 from nnlearn.packing import unpack
+from nnlearn.train.columns import info_columns, metric_column
 from nnlearn.train.state import TrainState
 from nnlearn.train.step import Info
 from nnlearn.tree import path_name
+from nnlearn.types import ArrayLike
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -261,34 +263,58 @@ class Trace:
 
         return draw_trace(self.step, self.loss, self.check_step, self.metrics, self.stop_step, path)
 
+    def report(
+        self,
+        path: str | Path,
+        *,
+        labels: Mapping[str, ArrayLike] | None = None,
+        title: str | None = None,
+        diagnosis: Any = None,
+        metric: str | None = None,
+        mode: Literal["min", "max"] = "min",
+    ) -> Path:
+        """Write a page that can be read in any browser, or a figure for a paper.
+
+        An ``.html`` page holds everything in one file and needs no network: the curves of loss, metrics and schedule,
+        heat maps of each parameter if ``monitor_layers`` or ``leaf_grad_norms`` recorded them, the largest eigenvalue
+        beside 2 / learning rate if a metric or ``aux`` is named ``sharpness``, and hardware, versions and command. A
+        ``.pdf``, ``.svg`` or ``.png`` is a static figure as wide as one column of a paper.
+
+        Args:
+          path: the file, whose suffix selects page or figure.
+          labels: by name, hyper-parameters of the runs: arrays that broadcast to ``runs``. Runs that differ only in
+            ``seed`` are drawn as one line with a band.
+          title: the heading; the file's name by default.
+          diagnosis: a ``nnlearn.diagnose.Report``, whose findings come first.
+          metric: the metric that ranks the runs; by default the first of ``evaluate``, or the loss.
+          mode: whether a small ("min") or a large ("max") metric is better.
+
+        Returns:
+          The path.
+
+        Raises:
+          ValueError: if a label does not fit, or the suffix is unknown.
+          ImportError: if a figure is drawn without matplotlib.
+
+        >>> import nnlearn, tempfile
+        >>> batches = nnlearn.generated(lambda key, step: step)
+        >>> train = nnlearn.make_train(lambda p, b, k: p**2, nnlearn.sgd, batches, jnp.ones(()), steps=3)
+        >>> rates = jnp.array([0.1, 0.2])
+        >>> _, trace = jax.vmap(train, in_axes=(0, None))(rates, 0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     page = trace.report(Path(folder) / "rates.html", labels={"rate": rates})
+        ...     page.read_text()[:15]
+        '<!doctype html>'
+        """
+        from nnlearn.train.records import run_records, write_records
+
+        name = Path(path).stem
+        records = run_records(self, name, labels)
+        return write_records(path, records, title=title or name, diagnosis=diagnosis, metric=metric, mode=mode)
+
 
 def _along(axis: int, lead: int, size: int) -> np.ndarray:
     return np.arange(size).reshape((1,) * axis + (size,) + (1,) * (lead - axis))
-
-
-def info_columns(info: Any, lead: int, leaves: Sequence[str]) -> list[tuple[str, int, int | None]]:
-    """The columns of ``info``: for each its name, the index of its leaf, and an index into the last axis or None.
-
-    Args:
-      info: ``Info`` whose leaves have the axes of the runs and then the axis of the records in front.
-      lead: the number of axes of runs.
-      leaves: the names of the parameters.
-
-    >>> info = Info(np.ones(3), None, None, np.ones((3, 2)), None, np.ones((3, 1)))
-    >>> [name for name, _, _ in info_columns(info, 0, ["w"])]
-    ['loss', 'learning_rate/0', 'learning_rate/1', 'leaf_grad_norms/w']
-    """
-    columns: list[tuple[str, int, int | None]] = []
-    for at, (path, leaf) in enumerate(jax.tree.leaves_with_path(info)):
-        name, axes = path_name(path), np.ndim(leaf) - lead - 1
-        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-            continue
-        if axes == 0:
-            columns.append((name, at, None))
-        elif axes == 1 and name.startswith(("leaf_grad_norms", "learning_rate", "layers/")):
-            parts = leaves if name != "learning_rate" and leaves else range(leaf.shape[-1])
-            columns += [(f"{name}/{part}", at, index) for index, part in enumerate(parts)]
-    return columns
 
 
 def leaf_names(state: TrainState) -> tuple[str, ...]:
@@ -300,17 +326,6 @@ def leaf_names(state: TrainState) -> tuple[str, ...]:
     """
     params = jax.eval_shape(lambda stored: unpack(stored), state.stored)
     return tuple(path_name(path) for path, _ in jax.tree.leaves_with_path(params))
-
-
-def metric_column(metric: str, taken: Collection[str]) -> str:
-    """The column name of a metric, different from the names already taken.
-
-    >>> metric_column("accuracy", ["step", "loss"]), metric_column("loss", ["step", "loss"])
-    ('accuracy', 'check/loss')
-    """
-    while metric in taken:
-        metric = f"check/{metric}"
-    return metric
 
 
 def _as_native(array: np.ndarray) -> np.ndarray:

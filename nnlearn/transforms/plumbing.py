@@ -187,7 +187,9 @@ def from_kernel(
             asked = {name: tree for name, tree in offered.items() if asks_for(per_step, name)}
             scalars |= per_step(count, **values, **asked)
 
-        on_leaf = functools.partial(_update_leaf, kernel, list(slots.values()), bool(settings), scalars, count)
+        # a Partial, because a region of automatic axes cannot capture the scalars of an Explicit mesh
+        inner = functools.partial(_update_leaf, kernel, list(slots.values()), bool(settings))
+        on_leaf = jax.tree_util.Partial(inner, scalars, count)
         trees = (updates, *([params] if needs_params else []), *(getattr(state, name) for name in slots))
         if whole_leaf:
             given = [None] * (len(trees) - len(slots)) + shapes

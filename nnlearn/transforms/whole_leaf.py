@@ -60,17 +60,21 @@ def _expected(shape: tuple[int, ...], rule: ShapeRule) -> tuple[int, ...]:
     return shape if rule is None else tuple(rule(shape))
 
 
-def _placed(function: Callable[..., tuple], *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Run a function of arrays. On Explicit axes, results of the first array's shape have its sharding."""
+def _placed(
+    function: Callable[..., tuple], setting: Hashable, *arrays: jax.Array, each: bool = False
+) -> tuple[jax.Array, ...]:
+    """Run a function of arrays, or of each row of them. On Explicit axes, results like the first array lie like it."""
 
     def spec(result):
         return explicit_spec(arrays[0]) if result.shape == arrays[0].shape else (None,) * result.ndim
 
-    return automatic(function, *arrays, spec=spec)
+    def run(function, *arrays):
+        on_leaf = functools.partial(function, setting)
+        return each_leaf(on_leaf, *arrays) if each else on_leaf(*arrays)
 
-
-def _each_placed(function: Callable[..., tuple], *stacks: jax.Array) -> tuple[jax.Array, ...]:
-    return _placed(lambda *stacks: each_leaf(function, *stacks), *stacks)
+    if not isinstance(function, jax.tree_util.Partial):
+        function = jax.tree_util.Partial(function)
+    return automatic(run, function, *arrays, spec=spec)
 
 
 def _on_leaves(function, names, trees, shapes, result_shapes, settings, stack_equal):
@@ -91,12 +95,12 @@ def _on_leaves(function, names, trees, shapes, result_shapes, settings, stack_eq
         groups.setdefault(key, []).append(position)
     results: list = [None] * len(rows)
     for positions in groups.values():
-        on_leaf = functools.partial(function, chosen[positions[0]])
+        setting = chosen[positions[0]]
         if len(positions) == 1:
-            results[positions[0]] = _placed(on_leaf, *rows[positions[0]])
+            results[positions[0]] = _placed(function, setting, *rows[positions[0]])
             continue
         stacks = [jnp.stack(parts) for parts in zip(*(rows[position] for position in positions), strict=True)]
-        found = _each_placed(on_leaf, *stacks)
+        found = _placed(function, setting, *stacks, each=True)
         for index, position in enumerate(positions):
             results[position] = tuple(jax.lax.index_in_dim(part, index, keepdims=False) for part in found)
     return tuple(treedef.unflatten([result[index] for result in results]) for index in range(len(result_shapes)))
@@ -120,7 +124,7 @@ def _on_packed(function, names, trees, shapes, result_shapes, settings, stack_eq
             for setting, run in itertools.groupby(equal, key=chosen.__getitem__):
                 run = tuple(run)
                 stacks = [stack_of(tree, run) for tree in trees]
-                results = _each_placed(functools.partial(function, setting), *stacks)
+                results = _placed(function, setting, *stacks, each=True)
                 for column, stack in zip(found, results, strict=True):
                     column[run] = stack
     layouts = [layout if rule is None else with_shapes(layout, rule) for rule in result_shapes]

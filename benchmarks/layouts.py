@@ -1,0 +1,152 @@
+"""Layouts on 8 virtual CPU devices against one device: trajectories, bytes for each device, communication, sweeps.
+
+Usage: python benchmarks/layouts.py [--quick]
+"""
+
+import functools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from harness import Report, argument_parser, show
+
+import nnlearn
+from nnlearn import models, sharding
+
+DEVICES, STEPS, VOCABULARY = 8, 50, 64
+MODEL = models.transformer(VOCABULARY, layers=2, width=32, heads=4, max_length=16, scan=True)
+BATCHES = [np.random.default_rng(step).integers(0, VOCABULARY, (16, 17)) for step in range(STEPS)]
+OPTIMIZERS = {"adamw": nnlearn.adamw(1e-3), "muon": nnlearn.muon(1e-3)}
+LAYOUTS = {
+    "data": ("data=8", None, {}),
+    "data, packed, shard_map": ("data=8", None, {"packed": True, "axis_name": "data"}),
+    "zero": ("data=8", "zero", {}),
+    "fsdp": ("data=8", sharding.fsdp(), {}),
+    "fsdp, packed": ("data=8", sharding.fsdp(), {"packed": True}),
+    "tensor": ("data=2,model=4", sharding.tensor_parallel(), {}),
+    "fsdp and tensor": ("data=2,model=4", sharding.fsdp("data", sharding.tensor_parallel()), {}),
+}
+
+
+def loss_fn(params, batch, key):
+    return nnlearn.cross_entropy(MODEL.apply(params, batch[:, :-1]), batch[:, 1:])
+
+
+def whole_bytes(state: Any) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves((state.stored, state.opt_state)))
+
+
+@functools.cache
+def one_device(name: str) -> tuple[np.ndarray, Any]:
+    tx = OPTIMIZERS[name]
+    step, losses = nnlearn.jit_step(nnlearn.make_step(loss_fn, tx)), []
+    state = nnlearn.init_state(MODEL.init, tx, packed=False)
+    for batch in BATCHES:
+        state, info = step(state, batch)
+        losses.append(float(info.loss))
+    return np.array(losses), state
+
+
+def layout(name: str, optimizer: str, explicit: bool) -> dict[str, Any]:
+    axes, rules, options = LAYOUTS[name]
+    mesh, tx = nnlearn.make_mesh(axes, explicit=explicit), OPTIMIZERS[optimizer]
+    losses, alone = one_device(optimizer)
+    if rules == "zero":
+        tx, rules = sharding.zero(tx, mesh), None
+    start = functools.partial(
+        nnlearn.init_state, MODEL.init, tx, mesh=mesh, rules=rules, packed=options.get("packed", False)
+    )
+    state = start(0)
+    axis = options.get("axis_name")
+    step = nnlearn.make_step(loss_fn, tx, axis_name=axis, mesh=mesh if axis else None)
+    run, found = nnlearn.jit_step(step, like=state), []
+    for batch in BATCHES:
+        state, info = run(state, sharding.shard_batch(batch, mesh))
+        found.append(float(info.loss))
+    row = {"layout": name, "optimizer": optimizer, "axes": "explicit" if explicit else "auto"}
+    row["loss_difference"] = float(np.abs(np.array(found) - losses).max())
+    pairs = zip(jax.tree.leaves(state.params), jax.tree.leaves(alone.params), strict=True)
+    row["parameter_difference"] = max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
+    used = sharding.bytes_per_device((state.stored, state.opt_state))
+    row["bytes_of_one_device"] = max(used.values()) / whole_bytes(alone)
+    memory = jax.jit(start).lower(jax.random.key(0)).compile().memory_analysis()
+    leaf = max(leaf.nbytes for leaf in jax.tree.leaves(alone.params))
+    row["peak_at_start"] = (memory.output_size_in_bytes + memory.temp_size_in_bytes) / whole_bytes(alone)
+    row["largest_leaf"] = leaf / whole_bytes(alone)
+    return row
+
+
+def collectives(microbatches: int, packed: bool, mapped: bool) -> dict[str, Any]:
+    """The collectives of more than one element in a compiled data-parallel step."""
+    mesh, tx = nnlearn.make_mesh("data=8"), OPTIMIZERS["adamw"]
+    state = nnlearn.init_state(MODEL.init, tx, mesh=mesh, packed=packed)
+    options = {"axis_name": "data", "mesh": mesh} if mapped else {}
+    step = jax.jit(nnlearn.make_step(loss_fn, tx, microbatches=microbatches, **options))
+    batch = sharding.shard_batch(np.concatenate(BATCHES[:2]), mesh)
+    program = step.lower(state, batch).compile().as_text()
+    sizes = []
+    for line in re.findall(r"= (.*?) (?:all-reduce|reduce-scatter|all-gather)(?:-start)?\(", program):
+        sizes += [int(np.prod([int(n) for n in shape.split(",")])) for shape in re.findall(r"f32\[([\d,]+)\]", line)]
+    sizes = [size for size in sizes if size > 1]
+    how = "shard_map" if mapped else "jit"
+    return {"step": how, "packed": packed, "microbatches": microbatches, "collectives": len(sizes), "elements": sizes}
+
+
+def sweep() -> dict[str, Any]:
+    """64 members on 8 devices and on one, compared bit for bit."""
+    examples = np.random.default_rng(0).normal(size=(32, 8)).astype(np.float32)
+    model = models.mlp((8, 16, 8))
+
+    def loss(params, batch, key):
+        return jnp.mean((model.apply(params, batch.examples) - batch.examples) ** 2)
+
+    train = nnlearn.make_train(
+        loss, lambda hparams: nnlearn.adamw(hparams["rate"]), nnlearn.shuffled(examples, 8), model.init, steps=40
+    )
+    rates = np.geomspace(1e-4, 1e-1, 32).tolist()
+    runs = [
+        nnlearn.sweep(train, {"rate": rates}, seeds=2, metric="train_loss", mode="min", devices=jax.devices()[:count])
+        for count in (1, 8)
+    ]
+    traces = [jax.tree.leaves(run.trace) for run in runs]
+    same = all(np.array_equal(a, b, equal_nan=True) for a, b in zip(*traces, strict=True) if hasattr(a, "dtype"))
+    return {"members": 64, "bit_equal": same, "native": nnlearn.native_status()}
+
+
+def main() -> None:
+    options = argument_parser(__doc__, "layouts").parse_args()
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    report = Report(options, devices=DEVICES, steps=STEPS)
+    rows = []
+    for optimizer in OPTIMIZERS:
+        for explicit in (False,) if options.quick or optimizer != "adamw" else (False, True):
+            for name in LAYOUTS:
+                rows.append(layout(name, optimizer, explicit))
+                report.add(rows[-1:])
+                print(rows[-1], flush=True)
+    table = [
+        (
+            row["layout"],
+            row["optimizer"],
+            row["axes"],
+            f"{row['loss_difference']:.1e}",
+            f"{row['parameter_difference']:.1e}",
+            f"{row['bytes_of_one_device']:.4f}",
+            f"{row['peak_at_start']:.4f}",
+        )
+        for row in rows
+    ]
+    show("layouts", ("layout", "optimizer", "axes", "loss", "params", "bytes", "peak at start"), table, left=3)
+    counts = [collectives(*case) for case in ((1, True, True), (4, True, True), (1, False, True), (4, True, False))]
+    report.add(counts)
+    print(*counts, sep="\n", flush=True)
+    members = sweep()
+    report.add([members])
+    print(members)
+    report.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""One process of ``benchmarks/processes.py`` and ``benchmarks/scaling.py``; its options are a JSON object."""
+
+import json
+import os
+import sys
+import time
+
+if json.loads(sys.argv[1]).get("one_core"):  # before XLA starts its threads
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(os.environ["NNLEARN_PROCESS"]) % len(cores)]})
+
+import jax  # noqa: E402
+
+from nnlearn import distributed  # noqa: E402
+
+place = distributed.start()
+
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+import nnlearn  # noqa: E402
+from nnlearn import models, sharding  # noqa: E402
+
+OPTIONS = {"folder": None, "epochs": 2, "stop_at": None, "raise_at": None, "width": 16, "batch": 8, "length": 8}
+OPTIONS |= {"examples": 30, "layers": 1, "vocabulary": 32, "packed": None, "one_core": False, "save": True}
+
+
+def main() -> None:
+    options = OPTIONS | json.loads(sys.argv[1])
+    width, length, vocabulary = options["width"], options["length"], options["vocabulary"]
+    mesh = nnlearn.make_mesh("data")
+    model = models.transformer(vocabulary, layers=options["layers"], width=width, heads=2, max_length=length)
+
+    def loss_fn(params, batch, key):
+        examples, where = batch
+        logits, targets = model.apply(params, examples["tokens"][:, :-1]), examples["tokens"][:, 1:]
+        return nnlearn.cross_entropy(logits, targets, where=where[:, None] & jnp.ones_like(targets, bool))
+
+    count = options["examples"]
+    tokens = np.random.default_rng(0).integers(0, vocabulary, (count, length))
+    batches, seen = distributed.own_batches({"tokens": tokens, "index": np.arange(count)}, options["batch"]), []
+
+    def stream(epoch):
+        for batch in batches(epoch):
+            seen.append(batch.examples["index"][batch.where].tolist())
+            yield batch
+
+    times = []
+
+    def callback(event):
+        times.append(time.perf_counter())
+        if distributed.is_first():
+            print(f"step {event.step}", flush=True)
+        if event.step == options["raise_at"]:
+            raise RuntimeError("the data of this process are damaged")
+        return event.step == options["stop_at"]
+
+    tx = nnlearn.adamw(1e-3)
+    state = nnlearn.init_state(model.init, tx, mesh=mesh, rules=sharding.fsdp(), packed=options["packed"])
+    result = nnlearn.fit(
+        nnlearn.make_step(loss_fn, tx),
+        state,
+        stream,
+        epochs=options["epochs"],
+        sharding=jax.NamedSharding(mesh, jax.P("data")),
+        checkpoints=options["folder"] if options["save"] else None,
+        callbacks=nnlearn.train.every(1, callback),
+        steps_per_dispatch=1,
+        prefetch=0,
+        changed="accept",
+        progress=False,
+    )
+    used = distributed.exchange("examples", seen)
+    if distributed.is_first():
+        loss = np.asarray(result.trace.loss).tolist()
+        seen = sorted(index for one in used for batch in one for index in batch)
+        print(json.dumps({"loss": loss, "seen": seen, "times": np.diff(times).tolist()}), flush=True)
+
+
+main()

@@ -1,0 +1,1 @@
+"""The commands of the console: options, what they run, and what they print."""
