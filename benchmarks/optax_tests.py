@@ -30,6 +30,17 @@ DIFFERENT = {
     "GeneralizedKLDivergenceTest::test_deprecated_alias": "convex_kl_divergence is an alias that does not warn",
     **{f"AliasTest::test_explicit_dtype{at}": "moments of bfloat16 parameters are float32" for at in (10, 11)},
     **{f"AliasTest::test_explicit_dtype{at}": "moments of complex parameters stay complex" for at in (25, 26, 28, 29)},
+    **{
+        f"InjectHyperparamsTest::test_hyperparam_default_dtype_{name}": "in bfloat16 b2 = 0.999 is 1: not cast"
+        for name in ("bf16", "f32")
+    },
+    **{
+        f"{name}_bad_structure{end}": "fails with optax too: JAX's message has other words"
+        for name, end in (("FreezeTest::test", "_raises"), ("SelectiveTransformTest::test_selective", ""))
+    },
+    "AddingTest::test_none_argument": "None in place of all updates is no tree like the parameters, and is refused",
+    "TransformTest::test_lion_invalid_mode_raises": "scale_by_lion raises when it is built, not at the first update",
+    "TransformTest::test_rms_match_adam": "RMSProp corrects its bias exactly, Adam with the rounding of optax",
     "ClippingTest::test_clip_by_block_rms": "the result is 1 - 1.2e-7, and the test requires 7 digits of 1",
 }
 ROOMS = (nnlearn, nnlearn.losses, nnlearn.schedules, nnlearn.transforms, nnlearn.optimizers)

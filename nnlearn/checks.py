@@ -94,7 +94,12 @@ def check_nonnegative(name: str, value: Scalar) -> None:
 
 
 def as_key(key: Any) -> jax.Array:
-    """Return a random key, from a key or an integer seed of any type."""
+    """Return a random key, from a key or an integer seed of any type.
+
+    A floating-point array is a seed that ``inject_hyperparams`` holds with the other numbers.
+    """
+    if jnp.ndim(key) == 0 and isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jnp.floating):
+        key = key.astype(jnp.int32)
     is_seed = jnp.ndim(key) == 0 and jnp.issubdtype(jnp.result_type(key), jnp.integer)
     return jax.random.key(key) if is_seed else key
 

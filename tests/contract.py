@@ -244,6 +244,56 @@ def numpy_normuon(
     return param - learning_rate * (update + weight_decay * param)
 
 
+def numpy_adamuon(
+    step, param, gradient, memory, *, learning_rate, beta, b2, eps, weight_decay, adam_b1, adam_b2,
+    adam_weight_decay, adam_learning_rate,
+):  # fmt: skip
+    if param.ndim != 2:
+        mu = memory["mu"] = adam_b1 * memory.get("mu", 0) + (1 - adam_b1) * gradient
+        nu = memory["nu"] = adam_b2 * memory.get("nu", 0) + (1 - adam_b2) * gradient**2
+        mean = adam_b1 * mu / (1 - adam_b1 ** (step + 1)) + (1 - adam_b1) * gradient / (1 - adam_b1**step)
+        return param - adam_learning_rate * (
+            mean / (np.sqrt(nu / (1 - adam_b2**step)) + eps) + adam_weight_decay * param
+        )
+    mu = memory["mu"] = beta * memory.get("mu", 0) + (1 - beta) * gradient
+    sign = np.sign(beta * mu + (1 - beta) * gradient)
+    left, values, right = np.linalg.svd(sign / (np.linalg.norm(sign) + eps), full_matrices=False)
+    for _ in range(4):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    update = (left * values) @ right
+    nu = memory["nu"] = b2 * memory.get("nu", 0) + (1 - b2) * update**2
+    update = update / (np.sqrt(nu) + eps)
+    update *= 0.2 * param.size**0.5 / np.linalg.norm(update)
+    return param - learning_rate * (update + weight_decay * param)
+
+
+def numpy_adam_mini(step, param, gradient, memory, *, learning_rate, b1, b2, eps, weight_decay):
+    mu = memory["mu"] = b1 * memory.get("mu", 0) + (1 - b1) * gradient
+    square = np.mean(gradient**2, 0, keepdims=True) if param.ndim == 2 else gradient**2
+    nu = memory["nu"] = b2 * memory.get("nu", 0) + (1 - b2) * square
+    update = mu / (1 - b1**step) / (np.sqrt(nu / (1 - b2**step)) + eps)
+    return param - learning_rate * (update + weight_decay * param)
+
+
+def numpy_dion(
+    step, param, gradient, memory, *, learning_rate, beta, eps, weight_decay, adam_b1, adam_b2, adam_weight_decay,
+    adam_learning_rate,
+):  # fmt: skip
+    if param.ndim != 2:
+        update, _ = adam_by_numpy(step, gradient, memory, adam_b1, adam_b2, eps)
+        return param - adam_learning_rate * (update + adam_weight_decay * param)
+    rows, columns = param.shape
+    drawn = jax.random.normal(jax.random.key(0), (columns, -(-min(param.shape) // 2)), jnp.float32)
+    basis = memory.setdefault("basis", np.asarray(drawn, np.float64))
+    total = memory.get("mu", 0) + gradient
+    left, _ = np.linalg.qr(total @ basis)
+    right = total.T @ left
+    memory["mu"] = total - (1 - beta) * left @ right.T
+    memory["basis"] = right / (np.linalg.norm(right, axis=0, keepdims=True) + eps)
+    update = (columns / rows) ** 0.5 * left @ memory["basis"].T
+    return param - learning_rate * (update + weight_decay * param)
+
+
 def numpy_shampoo(
     step, param, gradient, memory, *, learning_rate, b1, b2, shampoo_beta, eps, ridge, weight_decay, precondition_every
 ):
@@ -778,6 +828,51 @@ CASES = [
         numpy=numpy_shampoo,
         whole_leaf=True,
         float32=2e-4,
+        constant=True,
+    ),
+    Case(
+        "adamuon",
+        {
+            "learning_rate": 0.03,
+            "beta": 0.8,
+            "b2": 0.9,
+            "eps": 1e-4,
+            "weight_decay": 0.02,
+            "adam_b1": 0.7,
+            "adam_b2": 0.95,
+            "adam_weight_decay": 0.01,
+            "adam_learning_rate": 0.02,
+        },
+        fixed={"ns_steps": 4},
+        library=None,
+        numpy=numpy_adamuon,
+        apart=("adam_learning_rate",),
+        whole_leaf=True,
+    ),
+    Case(
+        "adam_mini",
+        {**MOMENTS, "weight_decay": 0.02},
+        library=None,
+        numpy=numpy_adam_mini,
+        whole_leaf=True,
+    ),
+    Case(
+        "dion",
+        {
+            "learning_rate": 0.03,
+            "beta": 0.8,
+            "eps": 1e-4,
+            "weight_decay": 0.02,
+            "adam_b1": 0.7,
+            "adam_b2": 0.95,
+            "adam_weight_decay": 0.01,
+            "adam_learning_rate": 0.02,
+        },
+        fixed={"rank_fraction": 0.5},
+        library=None,
+        numpy=numpy_dion,
+        apart=("adam_learning_rate",),
+        whole_leaf=True,
         constant=True,
     ),
     Case(

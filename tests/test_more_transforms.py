@@ -100,7 +100,7 @@ def test_reduce_on_plateau_takes_tracers_and_names_bad_numbers():
         with pytest.raises(ValueError, match=next(iter(bad))):
             nnlearn.reduce_on_plateau(**bad)
     for tx in (nnlearn.reduce_on_plateau(), nnlearn.momo(), nnlearn.polyak_sgd()):
-        with pytest.raises(ValueError, match="value=loss"):
+        with pytest.raises((TypeError, ValueError), match="value=loss"):
             tx.update(jnp.ones(1), tx.init(jnp.ones(1)), jnp.ones(1))
 
 
@@ -213,3 +213,45 @@ def test_kl_soap_follows_its_loop():
                 gradient = value - 0.5 + np.asarray(noise[name][index])
                 value = numpy_soap(index + 1, value, gradient, memory, **numbers, precondition_every=1, kl=True)
             assert relative_error(final[name], value) < 1e-10
+
+
+def test_average_from_is_the_mean_of_the_chosen_steps():
+    tx = nnlearn.chain(nnlearn.sgd(1.0), nnlearn.average_from(3, every=2))
+    params, state, seen = jnp.zeros(()), tx.init(jnp.zeros(())), []
+    for step in range(1, 8):
+        updates, state = tx.update(jnp.asarray(-float(step)), state, params)
+        params = nnlearn.apply_updates(params, updates)
+        seen.append(float(params))
+        expected = np.mean(seen[2::2]) if step >= 3 else seen[-1]
+        assert np.isclose(float(nnlearn.averaged_params(state)), expected, rtol=1e-6), step
+    with pytest.raises(ValueError, match="every"):
+        nnlearn.average_from(1, 0)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (2, 2, 3)])
+def test_the_orthogonal_pull_is_the_gradient_of_its_penalty(shape):
+    w = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+
+    def penalty(w):
+        flat = w.reshape(-1, shape[-1])
+        flat = flat if flat.shape[0] >= flat.shape[1] else flat.T
+        return jnp.sum((flat.T @ flat - jnp.eye(flat.shape[1])) ** 2) / 4
+
+    tx = nnlearn.add_orthogonal_pull(0.3)
+    for tree in ({"w": w}, nnlearn.pack({"w": w, "v": w})):
+        zero = jax.tree.map(jnp.zeros_like, tree)
+        found = nnlearn.unpack(tx.update(zero, tx.init(tree), tree)[0])["w"]
+        np.testing.assert_allclose(found, 0.3 * jax.grad(penalty)(w), rtol=1e-4, atol=1e-5)
+
+
+def test_steps_by_width_scale_hidden_matrices_alone():
+    def shapes(d):
+        return {"embed": (50, d), "layers": (3, d, d), "conv": (3, 3, d, d), "b": (d,)}
+
+    base, wide = ({name: jnp.ones(shape) for name, shape in shapes(d).items()} for d in (8, 32))
+    tx = nnlearn.scale_by_width(base)
+    updates, _ = tx.update(wide, tx.init(wide))
+    factors = {name: float(leaf.ravel()[0]) for name, leaf in updates.items()}
+    assert factors == {"embed": 1, "layers": 0.25, "conv": 0.25, "b": 1}
+    with pytest.raises(ValueError, match="base has no leaf 'other'"):
+        tx.update({"other": jnp.ones((2, 2))}, tx.init({}))

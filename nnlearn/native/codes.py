@@ -110,7 +110,7 @@ def kernel_of(equation: Any) -> Any:
 def random_bits(seed: jax.Array, size: int) -> jax.Array:
     """Random 32-bit numbers (size,) from a seed, by a hash of the position that fuses with what follows.
 
-    It costs six integer operations for each number, a small part of ``jax.random.bits``, and is random enough to round
+    It costs five integer operations for each number, a small part of ``jax.random.bits``, and is random enough to round
     with (the mixing function is lowbias32 of Chris Wellons).
 
     >>> random_bits(jnp.uint32(7), 3).shape
@@ -119,7 +119,7 @@ def random_bits(seed: jax.Array, size: int) -> jax.Array:
     x = jax.lax.iota(jnp.uint32, size) * jnp.uint32(0x9E3779B9) + seed.astype(jnp.uint32)
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return x ^ (x >> 16)
+    return x  # its upper bits are mixed well
 
 
 def uniform(seed: jax.Array, size: int) -> jax.Array:
@@ -160,17 +160,15 @@ def _encode(x: jax.Array, seed: jax.Array) -> Coded:
     flat = jnp.pad(flat, (0, blocks * BLOCK - flat.size)).reshape(blocks, BLOCK)
     scale = jnp.max(jnp.abs(flat), axis=1, keepdims=True)
     signed = jnp.any(flat < 0, axis=1, keepdims=True)
-    scaled = flat * jnp.where(scale > 0, 1 / jnp.where(scale > 0, scale, 1), 0)
-    size = jnp.minimum(jnp.abs(scaled), 1)
+    inverse = jnp.where(scale > 0, 1 / jnp.where(scale > 0, scale, 1), 0)
+    # in units in which levels are powers of whole numbers
+    size = jnp.abs(flat) * inverse * jnp.where(signed, 127.0**2, 255.0**4).astype(flat.dtype)
     root = jnp.sqrt(size)
-    below = jnp.where(signed, jnp.floor(root * 127), jnp.floor(jnp.sqrt(root) * 255))
-    most = jnp.where(signed, 127.0, 255.0)
-    above = jnp.minimum(below + 1, most)
-    low, high = (_magnitude(one, signed) for one in (below, above))
+    below = jnp.floor(jnp.where(signed, root, jnp.sqrt(root)))
+    low, high = (_power(one, signed) for one in (below, below + 1))
     # the probability of the upper one of the two levels around the magnitude makes the mean exact
-    up = uniform(seed, blocks * BLOCK).reshape(blocks, BLOCK) * (high - low) < size - low
-    code = jnp.where(up, above, below)
-    code = jnp.where(signed, 128 + jnp.sign(scaled) * code, jnp.where(size > 0, jnp.maximum(code, 1), 0))
+    code = below + (uniform(seed, blocks * BLOCK).reshape(blocks, BLOCK) * (high - low) < size - low)
+    code = jnp.where(signed, 128 + jnp.sign(flat) * code, jnp.where(size > 0, jnp.maximum(code, 1), 0))
     broken = jnp.where(jnp.isfinite(scale), 1, jnp.nan)
     scales = (jnp.where(signed, -scale, scale) * broken)[:, 0]
     return Coded(code.astype(jnp.uint8).ravel()[: x.size].reshape(x.shape), scales)
@@ -186,7 +184,11 @@ def _decode(codes: jax.Array, scales: jax.Array) -> jax.Array:
 
 def _magnitude(number: jax.Array, signed: jax.Array) -> jax.Array:
     """The level in [0, 1] of a code without its sign."""
-    square = jnp.square(number * jnp.where(signed, jnp.float32(1 / 127), jnp.float32(1 / 255)))
+    return _power(number * jnp.where(signed, jnp.float32(1 / 127), jnp.float32(1 / 255)), signed)
+
+
+def _power(number: jax.Array, signed: jax.Array) -> jax.Array:
+    square = jnp.square(number)
     return jnp.where(signed, square, jnp.square(square))
 
 

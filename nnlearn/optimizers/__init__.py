@@ -14,6 +14,10 @@ from nnlearn.optimizers.adam import nadam as nadam
 from nnlearn.optimizers.adam import nadamw as nadamw
 from nnlearn.optimizers.adam import radam as radam
 from nnlearn.optimizers.adam import yogi as yogi
+from nnlearn.optimizers.adam_mini import adam_mini as adam_mini
+from nnlearn.optimizers.adam_mini import scale_by_adam_mini as scale_by_adam_mini
+from nnlearn.optimizers.adamuon import adamuon as adamuon
+from nnlearn.optimizers.adamuon import scale_by_adamuon as scale_by_adamuon
 from nnlearn.optimizers.adan import adan as adan
 from nnlearn.optimizers.adan import scale_by_adan as scale_by_adan
 from nnlearn.optimizers.adaptive import adadelta as adadelta
@@ -27,12 +31,10 @@ from nnlearn.optimizers.adopt import acprop as acprop
 from nnlearn.optimizers.adopt import adopt as adopt
 from nnlearn.optimizers.adopt import scale_by_acprop as scale_by_acprop
 from nnlearn.optimizers.adopt import scale_by_adopt as scale_by_adopt
-from nnlearn.optimizers.distance import cocob as cocob
-from nnlearn.optimizers.distance import dadapt_adamw as dadapt_adamw
+from nnlearn.optimizers.dion import dion as dion
+from nnlearn.optimizers.dion import scale_by_dion as scale_by_dion
 from nnlearn.optimizers.distance import dog as dog
 from nnlearn.optimizers.distance import dowg as dowg
-from nnlearn.optimizers.distance import prodigy as prodigy
-from nnlearn.optimizers.distance import scale_by_cocob as scale_by_cocob
 from nnlearn.optimizers.distance import scale_by_distance_over_gradients as scale_by_distance_over_gradients
 from nnlearn.optimizers.layerwise import fromage as fromage
 from nnlearn.optimizers.layerwise import lamb as lamb
@@ -53,6 +55,10 @@ from nnlearn.optimizers.novograd import scale_by_novograd as scale_by_novograd
 from nnlearn.optimizers.optimistic import optimistic_adam_v2 as optimistic_adam_v2
 from nnlearn.optimizers.optimistic import optimistic_gradient_descent as optimistic_gradient_descent
 from nnlearn.optimizers.optimistic import scale_by_optimistic_gradient as scale_by_optimistic_gradient
+from nnlearn.optimizers.parameter_free import cocob as cocob
+from nnlearn.optimizers.parameter_free import dadapt_adamw as dadapt_adamw
+from nnlearn.optimizers.parameter_free import prodigy as prodigy
+from nnlearn.optimizers.parameter_free import scale_by_cocob as scale_by_cocob
 from nnlearn.optimizers.polyak import momo as momo
 from nnlearn.optimizers.polyak import momo_adam as momo_adam
 from nnlearn.optimizers.polyak import polyak_sgd as polyak_sgd

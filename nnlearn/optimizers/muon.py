@@ -53,7 +53,7 @@ def axes_of(dims: MuonDimensionNumbers | None, ndim: int) -> tuple[tuple[int, ..
     return tuple(axis for axis in range(ndim) if axis not in rows + columns), rows, columns
 
 
-def _on_matrices(function: Callable[[jax.Array], jax.Array], x: jax.Array, dims: MuonDimensionNumbers | None):
+def on_matrices(function: Callable[[jax.Array], jax.Array], x: jax.Array, dims: MuonDimensionNumbers | None):
     """Run a function on each matrix of an array."""
     batch, rows, columns = axes_of(dims, x.ndim)
     order = batch + rows + columns
@@ -87,18 +87,7 @@ def matrix_rules(params: PyTree) -> PyTree:
         names = path_name(path).lower().replace("-", "_").split("/")
         ndim, last = jnp.ndim(leaf), names[-1]
         words = {word for name in names for word in name.split("_")}
-        if words & {
-            "embed",
-            "embedding",
-            "embeddings",
-            "wte",
-            "wpe",
-            "pos",
-            "position",
-            "positions",
-            "head",
-            "unembed",
-        }:
+        if words & TABLES:
             return None
         if ndim < 2 or words & {"bias", "scale", "norm"} or last in ("b", "g"):
             return None
@@ -124,7 +113,7 @@ def muon_kernel(
     """
     mu = moving_average(beta, g, mu)
     direction = debiased(g, mu, decay=beta, c1=c1, c1_next=c1_next, nesterov=nesterov)
-    update = _on_matrices(lambda x: newton_schulz(x, ns_coeffs, ns_steps, eps, preconditioning), direction, dims)
+    update = on_matrices(lambda x: newton_schulz(x, ns_coeffs, ns_steps, eps, preconditioning), direction, dims)
     if adaptive:
         update = jnp.sum(jnp.conj(direction) * update) * update
     return update, mu
@@ -373,6 +362,7 @@ __all__ = [
     "matrix_rules",
     "muon",
     "muon_kernel",
+    "on_matrices",
     "scale_by_muon",
     "scale_by_shape",
     "spread_over",

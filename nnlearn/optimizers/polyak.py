@@ -21,10 +21,10 @@ def given_value(value: Any, name: str, dtype: Any) -> jax.Array:
     """The loss that ``update`` was given.
 
     Raises:
-      ValueError: if it was given none.
+      TypeError: if it was given none.
     """
     if value is None:
-        raise ValueError(f"{name} needs the loss: call update(updates, state, params, value=loss)")
+        raise TypeError(f"{name} needs the loss: call update(updates, state, params, value=loss)")
     return jnp.asarray(value).astype(dtype)
 
 
@@ -48,7 +48,8 @@ def scale_by_polyak(
       variant: ``"sps+"`` takes a negative gap for 0.
 
     Raises:
-      ValueError: if a hyper-parameter is out of its range; in ``update``, if there is no ``value``.
+      ValueError: if a hyper-parameter is out of its range.
+      TypeError: in ``update``, if there is no ``value``.
 
     >>> tx = scale_by_polyak()
     >>> tx.update(jnp.array([2.0]), tx.init(jnp.ones(1)), value=1.0)[0]
@@ -153,7 +154,8 @@ def momo(
       A transformation with ``MomoState(exp_avg, barf, gamma, lb, count)``.
 
     Raises:
-      ValueError: if a hyper-parameter is out of its range; in ``update``, if there is no ``value``.
+      ValueError: if a hyper-parameter is out of its range.
+      TypeError: in ``update``, if there is no ``value``.
 
     >>> tx, w = momo(), jnp.ones(1)
     >>> tx.update(jnp.array([2.0]), tx.init(w), w, value=1.0)[0]
@@ -237,7 +239,8 @@ def momo_adam(
       A transformation with ``MomoAdamState(exp_avg, exp_avg_sq, barf, gamma, lb, count)``.
 
     Raises:
-      ValueError: if a hyper-parameter is out of its range; in ``update``, if there is no ``value``.
+      ValueError: if a hyper-parameter is out of its range.
+      TypeError: in ``update``, if there is no ``value``.
 
     >>> tx, w = momo_adam(1.0), jnp.ones(1)
     >>> tx.update(jnp.array([2.0]), tx.init(w), w, value=1.0)[0].round(4)

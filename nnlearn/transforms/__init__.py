@@ -12,6 +12,7 @@ from nnlearn.transforms.adaptive import scale_by_rms as scale_by_rms
 from nnlearn.transforms.adaptive import scale_by_rss as scale_by_rss
 from nnlearn.transforms.adaptive import scale_by_stddev as scale_by_stddev
 from nnlearn.transforms.average import AverageParamsState as AverageParamsState
+from nnlearn.transforms.average import average_from as average_from
 from nnlearn.transforms.average import average_params as average_params
 from nnlearn.transforms.average import averaged_params as averaged_params
 from nnlearn.transforms.clipping import adaptive_grad_clip as adaptive_grad_clip
@@ -43,6 +44,8 @@ from nnlearn.transforms.hyperparams import set_hyperparams as set_hyperparams
 from nnlearn.transforms.loss_scale import DynamicLossScaleState as DynamicLossScaleState
 from nnlearn.transforms.loss_scale import current_loss_scale as current_loss_scale
 from nnlearn.transforms.loss_scale import dynamic_loss_scale as dynamic_loss_scale
+from nnlearn.transforms.matrices import add_orthogonal_pull as add_orthogonal_pull
+from nnlearn.transforms.matrices import scale_by_width as scale_by_width
 from nnlearn.transforms.momentum import ema as ema
 from nnlearn.transforms.momentum import scale_by_lion as scale_by_lion
 from nnlearn.transforms.momentum import scale_by_sign as scale_by_sign

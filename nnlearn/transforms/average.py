@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 from optax import apply_updates
 
-from nnlearn.checks import check_decay
+from nnlearn.checks import check_decay, check_number
 from nnlearn.packing import unpack
 from nnlearn.settings import comparable
 from nnlearn.transforms.averages import increment, one_minus, step_towards, weight_seen
 from nnlearn.transforms.storage import Slot
 from nnlearn.transforms.wrapping import require_params
-from nnlearn.tree import compute_dtype, real_dtype
+from nnlearn.tree import as_hyperparam, compute_dtype, real_dtype
 from nnlearn.types import GradientTransformationExtraArgs, OptState, Params, Scalar
 
 
@@ -57,6 +57,56 @@ def average_params(decay: Scalar = 0.999) -> GradientTransformationExtraArgs:
     (Array([6.], dtype=float32), Array([5.], dtype=float32))
     """
     check_decay("decay", decay)
+
+    def weight(count):
+        # a_t / (1 - decay ** t), not a_t, is kept: next to it a small 1 - decay is not rounded away
+        return one_minus(decay) / weight_seen(decay, count), count == 1, decay
+
+    return _averaging(weight, decay)
+
+
+@comparable
+def average_from(start: Scalar, every: Scalar = 1) -> GradientTransformationExtraArgs:
+    r"""Keep the plain mean of the parameters of steps ``start``, ``start + every``, ...; the last link of a chain.
+
+    .. math:: a_t = a_{t-1} + (w_t - a_{t-1}) / n \quad \text{at the } n\text{-th of these steps}
+
+    Stochastic weight averaging (Izmailov et al. 2018, arXiv:1803.05407): at a constant or cyclical learning rate, with
+    ``every`` the length of a cycle. ``averaged_params`` reads it; before ``start`` it is the parameters.
+
+    Args:
+      start: the first step that counts, >= 1.
+      every: steps from one to the next, >= 1.
+
+    Returns:
+      A transformation with ``AverageParamsState(count, average, decay)``, where the last ``decay`` is 1 - 1 / n.
+
+    Raises:
+      ValueError: if ``start`` or ``every`` is below 1; in ``update``, if there are no parameters.
+
+    >>> import nnlearn
+    >>> tx = nnlearn.chain(nnlearn.sgd(1.0), average_from(2))
+    >>> params, state = jnp.array([0.0]), tx.init(jnp.array([0.0]))
+    >>> for _ in range(3):
+    ...     updates, state = tx.update(jnp.array([-1.0]), state, params)
+    ...     params = nnlearn.apply_updates(params, updates)
+    >>> averaged_params(state)  # of 2 and 3
+    Array([2.5], dtype=float32)
+    """
+    check_number("start", start, low=1)
+    check_number("every", every, low=1)
+
+    def weight(count):
+        real = jnp.result_type(float)
+        past, step = count.astype(real) - as_hyperparam(start, real), as_hyperparam(every, real)
+        share = jnp.where(past % step < 1, 1 / (jnp.maximum(past, 0) // step + 1), 0)
+        return share, past <= 0, jnp.where(past <= 0, 0, 1 - share)
+
+    return _averaging(weight, 0.0)
+
+
+def _averaging(weight_at, decay: Scalar) -> GradientTransformationExtraArgs:
+    """Average with ``weight_at(count) -> (weight of the new parameters, whether they replace the average, decay)``."""
     slot = Slot()
 
     def init(params):
@@ -70,17 +120,16 @@ def average_params(decay: Scalar = 0.999) -> GradientTransformationExtraArgs:
         del extra_args
         require_params(params, "average_params")
         count = increment(state.count)
-        # a_t / (1 - decay ** t), not a_t, is kept: next to it a small 1 - decay is not rounded away
-        weight = one_minus(decay) / weight_seen(decay, count)
+        weight, replaces, last = weight_at(count)
 
         def mix(average, param):
             wide = compute_dtype(average.dtype)
             param = param.astype(wide)
             mixed = step_towards(average.astype(wide), param, weight.astype(real_dtype(wide)))
-            return jnp.where(count == 1, param, mixed).astype(average.dtype)
+            return jnp.where(replaces, param, mixed).astype(average.dtype)
 
         average = jax.tree.map(mix, state.average, apply_updates(params, updates))
-        return updates, AverageParamsState(count, average, jnp.asarray(decay, jnp.float32))
+        return updates, AverageParamsState(count, average, jnp.asarray(last, jnp.float32))
 
     return GradientTransformationExtraArgs(init, update)
 
@@ -92,7 +141,7 @@ def averaged_params(opt_state: OptState) -> Params:
     initial parameters.
 
     Args:
-      opt_state: the optimizer's state, with one ``average_params`` in it; of vmapped runs, too.
+      opt_state: the optimizer's state, with one ``average_params`` or ``average_from`` in it; of vmapped runs, too.
 
     Raises:
       ValueError: the state keeps none, or several.
@@ -115,4 +164,4 @@ def averaged_params(opt_state: OptState) -> Params:
     return unpack(state.average)
 
 
-__all__ = ["AverageParamsState", "average_params", "averaged_params"]
+__all__ = ["AverageParamsState", "average_from", "average_params", "averaged_params"]
