@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,13 +89,12 @@ class Tab:
         """Open a file; return the seconds until it is drawn and answers."""
         self.resize(width, height)
         self._loaded = False
-        began = time.perf_counter()
         address = path.resolve().as_uri()
         self.call("Page.navigate", url=address)
         while not self._loaded:
             self._next()
         self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-        seconds = time.perf_counter() - began
+        seconds = self.run("performance.now() / 1000")
         self.requests = [each for each in self.requests if each != address and not each.startswith("data:")]
         return seconds
 

@@ -104,6 +104,10 @@ EQUIVALENT: dict[str, str] = {
     "26863b577e8e": "any Python integer stands for no factor",
     "b70372db3016": "an array without elements",
     "62c66dcaa1c1": "XLA on a CPU accumulates these products in float32 in any case",
+    "20d4cb93ec0d": "stands in for a norm that was not recorded, and is only tested for being finite",
+    "8798e64c74ab": "a tolerance against rounding, far below the numbers that it is added to",
+    "1ab1eec86299": "all devices of an array have one platform",
+    "55548b2ca8ba": "both are recorded, or neither is",
     "08f2621810e8": "what fills the rows after the last step, which are cut off",
 }
 

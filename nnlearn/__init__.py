@@ -84,6 +84,7 @@ from nnlearn.losses import tversky_loss as tversky_loss
 from nnlearn.native import native_kernels as native_kernels
 from nnlearn.native import native_status as native_status
 from nnlearn.optimizers import *  # noqa: F403
+from nnlearn.optimizers.citation import citation as citation
 from nnlearn.packing import Packed as Packed
 from nnlearn.packing import leaf_norms as leaf_norms
 from nnlearn.packing import map_stacks as map_stacks

@@ -1,5 +1,9 @@
 """Guards for rare cases: each test fails if its guard is removed."""
 
+import os
+import signal
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,8 +91,74 @@ def test_a_sweep_of_the_older_format_is_not_resumed(tmp_path):
         (lambda: nnlearn.transforms.clip_by_block_rms(-1.0), "threshold"),
         (lambda: nnlearn.transforms.clip_by_global_norm(-1.0), "max_norm"),
         (lambda: nnlearn.transforms.adaptive_grad_clip(-0.1), "clipping"),
+        (lambda: nnlearn.schedule_free(nnlearn.sgd(0.1), 0.1, b1=1.5), "b1"),
+        (lambda: nnlearn.skip_budget(total=0), "total"),
+        (lambda: nnlearn.best_fixed_rate(0.0, 1.0), "low"),
+        (lambda: nnlearn.smooth_labels(jnp.eye(2), 1.5), "alpha"),
     ],
 )
-def test_transformations_check_their_hyperparameters(make, name):
+def test_bad_hyperparameters_are_refused(make, name):
     with pytest.raises(ValueError, match=name):
         make()
+
+
+def test_one_worker_per_core_that_the_process_may_use(monkeypatch):
+    from nnlearn.sweeps.batches import default_workers
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(5)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert default_workers([types.SimpleNamespace(platform="cpu")]) == 5
+
+
+def test_an_ignored_signal_stays_ignored():
+    from nnlearn.stream.interrupt import Interrupt
+
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with Interrupt():
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGINT) != before
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_sharding_over_devices_that_are_not_here():
+    from nnlearn.packing.serialization import find_sharding
+
+    facts = {"axes": {"data": 1}, "types": ["Auto"], "spec": ["data"], "devices": [1234]}
+    with pytest.raises(ValueError, match=r"has no devices \[1234\]"):
+        find_sharding(facts)
+
+
+def test_leaves_are_rounded_by_different_seeds():
+    params = {name: jnp.ones(4000, jnp.bfloat16) for name in "ab"}
+    for wrap in (nnlearn.round_stochastically, nnlearn.compact_master):
+        tx = wrap(nnlearn.sgd(1e-3))
+        new = nnlearn.apply_updates(params, tx.update(params, tx.init(params), params)[0])
+        assert 0.2 < jnp.mean(new["a"] != new["b"]) < 0.5 or wrap is nnlearn.compact_master
+    rest = tx.update(params, tx.init(params), params)[1].rest
+    assert not np.array_equal(rest["a"], rest["b"])
+
+
+def test_no_step_has_failed_before_the_first():
+    state = nnlearn.apply_if_finite(nnlearn.sgd(0.1), 2).init(jnp.zeros(2))
+    assert (int(state.notfinite_count), bool(state.last_finite), int(state.total_notfinite)) == (0, True, 0)
+
+
+def test_the_best_value_of_a_table_is_the_best_of_the_checks_that_were_made():
+    train = run_of(lambda params: {"score": -((params - 0.5) ** 2)})
+    table = sweep(train, {"rate": choice(0.25)}, 1, metric="score", mode="max").columns()
+    np.testing.assert_allclose(table["best_score"], [-0.0625])  # params 0.75, then 0.9375
+    np.testing.assert_allclose(table["score"], [-(0.4375**2)])
+
+
+def test_accumulators_of_complex_gradients_are_real():
+    state = nnlearn.transforms.scale_by_rss().init(jnp.ones(2, jnp.complex64))
+    assert state.sum_of_squares.dtype == jnp.float32
+
+
+def test_an_infinite_gradient_is_clipped_to_a_finite_one():
+    tx = nnlearn.transforms.adaptive_grad_clip(0.1)
+    params = jnp.array([[3.0], [4.0]])
+    update, _ = tx.update(jnp.array([[jnp.inf], [1.0]]), tx.init(params), params)
+    assert jnp.all(jnp.isfinite(update))

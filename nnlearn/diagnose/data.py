@@ -39,9 +39,9 @@ def target_scale(evidence: Evidence) -> Seen:
     odd = deviation > 10 or 0 < deviation < 0.05 or (offset > 5 * deviation and offset > 1) or offset > 30
     if not odd or learned_well(facts):
         return Seen(values, rule)
-    reached, attainable = facts.reached, facts.attainable
+    reached, attainable = facts.fairly_reached, facts.attainable
     values |= {"explained by the network": reached, "explained by simple predictors": attainable}
-    if reached >= attainable - 0.05:
+    if facts.shortfall <= 0.05:
         return Seen(values, rule)
     text = (
         f"The targets have mean {targets.mean():.3g} and deviation {deviation:.3g}. The network explains "
@@ -157,7 +157,7 @@ def order_of_batches(evidence: Evidence) -> Seen:
     values = {"variance between batches / that of random batches": ratio, "batches": count, "batch size": size}
     rule = "at most 1 + 5 deviations, and at most 3; or it does no harm"
     limit = max(3.0, 1 + 5 * np.sqrt(2 / (count - 1)))
-    if ratio <= limit or learned_well(facts):
+    if ratio <= limit or learned_well(facts) or not facts.falls_short(0.02):
         return Seen(values, rule)
     share = np.sqrt(ratio / size)
     text = (

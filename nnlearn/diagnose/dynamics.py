@@ -14,8 +14,10 @@ from nnlearn.diagnose.subject import Unknown, params_of
 from nnlearn.diagnose.variants import RATES
 
 HALF = ("float16", "bfloat16")
+LEAST = 0.02  # share of the loss that is no gain
 GAIN = 0.1  # share of the reachable decrease of the loss that a variant must gain
 POINTS = 0.05  # and of the accuracy or R squared
+LOWER = ("rate x0.33", "rate x0.1", "rate x0.01", "rate x0.1 at the end")
 USUAL_CLIP = 0.1  # a norm to which gradients are usually clipped, at least
 
 
@@ -38,7 +40,10 @@ def gain(evidence: Evidence, name: str) -> float:
     if not np.isfinite(evidence.last_loss):
         return 1.0 if variant.loss < evidence.first_loss or not np.isfinite(evidence.first_loss) else 0.0
     pairs = ((variant.score, evidence.score), (variant.validation_score, evidence.validation_score))
-    worse = evidence.last_loss > max(evidence.first_loss, variant.loss)
+    noise = 2 * float(np.hypot(*map(uncertainty, (evidence.run.loss, variant.losses))))
+    if evidence.last_loss - variant.loss < max(noise, LEAST * abs(evidence.last_loss)):
+        return 0.0
+    worse = evidence.last_loss > evidence.first_loss + POINTS * abs(evidence.first_loss)
     if any(np.isfinite(new) and np.isfinite(old) and new < old + (not worse) * points(old) for new, old in pairs):
         return 0.0
     start = evidence.first_loss
@@ -49,6 +54,12 @@ def gain(evidence: Evidence, name: str) -> float:
         start = max(min(start, own), evidence.last_loss)
     gained = min((evidence.last_loss - variant.loss) / reach(evidence, start), 1.0)
     return gained if gained > GAIN else 0.0
+
+
+def uncertainty(losses: np.ndarray) -> float:
+    """The standard error of the mean of the last tenth of the losses, from their median distance to the median."""
+    tail = losses[-max(3, len(losses) // 10) :]
+    return float(1.5 * np.median(np.abs(tail - np.median(tail))) / np.sqrt(len(tail)))
 
 
 def points(score: float) -> float:
@@ -67,7 +78,8 @@ def poor(evidence: Evidence) -> bool:
         return False
     facts = facts_of(evidence)
     try:
-        best = facts.are_dependent and evidence.score >= facts.attainable - 0.02
+        known = facts.data.kind == "sequence" or facts.are_dependent
+        best = known and evidence.score >= facts.attainable - 0.02
     except Exception:  # targets that simple predictors do not know
         return True
     return not best or any(gain(evidence, name) > 0 for name in evidence.variants)
@@ -90,7 +102,7 @@ def divergence(evidence: Evidence) -> Seen:
 def rate(evidence: Evidence) -> Seen:
     gains = {name: gain(evidence, name) for name in (*RATES, "rate x0.1 at the end")}
     values = {name: evidence.variants[name].loss for name in RATES} | {"the run": evidence.last_loss}
-    lower = {name: gains[name] for name in ("rate x0.33", "rate x0.1", "rate x0.01", "rate x0.1 at the end")}
+    lower = {name: gains[name] for name in LOWER}
     higher = {name: gains[name] for name in ("rate x3", "rate x10", "rate x100")}
     rule = f"no other rate gains {GAIN:.0%} of the loss in an eighth of the steps"
     findings = []
@@ -122,8 +134,9 @@ def schedule(evidence: Evidence) -> Seen:
     rising = bool(np.all(np.diff(pace) >= -1e-7) and pace[0] < 0.2 and pace[-1] > 1.02 * pace[int(0.9 * len(pace))])
     values = {"mean rate / largest": mean, "share of steps below 2 %": low, "still rising at the end": rising}
     rule = "the rate is above 2 % of its largest value in half of the steps, and warm-up ends"
-    held = max(gain(evidence, "rate held"), gain(evidence, "rate x10") if rising else 0.0)
-    held = max(held, gain(evidence, "rate x100") if rising or low > 0.5 else 0.0)
+    held = gain(evidence, "rate held")
+    if rising or low > 0.5:
+        held = max(held, *(gain(evidence, name) for name in ("rate x3", "rate x10", "rate x100")))
     stuck = rising and pace[0] < 0.02 and poor(evidence)  # also too slow for a short variant to show it
     if not stuck and (held <= 0 or not (low > 0.5 or rising or mean < 0.1)):
         return Seen(values, rule)
@@ -198,6 +211,9 @@ def direction(evidence: Evidence) -> Seen:
     if loss[0] < 0 and evidence.data.labels is not None and evidence.program.of_kind("softmax"):
         text = f"The cross-entropy is {loss[0]:.3g} at the start; it cannot be negative."
         return Seen(values, rule, [found("sign_error", text, values, strength=0.97, step=0)])
+    if evidence.last_loss < -10 * abs(loss[0]) and np.argmin(np.nan_to_num(loss, nan=np.inf)) > 0.9 * len(loss):
+        text = f"The loss falls from {loss[0]:.3g} to {evidence.last_loss:.3g} and goes on: it has no minimum."
+        return Seen(values, rule, [found("sign_error", text, values, strength=0.93)])
     first = evidence.first_score
     falls = not np.isfinite(evidence.last_loss) or evidence.last_loss < min(loss[0], 0) - abs(loss[0])
     if falls and np.isfinite(evidence.score) and evidence.score < first - 0.02 and np.nanmin(loss[-5:], initial=0) < 0:
@@ -215,12 +231,12 @@ def memory(evidence: Evidence) -> Seen:
         "coasting": float(answer.coasting[0] / max(answer.pace[-1], 1e-30)),
     }
     rule = "moments and counts never fall back under a constant gradient"
-    if len(kept) < 3 or np.any(np.isnan(kept)) or not np.max(answer.pace) > 0:
+    if len(kept) < 3 or np.any(np.isnan(kept)):
         return Seen(values, rule)
-    if np.mean(answer.pace <= 1e-6 * np.max(answer.pace)) > 0.2:
+    if np.max(answer.pace) > 0 and np.mean(answer.pace <= 1e-6 * np.max(answer.pace)) > 0.2:
         raise Unknown("the optimizer accumulates gradients, and clears them by design")
     drops = np.flatnonzero((kept[1:] < 0.5 * kept[:-1]) & (counts[1:] <= counts[:-1]))
-    forgets = values["coasting"] < 1e-3
+    forgets = answer.left < 1e-3 or (values["coasting"] < 1e-3 and np.max(kept) == 0 < np.max(answer.pace))
     values["resets"] = len(drops)
     if len(drops) < 2 and not (forgets and np.ptp(kept) <= 1e-6 * np.max(kept)):
         return Seen(values, rule)
@@ -267,6 +283,8 @@ def precision(evidence: Evidence) -> Seen:
     """Values that stop being finite although nothing had grown before, and parameters of 16 bits."""
     run, params = evidence.run, jax.tree.leaves(params_of(evidence.run.last))
     bad = ~np.isfinite(run.loss) | (~np.isfinite(run.grad_norm) & evidence.subject.has_loss)
+    if run.skipped is not None and np.isfinite(evidence.last_loss) and not poor(evidence):
+        bad &= ~run.skipped.astype(bool)  # as a scaled loss in float16 does now and then
     half = [leaf.dtype.name for leaf in params if leaf.dtype.name in HALF]
     unguarded = [fact for fact in evidence.program.of_kind("domain") if not fact.guarded and fact.operation != "div"]
     casts = evidence.program.of_kind("half")
@@ -280,11 +298,16 @@ def precision(evidence: Evidence) -> Seen:
     if np.any(bad):
         step = int(np.argmax(bad))
         norms, losses = run.grad_norm[:step], np.abs(run.loss[:step])
-        calm = step == 0 or bool(norms[-1] <= 30 * np.median(norms) and losses[-1] <= 3 * np.max(losses[:3]))
+        early = max(1, step // 2)
+        calm = step == 0 or bool(
+            norms[-1] <= 30 * np.median(norms[:early]) and losses[-1] <= 3 * np.max(losses[: min(early, 3)])
+        )
         where = values["unguarded"][0] if unguarded else "operations in 16 bits" if casts else ""
         before = f"{run.loss[step - 1]:.3g} with a gradient norm of {norms[-1]:.3g}" if step else "the first"
         text = f"Loss or gradient is not finite from step {step} on; the loss before it was {before}."
         strength = 0.95 if calm else 0.7 if casts or half else 0.0
+        if step == 0 and not (casts or half) and np.isfinite(evidence.variants["weights of unit scale"].losses[0]):
+            strength = 0.5  # the values are too large, not the numbers too narrow
         if strength:
             finding = found("numerical_precision", text, values, strength=strength, step=step, where=where)
             return Seen(values, rule, [finding])
@@ -333,7 +356,7 @@ def batch_size(evidence: Evidence) -> Seen:
     plan = evidence.subject.plan
     batch = jax.eval_shape(lambda: plan.batch(plan.at(0)))
     size = min((leaf.shape[0] for leaf in jax.tree.leaves(batch) if leaf.ndim), default=0)
-    lower = max(gain(evidence, name) for name in ("rate x0.33", "rate x0.1", "rate x0.01", "rate x0.1 at the end"))
+    lower = max(gain(evidence, name) for name in LOWER)
     cosines = evidence.slopes.cosines
     values = {"batch size": size, "gain of a lower rate": lower, "cosine of neighbours": float(np.nanmedian(cosines))}
     rule = "more than 4 examples in a batch, or gradients that agree and a run that fits"

@@ -23,6 +23,20 @@ from nnlearn.types import Params, PyTree
 BATCHES = 4  # consecutive batches whose gradients are compared at each snapshot
 
 
+class once(functools.cached_property):
+    """A property that is computed once, also if it fails: its error is raised again."""
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        failed = getattr(instance, "__dict__", {}).get(f"no {self.attrname}")
+        if failed is not None:
+            raise failed
+        try:
+            return super().__get__(instance, owner)
+        except Exception as error:
+            instance.__dict__[f"no {self.attrname}"] = error
+            raise
+
+
 class Slopes(NamedTuple):
     """Gradients at the snapshots, on consecutive batches with fixed parameters.
 
@@ -85,17 +99,17 @@ class Evidence:
 
     subject: Subject
 
-    @functools.cached_property
+    @once
     def run(self) -> Record:
         """The run again, with its log and its snapshots."""
         return rerun(self.subject, self.subject.plan, self.subject.start())
 
-    @functools.cached_property
+    @once
     def slopes(self) -> Slopes:
         """Gradients on consecutive batches at every snapshot."""
         return _slopes(self.subject, self.run)
 
-    @functools.cached_property
+    @once
     def data(self) -> Data:
         """The training examples as plain arrays."""
         data = as_data(self.subject.inputs, self.subject.targets, self.subject.output_shape)
@@ -114,7 +128,7 @@ class Evidence:
         except Unknown:
             return "none"
 
-    @functools.cached_property
+    @once
     def validation(self) -> Data:
         """The validation examples as plain arrays."""
         if self.subject.validation is None:
@@ -122,12 +136,12 @@ class Evidence:
         data = as_data(*self.subject.validation, self.subject.output_shape)
         return data._replace(kind="none", labels=None) if self.kind == "none" else data
 
-    @functools.cached_property
+    @once
     def history(self) -> History:
         """Outputs and losses of some training and validation examples at every snapshot."""
         return _history(self.subject, self.run, self.kind)
 
-    @functools.cached_property
+    @once
     def activations(self) -> list[Activation]:
         """Activations of some training examples at the first, the middle and the last snapshot, in evaluation mode."""
         subject, states = self.subject, self.run.states
@@ -143,7 +157,7 @@ class Evidence:
 
         return jax.jit(jax.vmap(one), compiler_options=quick())(params, model_state)
 
-    @functools.cached_property
+    @once
     def program(self) -> Inspection:
         """What the program of the loss shows."""
         self.subject.need_loss()
@@ -155,7 +169,7 @@ class Evidence:
             lambda params, batch: self.subject.loss(params, batch, key, model_state), params_of(state), batch
         )
 
-    @functools.cached_property
+    @once
     def first_loss(self) -> float:
         """The mean loss of the first batches before the first step."""
         try:
@@ -163,7 +177,7 @@ class Evidence:
         except Exception:  # a step of its own
             return float(self.run.loss[0])
 
-    @functools.cached_property
+    @once
     def same_losses(self) -> tuple[float, float]:
         """The loss at the start and at the end of the same examples, or else of the first and last batches."""
         try:
@@ -174,12 +188,12 @@ class Evidence:
             return float(losses[0]), float(losses[-1])
         return self.first_loss, self.last_loss
 
-    @functools.cached_property
+    @once
     def last_loss(self) -> float:
         """The mean loss of the last tenth of the steps."""
         return float(np.mean(self.run.loss[-max(1, self.subject.steps // 10) :]))
 
-    @functools.cached_property
+    @once
     def answer(self) -> Answer:
         """How the optimizer alone answers to constant gradients."""
         grads = self.slopes.grads
@@ -190,7 +204,7 @@ class Evidence:
             )
         return ask(self.subject, params_of(self.run.first), grads, self.subject.steps)
 
-    @functools.cached_property
+    @once
     def schedule(self) -> np.ndarray:
         """The learning rate of every step relative to the largest one: as recorded, or as the optimizer shows it."""
         rate = self.run.rate
@@ -205,7 +219,7 @@ class Evidence:
         top = np.max(np.abs(rate))
         return np.abs(rate) / top if np.isfinite(top) and top > 0 else np.ones(self.subject.steps)
 
-    @functools.cached_property
+    @once
     def variants(self) -> dict[str, Variant]:
         """Short runs with one thing changed."""
         return all_variants(
@@ -217,7 +231,7 @@ class Evidence:
             kind=self.kind,
         )
 
-    @functools.cached_property
+    @once
     def in_float32(self) -> Variant | None:
         """The first half of the run with parameters and moments in float32; None if it cannot run."""
         count = max(1, int(self.run.at[len(self.run.at) // 2]))
@@ -369,4 +383,4 @@ def _history(subject: Subject, run: Record, kind: str) -> History:
     return History(train_outputs, train[1], train_loss, outputs, targets, loss, kind)
 
 
-__all__ = ["Evidence", "History", "Slopes"]
+__all__ = ["Evidence", "History", "Slopes", "once"]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnlearn.diagnose.evidence import Evidence
+from nnlearn.diagnose.evidence import Evidence, once
 from nnlearn.diagnose.examples import Data
 from nnlearn.diagnose.plan import quick
 from nnlearn.diagnose.probes import ROWS, Smoother, dependence, neighbours, one_hot, ridge, scores, standard
@@ -32,29 +32,29 @@ class Facts:
 
     evidence: Evidence
 
-    @functools.cached_property
+    @once
     def data(self) -> Data:
         return self.evidence.data
 
-    @functools.cached_property
+    @once
     def classes(self) -> np.ndarray:
         """The labels that occur, sorted; raises ``Unknown`` if the targets are not classes."""
         if self.data.labels is None:
             raise Unknown("the targets are not classes")
         return np.unique(self.data.labels)
 
-    @functools.cached_property
+    @once
     def rows(self) -> np.ndarray:
         """The training examples that the predictors look at."""
         count = len(self.data.inputs)
         return np.sort(np.random.default_rng(0).permutation(count)[:ROWS])
 
-    @functools.cached_property
+    @once
     def validation_rows(self) -> np.ndarray:
         count = len(self.evidence.validation.inputs)
         return np.sort(np.random.default_rng(1).permutation(count)[: ROWS // 2])
 
-    @functools.cached_property
+    @once
     def tokens(self) -> int | None:
         """The number of different tokens if the inputs are sequences of integers, else None."""
         leaves = jax.tree.leaves(self.evidence.subject.inputs)
@@ -73,7 +73,7 @@ class Facts:
         ends = [one_hot(tokens[:, at], np.arange(self.tokens)) for at in (0, -1)] if self.tokens <= 100 else []
         return np.concatenate([counts, *ends], 1)
 
-    @functools.cached_property
+    @once
     def smoothers(self) -> tuple[Smoother, ...]:
         """Predictors of training examples from the other ones."""
         (features,) = standard(self.features(self.data.inputs[self.rows]))
@@ -81,7 +81,7 @@ class Facts:
             raise Unknown(f"{len(features)} examples are too few to predict one from the others")
         return neighbours(features, features), ridge(features, features)
 
-    @functools.cached_property
+    @once
     def validation_smoothers(self) -> tuple[Smoother, ...]:
         """Predictors of validation examples from training examples."""
         train = self.features(self.data.inputs[self.rows])
@@ -102,7 +102,7 @@ class Facts:
             raise Unknown("the targets are neither one class nor one value per example")
         return np.asarray(data.targets, np.float64).reshape(len(data.inputs), -1)[rows][:, :64]
 
-    @functools.cached_property
+    @once
     def targets(self) -> np.ndarray:
         """The targets of ``rows`` as columns."""
         return self.columns(self.data, self.rows)
@@ -120,36 +120,70 @@ class Facts:
             predictions = predictions + np.where(np.abs(shares - 0.5) > 0.2, 0.5 - shares, 0)
         return scores(predictions, targets, self.data.kind)
 
-    @functools.cached_property
+    @once
     def attainable(self) -> float:
         """What simple predictors reach on unseen training examples."""
+        if self.data.kind == "sequence":
+            return self.attainable_by_position
         return self.predictable(self.targets)
+
+    @once
+    def attainable_by_position(self) -> float:
+        """What a table of the tokens at the best position of the input gives for the target at each position."""
+        if self.tokens is None or self.tokens > 1000:
+            raise Unknown("the inputs are not sequences of tokens")
+        tokens, targets = np.asarray(self.evidence.subject.inputs)[self.rows], np.asarray(self.data.targets)[self.rows]
+        if targets.ndim != 2 or len(tokens) < 40:
+            raise Unknown("the targets are not one class per position")
+        classes, numbers = np.unique(targets, return_inverse=True)
+        if len(classes) > 1000:
+            raise Unknown("there are too many classes")
+        numbers = numbers.reshape(targets.shape)
+        fitted = np.arange(len(tokens)) % 2 == 0
+        spots = np.unique(np.linspace(0, targets.shape[1] - 1, 12).round().astype(int))
+        places = np.unique(np.linspace(0, tokens.shape[1] - 1, 64).round().astype(int))
+        right, used = [], []
+        # A network that predicts the next token does not see it.
+        follows = targets.shape == tokens.shape and np.mean(targets[:, :-1] == tokens[:, 1:]) > 0.5
+        for spot in spots:
+            best = 0.0
+            wanted = targets[~fitted, spot] >= 0
+            for place in {*places, min(spot, tokens.shape[1] - 1)}:
+                if follows and place > spot:
+                    continue
+                table = np.zeros((self.tokens, len(classes)))
+                np.add.at(table, (tokens[fitted, place], numbers[fitted, spot]), 1.0)
+                said = np.argmax(table, 1)[tokens[~fitted, place]]
+                best = max(best, float(np.sum((said == numbers[~fitted, spot]) & wanted)))
+            right.append(best)
+            used.append(wanted.sum())
+        return float(np.sum(right) / max(np.sum(used), 1))
 
     def dependence(self, targets: np.ndarray) -> float:
         """The correlation of the better predictor's predictions with targets of ``rows``."""
         return max(dependence(each, targets) for each in self.smoothers)
 
-    @functools.cached_property
+    @once
     def by_chance(self) -> tuple[float, float]:
         """Mean and deviation of ``dependence`` for shuffled targets."""
         random = np.random.default_rng(2)
         values = [self.dependence(self.targets[random.permutation(len(self.rows))]) for _ in range(SHUFFLES)]
         return float(np.mean(values)), float(np.std(values))
 
-    @functools.cached_property
+    @once
     def are_dependent(self) -> bool:
         """Whether the targets depend on the inputs, more than shuffled ones by 5 deviations."""
         mean, deviation = self.by_chance
         return self.dependence(self.targets) > mean + max(5 * deviation, 0.03)
 
-    @functools.cached_property
+    @once
     def attainable_on_validation(self) -> float:
         """What simple predictors reach on validation."""
         train = self.targets
         targets = self.columns(self.evidence.validation, self.validation_rows)
         return max(self._score(each.weights @ train, targets) for each in self.validation_smoothers)
 
-    @functools.cached_property
+    @once
     def guessing(self) -> float:
         """The quality of the best constant answer on validation: 0 for values."""
         if self.data.kind == "labels":
@@ -166,7 +200,7 @@ class Facts:
 
     # -- network -------------------------------------------------------------------------------------------------------
 
-    @functools.cached_property
+    @once
     def outputs(self) -> Outputs:
         """The final outputs; raises ``Unknown`` without ``predict``."""
         history = self.evidence.history
@@ -187,7 +221,7 @@ class Facts:
             raise Unknown("no validation data were given")
         return _known(self.evidence.validation_score)
 
-    @functools.cached_property
+    @once
     def evaluate(self) -> Any:
         """``evaluate(inputs, key=None)``: the outputs of the final parameters, as a NumPy array."""
         subject, state = self.evidence.subject, self.evidence.run.last
@@ -202,7 +236,7 @@ class Facts:
 
         return evaluate
 
-    @functools.cached_property
+    @once
     def loss(self) -> Any:
         """``loss(inputs, targets, key)``: the loss of the final parameters on these examples."""
         subject, state = self.evidence.subject, self.evidence.run.last
@@ -218,7 +252,7 @@ class Facts:
 
         return loss
 
-    @functools.cached_property
+    @once
     def fairly_reached(self) -> float:
         """``reached``; for values with another loss than the squared error, the squared correlation if it is larger.
 
@@ -235,7 +269,7 @@ class Facts:
         agreement = np.sum(outputs * targets)
         return max(self.reached, float(agreement**2 / sizes)) if sizes > 0 and agreement > 0 else self.reached
 
-    @functools.cached_property
+    @once
     def is_squared_error(self) -> bool:
         """Whether the loss is the squared error of ``predict``'s outputs, up to a factor."""
         ratios = []
@@ -249,6 +283,26 @@ class Facts:
         except Exception:  # shapes that do not fit, or a loss that needs more
             return False
         return bool(abs(ratios[0] - ratios[1]) <= 0.02 * abs(ratios[1]))
+
+    @property
+    def behind_on_validation(self) -> float:
+        """How much the network is worse on validation than simple predictors; 0 if these are not known."""
+        try:
+            return self.attainable_on_validation - self.reached_on_validation
+        except Unknown:
+            return 0.0
+
+    @property
+    def shortfall(self) -> float:
+        """How much the network is worse than simple predictors, on training or on validation examples."""
+        return max(self.attainable - self.fairly_reached, self.behind_on_validation)
+
+    def falls_short(self, margin: float) -> bool:
+        """Whether simple predictors are better by this margin, on training or validation; True if it is not known."""
+        try:
+            return self.shortfall > margin
+        except Unknown:
+            return True
 
     def short_of(self, margin: float) -> bool:
         """Whether the network is worse on training examples than simple predictors are on unseen ones."""

@@ -67,7 +67,7 @@ def generalises(evidence: Evidence) -> Seen:
     memorised = gap > large or (gap > some_gap and worse > 1.3)
     if on_train < good or not memorised:
         return Seen(values, rule)
-    if known and worse < 1.1 and gap < 2 * large and behind_on_validation(facts) < 0.02:  # nothing better is known
+    if known and worse < 1.1 and gap < 2 * large and facts.behind_on_validation < 0.02:  # nothing better is known
         return Seen(values, rule)
     text = f"The network reaches {on_train:.2f} on training examples, and {on_validation:.2f} on validation"
     step = None
@@ -121,7 +121,7 @@ def augmentation(evidence: Evidence) -> Seen:
     gap = float(losses.mean() - clean)
     if not np.isfinite(gap) or spread < 1e-4 * abs(losses.mean()):
         return Seen(values, rule)
-    behind = shortfall(facts)
+    behind = facts.shortfall
     values["below simple predictors"] = behind
     if gap > max(0.25, 0.8 * clean) and (behind > 0.01 or not learned_well(facts)):
         text = (
@@ -145,19 +145,6 @@ def changes_inputs(evidence: Evidence) -> bool:
     facts = [*evidence.program.of_kind("random"), *evidence.program.of_kind("product")]
     first = min(facts, key=lambda fact: fact.at, default=None)
     return first is not None and first.kind == "random"
-
-
-def behind_on_validation(facts: Facts) -> float:
-    """How much the network is worse on validation than simple predictors; 0 if these are not known."""
-    try:
-        return facts.attainable_on_validation - facts.reached_on_validation
-    except Unknown:
-        return 0.0
-
-
-def shortfall(facts: Facts) -> float:
-    """How much the network is worse than simple predictors, on training or on validation examples."""
-    return max(facts.attainable - facts.reached, behind_on_validation(facts))
 
 
 def plain_loss(facts: Facts, inputs: Any, targets: Any, keys: Any) -> tuple[float, float]:

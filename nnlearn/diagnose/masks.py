@@ -154,7 +154,8 @@ def blank_of(targets: np.ndarray) -> tuple[int, float]:
     for pad in np.unique(np.concatenate([targets[:, 0], targets[:, -1]])):
         blank = targets == pad
         share = float(blank.mean())
-        ends = np.maximum(np.cumprod(blank[:, ::-1], axis=1).sum(1), np.cumprod(blank, axis=1).sum(1))
+        tail, head = np.cumprod(blank[:, ::-1], axis=1).sum(1), np.cumprod(blank, axis=1).sum(1)
+        ends = np.minimum(head + tail, blank.shape[1])
         if share >= LEAST_PADDING and ends.sum() >= 0.97 * blank.sum() and np.mean(ends >= 2) > 0.5:
             return int(pad), share
     raise Unknown("no target marks positions without one")

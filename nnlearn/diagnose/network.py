@@ -6,9 +6,11 @@ import jax
 import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
+from nnlearn.diagnose.data import learned_well
 from nnlearn.diagnose.dynamics import gain, poor
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.examples import some
+from nnlearn.diagnose.facts import facts_of
 from nnlearn.diagnose.plan import quick
 from nnlearn.diagnose.report import Finding, found
 from nnlearn.diagnose.subject import Unknown, params_of
@@ -24,9 +26,12 @@ def frozen(evidence: Evidence) -> Seen:
     moved, sloped = np.sum(slopes.change_norms, 0), np.max(np.nan_to_num(slopes.mean_norms), 0)
     still = [name for name, move, slope in zip(slopes.names, moved, sloped, strict=True) if move == 0 and slope > 0]
     values = {"parameters": len(slopes.names), "never changed": still}
-    rule = "every parameter with a gradient changes"
-    if not still or len(still) == len(slopes.names):
+    rule = "every parameter with a gradient changes, or it does no harm"
+    if not still or learned_well(facts_of(evidence)):
         return Seen(values, rule)
+    if not np.any(moved):
+        text = "No parameter ever changes, although there is a gradient: all updates are zero."
+        return Seen(values, rule, [found("frozen_parameters", text, values, strength=0.8)])
     text = f"{len(still)} of {len(slopes.names)} parameters have a gradient but never change: {', '.join(still[:4])}."
     return Seen(values, rule, [found("frozen_parameters", text, values, strength=0.95, where=still[0])])
 
@@ -134,13 +139,16 @@ def fading(evidence: Evidence) -> Seen:
     matrices = [at for at, leaf in enumerate(jax.tree.leaves(params_of(evidence.run.first))) if np.ndim(leaf) >= 2]
     if len(matrices) < 3:
         raise Unknown("the network has fewer than three matrices")
+    ratios = []
+    for time in (0, len(slopes.leaf_norms) // 2):
+        relative = np.median(slopes.leaf_norms[time], axis=0) / np.maximum(slopes.param_norms[time], 1e-12)
+        ratios.append(float(relative[matrices].min() / max(relative[matrices].max(), 1e-30)))
     sizes = np.median(slopes.leaf_norms[0], axis=0) / np.maximum(slopes.param_norms[0], 1e-12)
     sizes = {slopes.names[at]: float(sizes[at]) for at in matrices}
     smallest, largest = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
-    ratio = sizes[smallest] / max(sizes[largest], 1e-30)
-    values = {"smallest": sizes[smallest], "largest": sizes[largest], "ratio": ratio}
-    rule = "gradients relative to their weights differ by less than 1,000 between the layers, at the start"
-    if not 0 < ratio < 1e-3 or not poor(evidence):
+    values = {"smallest": sizes[smallest], "largest": sizes[largest], "ratio": ratios[0], "ratio later": ratios[1]}
+    rule = "gradients relative to their weights differ by less than 1,000 between layers, at the start or halfway"
+    if not 0 < max(ratios) < 1e-3 or not poor(evidence):
         return Seen(values, rule)
     text = (
         f"At the start the gradient of {smallest} is {sizes[smallest]:.2g} of its weights, that of {largest} "
@@ -160,6 +168,8 @@ def exploding(evidence: Evidence) -> Seen:
     spikes = bool(top > 1e3 * max(middle, 1e-12)) or not np.all(finite)
     size = float(np.sqrt(np.sum(first.param_norms[0] ** 2)))
     huge = size > 0 and float(norms[0]) > 1e3 * size  # parameters that start at zero have no scale
+    scaled = evidence.variants["weights of unit scale"].losses[0]
+    huge = huge or (not finite[0] and bool(np.isfinite(scaled)))
     if not (huge or spikes) or not poor(evidence):
         return Seen(values, rule)
     step = int(np.nanargmax(np.where(finite, norms, -1)))

@@ -25,6 +25,7 @@ class Answer(NamedTuple):
       pace: norm of the update at each step under a constant gradient, shape (steps,).
       along: cosine of the update with the negative gradient at each step.
       memory: norm of the moments and momentum in the state at each step, shape (steps,); NaN if it has none.
+      left: the same after the first zero gradient, relative to that before it.
       counts: sum of the integers in the state at each step.
       coasting: norms of the updates under zero gradients, afterwards, shape (AFTER,).
       turning: cosine of the update with the new negative gradient after the sign of the gradient changes, (AFTER,).
@@ -35,6 +36,7 @@ class Answer(NamedTuple):
     pace: np.ndarray
     along: np.ndarray
     memory: np.ndarray
+    left: float
     counts: np.ndarray
     coasting: np.ndarray
     turning: np.ndarray
@@ -88,7 +90,9 @@ def ask(subject: Subject, params: Params, grads: Grads, steps: int) -> Answer:
     found = jax.jit(program, compiler_options=quick() if steps < SHORT else {})(grads, factors)
     found = {name: np.asarray(value, np.float64) for name, value in found.items()}
     parts = {name: np.split(found[name], [steps, steps + AFTER]) for name in ("pace", "along", "memory", "counts")}
+    memory = parts["memory"]
     return Answer(
+        left=float(memory[1][0] / max(memory[0][-1], 1e-30)),
         **{name: part[0] for name, part in parts.items()},
         coasting=parts["pace"][1],
         turning=-parts["along"][2],

@@ -1,5 +1,7 @@
 """Checks of the network's outputs and the loss as functions: which formula it is, what it depends on."""
 
+import math
+import re
 from typing import Any
 
 import jax
@@ -7,6 +9,7 @@ import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.data import learned_well
+from nnlearn.diagnose.dynamics import LOWER, gain, poor
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.examples import some
 from nnlearn.diagnose.facts import Facts, facts_of
@@ -159,7 +162,9 @@ def reach_of_outputs(evidence: Evidence) -> Seen:
     low, high = float(wild.min()), float(wild.max())
     above = true > high + 0.02 if high <= 1.001 else np.zeros(true.shape, bool)
     beyond = float(np.mean((true < low - 0.02) | above))
-    bounded = (low >= 0 or high <= 1.001) and (low >= -1.001)
+    every = np.asarray(evidence.history.train)
+    low_ever, high_ever = min(low, float(np.nanmin(every))), max(high, float(np.nanmax(every)))
+    bounded = (low_ever >= 0 or high_ever <= 1.001) and (low_ever >= -1.001)
     values |= {"smallest possible": low, "largest possible": high, "targets beyond": beyond}
     constant = np.ptp(wild) < 1e-6 and low != 0
     if beyond < 0.1 or not bounded or constant or learned_well(facts):
@@ -197,6 +202,8 @@ def reduction(evidence: Evidence) -> Seen:
     ratio = twice / once if abs(once) > 1e-9 and np.isfinite(once) else 1.0
     if abs(ratio - 2) > 0.1 or learned_well(facts):
         return Seen(values, rule)
+    if not poor(evidence) and max(gain(evidence, name) for name in LOWER) == 0:  # a rate that suits the sum
+        return Seen(values, rule)
     text = f"The loss of a batch is {once:.4g}, and {twice:.4g} if each example is in it twice: it is a sum."
     return Seen(values, rule, [found("wrong_axis_or_reduction", text, values, strength=0.75, where="loss")])
 
@@ -212,12 +219,14 @@ def evaluation_mode(evidence: Evidence) -> Seen:
         raise Unknown("predict needs a key")
     inputs, _ = some((subject.inputs, subject.targets), ROWS)
     network = lambda params, inputs, model_state: subject.outputs(params, inputs, None, model_state)  # noqa: E731
-    if draws(network, params_of(state), inputs, state.model_state):
+    halves = jax.tree.map(lambda leaf: leaf[: len(leaf) // 2], inputs)
+    counts = [drawn(network, params_of(state), part, state.model_state) for part in (inputs, halves)]
+    if counts[0] > counts[1]:  # not the same random features for every example
         text = "predict draws random numbers although it gets no key: dropout or noise is on."
         return Seen({"random": True}, "", [found("evaluation_in_training_mode", text, strength=0.95, where="predict")])
     size = jax.tree.leaves(subject.plan.batches([0]))[0].shape[1]
     whole = facts.evaluate(inputs)
-    half = facts.evaluate(jax.tree.map(lambda leaf: leaf[: len(leaf) // 2], inputs))
+    half = facts.evaluate(halves)
     if whole.ndim == 0 or len(whole) != len(jax.tree.leaves(inputs)[0]):
         raise Unknown("predict gives no output per example")
     change = float(np.abs(whole[: len(half)] - half).mean() / (np.std(whole) + 1e-12))
@@ -236,14 +245,16 @@ def evaluation_mode(evidence: Evidence) -> Seen:
     return Seen(values, rule, [found("evaluation_in_training_mode", text, values, strength=0.75, where="predict")])
 
 
-def draws(function: Any, *arguments: Any) -> bool:
-    """Whether a function draws random numbers.
+def drawn(function: Any, *arguments: Any) -> int:
+    """How many random numbers a function draws.
 
     >>> import jax.numpy as jnp
-    >>> draws(lambda x: x + jax.random.normal(jax.random.key(0), x.shape), jnp.zeros(2)), draws(jnp.sin, jnp.zeros(2))
-    (True, False)
+    >>> drawn(lambda x: x + jax.random.normal(jax.random.key(0), x.shape), jnp.zeros(2)), drawn(jnp.sin, jnp.zeros(2))
+    (2, 0)
     """
-    return any(f" {name}" in str(jax.make_jaxpr(function)(*arguments)) for name in RANDOM)
+    text = str(jax.make_jaxpr(function)(*arguments))
+    shapes = re.findall(rf":\w+\[([\d,]*)\] = (?:{'|'.join(RANDOM)})\b", text)
+    return sum(math.prod(int(size) for size in shape.split(",") if size) for shape in shapes)
 
 
 CHECKS: tuple[NamedCheck, ...] = (formula, reach_of_outputs, reduction, evaluation_mode)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
+from nnlearn.diagnose.dynamics import stuck
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.examples import Data
 from nnlearn.diagnose.facts import Facts, facts_of
@@ -53,6 +54,8 @@ def alignment(evidence: Evidence) -> Seen:
         if partly:
             findings.append(found("label_noise", text, values, strength=0.9, where="training labels"))
         return Seen(values, rule, findings)
+    if stuck(evidence):
+        raise Unknown("simple predictors do not know the targets, and the network hardly moved")
     try:
         others = [each.validation_score for each in evidence.variants.values()]
         useful = float(np.nanmax([facts.reached_on_validation, *others])) - facts.guessing
@@ -61,6 +64,9 @@ def alignment(evidence: Evidence) -> Seen:
     values["network on validation, above guessing"] = useful
     if useful > 0.07:
         return Seen(values, rule)
+    first, last = evidence.same_losses
+    if np.isnan(useful) and last < first - 0.3 * abs(first):
+        raise Unknown("simple predictors do not know the targets, and whether the network does is not known")
     text += ", and the network does not do better than guessing on validation." if np.isfinite(useful) else "."
     return Seen(values, rule, [found(name, text, values, strength=0.8, where=where)])
 
@@ -224,7 +230,8 @@ def label_noise(evidence: Evidence) -> Seen:
     try:
         clean = facts.attainable_on_validation
         values["predictable on validation"] = clean
-        gap = clean - facts.attainable
+        balanced = not facts.is_classes or facts.targets.mean(0).max() <= 0.7  # else few examples decide
+        gap = clean - facts.attainable if balanced else 0.0
         count = min(len(facts.rows), len(facts.validation_rows))
         if gap > max(0.15, 4 * 0.5 / np.sqrt(count)) and clean > 0.5:
             text = (

@@ -183,7 +183,11 @@ class Subject:
             return "never"
         if len(parameters) < 3:
             return "never"
-        return "needed" if parameters[2].default is inspect.Parameter.empty else "optional"
+        default = parameters[2].default
+        if default is inspect.Parameter.empty:
+            return "needed"
+        is_key = default is None or isinstance(default, jax.Array)  # otherwise an option, such as train=False
+        return "optional" if is_key else "never"
 
     @functools.cached_property
     def output_shape(self) -> tuple[int, ...] | None:

@@ -227,7 +227,7 @@ def adamaxw(
     nu_dtype: DTypeLike | None = None,
     master_dtype: DTypeLike | None = None,
 ) -> GradientTransformationExtraArgs:
-    """AdaMax with decoupled weight decay; arguments as in ``adamw``.
+    """AdaMax (Kingma & Ba 2015) with decoupled weight decay; arguments as in ``adamw``.
 
     >>> import jax.numpy as jnp
     >>> tx, w = adamaxw(0.1, weight_decay=0.5), jnp.array([2.0])

@@ -2,11 +2,12 @@
 // Parts that all pages share: numbers, colours, axes, the theme.
 const data = JSON.parse(document.getElementById("data").textContent);
 
-function floats(text) {
-  const raw = atob(text), bytes = new Uint8Array(raw.length);
-  for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i);
-  return new Float32Array(bytes.buffer);
+function bytes(text) {
+  const raw = atob(text), made = new Uint8Array(raw.length);
+  for (let i = 0; i < raw.length; i++) made[i] = raw.charCodeAt(i);
+  return made;
 }
+const floats = (text) => new Float32Array(bytes(text).buffer);
 
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);

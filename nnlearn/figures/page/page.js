@@ -3,13 +3,14 @@ const groups = data.groups, runs = data.runs, sign = data.mode === "max" ? -1 : 
 const scoreOf = (run) => runs[run].scores[data.metric] ?? null;
 
 function summary(group, name) {
-  const values = group.runs.map((run) => runs[run].scores[name] ?? null), good = values.filter((value) => value !== null);
+  const values = group.runs.map((run) => runs[run].scores[name]).filter((value) => value !== undefined);
+  const good = values.filter((value) => value !== null);
   const mean = good.reduce((sum, value) => sum + value, 0) / good.length;
   const variance = good.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (good.length - 1);
-  return { mean: good.length ? mean : null, sd: good.length > 1 ? Math.sqrt(variance) : null, failed: values.length - good.length };
+  return { mean: good.length ? mean : null, sd: good.length > 1 ? Math.sqrt(variance) : null, failed: values.length - good.length, isMissing: !values.length };
 }
 for (const group of groups) group.score = summary(group, data.metric);
-const worst = (group) => group.score.failed * 1e300 + (group.score.mean === null ? 1e299 : sign * group.score.mean);
+const worst = (group) => group.score.isMissing ? Infinity : group.score.failed * 1e300 + (group.score.mean === null ? 1e299 : sign * group.score.mean);
 const order = groups.map((_, index) => index).sort((a, b) => worst(groups[a]) - worst(groups[b]) || a - b);
 order.forEach((index, rank) => { groups[index].rank = rank; });
 
@@ -43,9 +44,10 @@ function makeTable() {
     ["steps", (g) => Math.max(...g.runs.map((run) => runs[run].steps))],
     ["stopped by", (g) => [...new Set(g.runs.map((run) => runs[run].stopped))].join(", ")],
     ...(seeds ? [["seeds", (g) => g.runs.length]] : [])];
-  const plain = (value) => (value && typeof value === "object" ? (value.failed ? 1e300 * sign : value.mean) : value);
+  const plain = (value) => (value && typeof value === "object" && !value.isMissing ? (value.failed ? 1e300 * sign : value.mean) : value?.isMissing ? null : value);
   const text = (value) => {
     if (!value || typeof value !== "object") return show(value);
+    if (value.isMissing) return show(null);
     const failed = value.failed ? `${value.mean === null ? "" : ", "}${value.failed > 1 ? value.failed + " " : ""}failed` : "";
     return (value.mean === null ? "" : show(value.mean)) + (value.sd === null ? "" : ` ± ${show(+value.sd.toPrecision(2))}`) + failed;
   };

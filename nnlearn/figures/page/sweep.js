@@ -45,6 +45,7 @@ function drawSensitivity(canvas, name) {
     pen.globalAlpha = state.active === null || state.active === index ? 0.9 : 0.35;
     pen.lineWidth = 1.5;
     for (const run of group.runs) {
+      if (!(data.metric in runs[run].scores)) continue;
       const score = scoreOf(run), px = x(group.config[name]);
       if (score === null) cross(pen, px, box.top, 3.5);
       else {
@@ -186,18 +187,26 @@ class HeatMap {
     const box = { left: labels, right: width - 52, top: 4, bottom: height - 22 };
     const wide = (box.right - box.left) / columns, tall = (box.bottom - box.top) / rows, stops = this.isSigned ? DIVERGING : SEQUENCE;
     this.box = box;
-    for (let row = 0; row < rows; row++) for (let column = 0; column < columns; column++) {
-      const value = this.values[row * columns + column];
-      if (value !== value) continue;
-      pen.fillStyle = css(mix(stops, this.unit(value)));
-      pen.fillRect(box.left + column * wide, box.top + row * tall, wide + 0.6, tall + 0.6);
-    }
+    if (!this.cells) this.cells = this.paint(stops);
+    pen.imageSmoothingEnabled = false;
+    pen.drawImage(this.cells, box.left, box.top, box.right - box.left, box.bottom - box.top);
     if (this.cursor) {
       pen.strokeStyle = variable("--text");
       pen.lineWidth = 2;
       pen.strokeRect(box.left + this.cursor[1] * wide, box.top + this.cursor[0] * tall, Math.max(wide, 3), Math.max(tall, 3));
     }
     this.labels(pen, box, tall, stops, height);
+  }
+
+  // One pixel for each value, enlarged by drawing.
+  paint(stops) {
+    const made = document.createElement("canvas");
+    made.width = this.step.length;
+    made.height = this.leaves.length;
+    const pen = made.getContext("2d"), image = pen.createImageData(made.width, made.height);
+    this.values.forEach((value, at) => { if (value === value) image.data.set([...mix(stops, this.unit(value)), 255], 4 * at); });
+    pen.putImageData(image, 0, 0);
+    return made;
   }
 
   labels(pen, box, tall, stops, height) {

@@ -54,13 +54,12 @@ def write_page(path: str | Path, runs: Sequence[RunRecord], page: Page | None = 
     page = page or Page()
     numbers = page_data(runs, metric=page.metric, mode=page.mode, logarithmic=page.logarithmic)
     with replacing(path) as file:
-        file.write(document(page.title, _body(page, numbers), numbers, ("page.js", "sweep.js")))
+        file.write(document(page.title, _body(page, numbers), numbers, part("page.js") + part("sweep.js")))
     return Path(path)
 
 
-def document(title: str, body: str, numbers: Mapping[str, Any], scripts: Sequence[str]) -> str:
-    """A whole HTML document: style, body, numbers and scripts of this package."""
-    code = "".join(map(_part, ("draw.js", *scripts)))
+def document(title: str, body: str, numbers: Mapping[str, Any], script: str) -> str:
+    """A whole HTML document: style, body, numbers, and a script after the parts that all pages share."""
     inline = json.dumps(numbers, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return (
         "<!doctype html>\n"
@@ -68,13 +67,14 @@ def document(title: str, body: str, numbers: Mapping[str, Any], scripts: Sequenc
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<link rel="icon" href="data:,">\n'
-        f"<title>{html.escape(title)}</title>\n<style>\n{_part('page.css')}</style></head>\n"
+        f"<title>{html.escape(title)}</title>\n<style>\n{part('page.css')}</style></head>\n"
         f'<body>\n{body}\n<script type="application/json" id="data">{inline}</script>\n'
-        f"<script>\n{code}</script>\n</body></html>\n"
+        f"<script>\n{part('draw.js')}{script}</script>\n</body></html>\n"
     )
 
 
-def _part(name: str) -> str:
+def part(name: str) -> str:
+    """A file of this package, as text."""
     return (resources.files("nnlearn.figures.page") / name).read_text(encoding="utf-8")
 
 
@@ -140,4 +140,4 @@ def _words(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-__all__ = ["Page", "document", "header", "write_page"]
+__all__ = ["Page", "document", "header", "part", "write_page"]
