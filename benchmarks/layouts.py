@@ -109,16 +109,11 @@ def sweep() -> dict[str, Any]:
     train = nnlearn.make_train(
         loss, lambda hparams: nnlearn.adamw(hparams["rate"]), nnlearn.shuffled(examples, 8), model.init, steps=40
     )
-    rates = np.geomspace(1e-4, 1e-1, 32).tolist()
+    rates = np.geomspace(1e-4, 1e-1, 64).tolist()
+    # 8 members on each device in both cases: programs of another width round differently
+    axes = {"rate": nnlearn.sweeps.choice(*rates)}
     runs = [
-        nnlearn.sweep(
-            train,
-            {"rate": nnlearn.sweeps.choice(*rates)},
-            seeds=2,
-            metric="train_loss",
-            mode="min",
-            devices=jax.devices()[:count],
-        )
+        nnlearn.sweep(train, axes, metric="train_loss", width=8 * count, devices=jax.devices()[:count])
         for count in (1, 8)
     ]
     traces = [jax.tree.leaves(run.traces[0]) for run in runs]
