@@ -74,6 +74,15 @@ def start(
     return place
 
 
+def announce_failure(error: BaseException) -> None:
+    """Tell the other processes that this one fails, before it ends; they end, too.
+
+    >>> announce_failure(ValueError("with one process there is nobody to tell"))
+    """
+    if "watch" in _started:
+        _started["watch"].announce(error)
+
+
 def is_first() -> bool:
     """Whether this is process 0, which writes the files of a run and shows its progress.
 
@@ -83,4 +92,4 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-__all__ = ["is_first", "start"]
+__all__ = ["announce_failure", "is_first", "start"]

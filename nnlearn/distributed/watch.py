@@ -34,6 +34,7 @@ class Watch:
         self._seen: dict[int, tuple[str, float]] = {}
         self._names: dict[int, str] = {}
         self._reached = time.monotonic()
+        self._announced: float | None = None  # when this process has told the others that it failed
 
     def start(self) -> None:
         """Start the thread, and report errors that nothing catches."""
@@ -54,13 +55,19 @@ class Watch:
         with contextlib.suppress(Exception):
             self._client.key_value_set(f"nnlearn/done/{self.process}", "")
 
+    def announce(self, error: BaseException) -> None:
+        """Tell the others that this process fails; it ends after some seconds, even if it waits for them."""
+        cause = traceback.format_exception_only(type(error), error)[-1].strip()
+        if self._announced is None and not any(word in cause.lower() for word in LOST):
+            self._announced = time.monotonic()
+            with contextlib.suppress(Exception):
+                self._client.key_value_set(f"nnlearn/failed/{self.process}", cause[:2000], allow_overwrite=True)
+
     def fail(self, kind: type, error: BaseException) -> None:
         """End this process after an error that nothing caught, and tell the others."""
         if any(word in str(error).lower() for word in LOST):
             time.sleep(self.silence + 3 * BEAT)  # another process is the cause: the thread names it and ends this one
-        cause = traceback.format_exception_only(kind, error)[-1].strip()
-        with contextlib.suppress(Exception):
-            self._client.key_value_set(f"nnlearn/failed/{self.process}", cause[:2000], allow_overwrite=True)
+        self.announce(error)
         self._end(130 if issubclass(kind, KeyboardInterrupt) else 1)
 
     def _run(self) -> None:
@@ -93,6 +100,8 @@ class Watch:
             for folder in ("failed", "done", "alive", "place")
         )
         self._names |= self_places
+        if self._announced is not None and now - self._announced > self.silence:
+            self._end(1)
         for other, cause in failed.items():
             if other != self.process:
                 self._stop(f"{self._name(other)} failed: {cause}")

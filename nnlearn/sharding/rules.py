@@ -80,7 +80,7 @@ def resolve(rules: Rules, paths: Sequence[str]) -> Rule:
     )
 
 
-def checked_spec(spec: Spec, path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def checked_spec(spec: Spec, path: str, shape: tuple[int, ...], mesh: Any) -> PartitionSpec:
     """A spec as a ``PartitionSpec``, if it fits an array and a mesh.
 
     Raises:

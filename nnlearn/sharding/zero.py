@@ -71,10 +71,10 @@ def zero(
         )
         return whole, cut
 
-    def init(params):
+    def init(params: PyTree) -> Any:
         return ZeroState(tx.init(params), axes)
 
-    def update(updates, state, params=None, **extra):
+    def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> Any:
         whole, cut = places_of(updates)
         params = params if params is None else lay(params, cut)
         updates, inner = tx.update(lay(updates, cut), state.inner, params, **extra)

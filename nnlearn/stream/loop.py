@@ -7,6 +7,7 @@ from typing import Any, Generic, NamedTuple
 import jax
 
 from nnlearn.distributed import check_equal
+from nnlearn.distributed.start import announce_failure
 from nnlearn.distributed.stop import StopTogether
 from nnlearn.stream.blocks import Block, Boundaries, EpochEnd
 from nnlearn.stream.callbacks import Callbacks, State
@@ -113,6 +114,9 @@ class HostLoop:
 
     def rescue(self, error: BaseException) -> None:
         """Write the records and save the state after an error, without hiding that error."""
+        if jax.process_count() > 1:  # values and checkpoints may wait for processes that do not come
+            announce_failure(error)
+            return
         with contextlib.suppress(Exception):
             self._recorder.read()
         made_steps = self._step > self._boundaries.first

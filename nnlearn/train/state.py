@@ -12,7 +12,7 @@ from nnlearn.checks import NUMERIC, as_key
 from nnlearn.packing import is_packed, make_layout, pack, pack_like, unpack, worth_packing
 from nnlearn.programs.packable import packing_difference
 from nnlearn.sharding.follow import follow
-from nnlearn.sharding.rules import Axes, FullySharded, Rules, shardings
+from nnlearn.sharding.rules import Axes, FullySharded, Rules, checked_spec, shardings
 from nnlearn.sharding.zero import of_buffers
 from nnlearn.tree import is_function, matching, path_name
 from nnlearn.types import GradientTransformation, Key, Params, PyTree
@@ -152,7 +152,7 @@ def init_state(
         return place_state(params, tx, as_key(key), packed, labels, model_state, mesh, rules)
     if rules is not None:
         raise ValueError("rules need a mesh: init_state(..., mesh=nnlearn.make_mesh('data'), rules=rules)")
-    params = cast(Params, params(as_key(key)) if is_function(params) else unpack(params))
+    params = cast(Any, params)(as_key(key)) if is_function(params) else unpack(params)
     _check_trainable(params)
     # Copies, because donation invalidates a buffer: it must not belong to the caller or the optimizer, or occur twice.
     stored, model_state = jax.tree.map(_strong, (params, model_state))
@@ -191,8 +191,9 @@ def place_state(
     )
     layout = None
     if _decide_packing(packed, shapes, tx, labels):
-        is_even = isinstance(rules, FullySharded) and rules.rules is None
-        even = NamedSharding(mesh, PartitionSpec(rules.axes)) if is_even else None
+        even = None
+        if isinstance(rules, FullySharded) and rules.rules is None:
+            even = NamedSharding(mesh, checked_spec((rules.axes,), "the buffers", (mesh.size,), mesh))
         layout = make_layout(shapes, labels, sharding=even, multiple=mesh.size)
 
     def first(given, key, model_state):
