@@ -119,13 +119,14 @@ def adam_mini(
     >>> updates["w"].round(3).tolist()
     [[-0.1...], [-0.1...]]
     """
-    dtypes = {"mu_dtype": mu_dtype, "nu_dtype": nu_dtype}
     matrices = chain(
-        scale_by_adam_mini(b1, b2, eps, **dtypes),
+        scale_by_adam_mini(b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype),
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
     )
-    others = adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=mask, **dtypes)
+    others = adamw(
+        learning_rate, b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype, weight_decay=weight_decay, mask=mask
+    )
     return assemble(by_kind(matrix_rules, matrices, others), master_dtype=master_dtype)
 
 

@@ -164,8 +164,7 @@ def dion(
         scale_by_learning_rate(learning_rate),
     )
     rate = learning_rate if adam_learning_rate is None else adam_learning_rate
-    dtypes = {"mu_dtype": mu_dtype, "nu_dtype": nu_dtype}
-    others = adamw(rate, adam_b1, adam_b2, eps, weight_decay=adam_weight_decay, **dtypes)
+    others = adamw(rate, adam_b1, adam_b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype, weight_decay=adam_weight_decay)
     return assemble(by_kind(rules, matrices, others), master_dtype=master_dtype)
 
 

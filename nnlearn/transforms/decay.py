@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from optax import AddNoiseState, masked, set_to_zero
 
 from nnlearn.checks import as_key, check_nonnegative
@@ -140,7 +141,7 @@ def _normal(keys: jax.Array, leaves: list) -> list:
 
 
 def _as_bool(path: tuple, leaf: Any) -> bool:
-    is_array = isinstance(leaf, np.ndarray | jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    is_array = isinstance(leaf, np.ndarray | jax.Array) and not isinstance(leaf, Tracer)
     if not isinstance(leaf, bool | np.bool_) and not (is_array and leaf.shape == () and leaf.dtype == np.bool_):
         raise TypeError(f"mask must hold booleans, got {leaf!r} at {path_name(path)!r}")
     return bool(leaf)
