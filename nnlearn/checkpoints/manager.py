@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.checkpoints.errors import CheckpointError
@@ -372,7 +373,7 @@ def snapshot(tree: PyTree) -> tuple[Node, Arrays]:
     tree = unpacked(tree)
     for leaf in jax.tree.leaves(tree):
         addressable = isinstance(leaf, jax.Array) and leaf.is_fully_addressable
-        if addressable and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if addressable and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf.copy_to_host_async()
     return describe(jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, tree))
 

@@ -40,7 +40,7 @@ def gain(evidence: Evidence, name: str) -> float:
     if not np.isfinite(evidence.last_loss):
         return 1.0 if variant.loss < evidence.first_loss or not np.isfinite(evidence.first_loss) else 0.0
     pairs = ((variant.score, evidence.score), (variant.validation_score, evidence.validation_score))
-    noise = 2 * float(np.hypot(*map(uncertainty, (evidence.run.loss, variant.losses))))
+    noise = 2 * float(np.hypot(uncertainty(evidence.run.loss), uncertainty(variant.losses)))
     if evidence.last_loss - variant.loss < max(noise, LEAST * abs(evidence.last_loss)):
         return 0.0
     worse = evidence.last_loss > evidence.first_loss + POINTS * abs(evidence.first_loss)

@@ -55,8 +55,8 @@ def load_run(name: str) -> NamedRun:
     value: Any = names.get(variable)
     if callable(value) and not isinstance(value, Train | type) and not hasattr(value, "make_train"):
         value = value()
-    if hasattr(value, "make_train"):
-        value = value.make_train()
+    if make := getattr(value, "make_train", None):
+        value = make()
     if not isinstance(value, Train):
         runs = sorted(each for each, found in names.items() if isinstance(found, Train))
         raise ValueError(f"{place!r} has no run {variable!r}, made by make_train; its runs are {runs}")
