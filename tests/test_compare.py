@@ -102,7 +102,7 @@ def test_rows_summarise_the_curves():
 
 
 BAD = [
-    (["--optimizers", "sgd", "adm"], "'adm'; known are adabelief, adadelta"),
+    (["--optimizers", "sgd", "adm"], "'adm'; did you mean 'adam'?; known are adabelief, adadelta"),
     (["--data", "imagenet"], "'imagenet'; known are digits, mnist, breast-cancer, diabetes, xor"),
     (["--seeds", "0"], "seeds"),
     (["--learning-rates", "-1.0"], "learning_rates"),
