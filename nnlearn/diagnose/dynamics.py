@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
-from nnlearn.diagnose.evidence import Evidence
+from nnlearn.diagnose.evidence import Evidence, History
 from nnlearn.diagnose.facts import facts_of
 from nnlearn.diagnose.optimizer import FACTORS
 from nnlearn.diagnose.report import Finding, found
@@ -344,11 +344,28 @@ def penalty(evidence: Evidence) -> Seen:
     cosine = float(pull / max(sizes[0] * sizes[1], 1e-30))
     shrunk = float(sizes[2] / max(sizes[1], 1e-30))
     values = {"cosine of gradient and weights": cosine, "last size of the weights / first": shrunk}
-    rule = "cosine below 0.5, or weights that keep half of their size"
-    if not (cosine > 0.5 and shrunk < 0.5 and poor(evidence)):
+    rule = "cosine below 0.5, weights that keep half of their size, or a first loss that the outputs explain"
+    if not (cosine > 0.5 and shrunk < 0.5 and poor(evidence)) or _is_plain(evidence.history):
         return Seen(values, rule)
     text = f"At the start the gradient points along the weights (cosine {cosine:.2f}), and they shrink to {shrunk:.2f}."
     return Seen(values, rule, [found("excessive_regularisation", text, values, strength=0.9)])
+
+
+def _is_plain(history: History) -> bool:
+    """Whether the first loss is the cross-entropy or the squared error of the outputs, without a penalty."""
+    if history.train is None:
+        return False
+    outputs, targets = np.asarray(history.train[0], np.float64), np.asarray(history.train_targets)
+    if outputs.ndim == 2 and outputs.shape[1] > 1 and targets.shape == outputs.shape[:1] and targets.dtype.kind in "iu":
+        if targets.min() < 0 or targets.max() >= outputs.shape[1]:
+            return False
+        logits = outputs - outputs.max(1, keepdims=True)
+        plain = np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(len(targets)), targets])
+    elif outputs.size == targets.size and len(outputs) == len(targets):
+        plain = np.mean((outputs.reshape(targets.shape) - targets) ** 2)
+    else:
+        return False
+    return bool(np.isclose(history.train_loss[0], [plain, plain / 2], rtol=0.02).any())
 
 
 @check("batches are large enough")
