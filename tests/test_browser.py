@@ -17,7 +17,10 @@ LANDSCAPE = Path(__file__).parent.parent / "docs" / "_static" / "landscape.html"
 FRAME = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 # The share of pixels of a canvas that are drawn.
 INK = """((canvas) => {
-  const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  const copy = Object.assign(document.createElement("canvas"), {width: canvas.width, height: canvas.height});
+  const pen = copy.getContext("2d", {willReadFrequently: true});
+  pen.drawImage(canvas, 0, 0);
+  const pixels = pen.getImageData(0, 0, canvas.width, canvas.height).data;
   let drawn = 0;
   for (let i = 3; i < pixels.length; i += 4) drawn += pixels[i] > 0;
   return 4 * drawn / pixels.length;
@@ -78,7 +81,7 @@ def test_a_report_of_50_runs(tab, tmp_path):
     tab.run("document.querySelector('#runs .bar button').click()")  # all
     tab.run(FRAME)
     assert few < tab.run(INK % 0)
-    tab.run("document.querySelectorAll('#runs th button')[2].click()")
+    tab.run("document.querySelectorAll('#runs th button')[0].click()")
     rates = tab.run("[...document.querySelectorAll('#runs tbody tr')].map((row) => +row.children[1].textContent)")
     assert len(rates) == 10 and sorted(rates) in (rates, rates[::-1])
 
