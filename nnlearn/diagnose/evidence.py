@@ -86,11 +86,11 @@ class History:
 
     @functools.cached_property
     def train_scores(self) -> np.ndarray:
-        return _scores(self.train, self.train_targets, self.kind, len(self.train_loss))
+        return _scores(self.train, self.train_targets, self.kind, self.train_loss)
 
     @functools.cached_property
     def validation_scores(self) -> np.ndarray:
-        return _scores(self.validation, self.validation_targets, self.kind, len(self.train_loss))
+        return _scores(self.validation, self.validation_targets, self.kind, self.validation_loss)
 
 
 @dataclasses.dataclass(eq=False)
@@ -333,10 +333,16 @@ def _cosines(one: PyTree, other: PyTree) -> np.ndarray:
     return np.divide(dots, sizes, out=np.zeros_like(sizes), where=sizes > 0)
 
 
-def _scores(outputs: Any, targets: Any, kind: str, count: int) -> np.ndarray:
+def _scores(outputs: Any, targets: Any, kind: str, losses: np.ndarray) -> np.ndarray:
+    """The quality at every snapshot; NaN if it is not known, or counts positions that the loss does not.
+
+    A wrong answer costs a cross-entropy of log 2 at least. A smaller mean loss leaves positions out, such as padding.
+    """
     if outputs is None or targets is None:
-        return np.full(count, np.nan)
-    return np.array([quality(each, targets, kind) for each in outputs])
+        return np.full(len(losses), np.nan)
+    scores = np.array([quality(each, targets, kind) for each in outputs])
+    masked = kind == "sequence" and np.any(losses < 0.5 * np.log(2) * (1 - scores))
+    return np.full(len(losses), np.nan) if masked else scores
 
 
 def _history(subject: Subject, run: Record, kind: str) -> History:
