@@ -7,7 +7,7 @@ import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.data import learned_well
-from nnlearn.diagnose.dynamics import gain, poor
+from nnlearn.diagnose.dynamics import LOWER, gain, poor
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.examples import some
 from nnlearn.diagnose.facts import facts_of
@@ -119,7 +119,8 @@ def scale(evidence: Evidence) -> Seen:
     huge = evidence.first_loss > HUGE * max(start, 0) > 0 and not far and poor(evidence)
     if huge and weights == 0:
         weights = 0.3
-    if weights > 0:
+    lower = max(gain(evidence, name) for name in LOWER)
+    if weights > 0 and (huge or weights > 0.3 * lower):  # otherwise the rate is what is wrong
         text = f"The first loss is {evidence.first_loss:.3g}. {_compared(evidence, 'weights of unit scale')}"
         findings.append(found("bad_initialisation", text, values, strength=0.75 + 0.15 * weights))
     return Seen(values, rule, findings)
