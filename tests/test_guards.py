@@ -162,3 +162,33 @@ def test_an_infinite_gradient_is_clipped_to_a_finite_one():
     params = jnp.array([[3.0], [4.0]])
     update, _ = tx.update(jnp.array([[jnp.inf], [1.0]]), tx.init(params), params)
     assert jnp.all(jnp.isfinite(update))
+
+
+def test_a_history_that_waited_for_space_ends_without_a_warning(tmp_path, recwarn):
+    from nnlearn.stream.history import History
+
+    class Disk:
+        """The file, on a disk that takes nothing the first time."""
+
+        def __init__(self, file):
+            self.file, self.full = file, True
+
+        def write(self, content):
+            if self.full:
+                self.full = False
+                raise OSError(28, "No space left on device")
+            return self.file.write(content)
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    with History(tmp_path / "run.csv", ["step"]) as history:
+        history._file = Disk(history._file)
+        history.write([{"step": 1}, {"step": 2}])
+    assert (tmp_path / "run.csv").read_text().split() == ["step", "1", "2"]
+    assert [str(each.message) for each in recwarn if "lacks the last rows" in str(each.message)] == []
+
+
+def test_the_page_of_a_sweep_has_its_seconds(tmp_path):
+    results = sweep(run_of(lambda params: {"score": params}), {"rate": choice(0.1)}, 1, metric="score")
+    assert "s with compilation" in results.report(tmp_path / "sweep.html").read_text()
