@@ -192,3 +192,22 @@ def test_a_history_that_waited_for_space_ends_without_a_warning(tmp_path, recwar
 def test_the_page_of_a_sweep_has_its_seconds(tmp_path):
     results = sweep(run_of(lambda params: {"score": params}), {"rate": choice(0.1)}, 1, metric="score")
     assert "s with compilation" in results.report(tmp_path / "sweep.html").read_text()
+
+
+def test_workers_share_the_runs_of_a_small_sweep():
+    from nnlearn.sweeps.batches import CPU_WIDTH, Resources
+
+    cpu = [types.SimpleNamespace(platform="cpu")]
+    widths = [Resources(None, None, cpu, workers).width_for(runs) for workers, runs in ((1, 3), (2, 3), (2, 10**6))]
+    assert widths == [CPU_WIDTH, 2, CPU_WIDTH]
+
+
+def test_a_module_that_misses_another_one_is_not_called_missing(tmp_path, monkeypatch):
+    from nnlearn.train.named import load_run
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "needs_another.py").write_text("import a_module_that_is_not_there\n")
+    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
+        load_run("needs_another:train")
+    with pytest.raises(ValueError, match="there is no module 'not_there'"):
+        load_run("not_there:train")
