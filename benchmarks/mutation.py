@@ -414,7 +414,7 @@ def run_mutant(mutant: Mutant, folder: Path, selection: Selection, options: argp
     source = path.read_bytes()
     edited = source[: mutant.start] + mutant.new.encode() + source[mutant.stop :]
     compile(edited, str(path), "exec")
-    files = selection.files_for(mutant, options.files)
+    files = [mutant.path, *options.tests] if options.tests else selection.files_for(mutant, options.files)
     arguments = [*files, *(["--whole"] if options.whole else [])]
     while True:
         ignored = [f"--deselect={test}" for test in _failing]
@@ -507,6 +507,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--limit", type=float, default=300.0, help="seconds of processor time a mutant")
     parser.add_argument("--files", type=int, default=8, help="test files a mutant, the nearest ones")
+    parser.add_argument("--tests", nargs="*", help="test files, in place of the nearest ones: tests/test_guards.py")
     parser.add_argument("--whole", action="store_true", help="with the slow tests and all cases of the large tables")
     parser.add_argument("--resume", action="store_true", help="skip the mutants that the JSON-lines file has")
     parser.add_argument("--again", action="append", default=[], help="with --resume: run these outcomes again")
