@@ -5,26 +5,21 @@ import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from optax import chain
 
-from nnlearn.optimizers.adam import adamw
 from nnlearn.optimizers.muon import (
     Coefficients,
     DimensionNumbers,
     axes_of,
-    by_kind,
     coefficients_of,
     on_matrices,
     spread_over,
+    with_adamw,
 )
 from nnlearn.settings import comparable
 from nnlearn.transforms.averages import moving_average
-from nnlearn.transforms.decay import add_decayed_weights
 from nnlearn.transforms.orthogonal import JORDAN, newton_schulz
 from nnlearn.transforms.plumbing import from_kernel
-from nnlearn.transforms.precision import assemble
 from nnlearn.transforms.ranges import check_hyperparams
-from nnlearn.transforms.scaling import scale_by_learning_rate
 from nnlearn.transforms.storage import Slot, as_storage
 from nnlearn.tree import abs_sq, array_norm, safe_divide, safe_sqrt
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, MaskOrFn, PyTree, Scalar, ScalarOrSchedule
@@ -158,36 +153,34 @@ def adamuon(
     Array([[-0.02,  0.02],
            [ 0.02, -0.02]], dtype=float32)
     """
-    check_hyperparams(adam_b1=adam_b1, adam_b2=adam_b2)
-    may_be = {"adam_weight_decay": adam_weight_decay, "adam_learning_rate": adam_learning_rate}
-    check_hyperparams(**may_be, schedules=tuple(may_be))
     spec = muon_weight_dimension_numbers
-    matrices = chain(
-        scale_by_adamuon(
-            ns_coeffs,
-            ns_steps,
-            beta,
-            b2,
-            eps,
-            nesterov=nesterov,
-            weight_dimension_numbers=spec,
-            mu_dtype=mu_dtype,
-            nu_dtype=nu_dtype,
-        ),
-        add_decayed_weights(weight_decay, weight_decay_mask),
-        scale_by_learning_rate(learning_rate),
-    )
-    others = adamw(
-        learning_rate if adam_learning_rate is None else adam_learning_rate,
-        adam_b1,
-        adam_b2,
+    direction = scale_by_adamuon(
+        ns_coeffs,
+        ns_steps,
+        beta,
+        b2,
         eps,
-        mu_dtype=mu_dtype,
-        weight_decay=adam_weight_decay,
         nesterov=nesterov,
+        weight_dimension_numbers=spec,
+        mu_dtype=mu_dtype,
         nu_dtype=nu_dtype,
     )
-    return assemble(by_kind(spec, matrices, others), master_dtype=master_dtype)
+    return with_adamw(
+        [direction],
+        spec,
+        learning_rate,
+        eps,
+        weight_decay=weight_decay,
+        weight_decay_mask=weight_decay_mask,
+        adam_b1=adam_b1,
+        adam_b2=adam_b2,
+        adam_weight_decay=adam_weight_decay,
+        adam_learning_rate=adam_learning_rate,
+        nesterov=nesterov,
+        mu_dtype=mu_dtype,
+        nu_dtype=nu_dtype,
+        master_dtype=master_dtype,
+    )
 
 
 __all__ = ["adamuon", "adamuon_kernel", "scale_by_adamuon"]

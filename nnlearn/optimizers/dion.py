@@ -6,18 +6,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from optax import chain
 
 from nnlearn.checks import check_number
-from nnlearn.optimizers.adam import adamw
-from nnlearn.optimizers.muon import by_kind, matrix_rules
+from nnlearn.optimizers.muon import matrix_rules, with_adamw
 from nnlearn.settings import comparable
-from nnlearn.transforms.decay import add_decayed_weights
 from nnlearn.transforms.plumbing import from_kernel
-from nnlearn.transforms.precision import assemble
 from nnlearn.transforms.precondition import transpose
 from nnlearn.transforms.ranges import check_hyperparams
-from nnlearn.transforms.scaling import scale_by_learning_rate
 from nnlearn.transforms.storage import Slot, as_storage
 from nnlearn.tree import array_norm
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, MaskOrFn, PyTree, Scalar, ScalarOrSchedule
@@ -150,22 +145,26 @@ def dion(
     >>> jnp.linalg.svdvals(updates["w"]).round(1)
     Array([0.1, 0.1], dtype=float32)
     """
-    check_hyperparams(adam_b1=adam_b1, adam_b2=adam_b2)
-    may_be = {"adam_weight_decay": adam_weight_decay, "adam_learning_rate": adam_learning_rate}
-    check_hyperparams(**may_be, schedules=tuple(may_be))
 
     def rules(params):
         found = matrix_rules(params)
         return jax.tree.map(lambda leaf, dims: dims if jnp.ndim(leaf) < 4 else None, params, found)
 
-    matrices = chain(
-        scale_by_dion(rank_fraction, beta, eps, mu_dtype=mu_dtype),
-        add_decayed_weights(weight_decay, weight_decay_mask),
-        scale_by_learning_rate(learning_rate),
+    return with_adamw(
+        [scale_by_dion(rank_fraction, beta, eps, mu_dtype=mu_dtype)],
+        rules,
+        learning_rate,
+        eps,
+        weight_decay=weight_decay,
+        weight_decay_mask=weight_decay_mask,
+        adam_b1=adam_b1,
+        adam_b2=adam_b2,
+        adam_weight_decay=adam_weight_decay,
+        adam_learning_rate=adam_learning_rate,
+        mu_dtype=mu_dtype,
+        nu_dtype=nu_dtype,
+        master_dtype=master_dtype,
     )
-    rate = learning_rate if adam_learning_rate is None else adam_learning_rate
-    others = adamw(rate, adam_b1, adam_b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype, weight_decay=adam_weight_decay)
-    return assemble(by_kind(rules, matrices, others), master_dtype=master_dtype)
 
 
 __all__ = ["dion", "dion_kernel", "scale_by_dion"]

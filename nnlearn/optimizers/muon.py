@@ -25,6 +25,7 @@ from nnlearn.tree import is_function, path_name
 from nnlearn.types import (
     DTypeLike,
     EmptyState,
+    GradientTransformation,
     GradientTransformationExtraArgs,
     MaskOrFn,
     PyTree,
@@ -260,6 +261,49 @@ def by_kind(spec: DimensionNumbers | None, matrices, others) -> GradientTransfor
     return by_label({"muon": matrices, "adam": others}, labels)
 
 
+def with_adamw(
+    directions: Sequence[GradientTransformation],
+    spec: DimensionNumbers | None,
+    learning_rate: ScalarOrSchedule,
+    eps: Scalar,
+    *,
+    weight_decay: ScalarOrSchedule,
+    weight_decay_mask: MaskOrFn,
+    adam_b1: Scalar,
+    adam_b2: Scalar,
+    adam_weight_decay: ScalarOrSchedule,
+    adam_learning_rate: ScalarOrSchedule | None,
+    mu_dtype: DTypeLike | None,
+    nu_dtype: DTypeLike | None,
+    master_dtype: DTypeLike | None,
+    adam_eps_root: Scalar = 0.0,
+    nesterov: bool = False,
+) -> GradientTransformationExtraArgs:
+    """Decay and a rate after the directions of matrices, and AdamW for the leaves that ``spec`` does not take.
+
+    Raises:
+      ValueError: if a hyper-parameter of AdamW is out of its range.
+    """
+    check_hyperparams(adam_b1=adam_b1, adam_b2=adam_b2, adam_eps_root=adam_eps_root)
+    may_be = {"adam_weight_decay": adam_weight_decay, "adam_learning_rate": adam_learning_rate}
+    check_hyperparams(**may_be, schedules=tuple(may_be))
+    matrices = chain(
+        *directions, add_decayed_weights(weight_decay, weight_decay_mask), scale_by_learning_rate(learning_rate)
+    )
+    others = adamw(
+        learning_rate if adam_learning_rate is None else adam_learning_rate,
+        adam_b1,
+        adam_b2,
+        eps,
+        adam_eps_root,
+        mu_dtype,
+        adam_weight_decay,
+        nesterov=nesterov,
+        nu_dtype=nu_dtype,
+    )
+    return assemble(by_kind(spec, matrices, others), master_dtype=master_dtype)
+
+
 @comparable
 def muon(
     learning_rate: ScalarOrSchedule,
@@ -321,38 +365,35 @@ def muon(
     >>> updates["b"].round(4), bool(updates["w"][0, 0] > 0.06)
     (Array([-0.1474], dtype=float32), True)
     """
-    check_hyperparams(adam_b1=adam_b1, adam_b2=adam_b2, adam_eps_root=adam_eps_root)
-    may_be = {"adam_weight_decay": adam_weight_decay, "adam_learning_rate": adam_learning_rate}
-    check_hyperparams(**may_be, schedules=tuple(may_be))
     spec = muon_weight_dimension_numbers
-    matrices = chain(
-        scale_by_muon(
-            coefficients_of(ns_coeffs),
-            ns_steps,
-            beta,
-            eps,
-            mu_dtype,
-            nesterov=nesterov,
-            adaptive=adaptive,
-            preconditioning=preconditioning,
-            weight_dimension_numbers=spec,
-        ),
-        scale_by_shape(spec, consistent_rms),
-        add_decayed_weights(weight_decay, weight_decay_mask),
-        scale_by_learning_rate(learning_rate),
-    )
-    others = adamw(
-        learning_rate if adam_learning_rate is None else adam_learning_rate,
-        adam_b1,
-        adam_b2,
+    direction = scale_by_muon(
+        coefficients_of(ns_coeffs),
+        ns_steps,
+        beta,
         eps,
-        adam_eps_root,
         mu_dtype,
-        adam_weight_decay,
         nesterov=nesterov,
-        nu_dtype=nu_dtype,
+        adaptive=adaptive,
+        preconditioning=preconditioning,
+        weight_dimension_numbers=spec,
     )
-    return assemble(by_kind(spec, matrices, others), master_dtype=master_dtype)
+    return with_adamw(
+        [direction, scale_by_shape(spec, consistent_rms)],
+        spec,
+        learning_rate,
+        eps,
+        weight_decay=weight_decay,
+        weight_decay_mask=weight_decay_mask,
+        adam_b1=adam_b1,
+        adam_b2=adam_b2,
+        adam_eps_root=adam_eps_root,
+        adam_weight_decay=adam_weight_decay,
+        adam_learning_rate=adam_learning_rate,
+        nesterov=nesterov,
+        mu_dtype=mu_dtype,
+        nu_dtype=nu_dtype,
+        master_dtype=master_dtype,
+    )
 
 
 __all__ = [
@@ -366,4 +407,5 @@ __all__ = [
     "scale_by_muon",
     "scale_by_shape",
     "spread_over",
+    "with_adamw",
 ]

@@ -6,26 +6,21 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from optax import chain
 from optax.contrib import MuonDimensionNumbers
 
-from nnlearn.optimizers.adam import adamw
 from nnlearn.optimizers.muon import (
     Coefficients,
     DimensionNumbers,
     axes_of,
-    by_kind,
     coefficients_of,
     scale_by_muon,
     spread_over,
+    with_adamw,
 )
 from nnlearn.settings import comparable
 from nnlearn.transforms.averages import bias_correction
-from nnlearn.transforms.decay import add_decayed_weights
 from nnlearn.transforms.plumbing import from_kernel
-from nnlearn.transforms.precision import assemble
 from nnlearn.transforms.ranges import check_hyperparams
-from nnlearn.transforms.scaling import scale_by_learning_rate
 from nnlearn.transforms.storage import Slot
 from nnlearn.tree import abs_sq, array_norm, safe_divide, safe_sqrt
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, MaskOrFn, PyTree, Scalar, ScalarOrSchedule
@@ -148,29 +143,29 @@ def normuon(
     Array([[ 0.028, -0.   ],
            [-0.   , -0.028]], dtype=float32)
     """
-    check_hyperparams(adam_b1=adam_b1, adam_b2=adam_b2, adam_eps_root=adam_eps_root)
-    may_be = {"adam_weight_decay": adam_weight_decay, "adam_learning_rate": adam_learning_rate}
-    check_hyperparams(**may_be, schedules=tuple(may_be))
     spec = muon_weight_dimension_numbers
     coefficients = coefficients_of(ns_coeffs)
-    matrices = chain(
+    directions = [
         scale_by_muon(coefficients, ns_steps, beta, eps, mu_dtype, nesterov=nesterov, weight_dimension_numbers=spec),
         scale_by_neuron(neuron_b2, eps, weight_dimension_numbers=spec),
-        add_decayed_weights(weight_decay, weight_decay_mask),
-        scale_by_learning_rate(learning_rate),
-    )
-    others = adamw(
-        learning_rate if adam_learning_rate is None else adam_learning_rate,
-        adam_b1,
-        adam_b2,
+    ]
+    return with_adamw(
+        directions,
+        spec,
+        learning_rate,
         eps,
-        adam_eps_root,
-        mu_dtype,
-        adam_weight_decay,
+        weight_decay=weight_decay,
+        weight_decay_mask=weight_decay_mask,
+        adam_b1=adam_b1,
+        adam_b2=adam_b2,
+        adam_eps_root=adam_eps_root,
+        adam_weight_decay=adam_weight_decay,
+        adam_learning_rate=adam_learning_rate,
         nesterov=nesterov,
+        mu_dtype=mu_dtype,
         nu_dtype=nu_dtype,
+        master_dtype=master_dtype,
     )
-    return assemble(by_kind(spec, matrices, others), master_dtype=master_dtype)
 
 
 __all__ = ["neuron_kernel", "normuon", "scale_by_neuron"]
