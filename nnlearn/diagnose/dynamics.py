@@ -9,6 +9,7 @@ from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.evidence import Evidence, History
 from nnlearn.diagnose.facts import facts_of
 from nnlearn.diagnose.optimizer import FACTORS
+from nnlearn.diagnose.probes import log_softmax
 from nnlearn.diagnose.report import Finding, found
 from nnlearn.diagnose.subject import Unknown, params_of
 from nnlearn.diagnose.variants import RATES
@@ -359,8 +360,7 @@ def _is_plain(history: History) -> bool:
     if outputs.ndim == 2 and outputs.shape[1] > 1 and targets.shape == outputs.shape[:1] and targets.dtype.kind in "iu":
         if targets.min() < 0 or targets.max() >= outputs.shape[1]:
             return False
-        logits = outputs - outputs.max(1, keepdims=True)
-        plain = np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(len(targets)), targets])
+        plain = -np.mean(log_softmax(outputs, 1)[np.arange(len(targets)), targets])
     elif outputs.size == targets.size and len(outputs) == len(targets):
         plain = np.mean((outputs.reshape(targets.shape) - targets) ** 2)
     else:

@@ -12,7 +12,7 @@ from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.examples import some
 from nnlearn.diagnose.facts import Facts, facts_of
 from nnlearn.diagnose.pairs import same_shape_as_inputs
-from nnlearn.diagnose.probes import quality
+from nnlearn.diagnose.probes import log_softmax, quality
 from nnlearn.diagnose.report import found
 from nnlearn.diagnose.subject import Unknown, params_of
 
@@ -156,9 +156,7 @@ def plain_loss(facts: Facts, inputs: Any, targets: Any, keys: Any) -> tuple[floa
         outputs = facts.evaluate(inputs, key).astype(np.float64)
         if outputs.ndim != 2 or outputs.shape[1] < 2 or labels.max() >= outputs.shape[1] or labels.min() < 0:
             raise Unknown("the outputs are not logits of the classes")
-        logs = outputs - outputs.max(1, keepdims=True)
-        logs -= np.log(np.exp(logs).sum(1, keepdims=True))
-        losses.append(-np.mean(logs[np.arange(len(labels)), labels]))
+        losses.append(-np.mean(log_softmax(outputs, 1)[np.arange(len(labels)), labels]))
         accuracies.append(quality(outputs, labels, "classes"))
     return float(np.mean(losses)), float(np.mean(accuracies))
 

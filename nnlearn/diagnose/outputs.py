@@ -13,16 +13,12 @@ from nnlearn.diagnose.dynamics import LOWER, gain, poor
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.examples import some
 from nnlearn.diagnose.facts import Facts, facts_of
+from nnlearn.diagnose.probes import log_softmax
 from nnlearn.diagnose.report import found
 from nnlearn.diagnose.subject import Unknown, params_of
 
 CLOSE = 0.01  # relative difference of two losses that are the same formula
 ROWS = 64
-
-
-def log_softmax(values: np.ndarray, axis: int) -> np.ndarray:
-    values = values - values.max(axis, keepdims=True)
-    return values - np.log(np.exp(values).sum(axis, keepdims=True))
 
 
 def class_formulas(outputs: np.ndarray, labels: np.ndarray, squashed: bool) -> dict[str, float]:

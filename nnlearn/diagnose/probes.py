@@ -139,6 +139,12 @@ def area_under_curve(values: np.ndarray, positive: np.ndarray) -> np.ndarray:
     return np.maximum(area, 1 - area)
 
 
+def log_softmax(values: np.ndarray, axis: int) -> np.ndarray:
+    """The logarithm of the softmax over an axis."""
+    values = values - values.max(axis, keepdims=True)
+    return values - np.log(np.exp(values).sum(axis, keepdims=True))
+
+
 def quality(outputs: np.ndarray, targets: np.ndarray, kind: str) -> float:
     """How good the outputs of a network are: accuracy for classes, the explained share of the variance for values.
 
