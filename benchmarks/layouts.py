@@ -1,16 +1,20 @@
 """Layouts on 8 virtual CPU devices against one device: trajectories, bytes for each device, communication, sweeps.
 
-Usage: python benchmarks/layouts.py [--explicit]
+Usage: python benchmarks/layouts.py [--explicit] [--rate RATE] [--float64]
+
+With --float64 only the trajectories are compared. Layouts that agree there differ in float32 by rounding alone.
 """
 
 import functools
 import re
+import sys
 from typing import Any
 
 import jax
 
-DEVICES = 8
+DEVICES, FLOAT64 = 8, "--float64" in sys.argv
 jax.config.update("jax_num_cpu_devices", DEVICES)  # before anything uses a device
+jax.config.update("jax_enable_x64", FLOAT64)
 
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
@@ -20,9 +24,13 @@ import nnlearn  # noqa: E402
 from nnlearn import models, sharding  # noqa: E402
 
 STEPS, VOCABULARY = 50, 64
-MODEL = models.transformer(VOCABULARY, layers=2, width=32, heads=4, max_length=16, scan=True)
+DTYPE = jnp.float64 if FLOAT64 else jnp.float32
+MODEL = models.transformer(
+    VOCABULARY, layers=2, width=32, heads=4, max_length=16, scan=True, compute_dtype=DTYPE if FLOAT64 else None
+)
 BATCHES = [np.random.default_rng(step).integers(0, VOCABULARY, (16, 17)) for step in range(STEPS)]
-OPTIMIZERS = {"adamw": nnlearn.adamw(1e-3), "muon": nnlearn.muon(1e-3)}
+RATE = float(sys.argv[sys.argv.index("--rate") + 1]) if "--rate" in sys.argv else 1e-3
+OPTIMIZERS = {"adamw": nnlearn.adamw(RATE), "muon": nnlearn.muon(RATE)}
 LAYOUTS = {
     "data": ("data=8", None, {}),
     "data, packed, shard_map": ("data=8", None, {"packed": True, "axis_name": "data"}),
@@ -32,6 +40,10 @@ LAYOUTS = {
     "tensor": ("data=2,model=4", sharding.tensor_parallel(), {}),
     "fsdp and tensor": ("data=2,model=4", sharding.fsdp("data", sharding.tensor_parallel()), {}),
 }
+
+
+def start_params(key):
+    return jax.tree.map(lambda leaf: leaf.astype(DTYPE), MODEL.init(key))
 
 
 def loss_fn(params, batch, key):
@@ -46,11 +58,29 @@ def whole_bytes(state: Any) -> int:
 def one_device(name: str) -> tuple[np.ndarray, Any]:
     tx = OPTIMIZERS[name]
     step, losses = nnlearn.jit_step(nnlearn.make_step(loss_fn, tx)), []
-    state = nnlearn.init_state(MODEL.init, tx, packed=False)
+    state = nnlearn.init_state(start_params, tx, packed=False)
     for batch in BATCHES:
         state, info = step(state, batch)
         losses.append(float(info.loss))
     return np.array(losses), state
+
+
+@functools.cache
+def rows_reversed(name: str) -> dict[str, Any]:
+    """One device against itself with the rows of each batch in reverse order: the size of rounding."""
+    tx, (losses, alone) = OPTIMIZERS[name], one_device(name)
+    step, found = nnlearn.jit_step(nnlearn.make_step(loss_fn, tx)), []
+    state = nnlearn.init_state(start_params, tx, packed=False)
+    for batch in BATCHES:
+        state, info = step(state, batch[::-1])
+        found.append(float(info.loss))
+    return {"layout": "one device, rows reversed", "optimizer": name} | differences(found, losses, state, alone)
+
+
+def differences(found: list[float], losses: np.ndarray, state: Any, alone: Any) -> dict[str, float]:
+    pairs = zip(jax.tree.leaves(state.params), jax.tree.leaves(alone.params), strict=True)
+    largest = max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
+    return {"loss_difference": float(np.abs(np.array(found) - losses).max()), "parameter_difference": largest}
 
 
 def layout(name: str, optimizer: str, explicit: bool) -> dict[str, Any]:
@@ -60,7 +90,7 @@ def layout(name: str, optimizer: str, explicit: bool) -> dict[str, Any]:
     if rules == "zero":
         tx, rules = sharding.zero(tx, mesh), None
     start = functools.partial(
-        nnlearn.init_state, MODEL.init, tx, mesh=mesh, rules=rules, packed=options.get("packed", False)
+        nnlearn.init_state, start_params, tx, mesh=mesh, rules=rules, packed=options.get("packed", False)
     )
     state = start(0)
     axis = options.get("axis_name")
@@ -70,9 +100,9 @@ def layout(name: str, optimizer: str, explicit: bool) -> dict[str, Any]:
         state, info = run(state, sharding.shard_batch(batch, mesh))
         found.append(float(info.loss))
     row = {"layout": name, "optimizer": optimizer, "axes": "explicit" if explicit else "auto"}
-    row["loss_difference"] = float(np.abs(np.array(found) - losses).max())
-    pairs = zip(jax.tree.leaves(state.params), jax.tree.leaves(alone.params), strict=True)
-    row["parameter_difference"] = max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
+    row |= differences(found, losses, state, alone)
+    if FLOAT64:
+        return row
     used = sharding.bytes_per_device((state.stored, state.opt_state))
     row["bytes_of_one_device"] = max(used.values()) / whole_bytes(alone)
     memory = jax.jit(start).lower(jax.random.key(0)).compile().memory_analysis()
@@ -98,56 +128,72 @@ def collectives(microbatches: int, packed: bool, mapped: bool) -> dict[str, Any]
     return {"step": how, "packed": packed, "microbatches": microbatches, "collectives": len(sizes), "elements": sizes}
 
 
-def sweep() -> dict[str, Any]:
+def sweep(name: str) -> dict[str, Any]:
     """64 members on 8 devices and on one, compared bit for bit."""
-    examples = np.random.default_rng(0).normal(size=(32, 8)).astype(np.float32)
-    model = models.mlp((8, 16, 8))
+    if name == "mlp":
+        examples = np.random.default_rng(0).normal(size=(32, 8)).astype(np.float32)
+        model = models.mlp((8, 16, 8))
 
-    def loss(params, batch, key):
-        return jnp.mean((model.apply(params, batch.examples) - batch.examples) ** 2)
+        def loss(params, batch, key):
+            return jnp.mean((model.apply(params, batch.examples) - batch.examples) ** 2)
+    else:
+        examples = np.random.default_rng(0).integers(0, 16, (32, 9))
+        model = models.transformer(16, layers=1, width=16, heads=2, max_length=8)
+
+        def loss(params, batch, key):
+            return nnlearn.cross_entropy(model.apply(params, batch.examples[:, :-1]), batch.examples[:, 1:]).mean()
 
     train = nnlearn.make_train(
         loss, lambda hparams: nnlearn.adamw(hparams["rate"]), nnlearn.shuffled(examples, 8), model.init, steps=40
     )
-    rates = np.geomspace(1e-4, 1e-1, 64).tolist()
-    # 8 members on each device in both cases: programs of another width round differently
-    axes = {"rate": nnlearn.sweeps.choice(*rates)}
-    runs = [
-        nnlearn.sweep(train, axes, metric="train_loss", width=8 * count, devices=jax.devices()[:count])
-        for count in (1, 8)
-    ]
-    traces = [jax.tree.leaves(run.traces[0]) for run in runs]
-    same = all(np.array_equal(a, b, equal_nan=True) for a, b in zip(*traces, strict=True))
-    return {"members": 64, "bit_equal": same, "native": nnlearn.native_status()}
+    axes = {"rate": nnlearn.sweeps.choice(*np.geomspace(1e-4, 1e-1, 64).tolist())}
+    row: dict[str, Any] = {"sweep of": name, "members": 64, "native": nnlearn.native_status()}
+    found = {}
+    # 8 members on each device, then the default: 32 on one device, 8 on each of eight
+    for count, width in ((1, 8), (8, 64), (1, None)):
+        run = nnlearn.sweep(
+            train, axes, metric="train_loss", width=width, devices=jax.devices()[:count], workers=1, full=True
+        )
+        found[count, width] = run.traces[0]
+    leaves = [jax.tree.leaves(found[case]) for case in ((1, 8), (8, 64))]
+    row["bit_equal"] = all(np.array_equal(a, b, equal_nan=True) for a, b in zip(*leaves, strict=True))
+    first = [np.asarray(found[case].info.loss)[..., :10] for case in ((1, None), (8, 64))]
+    row["loss_difference_in_10_steps_at_another_width"] = float(np.abs(first[0] - first[1]).max())
+    return row
 
 
 def main() -> None:
     parser = argument_parser(__doc__, "layouts")
     parser.add_argument("--explicit", action="store_true", help="also with Explicit axes")
+    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
+    parser.add_argument("--float64", action="store_true", help="compare trajectories in float64")
     options = parser.parse_args()
     report = Report(options, devices=DEVICES, steps=STEPS)
-    members = sweep()
-    report.add([members])
-    print(members)
+    members = [] if FLOAT64 else [sweep(name) for name in ("mlp", "transformer")]
+    report.add(members)
+    print(*members, sep="\n", flush=True)
     rows = []
     for optimizer in OPTIMIZERS:
+        rows.append(rows_reversed(optimizer))
+        report.add(rows[-1:])
         for explicit in (False, True) if options.explicit else (False,):
             for name in LAYOUTS:
                 rows.append(layout(name, optimizer, explicit))
                 report.add(rows[-1:])
                 print(rows[-1], flush=True)
-    counts = [collectives(*case) for case in ((1, True, True), (4, True, True), (1, False, True), (4, True, False))]
+    cases = () if FLOAT64 else ((1, True, True), (4, True, True), (1, False, True), (4, True, False))
+    counts = [collectives(*case) for case in cases]
     report.add(counts)
     print(*counts, sep="\n", flush=True)
     table = [
         (
             row["layout"],
             row["optimizer"],
-            row["axes"],
+            row.get("axes", ""),
             f"{row['loss_difference']:.1e}",
             f"{row['parameter_difference']:.1e}",
-            f"{row['bytes_of_one_device']:.4f}",
-            f"{row['peak_at_start']:.4f}",
+            f"{row['bytes_of_one_device']:.4f}" if "bytes_of_one_device" in row else "",
+            f"{row['peak_at_start']:.4f}" if "peak_at_start" in row else "",
         )
         for row in rows
     ]

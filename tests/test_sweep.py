@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 import nnlearn
+from nnlearn import models
 from nnlearn.sweeps import (
     Results,
     SweepInterrupted,
     batches,
     choice,
+    divided,
     list_settings,
     log_uniform,
     successive_halving,
@@ -159,6 +161,35 @@ def test_results_do_not_depend_on_width_devices_and_workers(at_once, options):
             np.testing.assert_allclose(table[name], column, rtol=1e-5)
         else:
             np.testing.assert_array_equal(table[name], column)
+
+
+def test_runs_are_equal_to_the_bit_on_any_number_of_devices():
+    model = models.mlp((3, 4, 3))
+
+    def loss_fn(params, batch, key):
+        return jnp.mean((model.apply(params, batch) - batch) ** 2)
+
+    def make_tx(hparams):
+        return nnlearn.adamw(hparams["rate"])
+
+    batches = nnlearn.generated(lambda key, step: jax.lax.dynamic_slice_in_dim(EXAMPLES, step, 8))
+    train = nnlearn.make_train(loss_fn, make_tx, batches, model.init, steps=10)
+    space = {"rate": choice(*np.geomspace(1e-3, 1e-1, 8))}
+    one, four = (
+        sweep(train, space, metric="train_loss", width=2 * count, devices=jax.devices()[:count], full=True)
+        for count in (1, 4)
+    )
+    assert one.execution.width == 2 and four.execution.width == 8
+    jax.tree.map(np.testing.assert_array_equal, one.traces, four.traces)
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_each_device_executes_its_part_of_a_batch(copies, monkeypatch):
+    if not copies:  # as on a backend that cannot copy programs
+        monkeypatch.setattr(divided, "_copy", None)
+    shapes = jax.ShapeDtypeStruct((2,), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+    batch = divided.DividedBatch(jax.jit(lambda x, key: x[:, None] + key[None]), shapes, 0, jax.devices()[1:3])
+    assert batch(np.arange(4, dtype=np.float32), np.ones(1, np.int32)).tolist() == [[1], [2], [3], [4]]
 
 
 @pytest.mark.parametrize("devices", [1, 4])

@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
-from jax.sharding import AxisType, Mesh
-from jax.sharding import PartitionSpec as P
 
 from nnlearn.programs.fingerprint import program_hash
+from nnlearn.sweeps.divided import DividedBatch
 from nnlearn.train import Train
 from nnlearn.train.trace import Trace
 from nnlearn.types import ArrayLike, Key
@@ -210,20 +209,14 @@ def _compile(traced: TracedRun, example: Mapping[str, Any], shape: BatchShape, d
         return jax.tree.map(lambda leaf: leaf[None, None], trace)
 
     # vmap would merge the effects of several runs, repeat them for padding, and reject ordered ones.
-    batch = one if traced.has_effects else many
-    by_settings = _split_settings(shape, len(devices))
-    values_spec, keys_spec = (P("run"), P()) if by_settings else (P(), P("run"))
-    values = {name: jax.ShapeDtypeStruct((shape.settings,), leaf.dtype) for name, leaf in example.items()}
-    keys = jax.ShapeDtypeStruct((shape.seeds,), jax.random.key(0).dtype)
+    batch, parts = one if traced.has_effects else many, len(devices)
+    axis = 0 if _split_settings(shape, parts) else 1  # of a trace
+    settings, seeds = shape.settings // (1 if axis else parts), shape.seeds // (parts if axis else 1)
+    values = {name: jax.ShapeDtypeStruct((settings,), leaf.dtype) for name, leaf in example.items()}
+    arguments = (values, jax.ShapeDtypeStruct((seeds,), jax.random.key(0).dtype))
     if traced.on_mesh:
-        return jax.jit(batch).lower(values, keys).compile()
-    # shard_map, because runs do not communicate: every device executes its own program.
-    mesh = Mesh(np.array(devices), ("run",), axis_types=(AxisType.Auto,))
-    outputs = P("run") if by_settings else P(None, "run")
-    spread = jax.shard_map(batch, mesh=mesh, in_specs=(values_spec, keys_spec), out_specs=outputs, check_vma=False)
-    place = [jax.NamedSharding(mesh, spec) for spec in (values_spec, keys_spec)]
-    program = jax.jit(spread, in_shardings=tuple(place))
-    return program.lower(values, keys).compile()
+        return jax.jit(batch).lower(*arguments).compile()
+    return DividedBatch(jax.jit(batch), arguments, axis, devices)
 
 
 def _split_settings(counts: BatchShape, devices: int) -> bool:
