@@ -99,7 +99,7 @@ def kill(processes: int, victim: int, folder: Path) -> dict[str, Any]:
         "processes": processes,
         "victim": victim,
         "seconds": ends,
-        "named": named,
+        "named": sum(named),
         "message": message,
     }
 
@@ -140,7 +140,12 @@ def main() -> None:
             )
         print(restarts, flush=True)
         report.add(restarts)
-        kills = [kill(2, 1, folder / "k1"), kill(4, 2, folder / "k2"), kill(4, 0, folder / "k3")]
+        kills = [
+            kill(2, 0, folder / "k0"),
+            kill(2, 1, folder / "k1"),
+            kill(4, 2, folder / "k2"),
+            kill(4, 0, folder / "k3"),
+        ]
         print(kills, flush=True)
         report.add(kills)
         stopped = interrupt(folder / "signal")
@@ -169,6 +174,7 @@ def interrupt(folder: Path) -> dict[str, Any]:
         "codes": codes,
         "last_step": steps[-1],
         "newest": saved[-1],
+        "parts": len(list((folder / saved[-1]).glob("arrays-*"))),
     }
 
 

@@ -11,6 +11,7 @@ import pytest
 
 import nnlearn
 from nnlearn import cli, distributed
+from nnlearn.distributed import stop
 from nnlearn.distributed.launch import launch
 from nnlearn.distributed.place import find_place
 
@@ -94,6 +95,38 @@ def test_one_process_needs_no_other():
     assert distributed.exchange("value", {"a": 1}) == [{"a": 1}]
     distributed.check_equal("value", 3)
     assert distributed.is_first() and distributed.start().source == "alone"
+
+
+class SharedStore:
+    """The store of the coordinator: the first value of a key counts."""
+
+    def __init__(self):
+        self.values = {}
+
+    def key_value_set(self, key, value):
+        if self.values.setdefault(key, value) is not value:
+            raise RuntimeError("the key exists")
+
+    def key_value_try_get(self, key):
+        return self.values[key]
+
+
+@pytest.mark.parametrize("lag", [0, 1, 3])
+def test_interrupted_processes_agree_on_one_step(monkeypatch, lag):
+    """Process 0 is interrupted at step 5, and process 1, ``lag`` steps ahead, a step later."""
+    store = SharedStore()
+    monkeypatch.setattr(stop, "client", lambda: store)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(stop, "_runs", 0)
+    first = stop.StopTogether()
+    monkeypatch.setattr(stop, "_runs", 0)
+    second, ends = stop.StopTogether(), {}
+    for step in range(12):
+        for index, (one, own) in enumerate(((first, step), (second, step + lag))):
+            interrupted = "terminated" if (index == 0 and own >= 5) or (index == 1 and own >= 6 + lag) else None
+            if index not in ends and one.reason(interrupted, own, ahead=4) == "terminated":
+                ends[index] = own
+    assert ends == {0: 9, 1: 9}
 
 
 SCRIPT = """
