@@ -54,8 +54,8 @@ def sweep(
     Settings run side by side under ``vmap``. The settings of one seed share their key, and so their training batches.
     The training functions are traced once, regardless of the number of runs, and all batches of runs have one shape.
 
-    All devices execute one program. Results are equal to the bit on any number of devices of one kind if each device gets
-    as many runs in a batch, that is if ``width / len(devices)`` is the same. Another width may round differently.
+    All devices execute one program. Results are equal to the bit on any number of devices of one kind if each device
+    gets as many runs in a batch, that is if ``width / len(devices)`` is the same. Another width may round differently.
 
     The runs of a ``make_train(..., mesh=mesh)`` use the devices of their mesh together.
 
