@@ -17,6 +17,7 @@ from nnlearn.diagnose.subject import Unknown, params_of
 from nnlearn.programs.kinds import RECTIFIED, SMOOTH, SQUASHING
 
 DEAD = 0.9  # share of units
+ALWAYS = 0.95  # share of units that are off or saturated at every snapshot
 HUGE = 10.0  # times the first loss with weights of unit scale
 
 
@@ -71,12 +72,17 @@ def dead(evidence: Evidence) -> Seen:
     values = {name: float(share[-1]) for name, share in shares.items()}
     rule = f"fewer than {DEAD:.0%} of a layer's units are 0 for all examples"
     name, share = max(shares.items(), key=lambda pair: pair[1][-1])
-    if share[-1] < DEAD or not poor(evidence):
+    if share[-1] < DEAD or not (_always(share, evidence) or poor(evidence)):
         return Seen(values, rule)
     step = int(evidence.run.at[[0, len(evidence.run.at) // 2, -1][int(np.argmax(share >= DEAD))]])
     text = f"{share[-1]:.0%} of the units after {name} are 0 for every example; at the start {share[0]:.0%}."
     strength = 0.9 if share[0] >= DEAD else 0.75
     return Seen(values, rule, [found("dead_units", text, values, strength=strength, where=name, step=step)])
+
+
+def _always(share: np.ndarray, evidence: Evidence) -> bool:
+    """Whether nearly no unit of a layer can learn, in a network that is not nearly perfect all the same."""
+    return min(share) > ALWAYS and not evidence.score > 0.95
 
 
 @check("units are not saturated")
@@ -88,7 +94,7 @@ def saturated(evidence: Evidence) -> Seen:
     values = {name: [float(each) for each in share] for name, share in shares.items()}
     rule = "fewer than 60 % of a layer's activations are in the flat parts, at the start or at the end"
     name, share = max(shares.items(), key=lambda pair: max(pair[1][0], pair[1][-1]))
-    if max(share[0], share[-1]) < 0.6 or not poor(evidence):
+    if max(share[0], share[-1]) < 0.6 or not (_always(share, evidence) or poor(evidence)):
         return Seen(values, rule)
     text = f"{share[0]:.0%} of the activations after {name} are saturated at the start, {share[-1]:.0%} at the end."
     strength = 0.85 if share[0] > 0.6 else 0.75
