@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
@@ -239,6 +240,44 @@ def through_time(evidence: Evidence) -> Seen:
     return Seen(values, rule, [found("vanishing_gradients", text, values, strength=0.85, where="time", step=0)])
 
 
+@check("gradients run through time")
+def cut_in_time(evidence: Evidence) -> Seen:
+    """How many time steps of the inputs get a gradient of the loss, though earlier ones change it."""
+    subject, state = evidence.subject, evidence.run.last
+    inputs, targets = some((subject.inputs, subject.targets), 64)
+    leaves = jax.tree.leaves(inputs)
+    if len(leaves) != 1 or leaves[0].ndim < 3 or leaves[0].shape[1] < 8 or leaves[0].dtype.kind != "f":
+        raise Unknown("the inputs are not sequences of vectors")
+    if not loops(evidence):
+        raise Unknown("the network does not run through time")
+
+    sequences, structure = leaves[0], jax.tree.structure(inputs)
+
+    @functools.partial(jax.jit, compiler_options=quick())
+    def slope(params, sequences, model_state):
+        def loss(sequences):
+            batch = subject.batch_of(jax.tree.unflatten(structure, [sequences]), targets)
+            return subject.loss(params, batch, jax.random.key(0), model_state)
+
+        value, grad = jax.value_and_grad(loss)(sequences)
+        return value, jnp.moveaxis(grad, 1, 0).reshape(sequences.shape[1], -1).any(1)
+
+    params, length = params_of(state), sequences.shape[1]
+    plain, reached = slope(params, sequences, state.model_state)
+    early = length - max(2, length // 4)
+    other = np.concatenate([np.roll(sequences[:, :early], 1, 0), sequences[:, early:]], 1)
+    changed = abs(float(slope(params, other, state.model_state)[0] - plain))
+    values = {"time steps": length, "with a gradient": int(np.sum(reached)), "change with earlier inputs": changed}
+    rule = "if earlier inputs change the loss by 1 %, more than two time steps have a gradient"
+    if not (1 <= np.sum(reached) <= 2 and changed > 0.01 * abs(float(plain))):
+        return Seen(values, rule)
+    text = (
+        f"The loss has a gradient for {values['with a gradient']} of {length} time steps, though the earlier inputs "
+        f"change it by {changed:.2g}: the state is cut off between the steps."
+    )
+    return Seen(values, rule, [found("blocked_gradient", text, values, strength=0.8, where="time")])
+
+
 @check("few examples are fitted by more than a linear network")
 def linear(evidence: Evidence) -> Seen:
     kinds = RECTIFIED | SMOOTH | set(SQUASHING)
@@ -253,4 +292,15 @@ def linear(evidence: Evidence) -> Seen:
     return Seen(values, rule, [found("underfitting", text, values, strength=0.8)])
 
 
-CHECKS: tuple[NamedCheck, ...] = (linear, frozen, symmetry, dead, saturated, scale, fading, through_time, exploding)
+CHECKS: tuple[NamedCheck, ...] = (
+    linear,
+    frozen,
+    symmetry,
+    dead,
+    saturated,
+    scale,
+    fading,
+    through_time,
+    cut_in_time,
+    exploding,
+)
