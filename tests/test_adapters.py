@@ -309,6 +309,7 @@ def equinox_net(rate=0.2):
     return eqx.nn.make_with_state(Net)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [False, True])
 def test_an_equinox_perceptron_trains_as_in_the_loop_of_equinox(given):
     eqx = equinox()
@@ -333,6 +334,7 @@ def test_an_equinox_perceptron_trains_as_in_the_loop_of_equinox(given):
     assert model == from_equinox(module if given else functools.partial(eqx.nn.MLP, 5, 3, 8, 1)) or not given
 
 
+@pytest.mark.slow
 def test_an_equinox_module_with_batch_normalisation_trains_as_in_the_loop_of_equinox():
     eqx = equinox()
     make = equinox_net()

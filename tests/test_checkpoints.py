@@ -142,22 +142,26 @@ def trained(tx, params, steps=3):
     return params, state
 
 
-def states():
+MASK = {"w": True, "b": False, "empty": False}
+STATES = {
+    "multi_steps": lambda params: trained(optax.MultiSteps(nnlearn.adamw(1e-3), 2), params),
+    "nnlearn_multi_steps": lambda params: trained(nnlearn.MultiSteps(nnlearn.adamw(1e-3), 2), params),
+    "injected": lambda params: trained(nnlearn.inject_hyperparams(nnlearn.adamw)(learning_rate=0.1), params),
+    "optax_injected": lambda params: trained(optax.inject_hyperparams(optax.adamw)(learning_rate=0.1), params),
+    "masked": lambda params: trained(optax.masked(optax.adam(0.1), MASK), params),
+    "partition": lambda params: trained(
+        optax.partition({"a": optax.adam(0.1), "z": optax.set_to_zero()}, lambda p: "a"), params
+    ),
+    "scaled": lambda params: trained(nnlearn.chain(nnlearn.clip_by_global_norm(1.0), nnlearn.lamb(0.1)), params),
+    "packed": lambda params: trained(nnlearn.adamw(1e-3), nnlearn.pack(params)),
+    "train_state": lambda params: nnlearn.init_state(params, nnlearn.adam(0.1), 0, model_state={"mean": jnp.ones(2)}),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_what_training_makes_comes_back(name):
     params = {"w": jnp.linspace(-1.0, 1.0, 6).reshape(3, 2), "b": jnp.ones(2, jnp.bfloat16), "empty": jnp.zeros((0, 2))}
-    mask = {"w": True, "b": False, "empty": False}
-    yield "multi_steps", trained(optax.MultiSteps(nnlearn.adamw(1e-3), 2), params)
-    yield "nnlearn_multi_steps", trained(nnlearn.MultiSteps(nnlearn.adamw(1e-3), 2), params)
-    yield "injected", trained(nnlearn.inject_hyperparams(nnlearn.adamw)(learning_rate=0.1), params)
-    yield "optax_injected", trained(optax.inject_hyperparams(optax.adamw)(learning_rate=0.1), params)
-    yield "masked", trained(optax.masked(optax.adam(0.1), mask), params)
-    yield "partition", trained(optax.partition({"a": optax.adam(0.1), "z": optax.set_to_zero()}, lambda p: "a"), params)
-    yield "scaled", trained(nnlearn.chain(nnlearn.clip_by_global_norm(1.0), nnlearn.lamb(0.1)), params)
-    yield "packed", trained(nnlearn.adamw(1e-3), nnlearn.pack(params))
-    yield "train_state", nnlearn.init_state(params, nnlearn.adam(0.1), 0, model_state={"mean": jnp.ones(2)})
-
-
-@pytest.mark.parametrize("state", [pytest.param(state, id=name) for name, state in states()])
-def test_what_training_makes_comes_back(state):
+    state = STATES[name](params)
     assert_same(round_trip(state), state)
     shapes = jax.eval_shape(lambda: state)
     assert_same(round_trip(state, like=shapes), state)

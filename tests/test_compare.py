@@ -51,6 +51,7 @@ def test_digits_compared_with_optax(tmp_path):
     assert picture.startswith(b"\x89PNG") and len(picture) > 20_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("data", "metric"), [("diabetes", "mse"), ("breast-cancer", "accuracy"), ("xor", "accuracy")])
 def test_other_data(tmp_path, data, metric):
     results, _ = run(tmp_path, optimizers=("adam",), data=data, learning_rates=(0.03,), epochs=2)
@@ -60,6 +61,7 @@ def test_other_data(tmp_path, data, metric):
     assert json.loads((tmp_path / "results.json").read_text())["metric"] == metric
 
 
+@pytest.mark.slow
 def test_diverged_runs_are_reported(tmp_path):
     _, text = run(tmp_path, optimizers=("sgd",), learning_rates=(1e30, 1e36), epochs=2, seeds=1)
     assert "diverged" in text and "nan" not in text and "inf" not in text and "10.0" not in text
@@ -68,6 +70,7 @@ def test_diverged_runs_are_reported(tmp_path):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_one_seed_has_no_spread_and_one_rate_has_no_edge(tmp_path):
     _, text = run(tmp_path, optimizers=("sgd",), data="diabetes", learning_rates=(0.01,), seeds=1, epochs=1)
     assert "1 seed x 1 learning rate x 1 epoch" in text and "*" not in text
@@ -143,6 +146,7 @@ def test_versions(capsys):
     assert capsys.readouterr().out == f"nnlearn {nnlearn.__version__}\n"
 
 
+@pytest.mark.slow
 def test_an_interrupt_reports_complete_curves_and_exits_with_130(tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "nnlearn.cli", "compare", "--out", str(out), "--optimizers", "sgd", "adam"]

@@ -344,6 +344,7 @@ def test_sequential_passes_each_layer_its_state():
         model.apply(params, state[:3], x)
 
 
+@pytest.mark.slow
 def test_convnet_equals_its_layers_applied_by_hand():
     model = convnet(2, 5, widths=(4, 8), blocks=(1, 2), norm="group", groups=2, stride=2)
     assert isinstance(model, Model)
@@ -493,6 +494,7 @@ def test_shifted_moves_each_image_by_whole_pixels():
     np.testing.assert_array_equal(shifted(KEY, images, 0), images)
 
 
+@pytest.mark.slow
 def test_digits_learns_and_beats_its_baselines():
     task = digits(data=stand_in(each=30), hidden=(32,), epochs=10)
     assert task.baselines["majority"] == pytest.approx(0.25, abs=0.06)

@@ -188,6 +188,7 @@ def random_problem(batch=2, frames=6, classes=4, size=3, seed=0):
     return rng.normal(size=(batch, frames, classes)), np.zeros((batch, frames)), labels, np.zeros((batch, size))
 
 
+@pytest.mark.slow
 def test_first_and_second_derivatives_by_finite_differences():
     logits, *others = random_problem()
     direction = np.random.default_rng(1).normal(size=logits.shape)
@@ -206,6 +207,7 @@ def test_first_and_second_derivatives_by_finite_differences():
     assert np.abs(second).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_the_kernel_equals_the_jax_operations(monkeypatch):
     if not is_native():
         pytest.skip(native_status())
@@ -389,6 +391,7 @@ def test_where_and_reductions():
     np.testing.assert_array_equal(reduced(np.zeros(3, bool)), 0)
 
 
+@pytest.mark.slow
 @both_ways
 def test_vmap_equals_a_loop_and_scan_works():
     logits, *others = random_problem(4)

@@ -16,6 +16,7 @@ KEY = jax.random.key(0)
 # --- epochs ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, derandomize=True, database=None)
 @given(st.integers(1, 40), st.integers(1, 50), st.booleans(), st.integers(0, 5))
 def test_every_example_occurs_exactly_once(size, batch_size, shuffle, seed):
@@ -31,6 +32,7 @@ def test_every_example_occurs_exactly_once(size, batch_size, shuffle, seed):
         assert indices_nb[where_nb].tolist() == list(range(size))
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None, derandomize=True, database=None)
 @given(st.integers(1, 40), st.integers(1, 40))
 def test_drop_leaves_out_less_than_one_batch(size, batch_size):

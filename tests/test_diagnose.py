@@ -232,6 +232,7 @@ def test_a_trace_alone():
     assert nnlearn.diagnose_trace(jax.jit(train_with())({}, 0)[1]).healthy
 
 
+@pytest.mark.slow
 def test_preflight():
     data = TRAIN[0], TRAIN[1] + 1
     report = nnlearn.preflight(train_with(data=data), {}, 0, predict=predict, validation=(TRAIN[0][:50], TRAIN[1][:50]))

@@ -68,6 +68,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", OPTIONS)
 def test_a_resumed_run_is_the_run_that_nothing_interrupted(word, tmp_path):
     train = make(**OPTIONS[word])
@@ -364,6 +365,7 @@ def test_the_minutes_between_two_checkpoints(tmp_path, monkeypatch):
         assert checkpoints.steps() == (15, 30, 40)
 
 
+@pytest.mark.slow
 def test_long_stretches_become_shorter_than_the_minutes_between_checkpoints(tmp_path, monkeypatch):
     now = [0.0]
     clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: None)

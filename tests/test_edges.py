@@ -38,6 +38,7 @@ def test_max_pooling_is_differentiable_under_jit(dtype):
         np.testing.assert_array_equal(gradient(x).astype(np.float32).ravel(), [0, 1, 0, 1])
 
 
+@pytest.mark.slow
 def test_edges_may_have_any_integer_dtype():
     net, nodes = graph_network(2, 4, 1, readout="nodes"), jnp.cos(jnp.arange(512.0)).reshape(256, 2)
     params = jax.jit(net.init)(KEY)
@@ -125,6 +126,7 @@ def test_objectives_of_a_fully_masked_batch_are_zero():
         assert all(float(value) == 0 for value in metrics_fn(params, batch).values())
 
 
+@pytest.mark.slow
 def test_the_pixels_hidden_for_metrics_do_not_depend_on_the_batch_size():
     task = masked_digits(hidden=8)
     params = jax.jit(task.model.init)(KEY)

@@ -55,6 +55,7 @@ def test_linear_regression_finds_the_line(capsys):
     np.testing.assert_allclose(exact, independent, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_resumed_to_the_bit(capsys):
     module, (killed_at, same, params), printed = run("checkpoints", capsys)
     assert 0 < killed_at < module.STEPS and killed_at % module.EVERY == 0
@@ -87,6 +88,7 @@ def test_digits_reaches_the_documented_accuracy(capsys):
     np.testing.assert_allclose(numbers[0][2:], [100 * test.mean(), 100 * test.std(ddof=1)], atol=0.051)
 
 
+@pytest.mark.slow
 def test_two_networks_and_optimizers_learn_a_ring(capsys):
     module, trace, printed = run("gan", capsys)
     assert trace.metrics["radius"][-1] == pytest.approx(2.0, abs=0.1) and trace.metrics["spread"][-1] < 0.3

@@ -346,6 +346,7 @@ def masked_loss(params, batch, key):
     return nnlearn.cross_entropy(MODEL.apply(params, examples.inputs), examples.targets, where=where)
 
 
+@pytest.mark.slow
 def test_padding_makes_masked_batches():
     batches = batches_of(6)
     batches[3] = Examples(batches[3].inputs[:2], batches[3].targets[:2])

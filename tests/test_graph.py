@@ -70,6 +70,7 @@ def test_the_network_equals_a_loop_over_edges(aggregate, readout):
     np.testing.assert_allclose(got, slow_graph_network(params, graph, aggregate, readout), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_padding_has_no_effect_and_no_gradient():
     model, params = made()
     apply = jax.jit(model.apply)

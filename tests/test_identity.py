@@ -48,6 +48,7 @@ print(json.dumps({"wrong": wrong, "run": program_hash(run), "count": len(made) +
 """
 
 
+@pytest.mark.slow
 def test_objects_and_programs_are_equal_in_another_process(tmp_path):
     path = tmp_path / "objects.pkl"
     path.write_bytes(pickle.dumps((objects.equal_by_settings(), objects.states(), objects.whole())))

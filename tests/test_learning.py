@@ -88,6 +88,7 @@ def dropout_run(train):
     return epoch, nnlearn.init_state(model.init(jax.random.key(1)), tx, key=2)
 
 
+@pytest.mark.slow
 def test_resumed_epochs_end_with_the_same_bits(cancer):
     epoch, start = dropout_run(cancer.train)
     keys = jax.random.split(jax.random.key(3), EPOCHS)
@@ -119,6 +120,7 @@ def test_another_key_gives_another_run(cancer):
     assert jnp.all(one.loss != other_dropout.loss)
 
 
+@pytest.mark.slow
 def test_a_grid_of_seeds_and_rates_equals_its_single_runs(cancer):
     model = mlp((30, 8, 2), activation="tanh")
 

@@ -123,6 +123,7 @@ def test_the_value_and_all_gradients_equal_those_from_logits(used, reduction):
     assert_same(ours, value_and_grads(dense, arrays, labels, **static), 1e-5)
 
 
+@pytest.mark.slow
 def test_float64_is_exact_for_all_combinations_of_options():
     def run(loss):
         def on_case(label_smoothing, z_loss, softcap, weigh):

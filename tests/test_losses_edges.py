@@ -69,6 +69,7 @@ def test_focal_loss_of_a_very_wrong_logit_has_full_gradient(label):
     np.testing.assert_allclose(slope, side * np.ones(4), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_second_derivatives_ignore_missing_classes():
     def loss(logits):
         return losses.softmax_cross_entropy_with_integer_labels(logits, jnp.array(0), label_smoothing=0.0, z_loss=0.1)

@@ -136,6 +136,7 @@ def test_integer_labels_and_one_hot_labels_agree(batch):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @hypothesis.settings(few, max_examples=10)
 @hypothesis.given(batches(moderate, shapes=((3, 4),)), st.sampled_from([np.nan, np.inf, -np.inf, 1e30]))
 def test_a_masked_mean_is_the_mean_of_the_subset(batch, garbage):

@@ -66,6 +66,7 @@ SOMETIMES_AUTO = [pytest.param(AxisType.Auto, marks=pytest.mark.slow), AxisType.
 mostly_explicit = pytest.mark.parametrize("kind", SOMETIMES_AUTO, ids=str)
 
 
+@pytest.mark.slow
 def test_losses_that_compare_or_look_up_examples():
     weights = np.array([1.0, 2.0, 3.0], np.float32)
     where = np.arange(8) != 2
@@ -210,6 +211,7 @@ def test_steps(name):
     assert_equal_on(EXPLICIT, with_key, state, batch, entered=name == "uneven parts")
 
 
+@pytest.mark.slow
 @mostly_explicit
 def test_a_run_and_its_evaluation_on_sharded_examples(kind):
     def run(weight, x, labels):
@@ -277,6 +279,7 @@ def test_arrays_without_an_explicit_mesh_add_no_operation():
     assert disjoint((("data", "model"), None, "model")) == (("data", "model"), None, None)
 
 
+@pytest.mark.slow
 def test_every_optimizer_updates_parameters_sharded_over_explicit_axes():
     specs = {"w": P("data"), "v": P(None, "data"), "s": P()}
     shapes = {"w": (8, 4), "v": (4, 8), "s": ()}

@@ -76,6 +76,7 @@ def test_low_precision_in_and_out(name, dtype):
     np.testing.assert_allclose(low.astype(jnp.float32), outputs, atol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_are_finite_and_keep_the_dtype(name):
     model = MODELS[name]

@@ -219,6 +219,7 @@ def test_healthy_runs_compute_no_nan():
         assert sweep.best().setting["rate"] in (0.1, 0.5)
 
 
+@pytest.mark.slow
 def test_masked_labels_and_rows_compute_no_nan_even_eagerly():
     logits, labels = jnp.asarray(X), jnp.array([0, -100, 2, 99])
     keep = jnp.asarray(ROWS)

@@ -290,6 +290,7 @@ def steps_of_own_values(tx, params, count):
 LEAVES = {f"leaf{n:02}": (n % 5, 3) if n % 7 else (n,) for n in range(40)}  # some are empty
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_a_kernel_splits_and_joins_packed_leaves(monkeypatch, dtype):

@@ -228,6 +228,7 @@ def test_the_message_names_the_dtype_and_the_cure():
     assert packing_difference(optax.clip_by_global_norm(1.0), tree_of()) == ""
 
 
+@pytest.mark.slow
 def test_random_transformations_are_never_accepted_wrongly():
     """Accepted transformations take three steps with packed parameters and with leaves."""
     accepted = honest = 0

@@ -312,6 +312,7 @@ def test_private_training_learns():
     assert losses[-1] < 0.01 * losses[0]
 
 
+@pytest.mark.slow
 def test_arguments_are_checked():
     loss_fn, params, batch, _ = cases()["mlp"]
     for bad in (0.0, -1.0, float("inf"), float("nan")):

@@ -191,6 +191,7 @@ def conv_numbers(params):
     return jax.tree.map(choose, params)
 
 
+@pytest.mark.slow
 def test_muon_of_convolutions_packed_and_unpacked():
     params = random_tree({"c": (3, 2, 5, 4), "d": (3, 2, 5, 4), "w": (4, 3), "b": (3,)})
     gradient = random_tree({"c": (3, 2, 5, 4), "d": (3, 2, 5, 4), "w": (4, 3), "b": (3,)}, seed=1)

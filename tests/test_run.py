@@ -69,6 +69,7 @@ def close(left, right, **tolerances):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stretch", [1, 4, 10])  # with 1 an epoch is so long that its order is stored between stretches
 def test_a_run_equals_a_loop_over_the_same_batches(stretch):
     sampler = nnlearn.shuffled(EXAMPLES, 4)  # ten steps per epoch
@@ -134,6 +135,7 @@ def test_a_resumed_run_equals_a_whole_run_bit_for_bit():
         train.advance(0.02, run, 3, 4)
 
 
+@pytest.mark.slow
 def test_thinned_records_are_those_of_the_whole_trace():
     make = functools.partial(nnlearn.make_train, loss_fn, adam, batches(), MODEL.init, steps=24)
     _, whole = jax.jit(make(check_every=12))(0.1, 0)
@@ -201,6 +203,7 @@ def test_a_diverging_run_does_not_affect_vmapped_neighbours():
     np.testing.assert_array_equal(trace.made, np.arange(1, 21)[None] <= np.array([[20], [5], [20]]))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_does_no_more_work():
     """A conditional skips the work after the stop, so 50 times as many steps take hardly longer."""
     import time
@@ -239,6 +242,7 @@ def fingerprint(params):
     return sum(jnp.sum(word * (2 * jnp.arange(word.size) + 1)) for word in bits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vmapped", [False, True])
 def test_early_stopping_restores_the_best_check_to_the_bit(vmapped):
     """60 examples, 40 % with wrong labels: the validation loss rises, and the run ends with its best state."""
@@ -319,6 +323,7 @@ def test_packed_and_unpacked_runs_are_equal(packed):
     close(trace.run(1).metrics, expected_trace.metrics)
 
 
+@pytest.mark.slow
 def test_runs_on_four_devices_and_one_are_equal():
     """Each device draws a quarter of each batch; parameters, trace and stopping equal those of the whole batch."""
     inputs = jnp.asarray(EXAMPLES.inputs)
@@ -380,6 +385,7 @@ def test_the_gradient_of_a_run_equals_central_differences():
         close(forward, (value, {name: gradient[name] for name in two}), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_per_example_weights_and_a_schedule_have_gradients_too():
     def loss(params, batch, key, hparams):
         (inputs, targets), index = batch
@@ -408,6 +414,7 @@ def test_the_memory_of_a_derivative_grows_at_most_as_the_square_root_of_the_step
     assert temporaries(6400) < 8 * temporaries(100)
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_forward_run_does_not_grow_with_its_steps():
     def temporaries(steps):
         train = nnlearn.make_train(loss_fn, adam, batches(), MODEL.init, steps=steps, check_every=100, record_every=100)
@@ -441,6 +448,7 @@ def test_model_state_is_updated_evaluated_and_restored():
         nnlearn.make_train(loss, adam, batches(), MODEL.init, epochs=3)(0.01, 0)
 
 
+@pytest.mark.slow
 def test_a_trace_can_be_sliced_tabulated_saved_and_plotted(tmp_path):
     pandas = pytest.importorskip("pandas")
     train = nnlearn.make_train(

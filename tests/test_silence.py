@@ -184,6 +184,7 @@ def test_a_target_beyond_float16_does_not_overflow():
     np.testing.assert_allclose(loss(jnp.ones(2), (X, Y), None), 1 - 70_000.0)
 
 
+@pytest.mark.slow
 def test_batch_norm_refuses_to_train_on_one_value_per_feature():
     norm = batch_norm(3)
     params, statistics = norm.init(jax.random.key(0))

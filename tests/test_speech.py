@@ -162,6 +162,7 @@ def test_masked_steps_keep_the_state_and_get_no_gradient():
     assert not of_x[~where].any() and of_x[where].any()
 
 
+@pytest.mark.slow
 def test_the_encoder_ignores_padding():
     front_end = log_mel_front_end(mels=12)
     options = {"hidden": 8, "layers": 1, "kernel_sizes": (4, 3), "strides": (3, 2)}

@@ -177,6 +177,7 @@ def padded_batch(size, valid):
     return MaskedBatch(make_batch(size), jnp.arange(size) < valid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("valid", [16, 13, 3])
 def test_parts_of_a_masked_batch_are_weighted_by_their_valid_examples(valid):
     """With 3 of 16 valid, three of the four parts hold nothing at all."""

@@ -56,6 +56,7 @@ def test_a_task_vmapped_over_seeds_and_learning_rates_equals_its_single_runs(nam
     assert task.metric in metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["graphs", "clicks", "breast-cancer", "masked-digits"])
 def test_a_task_is_learned_and_beats_its_baseline(name):
     options = {"graphs": {"examples": 800, "epochs": 20}, "clicks": {"examples": 10_000, "epochs": 8}}

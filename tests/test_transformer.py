@@ -246,6 +246,7 @@ def stacked(tree):
     return tree | {"blocks": jax.tree.map(lambda *leaves: np.stack(leaves), *tree["blocks"])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"remat": True}, {"scan": True, "remat": True}])
 def test_scan_and_remat_change_no_result(options):
     loss, gradient = loss_and_gradient()

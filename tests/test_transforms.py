@@ -82,6 +82,7 @@ def test_a_transformation_keeps_the_dtype_of_the_updates(make, dtype):
         assert all(update.dtype == dtype for update in jax.tree.leaves(updates))
 
 
+@pytest.mark.slow
 def test_unitwise_norms_of_kernels():
     for shape in ((), (4,), (2, 3), (2, 3, 4), (2, 2, 3, 4), (1, 2, 2, 3, 4)):
         x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)

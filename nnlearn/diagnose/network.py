@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
@@ -17,6 +18,7 @@ from nnlearn.diagnose.subject import Unknown, params_of
 from nnlearn.programs.kinds import RECTIFIED, SMOOTH, SQUASHING
 
 DEAD = 0.9  # share of units
+ALWAYS = 0.95  # share of units that are off or saturated at every snapshot
 HUGE = 10.0  # times the first loss with weights of unit scale
 
 
@@ -71,12 +73,17 @@ def dead(evidence: Evidence) -> Seen:
     values = {name: float(share[-1]) for name, share in shares.items()}
     rule = f"fewer than {DEAD:.0%} of a layer's units are 0 for all examples"
     name, share = max(shares.items(), key=lambda pair: pair[1][-1])
-    if share[-1] < DEAD or not poor(evidence):
+    if share[-1] < DEAD or not (_always(share, evidence) or poor(evidence)):
         return Seen(values, rule)
     step = int(evidence.run.at[[0, len(evidence.run.at) // 2, -1][int(np.argmax(share >= DEAD))]])
     text = f"{share[-1]:.0%} of the units after {name} are 0 for every example; at the start {share[0]:.0%}."
     strength = 0.9 if share[0] >= DEAD else 0.75
     return Seen(values, rule, [found("dead_units", text, values, strength=strength, where=name, step=step)])
+
+
+def _always(share: np.ndarray, evidence: Evidence) -> bool:
+    """Whether nearly no unit of a layer can learn, in a network that is not nearly perfect all the same."""
+    return min(share) > ALWAYS and not evidence.score > 0.95
 
 
 @check("units are not saturated")
@@ -88,7 +95,7 @@ def saturated(evidence: Evidence) -> Seen:
     values = {name: [float(each) for each in share] for name, share in shares.items()}
     rule = "fewer than 60 % of a layer's activations are in the flat parts, at the start or at the end"
     name, share = max(shares.items(), key=lambda pair: max(pair[1][0], pair[1][-1]))
-    if max(share[0], share[-1]) < 0.6 or not poor(evidence):
+    if max(share[0], share[-1]) < 0.6 or not (_always(share, evidence) or poor(evidence)):
         return Seen(values, rule)
     text = f"{share[0]:.0%} of the activations after {name} are saturated at the start, {share[-1]:.0%} at the end."
     strength = 0.85 if share[0] > 0.6 else 0.75
@@ -233,6 +240,44 @@ def through_time(evidence: Evidence) -> Seen:
     return Seen(values, rule, [found("vanishing_gradients", text, values, strength=0.85, where="time", step=0)])
 
 
+@check("gradients run through time")
+def cut_in_time(evidence: Evidence) -> Seen:
+    """How many time steps of the inputs get a gradient of the loss, though earlier ones change it."""
+    subject, state = evidence.subject, evidence.run.last
+    inputs, targets = some((subject.inputs, subject.targets), 64)
+    leaves = jax.tree.leaves(inputs)
+    if len(leaves) != 1 or leaves[0].ndim < 3 or leaves[0].shape[1] < 8 or leaves[0].dtype.kind != "f":
+        raise Unknown("the inputs are not sequences of vectors")
+    if not loops(evidence):
+        raise Unknown("the network does not run through time")
+
+    sequences, structure = leaves[0], jax.tree.structure(inputs)
+
+    @functools.partial(jax.jit, compiler_options=quick())
+    def slope(params, sequences, model_state):
+        def loss(sequences):
+            batch = subject.batch_of(jax.tree.unflatten(structure, [sequences]), targets)
+            return subject.loss(params, batch, jax.random.key(0), model_state)
+
+        value, grad = jax.value_and_grad(loss)(sequences)
+        return value, jnp.moveaxis(grad, 1, 0).reshape(sequences.shape[1], -1).any(1)
+
+    params, length = params_of(state), sequences.shape[1]
+    plain, reached = slope(params, sequences, state.model_state)
+    early = length - max(2, length // 4)
+    other = np.concatenate([np.roll(sequences[:, :early], 1, 0), sequences[:, early:]], 1)
+    changed = abs(float(slope(params, other, state.model_state)[0] - plain))
+    values = {"time steps": length, "with a gradient": int(np.sum(reached)), "change with earlier inputs": changed}
+    rule = "if earlier inputs change the loss by 1 %, more than two time steps have a gradient"
+    if not (1 <= np.sum(reached) <= 2 and changed > 0.01 * abs(float(plain))):
+        return Seen(values, rule)
+    text = (
+        f"The loss has a gradient for {values['with a gradient']} of {length} time steps, though the earlier inputs "
+        f"change it by {changed:.2g}: the state is cut off between the steps."
+    )
+    return Seen(values, rule, [found("blocked_gradient", text, values, strength=0.8, where="time")])
+
+
 @check("few examples are fitted by more than a linear network")
 def linear(evidence: Evidence) -> Seen:
     kinds = RECTIFIED | SMOOTH | set(SQUASHING)
@@ -247,4 +292,15 @@ def linear(evidence: Evidence) -> Seen:
     return Seen(values, rule, [found("underfitting", text, values, strength=0.8)])
 
 
-CHECKS: tuple[NamedCheck, ...] = (linear, frozen, symmetry, dead, saturated, scale, fading, through_time, exploding)
+CHECKS: tuple[NamedCheck, ...] = (
+    linear,
+    frozen,
+    symmetry,
+    dead,
+    saturated,
+    scale,
+    fading,
+    through_time,
+    cut_in_time,
+    exploding,
+)

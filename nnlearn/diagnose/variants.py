@@ -16,7 +16,9 @@ from nnlearn.train.state import TrainState
 from nnlearn.train.step import make_step
 from nnlearn.types import Batch, GradientTransformation, Key, Params, PyTree
 
-SHARE = 0.13  # of the run's steps, so that all variants cost about one and a half runs
+SHARE = 0.13  # of the run's first LONG steps, so that all variants cost about one and a half runs
+LONG = 1000
+REST = 0.06  # of the other steps
 FEWEST = 40
 
 
@@ -53,8 +55,12 @@ class Variant(NamedTuple):
 
 
 def length(steps: int) -> int:
-    """The number of steps of a variant."""
-    return min(steps, max(FEWEST, int(SHARE * steps)))
+    """The number of steps of a variant.
+
+    >>> length(20), length(1000), length(11_000)
+    (20, 130, 730)
+    """
+    return min(steps, max(FEWEST, int(SHARE * min(steps, LONG) + REST * max(steps - LONG, 0))))
 
 
 def run_variants(
