@@ -11,7 +11,7 @@ from nnlearn.diagnose.facts import facts_of
 from nnlearn.diagnose.optimizer import FACTORS
 from nnlearn.diagnose.probes import log_softmax
 from nnlearn.diagnose.report import Finding, found
-from nnlearn.diagnose.subject import Unknown, params_of
+from nnlearn.diagnose.subject import SHORT, Unknown, params_of
 from nnlearn.diagnose.variants import RATES
 
 HALF = ("float16", "bfloat16")
@@ -120,7 +120,9 @@ def rate(evidence: Evidence) -> Seen:
         factor = RATES.get(best, 0.1)
         remedy = f"multiply the learning rate by {factor:g}"
         remedy = remedy if factor > 1 else f"divide the learning rate by {1 / factor:.3g}"
-        findings.append(found(name, text, values, strength=0.6 + 0.35 * gained[best], remedies=(remedy,)))
+        short = name == "learning_rate_too_low" and factor <= 10 and evidence.subject.epochs < SHORT
+        strength = 0.5 if short else 0.6 + 0.35 * gained[best]  # a very short run is more likely than a low rate
+        findings.append(found(name, text, values, strength=strength, remedies=(remedy,)))
     return Seen(values, rule, findings)
 
 

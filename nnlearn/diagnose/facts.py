@@ -239,18 +239,29 @@ class Facts:
     @once
     def loss(self) -> Any:
         """``loss(inputs, targets, key)``: the loss of the final parameters on these examples."""
-        subject, state = self.evidence.subject, self.evidence.run.last
+        return self._loss(self.evidence.run.last)
+
+    @once
+    def loss_at_start(self) -> Any:
+        """``loss(inputs, targets, key)``: the loss of the initial parameters on these examples."""
+        return self._loss(self.evidence.run.first)
+
+    def _loss(self, state: Any) -> Any:
         held = (params_of(state), state.model_state)
 
-        @functools.partial(jax.jit, compiler_options=quick())
-        def compiled(held, batch, key):
-            return subject.loss(held[0], batch, key, held[1])
-
         def loss(inputs, targets, key=None):
-            batch = jax.tree.map(jnp.asarray, subject.batch_of(inputs, targets))
-            return float(compiled(held, batch, jax.random.key(3) if key is None else key))
+            batch = jax.tree.map(jnp.asarray, self.evidence.subject.batch_of(inputs, targets))
+            return float(self._compiled_loss(held, batch, jax.random.key(3) if key is None else key))
 
         return loss
+
+    @once
+    def _compiled_loss(self) -> Any:
+        @functools.partial(jax.jit, compiler_options=quick())
+        def compiled(held, batch, key):
+            return self.evidence.subject.loss(held[0], batch, key, held[1])
+
+        return compiled
 
     @once
     def fairly_reached(self) -> float:

@@ -14,7 +14,7 @@ from nnlearn.diagnose.facts import Facts, facts_of
 from nnlearn.diagnose.pairs import same_shape_as_inputs
 from nnlearn.diagnose.probes import log_softmax, quality
 from nnlearn.diagnose.report import found
-from nnlearn.diagnose.subject import Unknown, params_of
+from nnlearn.diagnose.subject import SHORT, Unknown, params_of
 
 
 @check("training examples are fitted")
@@ -37,11 +37,11 @@ def fitted(evidence: Evidence) -> Seen:
     matrices = [leaf for leaf in jax.tree.leaves(params) if jnp.ndim(leaf) >= 2]
     if len(matrices) <= 1:
         remedies.append("add a hidden layer: the network is linear")
-    epochs = evidence.subject.steps / (evidence.subject.train.batches.epoch_steps or np.inf)
-    if 0 < epochs < 3:
+    epochs = evidence.subject.epochs
+    if epochs < 3:
         text += f" It saw each example {epochs:.2g} times."
         remedies.append("train for more epochs")
-    strength = 0.55 + 0.25 * bool(len(matrices) <= 1)
+    strength = 0.9 if epochs < SHORT else 0.55 + 0.25 * bool(len(matrices) <= 1)
     return Seen(values, rule, [found("underfitting", text, values, strength=strength, remedies=remedies)])
 
 

@@ -22,6 +22,7 @@ from nnlearn.train.step import Info, make_step, step_key
 from nnlearn.types import Batch, GradientTransformation, Key, Params, PyTree
 
 INPUTS = ("inputs", "input", "x", "xs", "X", "image", "images", "features", "tokens")
+SHORT = 1.5  # epochs in which a usual rate and network learn little
 MORE = 4  # batches beyond the end of the run, for comparisons of neighbours
 GENERATED = 32  # generated batches that stand for the data
 TARGETS = ("targets", "target", "y", "ys", "Y", "label", "labels")
@@ -55,6 +56,12 @@ class Subject:
     @property
     def steps(self) -> int:
         return self.train.steps
+
+    @property
+    def epochs(self) -> float:
+        """How often the run sees each example; infinite if the examples are generated."""
+        per_epoch = self.train.batches.epoch_steps
+        return self.steps / per_epoch if per_epoch else np.inf
 
     @functools.cached_property
     def plain_train(self) -> Train:
@@ -319,4 +326,4 @@ def map_parts(batch: Any, inputs: Callable[[Any], Any], targets: Callable[[Any],
     return with_parts(batch, inputs(given), targets(wanted))
 
 
-__all__ = ["Subject", "Unknown", "map_parts", "params_of", "parts_like", "parts_of", "with_parts"]
+__all__ = ["SHORT", "Subject", "Unknown", "map_parts", "params_of", "parts_like", "parts_of", "with_parts"]
