@@ -73,7 +73,7 @@ def points(program: Program, metric: float) -> float:
     return float(np.clip(np.nan_to_num(value, nan=0.0), 0.0, 1.0))
 
 
-def diagnose_case(program: Program, seed: int, with_repair: bool, healthy: float | None) -> dict:
+def diagnose_case(program: Program, seed: int, with_repair: bool) -> dict:
     case = build(program, seed)
     run = record(case, spread(program))
     jax.block_until_ready(run(case.key))
@@ -91,12 +91,12 @@ def diagnose_case(program: Program, seed: int, with_repair: bool, healthy: float
     row["steps"] = [finding.step for finding in report.findings]
     row["healthy"] = bool(report.healthy)
     if with_repair and hasattr(nnlearn, "repair"):
-        row |= repair_case(case, program, report, options, healthy)
+        row |= repair_case(case, program, report, options)
     return row
 
 
-def repair_case(case, program: Program, report, options: dict, healthy: float | None) -> dict:
-    """What ``nnlearn.repair`` makes of the run: its score on the validation part, beside the healthy program's."""
+def repair_case(case, program: Program, report, options: dict) -> dict:
+    """What ``nnlearn.repair`` makes of the run: its score on the validation part."""
     began = time.perf_counter()
     try:
         fixed = nnlearn.repair(case.train, case.hparams, case.key, report, **options)
@@ -104,8 +104,7 @@ def repair_case(case, program: Program, report, options: dict, healthy: float | 
             return {"repair": "nothing to try", "repair_seconds": time.perf_counter() - began}
         _, trace = jax.jit(fixed.train)(fixed.hparams, case.key)
         score = points(program, float(trace.metrics[case.metric][-1]))
-        near = healthy is not None and score >= healthy - NEAR
-        return {"repair": score, "near": bool(near), "repair_seconds": time.perf_counter() - began}
+        return {"repair": score, "repair_seconds": time.perf_counter() - began}
     except Exception as error:
         return {"repair": f"crash: {type(error).__name__}: {error}"[:300]}
 
@@ -148,7 +147,10 @@ def summary(rows: list[dict]) -> dict:
     seen = [row for row in faulty if not row["healthy"]]
     steps = [row["steps"][0] for row in seen if row["steps"] and row["steps"][0] is not None]
     ratios = [(r["diagnose_seconds"] - r["compile_seconds"]) / r["run_seconds"] for r in done]
-    tried = [row for row in faulty if isinstance(row.get("repair"), float)]
+    healthy = {
+        p: statistics.fmean(r["score"] for r in sound if r["program"] == p) for p in {r["program"] for r in sound}
+    }
+    tried = [row for row in faulty if isinstance(row.get("repair"), float) and row["program"] in healthy]
     rules = {
         rule: {
             "flagged": share(sum(bool(row["rules"][rule]) for row in faulty), len(faulty)),
@@ -169,7 +171,7 @@ def summary(rows: list[dict]) -> dict:
         "steps_to_alarm": statistics.median(steps) if steps else None,
         "cost": {"median": statistics.median(ratios), "largest": max(ratios)} if ratios else None,
         "seconds": statistics.median(r["diagnose_seconds"] for r in done) if done else None,
-        "repaired": share(sum(row["near"] for row in tried), len(tried)),
+        "repaired": share(sum(row["repair"] >= healthy[row["program"]] - NEAR for row in tried), len(tried)),
         "rules": rules,
     }
 
@@ -182,7 +184,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="part of a case's title")
     parser.add_argument("--part", default="0/1", help="i/n: of n processes, the i-th, each with its own log")
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no case after this time")
-    parser.add_argument("--repair", action="store_true", help="also repair the faulty runs")
+    parser.add_argument("--repair", type=int, default=0, help="also repair every so many-th of the faulty runs")
     parser.add_argument("--log", type=Path, required=True, help="a file of JSON lines, which is continued")
     parser.add_argument("--cache", default=None, help="a folder for compiled programs")
     parser.add_argument("--out", type=Path, default=None)
@@ -199,7 +201,8 @@ def main() -> None:
             continue
         if time.monotonic() - began > 60 * options.minutes:
             break
-        row = one(title, program, fault, seed, options.repair, rows)
+        faulty = sum(row["fault"] is not None for row in rows)
+        row = one(title, program, fault, seed, options.repair > 0 and faulty % options.repair == 0)
         rows.append(row)
         with options.log.open("a") as log:
             log.write(json.dumps(row) + "\n")
@@ -218,15 +221,13 @@ def main() -> None:
     path.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def one(title: str, program: Program, fault: Fault | None, seed: int, with_repair: bool, rows: list[dict]) -> dict:
+def one(title: str, program: Program, fault: Fault | None, seed: int, with_repair: bool) -> dict:
     """The row of one case; an exception becomes a ``crash``."""
     row = {"title": title, "program": program.name, "kind": program.kind, "seed": seed}
     row |= {"fault": fault.name if fault else None, "also": list(fault.also) if fault else []}
-    scores = [r["score"] for r in rows if r["program"] == program.name and not r["fault"] and "score" in r]
-    healthy = statistics.fmean(scores) if scores else None
     try:
         changed = fault.change(program) if fault else program
-        row |= diagnose_case(changed, seed, with_repair and fault is not None, healthy)
+        row |= diagnose_case(changed, seed, with_repair and fault is not None)
     except Exception:
         row["crash"] = traceback.format_exc(limit=-4)
     jax.clear_caches()  # hundreds of programs would fill the memory
