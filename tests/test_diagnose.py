@@ -87,6 +87,10 @@ CASES = {
         loss_fn=lambda p, b, k: nnlearn.cross_entropy(jnp.round(predict(p, b[0])), b[1])
     ),
     "misaligned_labels": lambda: train_with(data=(TRAIN[0], np.roll(TRAIN[1], 1))),
+    "underfitting": lambda: train_with(optax.adam(0.005), steps=8),
+    "wrong_axis_or_reduction": lambda: train_with(
+        optax.sgd(10.0), loss_fn=lambda p, b, k: jnp.sum((jax.nn.one_hot(b[1], 3) - predict(p, b[0])) ** 2)
+    ),
 }
 
 
@@ -103,6 +107,25 @@ def test_a_healthy_run_is_healthy(key):
     report = nnlearn.diagnose(train_with(), {}, key, predict=predict, validation=VALIDATION)
     assert report.healthy, report
     assert Report.from_json(report.to_json()) == report
+
+
+@pytest.mark.slow
+def test_a_state_that_is_cut_between_time_steps_is_found():
+    signs = RANDOM.choice([-1.0, 1.0], (160, 10, 1)).astype(np.float32)
+    data = (signs, (signs.sum((1, 2)) > 0).astype(np.int32))
+
+    def predict(params, inputs):
+        def step(hidden, row):
+            return jnp.tanh(jax.lax.stop_gradient(hidden) @ params["h"] + row @ params["x"]), None
+
+        return jax.lax.scan(step, jnp.zeros((len(inputs), 6)), jnp.moveaxis(inputs, 1, 0))[0] @ params["out"]
+
+    start = {"h": jnp.eye(6), "x": RANDOM.normal(size=(1, 6)) / 4, "out": RANDOM.normal(size=(6, 2)) / 3}
+    start = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), start)
+    loss_fn = lambda params, batch, key: nnlearn.cross_entropy(predict(params, batch[0]), batch[1])  # noqa: E731
+    train = train_with(optax.adam(0.003), data, loss_fn, start, steps=60)
+    report = nnlearn.diagnose(train, {}, 0, predict=predict)
+    assert report.findings[0].name == "blocked_gradient" and report.findings[0].where == "time", report
 
 
 def own_step(state, batch):
