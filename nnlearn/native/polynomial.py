@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +68,7 @@ def _in_gram_form(x: jax.Array, coefficients: jax.Array) -> jax.Array:
         part = coefficients[step : step + (3 if step else 2)]
         step += len(part)
         gram = x @ jnp.conj(x).T
-        product = None
+        product: Any = None
         for number, row in enumerate(part):
             inner = row[1] * gram + row[2] * (gram @ gram)
             if product is None:

@@ -67,7 +67,7 @@ def in_blocks(tx: GradientTransformation, size: int) -> GradientTransformationEx
     block = check_count("size", size)
     tx = with_extra_args_support(tx)
 
-    def divided(tree):
+    def divided(tree) -> Any:
         """The tree of blocks, packed if the tree is."""
         if tree is None:
             return None

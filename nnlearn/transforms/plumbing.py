@@ -194,7 +194,8 @@ def from_kernel(
         # a Partial, because a region of automatic axes cannot capture the scalars of an Explicit mesh
         inner = functools.partial(_update_leaf, kernel, list(slots.values()), bool(settings))
         on_leaf = jax.tree_util.Partial(inner, scalars, count)
-        before, given = [updates, *([params] if needs_params else [])], [None, *([None] if needs_params else [])]
+        before = [updates, *([params] if needs_params else [])]
+        given: list[Any] = [None] * len(before)
         if leaf_numbers:
             like = updates.layout.tree() if is_packed(updates) else updates
             before.append(numbers_of_leaves(updates, leaf_numbers(like)))
