@@ -36,6 +36,7 @@ def makers() -> dict[str, Any]:
     names = sorted(name for name in names if not name.startswith("scale_by_") and name not in NOT_ALONE)
     rates = {name: {} if name == "polyak_sgd" else {"learning_rate": 1e-3} for name in names} | {"noisy_sgd": {}}
     rates["noisy_sgd"] = {"learning_rate": 1e-3, "key": 0}
+    rates |= {name: {"learning_rate": 1e-3, "rank": 16} for name in ("galore", "apollo")}  # a quarter of most sides
     found = {name: getattr(nnlearn, name)(**rates[name]) for name in names}
     found["soap, KL"] = nnlearn.soap(1e-3, kl=True)
     found["sam"] = nnlearn.sam(nnlearn.sgd(1e-3), nnlearn.chain(nnlearn.normalize(), nnlearn.sgd(0.05)))
