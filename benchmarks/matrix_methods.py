@@ -1,12 +1,17 @@
 """Matrix methods on 100 matrices: a step and its compilation, beside the matrix products of Muon alone.
 
     python benchmarks/matrix_methods.py
+    python benchmarks/matrix_methods.py --only kron dion    # some; other rows of the result stay
 
 A step is ``update`` and ``apply_updates`` in one jitted program with donated parameters and state; the gradient is an
 input. nnlearn's parameters are packed, or the tree; optax's are the tree. ``products`` are those of five steps of
 Newton-Schulz on each matrix, by NumPy's BLAS (with its symmetric product for ``x @ x.T``) and by XLA as batches.
+``longest_ms`` is the longest of 20 steps. The ``wide`` rows are the polynomials alone, of 24 matrices of 128 x 1024, in
+Gram form, which nnlearn takes for them, and in the plain form.
 """
 
+import json
+import time
 from typing import Any
 
 import jax
@@ -14,9 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import optax.contrib
-from harness import Compiled, Jitted, Report, Thunk, argument_parser, race, ratios_to, show, summarize
+from harness import Compiled, Jitted, Report, Thunk, argument_parser, output_path, race, ratios_to, show, summarize
 
 import nnlearn
+from nnlearn.native import polynomial
+from nnlearn.native.kernel import call_kernel
 
 SHAPES = {(64, 64): 30, (128, 128): 30, (64, 256): 15, (256, 64): 15, (256, 256): 10}
 STEPS = 5
@@ -83,6 +90,46 @@ def stepping(tx: Any, params: Any, grads: Any) -> Jitted:
     return Jitted(jax.jit(step, donate_argnums=0), (own, tx.init(own)), grads)
 
 
+class PlainKernel(polynomial.PolynomialKernel):
+    """The C kernel without the Gram form."""
+
+    flags = ("-ffp-contract=fast", "-DWIDE=1000000")
+
+
+def wide_makers() -> dict[str, Any]:
+    """The polynomials of wide matrices in both forms, by the C kernel and by XLA."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(24, 128, 1024)), jnp.float32)
+    x = x / jnp.linalg.norm(x, axis=(1, 2), keepdims=True)
+    rows = jnp.asarray([(3.4445, -4.7750, 2.0315)] * STEPS, jnp.float32)
+
+    def by_xla(ratio):
+        def run(x):
+            kept, polynomial.WIDE = polynomial.WIDE, ratio
+            try:
+                return jax.vmap(polynomial.polynomials_by_xla, in_axes=(0, None))(x, rows)
+            finally:
+                polynomial.WIDE = kept
+
+        return Compiled(run, x)
+
+    return {
+        "wide, Gram form, C": lambda: Compiled(lambda x: call_kernel(polynomial.PolynomialKernel(), x, rows)[0], x),
+        "wide, plain form, C": lambda: Compiled(lambda x: call_kernel(PlainKernel(), x, rows)[0], x),
+        "wide, Gram form, XLA": lambda: by_xla(2),
+        "wide, plain form, XLA": lambda: by_xla(10**6),
+    }
+
+
+def longest_step(rival: Any) -> float:
+    """Milliseconds of the longest of 20 steps."""
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        rival.run(1)
+        seconds.append(time.perf_counter() - start)
+    return 1e3 * max(seconds)
+
+
 def makers(params: dict, grads: dict) -> dict[str, Any]:
     """A function for each rival."""
     packed, tree = (nnlearn.pack(params), nnlearn.pack(grads)), (params, grads)
@@ -95,6 +142,13 @@ def makers(params: dict, grads: dict) -> dict[str, Any]:
         "soap, every 10": nnlearn.soap(1e-3, precondition_every=10),
         "shampoo": nnlearn.shampoo(1e-3),
         "shampoo, every 10": nnlearn.shampoo(1e-3, precondition_every=10),
+        "soap, every 10, staggered": nnlearn.soap(1e-3, precondition_every=10, stagger=True),
+        "shampoo, every 10, staggered": nnlearn.shampoo(1e-3, precondition_every=10, stagger=True),
+        "kron": nnlearn.kron(1e-3),
+        "kron, 3 % of the steps": nnlearn.kron(1e-3, preconditioner_update_probability=0.03),
+        "dion": nnlearn.dion(1e-3),
+        "galore": nnlearn.galore(1e-3, rank=16),
+        "apollo": nnlearn.apollo(1e-3, rank=16),
         "adamw": nnlearn.adamw(1e-3),
     }
     found: dict[str, Any] = {
@@ -103,6 +157,7 @@ def makers(params: dict, grads: dict) -> dict[str, Any]:
         "muon, tree": lambda: stepping(methods["muon"], *tree),
         "optax.contrib.muon": lambda: stepping(optax.contrib.muon(1e-3), *tree),
     }
+    found |= wide_makers()
     return found | {name: lambda tx=tx: stepping(tx, *packed) for name, tx in methods.items()}
 
 
@@ -113,6 +168,8 @@ def main() -> None:
     params, grads = (matrices(seed, 10 if options.quick else 1) for seed in range(2))
     flop = floating_operations(params)
     report = Report(options, note=f"{len(params)} matrices, {flop / 1e9:.2f} GFLOP of full products; times of a step")
+    kept = json.loads(path.read_text()) if options.only and (path := output_path(options)) and path.exists() else {}
+    report.add([row for row in kept.get("rows", []) if row["rival"] not in options.only], kept.get("ratios", []))
     chosen = {name: make for name, make in makers(params, grads).items() if not options.only or name in options.only}
     parts = [[name for name in chosen if (name in FAST) == fast] for fast in (True, False)]
     for names, rounds in zip(parts, (15, 5), strict=True):
@@ -124,7 +181,11 @@ def main() -> None:
         for name, rival in rivals.items():
             compiling = getattr(rival, "compile", None)
             rows.append({"rival": name, **summarize(seconds[name]), "calls": calls, "compile": compiling})
+            if name.startswith("wide"):
+                continue
             rows[-1]["gflops"] = flop / rows[-1]["median_ms"] / 1e6
+            if "every 10" in name:
+                rows[-1]["longest_ms"] = longest_step(rival)
         base = "products, BLAS"
         report.add(rows, [{"ratios": ratios_to(seconds, base, rivals)}] if base in rivals else [])
         cells = [
@@ -133,10 +194,11 @@ def main() -> None:
                 f"{row['median_ms']:.1f}",
                 "{:.1f}-{:.1f}".format(*row["quartiles_ms"]),
                 f"{row['compile']['total_seconds']:.2f}" if row["compile"] else "",
+                f"{row['longest_ms']:.1f}" if "longest_ms" in row else "",
             )
             for row in rows
         ]
-        show(f"{len(params)} matrices", ("rival", "ms", "quartiles", "compile s"), cells)
+        show(f"{len(params)} matrices", ("rival", "ms", "quartiles", "compile s", "longest ms"), cells)
     report.close()
 
 

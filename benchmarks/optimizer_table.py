@@ -26,7 +26,8 @@ import nnlearn.optimizers
 PAGE = Path(__file__).parent.parent / "docs" / "optimizers.md"
 START, END = "<!-- table -->", "<!-- end -->"
 RIVALS = ("adamw", "muon", "prodigy", "schedule_free_adamw")
-NOT_ALONE = {"lookahead", "matrix_rules", "mechanize", "sam"}  # wrappers, and a rule
+NOT_ALONE = {"lookahead", "matrix_rules", "mechanize", "sam", "ema_nesterov", "ema_nesterov_eval_params"}  # wrappers
+NOT_ALONE |= {"hutchinson_estimator_diag_hessian", "sophia"}  # they need the loss
 
 
 def makers() -> dict[str, Any]:
@@ -35,6 +36,7 @@ def makers() -> dict[str, Any]:
     names = sorted(name for name in names if not name.startswith("scale_by_") and name not in NOT_ALONE)
     rates = {name: {} if name == "polyak_sgd" else {"learning_rate": 1e-3} for name in names} | {"noisy_sgd": {}}
     rates["noisy_sgd"] = {"learning_rate": 1e-3, "key": 0}
+    rates |= {name: {"learning_rate": 1e-3, "rank": 16} for name in ("galore", "apollo")}  # a quarter of most sides
     found = {name: getattr(nnlearn, name)(**rates[name]) for name in names}
     found["soap, KL"] = nnlearn.soap(1e-3, kl=True)
     found["sam"] = nnlearn.sam(nnlearn.sgd(1e-3), nnlearn.chain(nnlearn.normalize(), nnlearn.sgd(0.05)))
@@ -58,7 +60,7 @@ def measured(tx: Any, params: Any, grads: Any, rounds: int) -> dict[str, Any]:
         return optax.apply_updates(params, updates), state
 
     own = jax.tree.map(lambda leaf: jax.numpy.array(leaf, copy=True), params)
-    state = tx.init(own)
+    state = jax.tree.map(lambda leaf: jax.numpy.array(leaf, copy=True), tx.init(own))  # optax shares some buffers
     leaves = [leaf for leaf in jax.tree.leaves(state) if not jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     size = sum(leaf.nbytes for leaf in leaves) / count

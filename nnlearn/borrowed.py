@@ -107,12 +107,8 @@ from optax.contrib import ScheduleFreeState as ScheduleFreeState
 from optax.contrib import SophiaState as SophiaState
 from optax.contrib import SplitRealAndImaginaryState as SplitRealAndImaginaryState
 
-# Optimizers that nnlearn runs as they are: they need gradients of each example, a Hessian or a reshaped state.
+# Transformations that nnlearn runs as they are: they take gradients of each example, or split complex numbers.
 from optax.contrib import differentially_private_aggregate as differentially_private_aggregate
 from optax.contrib import dpsgd as dpsgd
-from optax.contrib import galore as galore
-from optax.contrib import hutchinson_estimator_diag_hessian as hutchinson_estimator_diag_hessian
-from optax.contrib import scale_by_galore as scale_by_galore
-from optax.contrib import sophia as sophia
 from optax.contrib import split_real_and_imaginary as split_real_and_imaginary
 from optax.transforms import unitwise_clip as unitwise_clip

@@ -148,7 +148,12 @@ def power_of_two(x: jax.Array) -> jax.Array:
     return jax.lax.reduce_precision(jnp.clip(x, 1 / most, most), info.nexp, 0)
 
 
-def rarely(when: jax.Array, slow: Callable[..., jax.Array], fast: jax.Array, *operands: PyTree) -> jax.Array:
+def batch_rows(size: int, batched: PyTree, tree: PyTree) -> PyTree:
+    """A tree of which every array has a row for each of ``size`` members of a batch; ``batched`` says which have."""
+    return jax.tree.map(lambda has, leaf: leaf if has else jnp.broadcast_to(leaf, (size, *leaf.shape)), batched, tree)
+
+
+def rarely(when: jax.Array, slow: Callable[..., Any], fast: PyTree, *operands: PyTree) -> Any:
     """Return ``slow(*operands)`` if ``when`` is true, and otherwise ``fast``, which must then be equal.
 
     Under ``jax.vmap`` it remains a conditional, where ``jax.lax.cond`` computes both branches and selects: if ``when``
@@ -157,7 +162,7 @@ def rarely(when: jax.Array, slow: Callable[..., jax.Array], fast: jax.Array, *op
 
     Args:
       when: a boolean scalar.
-      slow: a function that returns an array like ``fast``. All arrays that it uses must be among its operands.
+      slow: a function that returns what is like ``fast``. All arrays that it uses must be among its operands.
 
     >>> double = lambda x: jnp.where(x < 1, x, 2 * x)
     >>> x = jnp.array(3.0)
@@ -172,8 +177,9 @@ def rarely(when: jax.Array, slow: Callable[..., jax.Array], fast: jax.Array, *op
     @choose.def_vmap
     def choose_in_batch(size, batched, when, fast, *operands):
         axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, tuple(batched[2:]))
-        all_fast = fast if batched[1] else jnp.broadcast_to(fast, (size, *fast.shape))
-        return rarely(jnp.any(when), jax.vmap(slow, axes, axis_size=size), all_fast, *operands), True
+        all_fast = batch_rows(size, batched[1], fast)
+        result = rarely(jnp.any(when), jax.vmap(slow, axes, axis_size=size), all_fast, *operands)
+        return result, jax.tree.map(lambda _: True, result)
 
     return choose(when, fast, *operands)
 

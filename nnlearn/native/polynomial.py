@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from nnlearn.native.kernel import call_kernel, runs_here
 
 SOURCE = Path(__file__).with_name("polynomial.c")
 SMALL, LARGE = 16, 512  # lengths of the shorter side for which this is faster than XLA's products
+WIDE = 2  # from this ratio of the sides on, products of small matrices take the place of products with the wide one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +20,7 @@ class PolynomialKernel:
     """A ``Kernel`` from matrices (count, rows, columns) and coefficients (steps, 3) to the last polynomial's value."""
 
     handler = "polynomials"
-    flags = ("-ffp-contract=fast",)
+    flags = ("-ffp-contract=fast", f"-DWIDE={WIDE}")
     in_place = ()
 
     @property
@@ -43,9 +45,40 @@ def polynomials_by_xla(x: jax.Array, coefficients: jax.Array) -> jax.Array:
     """The polynomials of one matrix by JAX's operations."""
     if x.shape[0] > x.shape[1]:
         return polynomials_by_xla(x.T, coefficients).T
+    if x.shape[1] >= WIDE * x.shape[0] and len(coefficients) > 1:
+        return _in_gram_form(x, coefficients)
     for row in coefficients:
         gram = x @ jnp.conj(x).T
         x = row[0] * x + (row[1] * gram + row[2] * (gram @ gram)) @ x
+    return x
+
+
+def _in_gram_form(x: jax.Array, coefficients: jax.Array) -> jax.Array:
+    r"""The same of a wide matrix with two products of its size for several polynomials.
+
+    .. math::
+        A_0 = X X^\top, \quad F_k = a + b A_k + c A_k^2, \quad A_{k+1} = F_k A_k F_k, \quad
+        X \leftarrow F_k \cdots F_0 X
+
+    The factors commute, as all are polynomials of :math:`A_0`. Its rounding errors hide singular values below the root
+    of the precision, so it starts again from the new :math:`X`, first after two polynomials, then after three.
+    """
+    step = 0
+    while step < len(coefficients):
+        part = coefficients[step : step + (3 if step else 2)]
+        step += len(part)
+        gram = x @ jnp.conj(x).T
+        product: Any = None
+        for number, row in enumerate(part):
+            inner = row[1] * gram + row[2] * (gram @ gram)
+            if product is None:
+                product = inner + row[0] * jnp.eye(len(x), dtype=x.dtype)
+            else:
+                product = row[0] * product + inner @ product
+            if number + 1 < len(part):
+                once = row[0] * gram + inner @ gram
+                gram = row[0] * once + inner @ once
+        x = product @ x
     return x
 
 

@@ -31,11 +31,19 @@ from nnlearn.optimizers.adopt import acprop as acprop
 from nnlearn.optimizers.adopt import adopt as adopt
 from nnlearn.optimizers.adopt import scale_by_acprop as scale_by_acprop
 from nnlearn.optimizers.adopt import scale_by_adopt as scale_by_adopt
+from nnlearn.optimizers.apollo import apollo as apollo
+from nnlearn.optimizers.apollo import scale_by_apollo as scale_by_apollo
 from nnlearn.optimizers.dion import dion as dion
 from nnlearn.optimizers.dion import scale_by_dion as scale_by_dion
 from nnlearn.optimizers.distance import dog as dog
 from nnlearn.optimizers.distance import dowg as dowg
 from nnlearn.optimizers.distance import scale_by_distance_over_gradients as scale_by_distance_over_gradients
+from nnlearn.optimizers.ema_nesterov import ema_nesterov as ema_nesterov
+from nnlearn.optimizers.ema_nesterov import ema_nesterov_eval_params as ema_nesterov_eval_params
+from nnlearn.optimizers.galore import galore as galore
+from nnlearn.optimizers.galore import scale_by_galore as scale_by_galore
+from nnlearn.optimizers.kron import kron as kron
+from nnlearn.optimizers.kron import scale_by_kron as scale_by_kron
 from nnlearn.optimizers.layerwise import fromage as fromage
 from nnlearn.optimizers.layerwise import lamb as lamb
 from nnlearn.optimizers.layerwise import lars as lars
@@ -78,6 +86,9 @@ from nnlearn.optimizers.soap import scale_by_shampoo as scale_by_shampoo
 from nnlearn.optimizers.soap import scale_by_soap as scale_by_soap
 from nnlearn.optimizers.soap import shampoo as shampoo
 from nnlearn.optimizers.soap import soap as soap
+from nnlearn.optimizers.sophia import hutchinson_estimator_diag_hessian as hutchinson_estimator_diag_hessian
+from nnlearn.optimizers.sophia import scale_by_sophia as scale_by_sophia
+from nnlearn.optimizers.sophia import sophia as sophia
 
 # The names above, without the modules that they come from: `from nnlearn.optimizers import *` makes the root's index.
 globals()["__all__"] = [name for name, value in list(globals().items()) if name[0] != "_" and callable(value)]

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from optax import chain
-from optax.contrib import MuonDimensionNumbers, MuonState
+from optax.contrib import GaLoreDimensionNumbers, MuonDimensionNumbers, MuonState
 
 from nnlearn.optimizers.adam import adamw
 from nnlearn.settings import comparable
@@ -121,7 +121,7 @@ def muon_kernel(
 
 
 def _is_dims(node: Any) -> bool:
-    return node is None or isinstance(node, MuonDimensionNumbers)
+    return node is None or isinstance(node, MuonDimensionNumbers | GaLoreDimensionNumbers)
 
 
 def spread_over(spec: DimensionNumbers, tree: PyTree) -> PyTree:

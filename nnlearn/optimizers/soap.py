@@ -12,11 +12,22 @@ from nnlearn.transforms.averages import bias_correction, moving_average
 from nnlearn.transforms.decay import add_decayed_weights
 from nnlearn.transforms.plumbing import from_kernel
 from nnlearn.transforms.precision import assemble
-from nnlearn.transforms.precondition import apply_sides, gram, inverse_root, next_basis, side_slot, sides_of, transpose
+from nnlearn.transforms.precondition import (
+    apply_sides,
+    gram,
+    inverse_root,
+    is_due,
+    next_basis,
+    side_slot,
+    sides_of,
+    spread_phases,
+    transpose,
+    where_due,
+)
 from nnlearn.transforms.ranges import check_hyperparams
 from nnlearn.transforms.scaling import scale_by_learning_rate
 from nnlearn.transforms.storage import Slot, as_storage
-from nnlearn.tree import abs_sq, array_norm, as_hyperparam, safe_divide, safe_sqrt
+from nnlearn.tree import abs_sq, array_norm, as_hyperparam, rarely, safe_divide, safe_sqrt
 from nnlearn.types import DTypeLike, GradientTransformationExtraArgs, MaskOrFn, PyTree, Scalar, ScalarOrSchedule
 
 
@@ -48,7 +59,18 @@ def _corrections(count, *, b1, b2, shampoo_beta, precondition_every, **_):
     real = jnp.result_type(float)
     every, step = as_hyperparam(precondition_every, real), (count - 1).astype(real)
     decays = {"c1": b1, "c2": b2, "c3": shampoo_beta}
-    return {name: bias_correction(decay, count) for name, decay in decays.items()} | {"refresh": step % every < 1}
+    found = {name: bias_correction(decay, count) for name, decay in decays.items()}
+    return found | {"refresh": step % every < 1, "step": step}
+
+
+def _staggered(kernel):
+    """A kernel that also takes the phase of its leaf, which sets the steps at which it refreshes."""
+
+    def run(g, phase, *arrays, step, precondition_every, **numbers):
+        numbers["refresh"] = is_due(jnp.asarray(step, phase.dtype), precondition_every, phase)
+        return kernel(g, *arrays, **numbers, choose=where_due)
+
+    return run
 
 
 def _as_matrix(shape: tuple[int, ...], sides: tuple[int, int], *arrays: jax.Array) -> list[jax.Array]:
@@ -63,7 +85,25 @@ def _whitened(g, basis, matrix, eps, side):
 
 
 def soap_kernel(
-    g, mu, nu, left, right, basis_left, basis_right, *, b1, b2, shampoo_beta, eps, c1, c2, refresh, largest, kl, **_
+    g,
+    mu,
+    nu,
+    left,
+    right,
+    basis_left,
+    basis_right,
+    *,
+    b1,
+    b2,
+    shampoo_beta,
+    eps,
+    c1,
+    c2,
+    refresh,
+    largest,
+    kl,
+    choose=rarely,
+    **_,
 ):
     r"""One step of SOAP on a whole leaf (Vyas et al. 2024, arXiv:2409.11321, algorithm 3).
 
@@ -95,7 +135,7 @@ def soap_kernel(
     for side, size in enumerate(sides):
         if size:
             matrices[side] = moving_average(shampoo_beta, gram(seen[side], side), matrices[side])
-            bases[side] = next_basis(refresh != 0, matrices[side], bases[side])
+            bases[side] = next_basis(refresh != 0, matrices[side], bases[side], choose)
     return *(array.reshape(shape) for array in (update, mu, nu)), *matrices, *bases
 
 
@@ -109,6 +149,7 @@ def scale_by_soap(
     max_precondition_size: int = 4096,
     kl: bool = False,
     *,
+    stagger: bool = False,
     mu_dtype: DTypeLike | None = None,
     nu_dtype: DTypeLike | None = None,
 ) -> GradientTransformationExtraArgs:
@@ -128,8 +169,9 @@ def scale_by_soap(
     check_hyperparams(b1=b1, b2=b2, shampoo_beta=shampoo_beta, eps=eps)
     check_number("precondition_every", precondition_every, low=1)
     largest = check_count("max_precondition_size", max_precondition_size)
+    kernel = functools.partial(soap_kernel, largest=largest, kl=kl)
     return from_kernel(
-        functools.partial(soap_kernel, largest=largest, kl=kl),
+        _staggered(kernel) if stagger else kernel,
         ScaleBySoapState,
         {
             "mu": Slot(dtype=as_storage("mu_dtype", mu_dtype)),
@@ -143,6 +185,7 @@ def scale_by_soap(
         _corrections,
         whole_leaf=True,
         stack_equal=True,
+        leaf_numbers=spread_phases if stagger else None,
     )
 
 
@@ -159,6 +202,7 @@ def soap(
     max_precondition_size: int = 4096,
     kl: bool = False,
     *,
+    stagger: bool = False,
     mu_dtype: DTypeLike | None = None,
     nu_dtype: DTypeLike | None = None,
     master_dtype: DTypeLike | None = None,
@@ -180,6 +224,8 @@ def soap(
         stale bases (arXiv:2607.20548).
       max_precondition_size: longest side that has a matrix; longer ones, and vectors, have none, as in Adam.
       kl: KL-SOAP.
+      stagger: after the first step, spread the refreshes of the leaves over ``precondition_every`` steps, so that no
+        step is much longer than others.
       mu_dtype, nu_dtype: dtypes of the moments; None for the parameter's dtype, float32 at least.
       master_dtype: keep a copy of low-precision parameters in this dtype, see ``assemble``.
 
@@ -197,6 +243,7 @@ def soap(
             precondition_every,
             max_precondition_size,
             kl,
+            stagger=stagger,
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
         ),
@@ -207,7 +254,23 @@ def soap(
 
 
 def shampoo_kernel(
-    g, mu, nu, left, right, root_left, root_right, *, b1, b2, shampoo_beta, eps, ridge, refresh, largest, **seen
+    g,
+    mu,
+    nu,
+    left,
+    right,
+    root_left,
+    root_right,
+    *,
+    b1,
+    b2,
+    shampoo_beta,
+    eps,
+    ridge,
+    refresh,
+    largest,
+    choose=rarely,
+    **seen,
 ):
     r"""One step of Shampoo on a whole leaf (Gupta, Koren & Singer 2018, arXiv:1802.09568), with averages.
 
@@ -231,7 +294,7 @@ def shampoo_kernel(
         if size:
             matrices[side] = moving_average(shampoo_beta, gram(g, side), matrices[side])
             smallest = jnp.asarray(ridge, nu.dtype)
-            roots[side] = inverse_root(refresh != 0, matrices[side] / c3, roots[side], exponent, smallest)
+            roots[side] = inverse_root(refresh != 0, matrices[side] / c3, roots[side], exponent, smallest, choose)
     update = safe_divide(mu / c1, safe_sqrt(nu / c2) + eps)
     if any(sides):
         turned = apply_sides(mu, *(root if size else None for root, size in zip(roots, sides, strict=True)))
@@ -249,6 +312,7 @@ def scale_by_shampoo(
     precondition_every: Scalar = 1,
     max_precondition_size: int = 4096,
     *,
+    stagger: bool = False,
     mu_dtype: DTypeLike | None = None,
     nu_dtype: DTypeLike | None = None,
 ) -> GradientTransformationExtraArgs:
@@ -269,8 +333,9 @@ def scale_by_shampoo(
     check_number("precondition_every", precondition_every, low=1)
     largest = check_count("max_precondition_size", max_precondition_size)
     hyperparams = {"b1": b1, "b2": b2, "shampoo_beta": shampoo_beta, "eps": eps, "ridge": ridge}
+    kernel = functools.partial(shampoo_kernel, largest=largest)
     return from_kernel(
-        functools.partial(shampoo_kernel, largest=largest),
+        _staggered(kernel) if stagger else kernel,
         ScaleByShampooState,
         {
             "mu": Slot(dtype=as_storage("mu_dtype", mu_dtype)),
@@ -284,6 +349,7 @@ def scale_by_shampoo(
         _corrections,
         whole_leaf=True,
         stack_equal=True,
+        leaf_numbers=spread_phases if stagger else None,
     )
 
 
@@ -300,6 +366,7 @@ def shampoo(
     precondition_every: Scalar = 1,
     max_precondition_size: int = 4096,
     *,
+    stagger: bool = False,
     mu_dtype: DTypeLike | None = None,
     nu_dtype: DTypeLike | None = None,
     master_dtype: DTypeLike | None = None,
@@ -320,6 +387,8 @@ def shampoo(
       mask: True where weights decay, see ``adamw``.
       precondition_every: steps from one computation of the roots to the next, >= 1.
       max_precondition_size: longest side that has a matrix.
+      stagger: after the first step, spread the refreshes of the leaves over ``precondition_every`` steps, so that no
+        step is much longer than others.
       mu_dtype, nu_dtype: dtypes of the moments; None for the parameter's dtype, float32 at least.
       master_dtype: keep a copy of low-precision parameters in this dtype, see ``assemble``.
 
@@ -337,6 +406,7 @@ def shampoo(
             ridge,
             precondition_every,
             max_precondition_size,
+            stagger=stagger,
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
         ),

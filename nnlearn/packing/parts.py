@@ -19,21 +19,22 @@ Shape = tuple[int, ...]
 _ONE_BY_ONE = contextvars.ContextVar("one_by_one", default=False)
 
 
-def with_shapes(layout: Layout, shape: Callable[[Shape], Shape]) -> Layout:
+def with_shapes(layout: Layout, shape: Callable[[Shape], Shape] | Sequence[Shape]) -> Layout:
     """The layout of arrays that belong to the leaves but have other shapes, such as factored moments.
 
     The leaves keep their buffers and their order, so equal leaves still form one stack. The arrays are not sharded.
 
     Args:
       layout: the layout of the parameters.
-      shape: maps the shape of a leaf to the shape of its array.
+      shape: maps the shape of a leaf to the shape of its array; or the shape of each leaf's array.
 
     >>> from nnlearn.packing import make_layout
     >>> layout = make_layout({"w": jnp.ones((4, 3)), "b": jnp.ones(3)})
     >>> with_shapes(layout, lambda shape: shape[:-1])
     Layout(2 leaves: float32[5] of 2)
     """
-    leaves = tuple(Leaf(leaf.path, shape(leaf.shape)) for leaf in layout.leaves)
+    shapes = [shape(leaf.shape) for leaf in layout.leaves] if callable(shape) else shape
+    leaves = tuple(Leaf(leaf.path, new) for leaf, new in zip(layout.leaves, shapes, strict=True))
 
     def reshaped(buffer: Buffer) -> Buffer:
         length = sum(leaves[position].size for position in buffer.leaves)

@@ -12,9 +12,12 @@ from nnlearn.transforms.adaptive import scale_by_rms as scale_by_rms
 from nnlearn.transforms.adaptive import scale_by_rss as scale_by_rss
 from nnlearn.transforms.adaptive import scale_by_stddev as scale_by_stddev
 from nnlearn.transforms.average import AverageParamsState as AverageParamsState
+from nnlearn.transforms.average import LatestParamsState as LatestParamsState
 from nnlearn.transforms.average import average_from as average_from
+from nnlearn.transforms.average import average_latest as average_latest
 from nnlearn.transforms.average import average_params as average_params
 from nnlearn.transforms.average import averaged_params as averaged_params
+from nnlearn.transforms.blocks import in_blocks as in_blocks
 from nnlearn.transforms.clipping import adaptive_grad_clip as adaptive_grad_clip
 from nnlearn.transforms.clipping import centralize as centralize
 from nnlearn.transforms.clipping import clip as clip

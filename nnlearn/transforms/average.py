@@ -1,12 +1,13 @@
 """Averages of the parameters over the steps, often better than the last ones."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from optax import apply_updates
 
-from nnlearn.checks import check_decay, check_number
+from nnlearn.checks import check_count, check_decay, check_number
 from nnlearn.packing import unpack
 from nnlearn.settings import comparable
 from nnlearn.transforms.averages import increment, one_minus, step_towards, weight_seen
@@ -63,6 +64,86 @@ def average_params(decay: Scalar = 0.999) -> GradientTransformationExtraArgs:
         return one_minus(decay) / weight_seen(decay, count), count == 1, decay
 
     return _averaging(weight, decay)
+
+
+class LatestParamsState(NamedTuple):
+    """Steps seen, and the last few parameters that count, each leaf with an axis for them in front."""
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    kept: jax.Array
+    window: Params
+
+
+@comparable
+def average_latest(length: int, every: Scalar = 1, start: Scalar = 1) -> GradientTransformationExtraArgs:
+    r"""Keep the parameters of the last few of steps ``start``, ``start + every``, ...; the last link of a chain.
+
+    .. math:: a = \frac{1}{k} \sum_{i=0}^{k-1} w_{T - i s}
+
+    LAWA, latest weight averaging: often better than the last parameters long before
+    the learning rate falls. ``averaged_params`` reads the mean. It costs ``length`` copies of the parameters.
+
+    Args:
+      length: :math:`k`, how many are averaged, a Python int >= 1; fewer until there are so many.
+      every: :math:`s`, steps from one to the next, >= 1.
+      start: the first step that counts, >= 1; before it the average is that of the initial parameters.
+
+    Returns:
+      A transformation with ``LatestParamsState(count, kept, window)``; the window is float32 at least.
+
+    Raises:
+      ValueError: if a number is below 1; in ``update``, if there are no parameters.
+
+    Source: Kaddour 2022, arXiv:2209.14981.
+
+    >>> import nnlearn
+    >>> tx = nnlearn.chain(nnlearn.sgd(1.0), average_latest(2, every=2))
+    >>> params, state = jnp.array([0.0]), tx.init(jnp.array([0.0]))
+    >>> for _ in range(6):
+    ...     updates, state = tx.update(jnp.array([-1.0]), state, params)
+    ...     params = nnlearn.apply_updates(params, updates)
+    >>> averaged_params(state)  # of 3 and 5
+    Array([4.], dtype=float32)
+    """
+    length = check_count("length", length)
+    check_number("every", every, low=1)
+    check_number("start", start, low=1)
+    slot = Slot()
+
+    def init(params):
+        def first(zero, param):  # shapes alone have no values
+            row = zero if isinstance(param, jax.ShapeDtypeStruct) else jnp.asarray(param, zero.dtype)
+            return jnp.zeros((length, *zero.shape), zero.dtype).at[0].set(row)
+
+        window = jax.tree.map(first, slot.start(params), params)
+        return LatestParamsState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32), window)
+
+    def update(updates, state, params: Any = None, **extra_args):
+        del extra_args
+        require_params(params, "average_latest")
+        count, real = increment(state.count), jnp.result_type(float)
+        past = count.astype(real) - as_hyperparam(start, real)
+        due = (past >= 0) & (past % as_hyperparam(every, real) < 1)
+        place = jnp.where(due, state.kept % length, length)  # past the end nothing is written
+        window = jax.tree.map(
+            lambda rows, param: rows.at[place].set(param.astype(rows.dtype), mode="drop"),
+            state.window,
+            apply_updates(params, updates),
+        )
+        return updates, LatestParamsState(count, state.kept + due.astype(jnp.int32), window)
+
+    return GradientTransformationExtraArgs(init, update)
+
+
+def _mean_of(state: LatestParamsState) -> Params:
+    def mean(kept, rows):
+        kept = jnp.clip(kept, 1, len(rows))
+        taken = (jnp.arange(len(rows)) < kept).astype(rows.dtype).reshape(-1, *(1 for _ in rows.shape[1:]))
+        return jnp.sum(taken * rows, axis=0) / kept.astype(rows.dtype)
+
+    for _ in range(state.kept.ndim):  # of vmapped runs
+        mean = jax.vmap(mean)
+    return jax.tree.map(functools.partial(mean, state.kept), state.window)
 
 
 @comparable
@@ -135,13 +216,13 @@ def _averaging(weight_at, decay: Scalar) -> GradientTransformationExtraArgs:
 
 
 def averaged_params(opt_state: OptState) -> Params:
-    """The average that ``average_params`` keeps, corrected for its start, as a tree like the model's parameters.
+    """The average that ``average_params``, ``average_from`` or ``average_latest`` keeps, like the model's parameters.
 
     It is that tree whether the parameters are packed or not, in float32 or wider. Before the first update it is the
     initial parameters.
 
     Args:
-      opt_state: the optimizer's state, with one ``average_params`` or ``average_from`` in it; of vmapped runs, too.
+      opt_state: the optimizer's state, with one of them in it; of vmapped runs, too.
 
     Raises:
       ValueError: the state keeps none, or several.
@@ -153,7 +234,7 @@ def averaged_params(opt_state: OptState) -> Params:
     """
 
     def is_average(node):
-        return isinstance(node, AverageParamsState)
+        return isinstance(node, AverageParamsState | LatestParamsState)
 
     found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_average) if is_average(node)]
     if len(found) != 1:
@@ -161,7 +242,14 @@ def averaged_params(opt_state: OptState) -> Params:
             f"opt_state keeps {len(found)} averages of the parameters; put one average_params() at the end of the chain"
         )
     (state,) = found
-    return unpack(state.average)
+    return unpack(_mean_of(state) if isinstance(state, LatestParamsState) else state.average)
 
 
-__all__ = ["AverageParamsState", "average_from", "average_params", "averaged_params"]
+__all__ = [
+    "AverageParamsState",
+    "LatestParamsState",
+    "average_from",
+    "average_latest",
+    "average_params",
+    "averaged_params",
+]

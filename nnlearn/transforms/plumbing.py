@@ -17,7 +17,7 @@ from nnlearn.calls import asks_for
 from nnlearn.packing import is_packed, map_stacks
 from nnlearn.transforms.averages import increment
 from nnlearn.transforms.storage import Slot, start_of
-from nnlearn.transforms.whole_leaf import map_whole_leaves
+from nnlearn.transforms.whole_leaf import map_whole_leaves, numbers_of_leaves
 from nnlearn.transforms.wrapping import from_map, require_params
 from nnlearn.tree import as_hyperparam, compute_dtype, is_function, map_unzip, real_dtype
 from nnlearn.types import (
@@ -97,6 +97,7 @@ def from_kernel(
     whole_leaf: bool = False,
     stack_equal: bool = False,
     settings: Callable[[PyTree], PyTree] | None = None,
+    leaf_numbers: Callable[[PyTree], Sequence[float]] | None = None,
 ) -> GradientTransformationExtraArgs:
     """A gradient transformation from a kernel on arrays.
 
@@ -123,6 +124,8 @@ def from_kernel(
         of the leaves, and saves compiling and launching the kernel for each.
       settings: of a whole-leaf kernel, a function from the tree of updates (or of their shapes) to a tree with a
         hashable setting for each leaf.
+      leaf_numbers: of a whole-leaf kernel, a function from that tree to a number for each leaf, which the kernel takes
+        as a scalar before the slots' values. Leaves with other numbers still run as one batch.
 
     Returns:
       A transformation whose updates keep the dtype of the gradients, and whose state keeps its dtypes and structure.
@@ -157,7 +160,8 @@ def from_kernel(
     shapes = [slot.shape for slot in slots.values()]
     if any(shapes) and not whole_leaf:
         raise TypeError("arrays of other shapes than their leaves need whole_leaf=True")
-    names = ("updates", *(["params"] if needs_params else []), *(f"state.{name}" for name in slots))
+    names = ("updates", *(["params"] if needs_params else []), *(["leaf_numbers"] if leaf_numbers else []))
+    names += tuple(f"state.{name}" for name in slots)
 
     def init(params):
         parts = {name: slot.start(params) for name, slot in slots.items()}
@@ -190,9 +194,15 @@ def from_kernel(
         # a Partial, because a region of automatic axes cannot capture the scalars of an Explicit mesh
         inner = functools.partial(_update_leaf, kernel, list(slots.values()), bool(settings))
         on_leaf = jax.tree_util.Partial(inner, scalars, count)
-        trees = (updates, *([params] if needs_params else []), *(getattr(state, name) for name in slots))
+        before = [updates, *([params] if needs_params else [])]
+        given: list[Any] = [None] * len(before)
+        if leaf_numbers:
+            like = updates.layout.tree() if is_packed(updates) else updates
+            before.append(numbers_of_leaves(updates, leaf_numbers(like)))
+            given.append(lambda shape: ())
+        trees = (*before, *(getattr(state, name) for name in slots))
         if whole_leaf:
-            given = [None] * (len(trees) - len(slots)) + shapes
+            given += shapes
             results = map_whole_leaves(on_leaf, names, trees, given, [None, *shapes], settings, stack_equal)
         else:
             results = map_unzip(functools.partial(on_leaf, None), 1 + len(slots), names, *trees)

@@ -19,8 +19,12 @@ RANGES: dict[str, dict[str, Any]] = {
         ("estim_lr_coef", "weight_lr_power", "init_estim_sq_dist", "s_init", "reps_rel", "global_scale", "ridge"),
         FINITE,
     ),
+    **dict.fromkeys(("preconditioner_lr", "lookahead"), FINITE),
     **dict.fromkeys(("eta_minus", "eta_plus", "min_step_size", "max_step_size"), FINITE),
-    **dict.fromkeys(("clipping_threshold", "estim_lr0", "max_learning_rate"), POSITIVE),
+    **dict.fromkeys(
+        ("clipping_threshold", "estim_lr0", "max_learning_rate", "clip_threshold", "preconditioner_init_scale"),
+        POSITIVE,
+    ),
     **dict.fromkeys(("momentum",), {"low": 0.0, "high": 1.0}),
     **dict.fromkeys(("threshold", "ns_steps"), {"low": 0.0}),
     **dict.fromkeys(("sync_period",), {"low": 1.0}),

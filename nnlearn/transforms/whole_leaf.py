@@ -13,14 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnlearn.packing import is_packed
+from nnlearn.packing import Packed, is_packed
 from nnlearn.packing.parts import each_leaf, from_stacks, stack_of, with_shapes
 from nnlearn.sharding.axes import automatic, explicit_spec
 from nnlearn.tree import matching, path_name
 from nnlearn.types import MaskedNode, PyTree
 
-ShapeRule = Callable[[tuple[int, ...]], tuple[int, ...]] | None
-"""From a leaf's shape to the shape of an array that belongs to it; None for the same shape."""
+Shape = tuple[int, ...]
+ShapeRule = Callable[[Shape], Shape] | Sequence[Shape] | None
+"""From a leaf's shape to that of an array that belongs to it, or the shapes for all leaves; None for the same shape."""
 
 
 def map_whole_leaves(
@@ -56,8 +57,10 @@ def _settings_by_leaf(settings, tree: PyTree, treedef) -> list[Hashable]:
     return treedef.flatten_up_to(settings(tree))
 
 
-def _expected(shape: tuple[int, ...], rule: ShapeRule) -> tuple[int, ...]:
-    return shape if rule is None else tuple(rule(shape))
+def _expected(position: int, shape: Shape, rule: ShapeRule) -> Shape:
+    if rule is None:
+        return shape
+    return tuple(rule(shape) if callable(rule) else rule[position])
 
 
 def _placed(
@@ -77,6 +80,19 @@ def _placed(
     return automatic(run, function, *arrays, spec=spec)
 
 
+def numbers_of_leaves(tree: PyTree, values: Sequence[float]) -> PyTree:
+    """A tree with a float32 scalar for each leaf, packed like ``tree`` if that is packed.
+
+    >>> numbers_of_leaves({"a": jnp.ones(2), "b": jnp.ones(3)}, [0.0, 0.5])["b"]
+    Array(0.5, dtype=float32)
+    """
+    if not is_packed(tree):
+        return jax.tree.structure(tree).unflatten([jnp.asarray(value, jnp.float32) for value in values])
+    layout = with_shapes(tree.layout, [()] * len(values))
+    rows = [[values[position] for position in buffer.leaves] for buffer in layout.buffers]
+    return Packed([jnp.asarray(row, jnp.float32) for row in rows], layout)
+
+
 def _on_leaves(function, names, trees, shapes, result_shapes, settings, stack_equal):
     first = trees[0]
     with_paths, treedef = jax.tree.flatten_with_path(first)
@@ -84,8 +100,9 @@ def _on_leaves(function, names, trees, shapes, result_shapes, settings, stack_eq
     for name, tree in zip(names[1:], trees[1:], strict=True):
         columns.append(jax.tree.leaves(matching(tree, first, (name, names[0]))))
     rows = [tuple(map(jnp.asarray, row)) for row in zip(*columns, strict=True)]
-    for (path, leaf), row in zip(with_paths, rows, strict=True):
-        if any(array.shape != _expected(np.shape(leaf), rule) for array, rule in zip(row, shapes, strict=True)):
+    for position, ((path, leaf), row) in enumerate(zip(with_paths, rows, strict=True)):
+        expected = [_expected(position, np.shape(leaf), rule) for rule in shapes]
+        if [array.shape for array in row] != expected:
             found = ", ".join(f"{name} {array.shape}" for name, array in zip(names, row, strict=True))
             raise ValueError(f"shapes differ at {path_name(path)!r}: {found}")
     groups: dict[Any, list[int]] = {}
@@ -131,4 +148,4 @@ def _on_packed(function, names, trees, shapes, result_shapes, settings, stack_eq
     return tuple(map(from_stacks, layouts, found))
 
 
-__all__ = ["ShapeRule", "map_whole_leaves"]
+__all__ = ["ShapeRule", "map_whole_leaves", "numbers_of_leaves"]
