@@ -10,7 +10,7 @@ import nnlearn
 ROOT = Path(nnlearn.__file__).parent
 LEVELS = (
     ("types", "borrowed", "calls", "extras", "files", "serialization"),
-    ("tree", "checks", "settings", "sharding", "figures", "native"),
+    ("tree", "checks", "settings", "sharding", "figures", "native", "linalg"),
     ("sums", "packing", "schedules", "losses", "data", "distributed", "machine"),
     ("programs", "transforms", "models", "datasets", "checkpoints"),
     ("gradients", "optimizers"),

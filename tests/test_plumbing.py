@@ -1,6 +1,7 @@
 """``from_kernel`` with factored state, stacks of whole leaves, schedules, shared values and any state class."""
 
 import dataclasses
+import re
 from typing import NamedTuple
 
 import jax
@@ -230,3 +231,14 @@ def test_adafactor_before_its_offset_decays_as_at_the_first_step():
     tx, gradient = nnlearn.scale_by_factored_rms(step_offset=5), jnp.array([4.0])
     update, _ = tx.update(gradient, tx.init(gradient))
     np.testing.assert_allclose(update, [1.0])
+
+
+@pytest.mark.parametrize("name", ["dion", "soap", "shampoo", "kron", "galore"])
+def test_stacks_of_matrices_never_wait_for_each_other_in_the_thread_pool(name):
+    """Two calls of LAPACK on batches, at the same time, can block all threads of XLA's pool; single ones do not."""
+    options = {"galore": {"rank": 2}}.get(name, {})
+    tx, params = getattr(nnlearn, name)(1e-3, **options), nnlearn.pack({"a": jnp.ones((6, 4)), "b": jnp.ones((6, 4))})
+    shapes = jax.eval_shape(tx.init, params)
+    text = jax.jit(tx.update).lower(params, shapes, params).as_text()
+    calls = [line for line in text.splitlines() if "custom_call @lapack" in line]
+    assert calls and not [line for line in calls if re.search(r"tensor<(\d+x){3,}", line)], calls[:2]

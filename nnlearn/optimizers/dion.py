@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.checks import check_number
+from nnlearn.linalg import one_by_one
 from nnlearn.optimizers.muon import matrix_rules, with_adamw
 from nnlearn.settings import comparable
 from nnlearn.transforms.plumbing import from_kernel
@@ -29,10 +30,13 @@ def _rank(shape: tuple[int, ...], fraction: float) -> int:
     return max(1, math.ceil(fraction * min(shape[-2:])))
 
 
+_basis = one_by_one(lambda x: jnp.linalg.qr(x)[0])
+
+
 @jax.custom_jvp
 def _columns(x: jax.Array) -> jax.Array:
     """An orthonormal basis of the columns of a matrix. Its derivative is taken to be zero."""
-    return jnp.linalg.qr(x)[0]
+    return _basis(x)
 
 
 _columns.defjvp(lambda primals, _: (_columns(*primals), jnp.zeros_like(_columns(*primals))))

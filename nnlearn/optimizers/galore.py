@@ -10,6 +10,7 @@ from optax import with_extra_args_support
 from optax.contrib import GaLoreDimensionNumbers, GaLoreState, MuonDimensionNumbers
 
 from nnlearn.checks import check_count, check_number
+from nnlearn.linalg import one_by_one
 from nnlearn.optimizers.muon import axes_of, spread_over
 from nnlearn.settings import comparable
 from nnlearn.transforms.adam import scale_by_adam
@@ -36,6 +37,9 @@ Shape = tuple[int, ...]
 DimensionNumbers = Any  # GaLoreDimensionNumbers, a tree of them, or a function from parameters to one
 
 
+_singular = one_by_one(lambda x: tuple(jnp.linalg.svd(x, full_matrices=False)))
+
+
 @jax.custom_jvp
 def next_projector(refresh: jax.Array, g: jax.Array, projector: jax.Array) -> jax.Array:
     """The first singular vectors of the longer side of a matrix, as many as ``projector`` has; it, if not ``refresh``.
@@ -47,7 +51,7 @@ def next_projector(refresh: jax.Array, g: jax.Array, projector: jax.Array) -> ja
         return projector
 
     def found(refresh, g, projector):
-        left, _, right = jnp.linalg.svd(g, full_matrices=False)
+        left, _, right = _singular(g)
         vectors = left if g.shape[0] >= g.shape[1] else transpose(right)
         return jnp.where(refresh, vectors[:, : projector.shape[1]], projector)
 

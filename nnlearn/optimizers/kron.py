@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from nnlearn.checks import check_count, check_number
+from nnlearn.linalg import one_by_one
 from nnlearn.settings import comparable
 from nnlearn.transforms.averages import bias_correction, moving_average
 from nnlearn.transforms.decay import add_decayed_weights
@@ -16,7 +17,7 @@ from nnlearn.transforms.precondition import transpose
 from nnlearn.transforms.ranges import check_hyperparams
 from nnlearn.transforms.scaling import scale_by_learning_rate
 from nnlearn.transforms.storage import Slot, as_storage
-from nnlearn.tree import abs_sq, array_norm, as_hyperparam, batch_rows, rarely, safe_divide
+from nnlearn.tree import abs_sq, array_norm, as_hyperparam, rarely, safe_divide
 from nnlearn.types import (
     DTypeLike,
     GradientTransformationExtraArgs,
@@ -85,33 +86,8 @@ def _solved(factor: jax.Array, x: jax.Array) -> jax.Array:
     return x / jnp.conj(factor)[:, None] if factor.ndim == 1 else _triangular_solution(factor, x)
 
 
-def _one_solved(factor: jax.Array, x: jax.Array) -> jax.Array:
-    return jax.scipy.linalg.solve_triangular(factor, x, trans="C")
-
-
-@jax.custom_batching.custom_vmap
-def _stack_solved(factors: jax.Array, x: jax.Array) -> jax.Array:
-    """A stack of solutions. On a CPU XLA compiles a batch to a long program, and one by one to calls of LAPACK."""
-
-    def one_by_one(*stacks):
-        return jax.lax.map(lambda pair: _one_solved(*pair), stacks)
-
-    return jax.lax.platform_dependent(factors, x, cpu=one_by_one, default=jax.vmap(_one_solved))
-
-
-@_stack_solved.def_vmap
-def _stacks_solved(size, batched, factors, x):
-    factors, x = batch_rows(size, tuple(batched), (factors, x))
-    flat = _stack_solved(*(each.reshape(-1, *each.shape[2:]) for each in (factors, x)))
-    return flat.reshape(x.shape), True
-
-
-_triangular_solution = jax.custom_batching.custom_vmap(_one_solved)
-
-
-@_triangular_solution.def_vmap
-def _triangular_solutions(size, batched, factor, x):
-    return _stack_solved(*batch_rows(size, tuple(batched), (factor, x))), True
+# On a CPU XLA compiles a batch of solutions to a long program, and single ones to calls of LAPACK.
+_triangular_solution = one_by_one(lambda factor, x: jax.scipy.linalg.solve_triangular(factor, x, trans="C"))
 
 
 def _spectral_norm(x: jax.Array) -> jax.Array:

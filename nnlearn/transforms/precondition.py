@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nnlearn.linalg import one_by_one
 from nnlearn.transforms.storage import Slot
 from nnlearn.tree import as_hyperparam, batch_rows, rarely
 from nnlearn.types import DTypeLike, PyTree, Scalar
@@ -115,6 +116,10 @@ def where_due(when: jax.Array, slow: Callable[..., jax.Array], fast: jax.Array, 
     return choose(when, fast, *map(jnp.asarray, operands))
 
 
+_orthonormal = one_by_one(lambda x: jnp.linalg.qr(x)[0])
+_eigen = one_by_one(lambda x: tuple(jnp.linalg.eigh(x)))
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def next_basis(refresh: jax.Array, matrix: jax.Array, basis: jax.Array, choose: Callable = rarely) -> jax.Array:
     """One step of orthogonal iteration towards the eigenvectors, ``QR(matrix @ basis)``; ``basis`` if not ``refresh``.
@@ -124,7 +129,7 @@ def next_basis(refresh: jax.Array, matrix: jax.Array, basis: jax.Array, choose: 
     """
 
     def turned(refresh, matrix, basis):  # also called where another run of a batch refreshes
-        return jnp.where(refresh, jnp.linalg.qr(matrix @ basis)[0], basis)
+        return jnp.where(refresh, _orthonormal(matrix @ basis), basis)
 
     return choose(refresh, turned, basis, refresh, matrix, basis)
 
@@ -144,7 +149,7 @@ def inverse_root(
     """
 
     def power(refresh, matrix, root, exponent, ridge):
-        values, vectors = jnp.linalg.eigh(matrix)
+        values, vectors = _eigen(matrix)
         smallest = ridge * jnp.max(values, initial=0.0)
         values = jnp.maximum(values, jnp.maximum(smallest, jnp.finfo(values.dtype).tiny))
         return jnp.where(refresh, (vectors * (values**-exponent)[None, :]) @ transpose(vectors), root)
