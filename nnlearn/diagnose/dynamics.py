@@ -355,7 +355,7 @@ def penalty(evidence: Evidence) -> Seen:
 
 
 def _is_plain(history: History) -> bool:
-    """Whether the first loss is the cross-entropy or the squared error of the outputs, without a penalty."""
+    """Whether the first loss is a cross-entropy or the squared error of the outputs, without a penalty."""
     if history.train is None:
         return False
     outputs, targets = np.asarray(history.train[0], np.float64), np.asarray(history.train_targets)
@@ -364,7 +364,11 @@ def _is_plain(history: History) -> bool:
             return False
         plain = -np.mean(log_softmax(outputs, 1)[np.arange(len(targets)), targets])
     elif outputs.size == targets.size and len(outputs) == len(targets):
-        plain = np.mean((outputs.reshape(targets.shape) - targets) ** 2)
+        outputs = outputs.reshape(targets.shape)
+        plain = np.mean((outputs - targets) ** 2)
+        if np.isin(targets, (0, 1)).all():
+            sigmoid = np.mean(np.logaddexp(0, outputs) - targets * outputs)
+            plain = sigmoid if np.isclose(history.train_loss[0], sigmoid, rtol=0.02) else plain
     else:
         return False
     return bool(np.isclose(history.train_loss[0], [plain, plain / 2], rtol=0.02).any())
