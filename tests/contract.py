@@ -267,6 +267,14 @@ def numpy_adamuon(
     return param - learning_rate * (update + weight_decay * param)
 
 
+def numpy_qhadam(step, param, gradient, memory, *, learning_rate, b1, b2, nu1, nu2, eps, weight_decay):
+    mu = memory["mu"] = b1 * memory.get("mu", 0) + (1 - b1) * gradient
+    nu = memory["nu"] = b2 * memory.get("nu", 0) + (1 - b2) * gradient**2
+    above = (1 - nu1) * gradient + nu1 * mu / (1 - b1**step)
+    below = (1 - nu2) * gradient**2 + nu2 * nu / (1 - b2**step)
+    return param - learning_rate * (above / (np.sqrt(below) + eps) + weight_decay * param)
+
+
 def numpy_adam_mini(step, param, gradient, memory, *, learning_rate, b1, b2, eps, weight_decay):
     mu = memory["mu"] = b1 * memory.get("mu", 0) + (1 - b1) * gradient
     square = np.mean(gradient**2, 0, keepdims=True) if param.ndim == 2 else gradient**2
@@ -955,6 +963,7 @@ CASES = [
         numpy=numpy_adam_mini,
         whole_leaf=True,
     ),
+    Case("qhadam", MOMENTS | {"nu1": 0.6, "nu2": 0.8, "weight_decay": 0.02}, library=None, numpy=numpy_qhadam),
     Case(
         "dion",
         {

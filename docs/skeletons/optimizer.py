@@ -96,4 +96,5 @@ def skeleton(
 
 # 4. Tests: a ``Case`` in ``tests/contract.py`` with every hyper-parameter different from its default and at least one
 #    reference: a library, a NumPy loop, PyTorch. This entry runs the whole contract.
-# 5. Export the name: one line in ``nnlearn/optimizers/__init__.py``, from which ``nnlearn`` takes it.
+# 5. Export the names: a line for each in ``nnlearn/optimizers/__init__.py``, from which ``nnlearn`` takes them.
+# 6. Add the paper and the other lines that ``CONTRIBUTING.md`` lists under "Add a method".

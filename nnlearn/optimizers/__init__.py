@@ -71,6 +71,8 @@ from nnlearn.optimizers.polyak import momo as momo
 from nnlearn.optimizers.polyak import momo_adam as momo_adam
 from nnlearn.optimizers.polyak import polyak_sgd as polyak_sgd
 from nnlearn.optimizers.polyak import scale_by_polyak as scale_by_polyak
+from nnlearn.optimizers.qhadam import qhadam as qhadam
+from nnlearn.optimizers.qhadam import scale_by_qhadam as scale_by_qhadam
 from nnlearn.optimizers.rprop import rprop as rprop
 from nnlearn.optimizers.rprop import scale_by_rprop as scale_by_rprop
 from nnlearn.optimizers.schedule_free import schedule_free_adamw as schedule_free_adamw

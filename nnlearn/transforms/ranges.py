@@ -25,7 +25,7 @@ RANGES: dict[str, dict[str, Any]] = {
         ("clipping_threshold", "estim_lr0", "max_learning_rate", "clip_threshold", "preconditioner_init_scale"),
         POSITIVE,
     ),
-    **dict.fromkeys(("momentum",), {"low": 0.0, "high": 1.0}),
+    **dict.fromkeys(("momentum", "nu1", "nu2"), {"low": 0.0, "high": 1.0}),
     **dict.fromkeys(("threshold", "ns_steps"), {"low": 0.0}),
     **dict.fromkeys(("sync_period",), {"low": 1.0}),
     **dict.fromkeys(("smooth_beta", "decay_offset", "step_offset", "f_min", "lower_bound"), ANY),
