@@ -379,7 +379,7 @@ def _history(subject: Subject, run: Record, kind: str) -> History:
             result.append((loss, outputs))
         return result
 
-    found = jax.jit(lambda states: jax.lax.map(one, states), compiler_options=quick())(run.states)
+    found = jax.jit(lambda states: jax.lax.map(one, states))(run.states)
     found = [
         (np.asarray(loss, np.float64), None if outputs is None else np.asarray(outputs)) for loss, outputs in found
     ]
