@@ -143,6 +143,22 @@ def test_every_kind_of_file_in_one_page(results, tmp_path, capsys):
     assert names == {"trace", "sweep", "learned", str(tmp_path / "run.csv"), str(tmp_path / "run.jsonl")}
 
 
+def test_the_metric_that_ranks_runs_is_that_of_a_sweep_or_follows_from_the_names(results, tmp_path):
+    for name, end in (("bad", 0.5), ("good", 0.9)):
+        (tmp_path / f"{name}.csv").write_text(f"step,loss,accuracy,val_loss\n1,1,{end},{1 - end}\n")
+    results.save(tmp_path / "sweep")
+    files = [tmp_path / name for name in ("bad.csv", "good.csv", "sweep")]
+
+    def ranked_by(count, **choice):
+        page = numbers_of(write_report(files[:count], tmp_path / "page.html", **choice))
+        return page["metric"], page["mode"]
+
+    assert ranked_by(2) == ("val_loss", "min")
+    assert ranked_by(2, metric="accuracy") == ("accuracy", "max")
+    assert ranked_by(2, metric="accuracy", mode="min") == ("accuracy", "min")
+    assert ranked_by(3) == ("size", "max")
+
+
 def test_files_that_are_no_run(tmp_path):
     (tmp_path / "a.json").write_text("{}")
     (tmp_path / "b.csv").write_text("a,b\n1,2\n")

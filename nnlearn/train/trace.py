@@ -271,7 +271,7 @@ class Trace:
         title: str | None = None,
         diagnosis: Any = None,
         metric: str | None = None,
-        mode: Literal["min", "max"] = "min",
+        mode: Literal["min", "max"] | None = None,
     ) -> Path:
         """Write a page that can be read in any browser, or a figure for a paper.
 
@@ -286,8 +286,10 @@ class Trace:
             ``seed`` are drawn as one line with a band.
           title: the heading; the file's name by default.
           diagnosis: a ``nnlearn.diagnose.Report``, whose findings come first.
-          metric: the metric that ranks the runs; by default the first of ``evaluate``, or the loss.
-          mode: whether a small ("min") or a large ("max") metric is better.
+          metric: the metric that ranks the runs; by default a loss of ``evaluate``, else its first metric, else the
+            training loss.
+          mode: whether a small ("min") or a large ("max") metric is better; by default large for names of scores, such
+            as ``accuracy``, and small for all others.
 
         Returns:
           The path.
