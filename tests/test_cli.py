@@ -106,7 +106,7 @@ def test_compare_runs_a_model_of_ones_own(own, tmp_path, capsys):
     want = sum(3 * 0.8 ** (2 * (44 + t)) for t in range(22))
     np.testing.assert_allclose(curves["train_sre"][0][1][-1], want / 22, rtol=1e-2)
     output(capsys, "report", "compared", "--out", "compared.html")
-    assert "validation loss" in (tmp_path / "compared.html").read_text()
+    assert "train_loss" in (tmp_path / "compared.html").read_text()
 
 
 def test_checkpoints(tmp_path, capsys):
