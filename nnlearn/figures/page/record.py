@@ -148,4 +148,16 @@ def differing(configs: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str
     return [name for name in names if name not in same], same
 
 
-__all__ = ["SEED", "Group", "Layers", "RunRecord", "Series", "best_first", "differing", "group_runs", "is_loss", "mode_of", "ranking_metric"]
+__all__ = [
+    "SEED",
+    "Group",
+    "Layers",
+    "RunRecord",
+    "Series",
+    "best_first",
+    "differing",
+    "group_runs",
+    "is_loss",
+    "mode_of",
+    "ranking_metric",
+]
