@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -91,6 +92,9 @@ def test_a_sweep_and_its_report(own, tmp_path, capsys):
 def test_find_lr(own, capsys):
     answer = json.loads(output(capsys, "find-lr", "own_run:make", "--low", "1e-3", "--high", "10", "--json"))
     assert 0.01 < answer["rate"] < 1.0 and len(answer["rates"]) == len(answer["losses"])
+    shown = output(capsys, "find-lr", "own_run:make", "--low", "1e-3", "--high", "10").splitlines()
+    assert re.fullmatch(r"rate \S+ \(.*; (diverges from|no rate).*\); cost: \d+ steps", shown[0])
+    assert shown[1] == f"hparams = {{'rate': {answer['rate']:.3g}}}"
 
 
 @pytest.mark.slow
