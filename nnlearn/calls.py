@@ -1,7 +1,8 @@
 """Calls of user functions with the optional arguments that they name: ``hparams``, ``model_state``."""
 
+import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -30,7 +31,31 @@ def hand(function: Callable, *positional: Any, **offered: Any) -> Any:
     """
     if "model_state" in offered:
         offered["model_state"] = jax.tree.map(lambda leaf: leaf, offered["model_state"])
-    return function(*positional, **{name: value for name, value in offered.items() if asks_for(function, name)})
+    asked = {name: value for name, value in offered.items() if asks_for(function, name)}
+    try:
+        return function(*positional, **asked)
+    except KeyError as error:
+        hparams = asked.get("hparams")
+        if isinstance(hparams, Mapping) and error.args and error.args[0] not in hparams:
+            error.add_note(f"hparams has {sorted(hparams)}")
+        raise
+
+
+@contextlib.contextmanager
+def explaining_hparams(name: str, hparams: Any) -> Iterator[None]:
+    """Name a hyper-parameter that a function of ``hparams`` looks up, and that is not there.
+
+    >>> with explaining_hparams("make_tx", {"lr": 0.1}):
+    ...     {"lr": 0.1}["rate"]
+    Traceback (most recent call last):
+    ValueError: make_tx asked for 'rate', but hparams has ['lr']
+    """
+    try:
+        yield
+    except KeyError as error:
+        if not isinstance(hparams, Mapping) or not error.args or error.args[0] in hparams:
+            raise
+        raise ValueError(f"{name} asked for {error.args[0]!r}, but hparams has {sorted(hparams)}") from error
 
 
 def check_takes(function: Any, name: str, arguments: str, *optional: str) -> None:
@@ -60,4 +85,4 @@ def check_takes(function: Any, name: str, arguments: str, *optional: str) -> Non
         raise TypeError(f"{name} must take ({arguments}){besides}, but its arguments are {signature}") from error
 
 
-__all__ = ["asks_for", "check_takes", "hand"]
+__all__ = ["asks_for", "check_takes", "explaining_hparams", "hand"]

@@ -156,10 +156,11 @@ class Call:
       factory: the factory.
       bound: the settings, as ``inspect.BoundArguments``.
       functions: the functions in the result, by name; a single function has the name "".
+      kind: the type of the result.
     """
 
-    def __init__(self, factory: Callable, bound: inspect.BoundArguments, functions: dict[str, Callable]):
-        self.factory, self.bound, self.functions = factory, bound, functions
+    def __init__(self, factory: Callable, bound: inspect.BoundArguments, functions: dict[str, Callable], kind: type):
+        self.factory, self.bound, self.functions, self.kind = factory, bound, functions, kind
         every = inspect.BoundArguments(bound.signature, dict(bound.arguments))
         every.apply_defaults()  # adam(0.1) equals adam(0.1, b1=0.9)
         # Computed now, because the functions use the current settings.
@@ -259,10 +260,10 @@ def remember(factory: Callable, bound: inspect.BoundArguments, made: Any) -> Any
       made: a function, or a tuple with functions in it, such as a gradient transformation or a model.
     """
     if not isinstance(made, tuple):
-        return Call(factory, bound, {"": made}).parts()[0]
+        return Call(factory, bound, {"": made}, type(made)).parts()[0]
     names = getattr(made, "_fields", None) or tuple(map(str, range(len(made))))
     functions = {name: part for name, part in zip(names, made, strict=True) if isinstance(part, Callable)}
-    parts = dict(zip(functions, Call(factory, bound, functions).parts(), strict=True))
+    parts = dict(zip(functions, Call(factory, bound, functions, type(made)).parts(), strict=True))
     new = tuple.__new__(type(made), [parts.get(name, part) for name, part in zip(names, made, strict=True)])
     if hasattr(made, "__dict__"):  # attributes of a subclass
         vars(new).update(vars(made))

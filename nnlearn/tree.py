@@ -4,11 +4,14 @@ The names of ``optax.tree``, such as ``nnlearn.tree.add`` and ``nnlearn.tree.get
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 
 from nnlearn.types import PyTree, Scalar
 
@@ -22,6 +25,28 @@ def path_name(path: Sequence) -> str:
     ['a/0', 'a/1']
     """
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/") or "(root)"
+
+
+def is_readable(leaf: Any) -> bool:
+    """Whether a leaf is an array whose values can be read here: no tracer, no bare shape, not donated, not elsewhere.
+
+    >>> is_readable(np.ones(2)), is_readable(jax.ShapeDtypeStruct((2,), float))
+    (True, False)
+    """
+    if isinstance(leaf, jax.Array):
+        return not isinstance(leaf, jax.core.Tracer) and leaf.is_fully_addressable and not leaf.is_deleted()
+    return isinstance(leaf, np.ndarray | np.generic)
+
+
+def sizes(tree: PyTree) -> str:
+    """How many arrays and numbers a tree has, in words; its leaves may be shapes or tracers.
+
+    >>> sizes({"w": jnp.ones((100, 20)), "b": jnp.ones(20)})
+    '2 arrays of 2,020 numbers'
+    """
+    leaves = jax.tree.leaves(tree)
+    total = sum(math.prod(np.shape(leaf)) for leaf in leaves)
+    return f"{len(leaves)} array{'s' * (len(leaves) != 1)} of {total:,} number{'s' * (total != 1)}"
 
 
 def is_function(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -91,6 +92,9 @@ def test_a_sweep_and_its_report(own, tmp_path, capsys):
 def test_find_lr(own, capsys):
     answer = json.loads(output(capsys, "find-lr", "own_run:make", "--low", "1e-3", "--high", "10", "--json"))
     assert 0.01 < answer["rate"] < 1.0 and len(answer["rates"]) == len(answer["losses"])
+    shown = output(capsys, "find-lr", "own_run:make", "--low", "1e-3", "--high", "10").splitlines()
+    assert re.fullmatch(r"rate \S+ \(.*; (diverges from|no rate).*\); cost: \d+ steps", shown[0])
+    assert shown[1] == f"hparams = {{'rate': {answer['rate']:.3g}}}"
 
 
 @pytest.mark.slow
@@ -106,7 +110,7 @@ def test_compare_runs_a_model_of_ones_own(own, tmp_path, capsys):
     want = sum(3 * 0.8 ** (2 * (44 + t)) for t in range(22))
     np.testing.assert_allclose(curves["train_sre"][0][1][-1], want / 22, rtol=1e-2)
     output(capsys, "report", "compared", "--out", "compared.html")
-    assert "validation loss" in (tmp_path / "compared.html").read_text()
+    assert "train_loss" in (tmp_path / "compared.html").read_text()
 
 
 def test_checkpoints(tmp_path, capsys):

@@ -15,6 +15,7 @@ import nnlearn
 from nnlearn import cli
 from nnlearn.compare import CompareOptions, compare
 from nnlearn.compare.options import KNOWN
+from nnlearn.compare.own import make_own_problem
 from nnlearn.compare.runs import Curves
 from nnlearn.compare.summary import best_index, make_rows, target_loss
 
@@ -133,8 +134,28 @@ def test_an_unwritable_folder_is_an_error_before_training(tmp_path, capsys):
 
 def test_a_missing_extra_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert cli.main(["compare", "--out", str(tmp_path)]) == 1
-    assert 'pip install "nnlearn[plot]"' in capsys.readouterr().err
+    few = ("--optimizers", "sgd", "--seeds", "1", "--epochs", "1", "--learning-rates", "0.1", "--json")
+    assert cli.main(["compare", "--data", "xor", "--out", str(tmp_path), *few]) == 0
+    shown = capsys.readouterr()
+    assert 'no curves.png: drawing needs matplotlib: pip install "nnlearn[plot]"' in shown.err
+    assert json.loads(shown.out)["table"] and not (tmp_path / "curves.png").exists()
+
+
+def test_a_comparison_of_an_own_run_takes_its_held_out_loss_and_its_score(tmp_path, monkeypatch):
+    lines = (
+        "import jax.numpy as jnp, nnlearn",
+        "batches = nnlearn.generated(lambda key, step: jnp.ones(2))",
+        "def train(*names):",
+        "    evaluate = lambda params: dict.fromkeys(names, params)",
+        "    tx = nnlearn.sgd(0.1)",
+        "    return nnlearn.make_train(lambda p, b, k: p**2, tx, batches, jnp.ones(()), steps=4, evaluate=evaluate)",
+        "scored, plain, bare = train('accuracy', 'val_loss'), train('size', 'validation/loss'), train('size')",
+    )
+    (tmp_path / "mine.py").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    chosen = [make_own_problem(CompareOptions(f"mine.py:{name}")) for name in ("scored", "plain", "bare")]
+    pairs = [(problem.loss, problem.metric) for problem in chosen]
+    assert pairs == [("val_loss", "accuracy"), ("validation/loss", "validation/loss"), ("train_loss", "train_loss")]
 
 
 def test_versions(capsys):

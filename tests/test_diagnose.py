@@ -14,7 +14,7 @@ from nnlearn.diagnose.optimizer import ask
 from nnlearn.diagnose.ranking import EXPLAINS, rank
 from nnlearn.diagnose.report import found
 from nnlearn.diagnose.rerun import rerun
-from nnlearn.diagnose.subject import Subject
+from nnlearn.diagnose.subject import Subject, make_subject
 
 RANDOM = np.random.default_rng(0)
 
@@ -253,6 +253,41 @@ def test_a_trace_alone():
     _, trace = jax.jit(train_with(optax.sgd(300.0)))({}, 0)
     assert nnlearn.diagnose_trace(trace).findings[0].name == "learning_rate_too_high"
     assert nnlearn.diagnose_trace(jax.jit(train_with())({}, 0)[1]).healthy
+
+
+def test_a_predict_that_fails_and_an_unknown_validation_are_errors():
+    def with_validation(validation, predict=predict):
+        return make_subject(train_with(), {}, 0, predict, validation)
+
+    x, y = VALIDATION
+    pair = with_validation({"label": y, "image": x}).validation
+    assert pair is not None and pair[0] is x and pair[1] is y
+    with pytest.raises(ValueError, match=r"validation must be a pair .* got a dict with the keys \['a', 'b'\]"):
+        with_validation({"a": x, "b": y})
+    with pytest.raises(ValueError, match="validation must be a pair .* got a tuple with 3 parts"):
+        with_validation((x, x, y))
+    with pytest.raises(ValueError, match=r"predict\(params, inputs\) failed .*: KeyError: 'third'.*model_state"):
+        with_validation(VALIDATION, lambda params, inputs: params["third"])
+    with pytest.raises(ValueError, match="predict.* failed on two inputs: TypeError"):
+        nnlearn.preflight(train_with(), {}, 0, predict=lambda params, inputs, key, more: inputs)
+    in_numpy = with_validation(VALIDATION, lambda params, inputs: np.asarray(inputs) @ np.ones((4, 3), np.float32))
+    assert in_numpy.predict is not None  # what works on arrays, but not in a program, is accepted
+    with pytest.raises(TypeError, match="got function; for a run of fit, .* nnlearn.diagnose_trace"):
+        nnlearn.diagnose(predict, {}, 0)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_words_of_a_report():
+    finding = found("learning_rate_too_high", "Seen.", remedies=["divide the learning rate by 10"])
+    assert [each for each in finding.remedies if "divide" in each] == ["divide the learning rate by 10"]
+    checks = Check("a", "passed"), Check("b", "not run", reason="no predict was given")
+    report = Report((), (*checks, Check("c", "not run", reason="it failed: KeyError: 'x'")))
+    assert str(report).splitlines()[2:] == [
+        "1 check ran, 1 could not, 1 failed: report.text(all_checks=True) says why",
+        "  failed   c: it failed: KeyError: 'x'",
+    ]
+    assert report.text(all_checks=True).splitlines()[3:] == [
+        "  passed   a", "  not run  b: no predict was given", "  failed   c: it failed: KeyError: 'x'",
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The pages of the manual: their code runs, they are reachable, and the reference has every public name."""
 
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -77,6 +78,22 @@ def test_every_public_name_is_in_the_reference(tmp_path, monkeypatch):
     documented = {id(api.public_objects()[entry]) for entry in entries}
     for name in api.public_names(nnlearn):
         assert id(getattr(nnlearn, name)) in documented, name
+
+
+def test_examples_and_formulas_in_the_reference_are_as_written(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(DOCS / "_ext"), *sys.path])
+    import api
+
+    prose = ["Scales ``a * b`` by *c.", "", "Then::", "", "  rate = a * b**c", "  d = |a|", "", "And |x|:", ""]
+    example = [">>> def f(*args, **options):", "...     return args[0] ** 2 | 1", "{'*': 1}", "", "shape (*n, m)"]
+    lines = prose + example
+    api.escape_marks(None, "function", "f", None, None, lines)
+    changed = {0: "Scales ``a * b`` by \\*c.", 7: "And \\|x\\|:", len(lines) - 1: "shape (\\*n, m)"}
+    assert lines == [changed.get(at, line) for at, line in enumerate(prose + example)]
+    for name, value in api.public_objects().items():
+        lines = (inspect.getdoc(value) or "").splitlines()
+        api.escape_marks(None, "function", name, value, None, lines)
+        assert not [line for line in lines if line.lstrip().startswith((">>>", "...")) and "\\*" in line], name
 
 
 def test_the_page_of_findings_has_every_finding():

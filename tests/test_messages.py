@@ -72,7 +72,7 @@ MISTAKES = {
     ),
     "generator without an epoch": (
         lambda: fit_with(lambda: iter([BATCH])),
-        (TypeError, r"batches, if it is a function, must take \(epoch\), but its arguments are \(\)"),
+        (TypeError, r"batches, if it is a function, must take \(epoch\), but its arguments are \(\): write `def"),
     ),
     "state of another optimizer": (
         lambda: step_of(nnlearn.sgd(0.1, momentum=0.9)),
@@ -123,8 +123,40 @@ MISTAKES = {
     "a name of optax": (lambda: nnlearn.lbfgs, (AttributeError, "use optax.lbfgs, which works inside nnlearn")),
     "a name of optax.tree": (lambda: nnlearn.zeros_like, (AttributeError, "use optax.tree.zeros_like")),
     "a name of a part": (lambda: nnlearn.convnet, (AttributeError, "use nnlearn.models.convnet")),
+    "make_tx that asks for another hyper-parameter": (
+        lambda: train_of(lambda hparams: nnlearn.sgd(hparams["rate"]))({"lr": 1}, 0),
+        (ValueError, r"make_tx asked for 'rate', but hparams has \['lr'\]"),
+    ),
+    "rules that ask for another hyper-parameter": (
+        lambda: nnlearn.make_train(
+            loss_fn,
+            ADAM,
+            nnlearn.generated(lambda key, step: BATCH),
+            PARAMS,
+            steps=1,
+            stop=lambda hparams: nnlearn.patience("train_loss", hparams["wait"]),
+        )({"lr": 1}, 0),
+        (ValueError, r"stop asked for 'wait', but hparams has \['lr'\]"),
+    ),
+    "loss that asks for another hyper-parameter": (
+        lambda: train_of(loss=lambda params, batch, key, hparams: hparams["decay"])({"lr": 1}, 0),
+        (KeyError, r"'decay'.*\n*hparams has \['lr'\]"),
+    ),
+    "metrics of bare batches": (
+        lambda: nnlearn.evaluation(lambda params, batch: {"mean": batch["x"]}, {"x": BATCH})(PARAMS),
+        (TypeError, "The batch is a MaskedBatch.*write `examples, where = batch`"),
+    ),
     "nearly a name": (lambda: nnlearn.AdamW, (AttributeError, "did you mean nnlearn.adamw?")),
 }
+
+
+def test_the_init_of_a_stateful_model_makes_both_parts_of_a_state():
+    model = batch_norm(2)
+    params, model_state = model.init(jax.random.key(0))
+    for settings in ({}, {"mesh": nnlearn.make_mesh("data=1")}):
+        state = nnlearn.init_state(model.init, ADAM, **settings)
+        jax.tree.map(np.testing.assert_array_equal, (state.params, state.model_state), (params, model_state))
+    assert nnlearn.init_state(model.init, ADAM, model_state=jnp.ones(3)).model_state.shape == (3,)
 
 
 def state_of_chain():

@@ -143,6 +143,43 @@ def test_every_kind_of_file_in_one_page(results, tmp_path, capsys):
     assert names == {"trace", "sweep", "learned", str(tmp_path / "run.csv"), str(tmp_path / "run.jsonl")}
 
 
+def test_the_metric_that_ranks_runs_is_that_of_a_sweep_or_follows_from_the_names(results, tmp_path):
+    for name, end in (("bad", 0.5), ("good", 0.9)):
+        (tmp_path / f"{name}.csv").write_text(f"step,loss,accuracy,val_loss\n1,1,{end},{1 - end}\n")
+    results.save(tmp_path / "sweep")
+    files = [tmp_path / name for name in ("bad.csv", "good.csv", "sweep")]
+
+    def ranked_by(count, **choice):
+        page = numbers_of(write_report(files[:count], tmp_path / "page.html", **choice))
+        return page["metric"], page["mode"]
+
+    assert ranked_by(2) == ("val_loss", "min")
+    assert ranked_by(2, metric="accuracy") == ("accuracy", "max")
+    assert ranked_by(2, metric="accuracy", mode="min") == ("accuracy", "min")
+    assert ranked_by(3) == ("size", "max")
+
+
+def test_results_traces_and_states_print_short(results):
+    best, *others = str(results).splitlines()[2:]
+    assert best.startswith("  3 +-") and best.endswith("rate: 0.2")
+    assert others[-1].endswith("(2 of 2 failed)  rate: 1e+30")
+    assert repr(results) == "Results(6 runs: 3 settings, 2 seeds, varied ('rate',))"
+    assert repr(results.best()).startswith("Score(setting={rate: 0.2, decay: 0.5}, static={}, mean=3, standard_error=")
+    trace, many = results.run(1), results.traces[0]
+    assert re.fullmatch(r"Trace\(40 steps, loss \S+ -> \S+, size 3, train_loss \S+\)", repr(trace))
+    assert repr(many) == "Trace(runs (3, 2), 40 steps, size, train_loss)"
+    state = nnlearn.init_state(PARAMS, nnlearn.adam(0.1))
+    words = "params: 2 arrays of 3 numbers, opt_state: 7 arrays of 9 numbers)"
+    assert repr(state) == f"TrainState(step 0, {words}"
+    seen = []
+    jax.eval_shape(lambda *each: seen.extend(map(repr, each)), state, trace)
+    seen += [repr(shapes) for shapes in jax.eval_shape(lambda *each: each, state, trace)]
+    assert seen[0] == seen[2] == f"TrainState(step of shape (), {words}"
+    assert seen[1] == seen[3] and re.fullmatch(r"Trace\(of \d+ arrays of [\d,]+ numbers\)", seen[1])
+    assert repr(jax.tree.map(lambda leaf: "here", state)).startswith("TrainState(step='here', stored={'b': 'here'")
+    assert "here" in repr(jax.tree.map(lambda leaf: "here", trace))
+
+
 def test_files_that_are_no_run(tmp_path):
     (tmp_path / "a.json").write_text("{}")
     (tmp_path / "b.csv").write_text("a,b\n1,2\n")

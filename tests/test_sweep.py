@@ -100,6 +100,8 @@ def test_a_grid_has_every_combination():
         (lambda: uniform(0.0, float("inf")), "uniform: high must be in"),
         (lambda: choice(), "at least one number"),
         (lambda: choice(1, 1.0), "twice"),
+        (lambda: choice(np.ones(2)), "twice"),
+        (lambda: choice(np.ones((2, 2))), "a value of choice"),
         (lambda: list_settings({"rate": 0.1}), "no settings to try: of \\['rate'\\] none is"),
         (lambda: list_settings({"rate": uniform(0, 1)}), "'rate' is uniform\\(0.0, 1.0\\), which has no list"),
         (lambda: list_settings({"rate": uniform(0, 1)}, method="random"), "needs samples"),

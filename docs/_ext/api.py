@@ -105,15 +105,17 @@ def _write_if_changed(path: Path, text: str) -> None:
 
 
 def escape_marks(app, what, name, obj, options, lines):
-    """Escape ``*shape`` and ``|x|`` of plain sentences, which are no markup."""
-    in_math = False
+    """Escape ``*shape`` and ``|x|`` of plain sentences, which are no markup, but not in examples and literal blocks."""
+    in_example, literal = False, None
     for i, line in enumerate(lines):
         indent = len(line) - len(line.lstrip())
-        if line.strip().startswith(".. math::"):
-            in_math, depth = True, indent
-        elif in_math and line.strip() and indent <= depth:
-            in_math = False
-        if not in_math and not line.lstrip().startswith(">>>"):
+        in_example = bool(line.strip()) and (in_example or line.lstrip().startswith(">>>"))
+        if literal is not None and line.strip() and indent <= literal:
+            literal = None
+        is_plain = not in_example and literal is None
+        if is_plain and (line.rstrip().endswith("::") or line.lstrip().startswith(".. math::")):
+            literal = indent
+        if is_plain:
             parts = re.split(r"(``.*?``|`[^`]*`|\*\*[^*]+\*\*)", line)
             parts[::2] = [re.sub(r"(?<!\\)([*|])", r"\\\1", part) for part in parts[::2]]
             lines[i] = "".join(parts)
@@ -128,6 +130,13 @@ def short_types(app, what, name, obj, options, signature, returns):
     return _shortened(signature), _shortened(returns)
 
 
+def short_fields(app, what, name, obj, options, lines):
+    """The same for the types of attributes, which napoleon writes in full."""
+    for i, line in enumerate(lines):
+        if line.lstrip().startswith(":vartype"):
+            lines[i] = _shortened(line).replace("jax.jaxlib._jax.Array", "jax.Array")
+
+
 def _shortened(text):
     for expansion, alias in _expansions():
         text = text and re.sub(rf"(?<![\w.~]){re.escape(expansion)}(?![\w\[])", alias, text)
@@ -139,11 +148,13 @@ def _expansions():
     import nnlearn.types as types
 
     known = {stringify_annotation(getattr(types, alias), "smart"): alias for alias in ALIASES}
+    known |= {expansion.replace("~", ""): alias for expansion, alias in known.items()}
     return sorted(known.items(), key=lambda pair: -len(pair[0]))
 
 
 def setup(app):
     app.connect("autodoc-process-signature", short_types)
     app.connect("autodoc-process-docstring", escape_marks, priority=400)  # before napoleon
+    app.connect("autodoc-process-docstring", short_fields, priority=600)  # after it
     app.connect("builder-inited", lambda app: write_pages(Path(app.srcdir) / "api"))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

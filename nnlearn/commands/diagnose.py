@@ -19,6 +19,8 @@ class DiagnoseOptions:
     hparams, predict, validation, metric and mode, the arguments of nnlearn.diagnose."""
     json: bool = False
     """Print the report as one JSON object."""
+    all_checks: bool = False
+    """List every check with its numbers, or the reason why it could not run."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
     """File for the report, which nnlearn report reads."""
     seed: Annotated[int, tyro.conf.arg(metavar="INT")] = 0
@@ -37,7 +39,7 @@ def diagnose_run(options: DiagnoseOptions) -> int:
     report: Report = diagnose(case.train, case.hparams, options.seed, **case.facts)
     if options.out is not None:
         report.save(options.out)
-    print(report.to_json() if options.json else report)
+    print(report.to_json() if options.json else report.text(all_checks=options.all_checks))
     return 0 if report.healthy else 1
 
 

@@ -9,6 +9,7 @@ import tyro
 
 from nnlearn.commands.case import load_case
 from nnlearn.sweeps import find_learning_rate
+from nnlearn.sweeps.learning_rate import rate_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,8 @@ def find_rate(options: FindRateOptions) -> None:
     )
     if not options.json:
         print(found)
+        rate = float(f"{found.rate:.3g}")
+        print(f"hparams = {rate if hparams is None else {**hparams, rate_name(hparams, options.name): rate}}")
         return
     plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in vars(found).items()}
     print(json.dumps({name: _finite(value) for name, value in plain.items()}))

@@ -1,6 +1,8 @@
 """The comparison from start to end, for the console."""
 
+import contextlib
 import json
+import sys
 import time
 from typing import Any
 
@@ -28,13 +30,16 @@ def compare(options: CompareOptions, console: Console | None = None) -> CurveTab
 
     Raises:
       ValueError: if an option is invalid or the folder cannot be written.
-      ImportError: if a package for the data or the figure is missing.
+      ImportError: if a package for the data is missing. Without matplotlib, only the figure is left out.
       KeyboardInterrupt: if interrupted, after printing and writing the curves that are complete.
     """
     console = console or Console(quiet=options.json)
     options.check()
     make_writable(options.out)
-    require_matplotlib()
+    try:
+        require_matplotlib()
+    except ImportError as error:
+        print(f"no curves.png: {error}", file=sys.stderr)
     problem = make_own_problem(options) if options.problem else make_problem(options)
     began, table = time.perf_counter(), {}
     try:
@@ -70,17 +75,21 @@ def _report(
     if not table:
         return
     rows = make_rows(table, options)
-    console.print(make_table(rows, problem.metric, target_loss(table), options, console.width))
-    write_results(options.out / "results.json", table, rows, options, problem.metric, complete)
+    console.print(make_table(rows, problem.metric, target_loss(table), options, console.width, problem.loss))
+    write_results(options.out / "results.json", table, rows, options, problem.metric, problem.loss, complete)
     entries = [
         Entry(optimizer, library, curves.train_sre, curves.validation_sre, best_index(curves))
         for optimizer, libraries in table.items()
         for library, curves in libraries.items()
     ]
     title = f"{options.problem or options.data}: {options.seeds} seeds of each optimizer and learning rate"
-    draw_comparison(entries, options.learning_rates, title, options.out / "curves.png")
+    written = str(options.out / "results.json")
+    names = {"loss": problem.loss, "unit": "check" if options.problem else "epoch"}
+    with contextlib.suppress(ImportError):  # of matplotlib; a line at the start has said so
+        draw_comparison(entries, options.learning_rates, title, options.out / "curves.png", **names)
+        written += f" and {options.out / 'curves.png'}"
     console.print(f"data: {problem.source}", style="dim", markup=False, emoji=False)
     if options.json:
         document = {"metric": problem.metric, "complete": complete, "table": [row._asdict() for row in rows]}
         print(json.dumps(plain(document)))
-    console.print(f"wrote {options.out / 'results.json'} and {options.out / 'curves.png'}")
+    console.print(f"wrote {written}")

@@ -14,6 +14,7 @@ from nnlearn import optimizers
 from nnlearn.checks import as_key
 from nnlearn.compare.options import CompareOptions
 from nnlearn.compare.runs import Curves, Tick
+from nnlearn.figures.page.record import is_loss, mode_of, ranking_metric
 from nnlearn.train import make_step
 from nnlearn.train.named import load_run
 from nnlearn.train.run import Train
@@ -28,8 +29,8 @@ class OwnProblem:
       name: how it is called.
       train: the run.
       hparams: those of its file or module; the learning rate of the comparison is added.
-      loss, metric: the metrics that become the validation loss and the result; ``loss`` is ``train_loss`` if the run
-        evaluates none, and ``metric`` is then the same.
+      loss, metric: the metrics that become the validation loss and the result, chosen by their names: a loss of
+        ``evaluate``, or ``train_loss`` if it has none; and a score such as ``accuracy``, or the same loss.
     """
 
     name: str
@@ -58,8 +59,9 @@ def make_own_problem(options: CompareOptions) -> OwnProblem:
     changes: dict[str, Any] = {"steps": every * min(options.epochs, train.steps), "check_every": every, "stop": ()}
     train = dataclasses.replace(train, **changes, record_every=1, stretch=every)
     _, trace = jax.eval_shape(train, hparams, jax.random.key(0))
-    loss = next((each for each in ("loss", "validation_loss") if each in trace.metrics), "train_loss")
-    return OwnProblem(name, train, hparams, loss, "accuracy" if "accuracy" in trace.metrics else loss)
+    loss = ranking_metric([each for each in trace.metrics if is_loss(each)])
+    scores = sorted((each for each in trace.metrics if mode_of(each) == "max"), key=lambda each: each != "accuracy")
+    return OwnProblem(name, train, hparams, loss, scores[0] if scores else loss)
 
 
 def run_own_nnlearn(name: str, problem: OwnProblem, options: CompareOptions, tick: Tick) -> Curves:

@@ -32,6 +32,8 @@ class Problem(NamedTuple):
     example_loss: Callable
     optax_loss: Callable
 
+    loss = "validation loss"  # the name of what chooses the learning rate
+
     @property
     def source(self) -> str:
         """Where the data are from."""

@@ -101,18 +101,26 @@ def _difference(libraries: dict[str, Curves]) -> float | None:
     return float(np.max(np.abs(ours.validation_sre[:, best] - theirs.validation_sre[:, best])))
 
 
+NOT_OF_OWN = ("batch_size", "data", "hidden")  # options that a run of the user's own does not use
 WIDE = 80  # columns of a terminal that are wide enough for the whole table
 
 
-def make_table(rows: list[Row], metric: str, target: float, options: CompareOptions, width: int = WIDE) -> Group:
+def make_table(
+    rows: list[Row],
+    metric: str,
+    target: float,
+    options: CompareOptions,
+    width: int = WIDE,
+    loss: str = "validation loss",
+) -> Group:
     """The table to print; below a width of 80 columns two tables, results and speed, that fit into 60."""
     runs = f"{_counted(options.seeds, 'seed')} x {_counted(len(options.learning_rates), 'learning rate')}"
     rates = options.learning_rates
     edges = (min(rates), max(rates)) if len(rates) > 1 else ()
     caption = (
-        "rate: the best by validation loss; +- is the sd over seeds\n"
+        f"rate: the best by {loss}; +- is the sd over seeds\n"
         + (f"target: time of the whole grid until that loss is {target:.4g}\n" if np.isfinite(target) else "")
-        + "diff: largest difference between the libraries' validation losses at that rate"
+        + "diff: largest difference of that loss between the libraries at that rate"
     )
     if any(row.best_rate in edges for row in rows):
         caption += "\n*: at the edge of the grid; a better rate may lie beyond it"
@@ -173,15 +181,23 @@ def plain(value: Any) -> Any:
 
 
 def write_results(
-    path: Path, table: CurveTable, rows: list[Row], options: CompareOptions, metric: str, complete: bool
+    path: Path, table: CurveTable, rows: list[Row], options: CompareOptions, metric: str, loss: str, complete: bool
 ) -> None:
-    """Write ``results.json``: options, machine, table and all curves."""
+    """Write ``results.json``: options, machine, table and all curves.
+
+    Args:
+      metric, loss: the names of the values in ``test_sre`` and ``validation_sre``.
+    """
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    if options.problem:
+        settings = {name: value for name, value in settings.items() if name not in NOT_OF_OWN}
     document = {
         "command": " ".join(["nnlearn", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "complete": complete,
-        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},
+        "settings": settings,
         "metric": metric,
+        "loss": loss,
         "target_validation_loss": target_loss(table),
         "machine": describe_machine(),
         "table": [row._asdict() for row in rows],

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from nnlearn.diagnose.report import Check, Finding, _plain
+from nnlearn.diagnose.report import FAILED, Check, Finding, _plain
 from nnlearn.diagnose.subject import Unknown
 
 
@@ -40,7 +40,7 @@ class NamedCheck(NamedTuple):
             return Check(self.name, "not run", reason=str(reason))
         except Exception as error:  # an odd program must not end the diagnosis
             text = str(error).strip().split("\n")[0][:200]
-            return Check(self.name, "not run", reason=f"it failed: {type(error).__name__}: {text}")
+            return Check(self.name, "not run", reason=f"{FAILED}{type(error).__name__}: {text}")
 
 
 def check(name: str) -> Callable[[Callable[[Any], Seen]], NamedCheck]:

@@ -3,15 +3,13 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
-from nnlearn.checks import as_key
 from nnlearn.diagnose import data, dynamics, fit, held_out, masks, network, outputs, pairs, program
 from nnlearn.diagnose.checking import NamedCheck
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.ranking import rank
 from nnlearn.diagnose.report import Report
-from nnlearn.diagnose.subject import Subject
+from nnlearn.diagnose.subject import make_subject
 from nnlearn.train.run import Train
-from nnlearn.train.stopping import check_mode
 from nnlearn.types import Key, PyTree
 
 ROOMS = (data, pairs, masks, held_out, outputs, program, dynamics, network, fit)
@@ -37,8 +35,11 @@ def diagnose(
       train: the run, from ``make_train``.
       hparams, key: the arguments of ``train`` that gave the result in question.
       predict: ``predict(params, inputs) -> outputs``, the network as it is evaluated, or ``predict(params, inputs,
-        key)``, where a key means training mode. None leaves out the checks of outputs and activations.
-      validation: ``(inputs, targets)``, examples that are not trained on, or None.
+        key)``, where a key means training mode. If it has an argument ``model_state``, it receives the running
+        statistics by name: ``lambda params, x, model_state: net.apply(params, model_state, x)[0]``. None leaves out the
+        checks of outputs and activations.
+      validation: ``(inputs, targets)``, examples that are not trained on, or None. A dict or NamedTuple whose fields
+        have such names, such as ``x`` and ``y``, serves as well.
       metric: the name of a metric of the run's ``evaluate``, or None.
       mode: whether a large (``"max"``) or a small (``"min"``) metric is better.
 
@@ -47,7 +48,7 @@ def diagnose(
 
     Raises:
       TypeError: if ``train`` is not made by ``make_train``.
-      ValueError: if ``mode`` is unknown.
+      ValueError: if ``mode`` is unknown, ``predict`` fails on the inputs, or ``validation`` is no pair.
 
     >>> import jax.numpy as jnp, numpy as np, nnlearn
     >>> def loss_fn(params, batch, key):
@@ -58,10 +59,7 @@ def diagnose(
     >>> diagnose(train, {}, 0).findings[0].name
     'learning_rate_too_high'
     """
-    if not isinstance(train, Train):
-        raise TypeError(f"train must be made by make_train, got {type(train).__name__}")
-    check_mode(mode)
-    subject = Subject(train, hparams, as_key(key), predict, validation, metric, mode)
+    subject = make_subject(train, hparams, key, predict, validation, metric, mode)
     evidence = Evidence(subject)
     checks = tuple(each(evidence) for each in CHECKS)
     findings = rank(finding for check in checks for finding in check.findings)

@@ -12,7 +12,7 @@ from nnlearn.diagnose.evidence import Evidence, once
 from nnlearn.diagnose.examples import Data
 from nnlearn.diagnose.plan import quick
 from nnlearn.diagnose.probes import ROWS, Smoother, dependence, neighbours, one_hot, ridge, scores, standard
-from nnlearn.diagnose.subject import Unknown, params_of
+from nnlearn.diagnose.subject import Subject, Unknown, params_of
 
 SHUFFLES = 10  # permutations of the targets that show what chance gives
 
@@ -212,14 +212,14 @@ class Facts:
     @property
     def reached(self) -> float:
         """The quality of the network's outputs on training examples."""
-        return _known(self.evidence.score)
+        return _known(self.evidence.score, self.evidence.subject)
 
     @property
     def reached_on_validation(self) -> float:
         """The quality of the network's outputs on validation examples."""
         if self.evidence.subject.validation is None:
             raise Unknown("no validation data were given")
-        return _known(self.evidence.validation_score)
+        return _known(self.evidence.validation_score, self.evidence.subject)
 
     @once
     def evaluate(self) -> Any:
@@ -320,8 +320,9 @@ class Facts:
         return self.fairly_reached < self.attainable - margin
 
 
-def _known(value: float) -> float:
+def _known(value: float, subject: Subject) -> float:
     if np.isnan(value):
+        subject.need_predict()
         raise Unknown("the shapes of predict's outputs and the targets do not tell how good they are")
     return value
 

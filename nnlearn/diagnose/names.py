@@ -26,7 +26,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "schedule_mistimed": Fault(
         "The schedule makes the learning rate nearly zero for most of the run, so most steps change nothing.",
-        ("give the schedule its lengths in steps, not epochs: steps = epochs * batches per epoch",),
+        ("give the lengths of the schedule in steps, not in epochs: steps = epochs * batches per epoch",),
     ),
     "vanishing_gradients": Fault(
         "The gradient shrinks on its way back, so the early layers or time steps hardly change.",

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnlearn.checks import as_key
 from nnlearn.diagnose import data, held_out, program
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.evidence import Evidence
@@ -17,7 +16,7 @@ from nnlearn.diagnose.plan import on_host, quick
 from nnlearn.diagnose.ranking import rank
 from nnlearn.diagnose.report import Report, found
 from nnlearn.diagnose.rerun import Record, leaf_names
-from nnlearn.diagnose.subject import Subject, Unknown, params_of
+from nnlearn.diagnose.subject import Unknown, make_subject, params_of
 from nnlearn.train.run import Train
 from nnlearn.types import Key, PyTree
 
@@ -199,6 +198,7 @@ def preflight(
 
     Raises:
       TypeError: if ``train`` is not made by ``make_train``.
+      ValueError: if ``predict`` fails on the inputs, or ``validation`` is no pair.
 
     >>> import jax.numpy as jnp, numpy as np, nnlearn
     >>> def loss_fn(params, batch, key):
@@ -210,9 +210,7 @@ def preflight(
     ...     preflight(train, {}, 0).findings[0].name
     'wrong_axis_or_reduction'
     """
-    if not isinstance(train, Train):
-        raise TypeError(f"train must be made by make_train, got {type(train).__name__}")
-    before = Before(Subject(train, hparams, as_key(key), predict, validation))
+    before = Before(make_subject(train, hparams, key, predict, validation))
     results = tuple(each(before) for each in CHECKS)
     findings = rank(finding for result in results for finding in result.findings)
     return Report(findings, results, {"steps": train.steps})

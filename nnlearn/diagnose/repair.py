@@ -8,14 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnlearn.checks import as_key, check_count
+from nnlearn.checks import check_count
 from nnlearn.diagnose.examples import as_data
 from nnlearn.diagnose.probes import quality
 from nnlearn.diagnose.remedies import REMEDIES, Changed, Remedy
 from nnlearn.diagnose.report import Report
-from nnlearn.diagnose.subject import Subject, Unknown, params_of
+from nnlearn.diagnose.subject import Subject, Unknown, make_subject, params_of
 from nnlearn.train.run import Train
-from nnlearn.train.stopping import check_mode
 from nnlearn.types import Key, PyTree
 
 PERFECT = 0.995  # a score from which nothing more is tried
@@ -113,7 +112,7 @@ def repair(
 
     Raises:
       TypeError: if ``train`` is not made by ``make_train``.
-      ValueError: if ``seeds`` is below 1 or ``mode`` is unknown.
+      ValueError: if ``seeds`` is below 1, or as in ``diagnose``.
 
     >>> import numpy as np, nnlearn
     >>> def loss_fn(params, batch, key):
@@ -125,11 +124,8 @@ def repair(
     >>> len(fixed.worked) > 0, fixed.after[0] > fixed.before[0]
     (True, True)
     """
-    if not isinstance(train, Train):
-        raise TypeError(f"train must be made by make_train, got {type(train).__name__}")
-    check_mode(mode)
     check_count("seeds", seeds)
-    subject = Subject(train, hparams, as_key(key), predict, validation, metric, mode)
+    subject = make_subject(train, hparams, key, predict, validation, metric, mode)
     keys = jnp.stack([subject.key, *(jax.random.fold_in(subject.key, seed) for seed in range(1, seeds))])
     current = Changed(train, hparams, predict)
     before = _scores(subject, Remedy("", "", (0.0,), lambda s, _: current), keys)[0]

@@ -13,6 +13,7 @@ from nnlearn.files import replacing
 
 FORMAT = "nnlearn report 1"
 WIDTH = 100
+FAILED = "it failed: "  # the begin of the reason of a check that stopped with an error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,9 @@ def found(
     fault = FAULTS[name]
     plain = {key: _plain(value) for key, value in (evidence or {}).items()}
     strength = float(min(max(strength, 0.0), 1.0))
-    return Finding(name, severity, where, step, plain, seen, fault.meaning, (*remedies, *fault.remedies), strength)
+    exact = {each.partition(" by ")[0] for each in remedies if " by " in each}  # "by 10" replaces "by 3 to 10"
+    general = [each for each in fault.remedies if each.partition(" by ")[0] not in exact]
+    return Finding(name, severity, where, step, plain, seen, fault.meaning, (*remedies, *general), strength)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +105,15 @@ class Check:
     reason: str = ""
     findings: tuple[Finding, ...] = ()
 
+    @property
+    def failed(self) -> bool:
+        """Whether the check itself stopped with an error, in contrast to one that does not apply to the run."""
+        return self.status == "not run" and self.reason.startswith(FAILED)
+
     def __str__(self) -> str:
         numbers = ", ".join(f"{name} {_short(value)}" for name, value in self.values.items())
         rest = "; ".join(part for part in (numbers, self.threshold, self.reason) if part)
-        return f"{self.status:8} {self.name}" + (f": {rest}" if rest else "")
+        return f"{'failed' if self.failed else self.status:8} {self.name}" + (f": {rest}" if rest else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,21 +136,34 @@ class Report:
         return not self.findings
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, *, all_checks: bool = False) -> str:
+        """The report in words, as ``print`` shows it.
+
+        Args:
+          all_checks: whether to list every check with its numbers, or with the reason why it could not run.
+
+        >>> checks = Check("gap", "passed", {"gap": 0.1}), Check("noise", "not run", reason="no predict was given")
+        >>> print(Report((), checks).text())
+        diagnosis: nothing found
+        <BLANKLINE>
+        1 check ran, 1 could not: report.text(all_checks=True) says why
+        """
         facts = ", ".join(f"{name} {_short(value)}" for name, value in self.summary.items())
         ran = [check for check in self.checks if check.status != "not run"]
-        skipped = [check for check in self.checks if check.status == "not run"]
+        failed = [check for check in self.checks if check.failed]
+        skipped = len(self.checks) - len(ran) - len(failed)
         title = "nothing found" if self.healthy else f"{len(self.findings)} finding{'s' * (len(self.findings) > 1)}"
         lines = [f"diagnosis: {title}" + (f" ({facts})" if facts else "")]
         for number, finding in enumerate(self.findings, 1):
             lines += ["", f"{number}. {finding}"]
-        lines += ["", f"{len(ran)} checks ran" + (f", {len(skipped)} could not:" if skipped else "")]
-        reasons: dict[str, list[str]] = {}
-        for check in skipped:
-            reasons.setdefault(check.reason, []).append(check.name)
-        for reason, names in reasons.items():
-            lines += textwrap.wrap(
-                f"{', '.join(names)}: {reason}", WIDTH, initial_indent="  ", subsequent_indent="    "
-            )
+        counted = f"{len(ran)} check{'s' * (len(ran) != 1)} ran" + (f", {skipped} could not" if skipped else "")
+        counted += f", {len(failed)} failed" if failed else ""
+        why = ": report.text(all_checks=True) says why" if (skipped or failed) and not all_checks else ""
+        lines += ["", counted + why]
+        for check in self.checks if all_checks else failed:
+            lines += textwrap.wrap(str(check), WIDTH, initial_indent="  ", subsequent_indent="    ")
         return "\n".join(lines)
 
     def to_json(self) -> str:

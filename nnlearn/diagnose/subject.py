@@ -19,6 +19,7 @@ from nnlearn.train.loop import Run
 from nnlearn.train.run import Train, made_tx
 from nnlearn.train.state import TrainState
 from nnlearn.train.step import Info, make_step, step_key
+from nnlearn.train.stopping import check_mode
 from nnlearn.types import Batch, GradientTransformation, Key, Params, PyTree
 
 INPUTS = ("inputs", "input", "x", "xs", "X", "image", "images", "features", "tokens")
@@ -233,6 +234,85 @@ class Subject:
         return result[0] if isinstance(result, tuple) else result
 
 
+def make_subject(
+    train: Train,
+    hparams: PyTree,
+    key: Key | int,
+    predict: Callable[..., Any] | None = None,
+    validation: Any = None,
+    metric: str | None = None,
+    mode: Literal["min", "max"] = "max",
+) -> Subject:
+    """A ``Subject`` of checked arguments.
+
+    Raises:
+      TypeError: if ``train`` is not made by ``make_train``.
+      ValueError: if ``mode`` is unknown, ``predict`` fails on the inputs, or ``validation`` is no pair.
+    """
+    if not isinstance(train, Train):
+        raise TypeError(
+            f"train must be made by make_train, got {type(train).__name__}; for a run of fit, give its trace to "
+            "nnlearn.diagnose_trace, or write it with make_train as in the documentation, 'My run is a fit'"
+        )
+    check_mode(mode)
+    subject = Subject(train, hparams, as_key(key), predict, _pair(validation), metric, mode)
+    if predict is not None:
+        _check_predict(subject)
+    return subject
+
+
+def _pair(validation: Any) -> tuple[Any, Any] | None:
+    """``(inputs, targets)`` of validation examples in any form that tells them apart."""
+    if validation is None:
+        return None
+    try:
+        inputs, targets = parts_of(validation)
+    except Unknown:
+        inputs, targets = None, None
+    if targets is None or (type(validation) in (tuple, list) and len(validation) != 2):
+        given = f"the keys {sorted(map(str, validation))}" if isinstance(validation, Mapping) else ""
+        given = given or (f"{len(validation)} parts" if isinstance(validation, tuple | list) else "no parts")
+        raise ValueError(
+            f"validation must be a pair (inputs, targets), got a {type(validation).__name__} with {given}; several "
+            "inputs are a pair, too: ((tokens, mask), labels)"
+        )
+    return inputs, targets
+
+
+def _check_predict(subject: Subject) -> None:
+    """Raise if ``predict`` fails on two training inputs and on two validation inputs."""
+    given = [] if subject.validation is None else [subject.validation[0]]
+    try:
+        state = subject.start().state
+        given.append(subject.inputs)
+    except Exception:  # the checks say why the run cannot start, or that its inputs are not known
+        if not given:
+            return
+    failures: list[Exception] = []
+    for inputs in given:
+        few = jax.tree.map(lambda leaf: np.asarray(leaf)[:2], inputs)
+        key = jax.random.key(0) if subject.key_mode == "needed" else None
+
+        def call(state: Any, few: Any, key: Any = key) -> Any:
+            return subject.outputs(params_of(state), few, key, state.model_state)
+
+        try:
+            jax.eval_shape(call, state, few)
+            return
+        except Exception:  # a function in NumPy fails as a program, and works on arrays
+            try:
+                call(state, few)
+                return
+            except Exception as error:
+                failures.append(error)
+    text = str(failures[-1]).strip().split("\n")[0]
+    form = "params, inputs" + ("" if subject.key_mode == "never" else ", key")
+    raise ValueError(
+        f"predict({form}) failed on two inputs: {type(failures[-1]).__name__}: {text}. If the model has running "
+        "statistics, take them by name: lambda params, x, model_state: net.apply(params, model_state, x)[0]"
+    ) from failures[-1]
+
+
 def params_of(state: Any) -> Params:
     """The parameters in a state; of a custom state its ``params`` if it has such, else all of it."""
     if isinstance(state, TrainState) and not is_carried(state):
@@ -326,4 +406,14 @@ def map_parts(batch: Any, inputs: Callable[[Any], Any], targets: Callable[[Any],
     return with_parts(batch, inputs(given), targets(wanted))
 
 
-__all__ = ["SHORT", "Subject", "Unknown", "map_parts", "params_of", "parts_like", "parts_of", "with_parts"]
+__all__ = [
+    "SHORT",
+    "Subject",
+    "Unknown",
+    "make_subject",
+    "map_parts",
+    "params_of",
+    "parts_like",
+    "parts_of",
+    "with_parts",
+]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnlearn.extras import import_extra
-from nnlearn.figures.page.record import RunRecord, best_first, differing, group_runs
+from nnlearn.figures.page.record import RunRecord, best_first, differing, group_runs, mode_of, ranking_metric
 from nnlearn.figures.page.thin import grid_of, thin
 from nnlearn.figures.style import new_figure, save_figure, scale_log
 
@@ -39,7 +39,7 @@ STYLE: dict[str, Any] = {
 
 
 def draw_column(
-    runs: Sequence[RunRecord], path: str | Path | None = None, *, metric: str | None = None, mode: str = "min"
+    runs: Sequence[RunRecord], path: str | Path | None = None, *, metric: str | None = None, mode: str | None = None
 ) -> "Figure":
     """Draw the loss and the metrics of runs, one panel below the other.
 
@@ -49,7 +49,7 @@ def draw_column(
     Args:
       runs: at least one.
       path: a ``.pdf``, ``.svg`` or ``.png`` file; None to write none.
-      metric, mode: the score that ranks runs, and whether a small or a large one is better; None for the first score.
+      metric, mode: the score that ranks runs, and whether a small or a large one is better; None as in ``page_data``.
 
     Raises:
       ImportError: if matplotlib is not installed.
@@ -58,7 +58,8 @@ def draw_column(
     if not runs:
         raise ValueError("a figure needs at least one run")
     matplotlib = import_extra("matplotlib", "drawing", "plot")
-    metric = metric or next(iter(runs[0].scores), "loss")
+    metric = metric or ranking_metric(runs[0].scores)
+    mode = mode or mode_of(metric)
     runs = [runs[at] for at in best_first(runs, metric, mode)]
     groups = group_runs(runs)[:MOST_LINES]
     varied, _ = differing([group.config for group in groups])

@@ -36,7 +36,13 @@ class Entry(NamedTuple):
 
 
 def draw_comparison(
-    entries: Sequence[Entry], rates: Sequence[float], title: str, path: str | Path | None = None
+    entries: Sequence[Entry],
+    rates: Sequence[float],
+    title: str,
+    path: str | Path | None = None,
+    *,
+    loss: str = "validation loss",
+    unit: str = "epoch",
 ) -> "Figure":
     """Draw three panels: training loss, validation loss, and final validation loss against the learning rate.
 
@@ -50,6 +56,8 @@ def draw_comparison(
       rates: the learning rates.
       title: the title of the figure.
       path: file for the figure; None to write none.
+      loss: the name of the validation losses.
+      unit: what a point of a curve is.
 
     Raises:
       ImportError: if matplotlib is not installed.
@@ -64,10 +72,11 @@ def draw_comparison(
         _mean_and_sd(train_axes, epochs, entry.train_sre[:, entry.best], style)
         _mean_and_sd(validation_axes, epochs, entry.validation_sre[:, entry.best], style)
         _median_and_range(rate_axes, np.asarray(rates), entry.validation_sre[:, :, -1], style)
-    for axes, name in ((train_axes, "training loss"), (validation_axes, "validation loss")):
-        axes.set(title=f"{name}, at the best learning rate", xlabel="epoch", ylabel="loss")
+    for axes, name in ((train_axes, "training loss"), (validation_axes, loss)):
+        axes.set(title=f"{name}, at the best learning rate", xlabel=unit, ylabel="loss")
         axes.xaxis.get_major_locator().set_params(integer=True)
-    rate_axes.set(title="validation loss after the last epoch", xlabel="learning rate", ylabel="loss", xscale="log")
+    rate_axes.set(title=f"{loss} after the last {unit}", xlabel="learning rate", ylabel="loss", xscale="log")
+    rate_axes.xaxis.set_minor_formatter("")  # next to each other they overlap
     rate_axes.set_xlim(min(rates) / 1.5, max(rates) * 1.5)
     for axes in (train_axes, validation_axes, rate_axes):
         axes.grid(alpha=0.3)

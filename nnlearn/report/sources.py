@@ -38,7 +38,7 @@ class Source:
 
     Attributes:
       runs: its runs.
-      metric, mode, logarithmic: as in ``Trace.report``; None and "min" if it does not say.
+      metric, mode, logarithmic: as in ``Trace.report``; None if it does not say.
       facts: how it was made.
       samples: texts by title.
       diagnosis: the report of a diagnosis, or None.
@@ -46,7 +46,7 @@ class Source:
 
     runs: Sequence[RunRecord] = ()
     metric: str | None = None
-    mode: Literal["min", "max"] = "min"
+    mode: Literal["min", "max"] | None = None
     logarithmic: tuple[str, ...] = ()
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     samples: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -133,11 +133,13 @@ def _read_learn(folder: Path, tree: dict[str, Any], name: str) -> Source:
 
 
 def _read_compare(tree: dict[str, Any], name: str) -> Source:
-    rates, metric = tree["settings"]["learning_rates"], tree["metric"]
+    settings = tree["settings"]
+    rates, own = settings["learning_rates"], settings.get("problem") is not None
+    loss, metric = tree.get("loss", "validation loss"), tree["metric"] if own else f"test {tree['metric']}"
     runs = []
     for optimizer, libraries in tree["curves"].items():
         for library, curves in libraries.items():
-            parts = {"train loss": "train_sre", "validation loss": "validation_sre", f"test {metric}": "test_sre"}
+            parts = {"train loss": "train_sre", metric: "test_sre", loss: "validation_sre"}
             arrays = {title: np.array(curves[part], float) for title, part in parts.items()}
             seeds, _, epochs = arrays["train loss"].shape
             step = np.arange(1, epochs + 1)
@@ -146,10 +148,11 @@ def _read_compare(tree: dict[str, Any], name: str) -> Source:
                     series = {title: Series(step, values[seed, at]) for title, values in arrays.items()}
                     config = {"optimizer": optimizer, "library": library, "rate": rate, "seed": seed}
                     scores = {title: float(values[seed, at, -1]) for title, values in arrays.items()}
-                    scores = {title: scores[title] for title in ("validation loss", f"test {metric}")}
+                    scores = {title: scores[title] for title in dict.fromkeys((loss, metric))}
                     runs.append(RunRecord(name, series, tuple(series), config, scores, steps=epochs))
-    facts = {"compared with": tree["command"], "steps on the page": "epochs", "data": tree["settings"].get("data")}
-    return Source(runs, "validation loss", "min", ("rate",), facts)
+    facts = {"compared with": tree["command"], "steps on the page": "checks" if own else "epochs"}
+    facts["run" if own else "data"] = settings["problem"] if own else settings["data"]
+    return Source(runs, loss, "min", ("rate",), facts)
 
 
 def _read_history(path: Path, name: str) -> RunRecord:

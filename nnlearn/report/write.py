@@ -27,8 +27,8 @@ def write_report(
       path: an ``.html`` file for a page that needs no network, or a ``.pdf``, ``.svg`` or ``.png`` file for a static
         figure as wide as one column of a paper.
       title: the heading; the names of the sources by default.
-      metric, mode: the metric that ranks the runs, and whether a small or a large one is better; by default as the
-        first source says.
+      metric, mode: the metric that ranks the runs, and whether a small or a large one is better; by default those of
+        the first sweep, or result of ``learn`` or ``compare``, else as in ``Trace.report``.
 
     Returns:
       The path.
@@ -52,7 +52,8 @@ def write_report(
     if not with_runs:
         raise ValueError("a report needs at least one run: a trace, a history, a sweep or a result")
     runs = [run for source in with_runs for run in _told_apart(source, with_runs, sources, found)]
-    first, names = with_runs[0], list(dict.fromkeys(run.name for run in runs))
+    names = list(dict.fromkeys(run.name for run in runs))
+    chosen = next((each for each in with_runs if each.metric and metric in (None, each.metric)), Source())
     facts: dict[str, Any] = {}
     for source in found:
         prefix = f"{source.runs[0].name}: " if source.runs and len(with_runs) > 1 else ""
@@ -62,8 +63,8 @@ def write_report(
         runs,
         title=title or (", ".join(names) if len(names) < 4 else f"{len(names)} runs"),
         diagnosis=_united([source.diagnosis for source in found if source.diagnosis is not None]),
-        metric=metric or first.metric,
-        mode=mode or first.mode,
+        metric=metric or chosen.metric,
+        mode=mode or chosen.mode,
         logarithmic={name for source in with_runs for name in source.logarithmic},
         facts=facts,
         samples={title: text for source in found for title, text in source.samples.items()},

@@ -116,7 +116,10 @@ def passes(batches: Any, epochs: int | None, steps: int | None, first: int = 0) 
     if not readable and not callable(batches):
         raise TypeError(f"batches must be an iterable, or a function epoch -> iterable; got {batches!r}")
     if not readable:
-        check_takes(batches, "batches, if it is a function,", "epoch")
+        try:
+            check_takes(batches, "batches, if it is a function,", "epoch")
+        except TypeError as error:
+            raise TypeError(f"{error}: write `def batches(epoch)`, or give batches() itself") from None
     once = readable and isinstance(batches, Iterator)
     if once and epochs is not None and epochs > 1:
         raise ValueError(

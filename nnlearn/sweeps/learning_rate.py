@@ -1,7 +1,7 @@
 """A learning rate from short real runs at many rates."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -52,7 +52,9 @@ class LearningRates:
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"rate {self.rate:.3g} ({low:.3g} to {high:.3g}; diverges at {self.diverges_at:.3g}), {self.spent} steps"
+        good = f"good from {low:.3g} to {high:.3g}" if low < high else "no other rate was as good"
+        limit = f"diverges from {self.diverges_at:.3g}" if np.isfinite(self.diverges_at) else "no rate diverged"
+        return f"rate {self.rate:.3g} ({good}; {limit}); cost: {self.spent} steps"
 
 
 def find_learning_rate(
@@ -148,10 +150,23 @@ def _placer(hparams: PyTree, name: str | None) -> Callable[[jax.Array], PyTree]:
     """From a rate to the hyper-parameters of the run."""
     if hparams is None:
         return lambda rate: rate
+    found = rate_name(hparams, name)
+    return lambda rate: {**hparams, found: rate}
+
+
+def rate_name(hparams: Mapping[str, Any], name: str | None = None) -> str:
+    """The name of the learning rate in ``hparams``.
+
+    Raises:
+      ValueError: if it is not there, or not known.
+
+    >>> rate_name({"lr": 0.1, "decay": 0.0})
+    'lr'
+    """
     names = [each for each in NAMES if each in hparams] if name is None else [name]
     if len(names) != 1 or names[0] not in hparams:
         raise ValueError(f"hparams has no entry for the rate: give name=, one of {sorted(hparams)}")
-    return lambda rate: {**hparams, names[0]: rate}
+    return names[0]
 
 
 def _shortened(train: Train[Any], steps: int, anneal: bool) -> Train[Any]:

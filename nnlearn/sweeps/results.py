@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 HEADER = ("settings", "varied", "logarithmic", "statics", "seeds", "steps", "full", "metric", "mode", "programs")
+SHOWN = 10  # settings that ``print`` shows
 
 
 class Score(NamedTuple):
@@ -43,6 +44,33 @@ class Score(NamedTuple):
     standard_error: float
     failed: int
     seeds: int
+
+    def __repr__(self) -> str:
+        numbers = f"mean={self.mean:.4g}, standard_error={self.standard_error:.2g}"
+        shown = f"setting={{{_in_words(self.setting)}}}, static={{{_in_words(self.static)}}}, {numbers}"
+        return f"Score({shown}, failed={self.failed}, seeds={self.seeds})"
+
+    def line(self, names: Sequence[str]) -> str:
+        """The score and the named hyper-parameters in one line."""
+        error = "" if np.isnan(self.standard_error) else f" +- {self.standard_error:.2g}"
+        failed = f" ({self.failed} of {self.seeds} failed)" if self.failed else ""
+        chosen = self.static | {name: self.setting[name] for name in names}
+        return f"{self.mean:.4g}{error}{failed}  {_in_words(chosen)}"
+
+
+def _in_words(values: Mapping[str, Any]) -> str:
+    """Hyper-parameters in four digits.
+
+    >>> _in_words({"rate": 0.123456789, "layers": 2, "shape": (2, 2)})
+    'rate: 0.1235, layers: 2, shape: (2, 2)'
+    """
+    plain = {
+        name: value.item() if np.ndim(value) == 0 and hasattr(value, "item") else value
+        for name, value in values.items()
+    }
+    return ", ".join(
+        f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}" for name, value in plain.items()
+    )
 
 
 class Execution(NamedTuple):
@@ -69,9 +97,9 @@ class Execution(NamedTuple):
     seconds: float
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Results:
-    """The runs of a sweep: one for every static choice, setting and seed.
+    """The runs of a sweep: one for every static choice, setting and seed. ``print`` shows the best settings.
 
     Attributes:
       settings: the hyper-parameters of each setting.
@@ -101,6 +129,18 @@ class Results:
     traces: tuple[Trace | None, ...]
     programs: tuple[str, ...] = ()
     execution: Execution | None = None
+
+    def __repr__(self) -> str:
+        done = self.done
+        runs = f"{done.sum()} of {done.size}" if not done.all() else f"{done.size}"
+        return f"Results({runs} runs: {len(self.settings)} settings, {len(self.seeds)} seeds, varied {self.varied})"
+
+    def __str__(self) -> str:
+        ranking = self.ranking()
+        lines = [repr(self), f"by {self.metric}, the {'lowest' if self.mode == 'min' else 'highest'} first:"]
+        lines += [f"  {score.line(self.varied)}" for score in ranking[:SHOWN]]
+        more = len(ranking) - SHOWN
+        return "\n".join([*lines, *([f"  and {more} more: ranking(), to_pandas()"] if more > 0 else [])])
 
     @property
     def done(self) -> np.ndarray:

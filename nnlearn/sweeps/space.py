@@ -89,11 +89,12 @@ def log_uniform(low: float, high: float) -> Interval:
     return Interval(float(low), float(high), log=True)
 
 
-def choice(*values: float) -> Choice:
+def choice(*values: Any) -> Choice:
     """An axis of given numbers: ``"grid"`` combines each with all other axes, the other methods draw from them.
 
     Args:
-      *values: at least one number, without duplicates; they become floats unless all are ints.
+      *values: at least one number, or one array or list of them, without duplicates; they become floats unless all
+        are ints.
 
     Raises:
       ValueError: if there is no number, or a duplicate.
@@ -101,6 +102,8 @@ def choice(*values: float) -> Choice:
     >>> choice(16, 32, 64).at(np.array([0.0, 0.5, 0.9])).tolist()
     [16, 32, 64]
     """
+    if len(values) == 1 and np.ndim(values[0]) == 1:
+        values = tuple(np.asarray(values[0]).tolist())
     if not values:
         raise ValueError("choice needs at least one number, choice(0.1, 0.2)")
     for value in values:

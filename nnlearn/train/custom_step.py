@@ -48,7 +48,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nnlearn.calls import asks_for
+from nnlearn.calls import asks_for, explaining_hparams
 from nnlearn.train.state import TrainState
 from nnlearn.train.step import Info, step_key
 from nnlearn.tree import path_name
@@ -164,7 +164,8 @@ def made_step(step: Callable, hparams: PyTree) -> Callable:
     """
     if takes_batch(step):
         return step
-    made = step(hparams)
+    with explaining_hparams("step", hparams):
+        made = step(hparams)
     if not callable(made) or not takes_batch(made):
         raise TypeError(f"step(hparams) must return a function of {FORMS}; it returned {made!r}")
     return made

@@ -10,6 +10,7 @@ from nnlearn.calls import check_takes, hand
 from nnlearn.data import MaskedBatch, epoch_indices, example_count, take
 from nnlearn.settings import comparable
 from nnlearn.sums import long_sum
+from nnlearn.train.explain import METRICS_CURE, explaining_batch
 from nnlearn.tree import compute_dtype
 from nnlearn.types import Batch, Params, PyTree, Scalar
 
@@ -69,7 +70,8 @@ def evaluation(
         def on_batch(row):
             indices_b, where_b = row
             batch = MaskedBatch(take(examples, indices_b), where_b)
-            metrics = hand(metrics_fn, params, batch, **offered)
+            with explaining_batch(batch, METRICS_CURE):
+                metrics = hand(metrics_fn, params, batch, **offered)
             if not isinstance(metrics, Mapping):
                 raise TypeError(f"metrics_fn must return a dict of scalars, got {type(metrics).__name__}")
             arrays = {name: jnp.asarray(value) for name, value in metrics.items()}

@@ -22,6 +22,10 @@ CURE = (
     "and pass where to the loss, which then excludes the padding; or make full batches of bare examples, "
     "shuffled(..., remainder='drop')"
 )
+METRICS_CURE = (
+    "The batch is a MaskedBatch(examples, where), whatever the batches of the training are: write "
+    "`examples, where = batch`, and take means with where=where, which exclude the padding"
+)
 OFFERED = "value, grad and value_fn"
 
 
@@ -128,14 +132,15 @@ def _described(tree: Any, parts: list) -> str:
 
 
 @contextlib.contextmanager
-def explaining_batch(batch: Batch) -> Iterator[None]:
-    """Explain ``MaskedBatch`` in an error of a ``loss_fn`` that expects a bare batch."""
+def explaining_batch(batch: Batch, cure: str = CURE) -> Iterator[None]:
+    """Explain ``MaskedBatch`` in an error of a function that expects a bare batch."""
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        if not isinstance(batch, MaskedBatch) or type(error).__module__ != "builtins" or CURE in str(error):
+        explained = cure in str(error) or getattr(error, "__notes__", ())
+        if not isinstance(batch, MaskedBatch) or type(error).__module__ != "builtins" or explained:
             raise
-        raise type(error)(f"{error}. {CURE}") from error
+        raise type(error)(f"{error}. {cure}") from error
 
 
 __all__ = ["accepted", "check_state", "explaining_batch", "explaining_update", "state_difference"]

@@ -54,7 +54,7 @@ def write_records(
     title: str,
     diagnosis: Any = None,
     metric: str | None = None,
-    mode: Literal["min", "max"] = "min",
+    mode: Literal["min", "max"] | None = None,
     logarithmic: Collection[str] = (),
     facts: Mapping[str, Any] | None = None,
     samples: Mapping[str, str] | None = None,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from nnlearn.calls import asks_for, check_takes, hand
+from nnlearn.calls import asks_for, check_takes, explaining_hparams, hand
 from nnlearn.checks import as_key, check_count, known
 from nnlearn.programs.loops import stretch_length
 from nnlearn.sharding.rules import Rules
@@ -162,7 +162,8 @@ class Train(Generic[State]):
         )
 
     def _rules(self, hparams: PyTree) -> tuple[StopRule, ...]:
-        rules: Any = self.stop(hparams) if callable(self.stop) else self.stop
+        with explaining_hparams("stop", hparams):
+            rules: Any = self.stop(hparams) if callable(self.stop) else self.stop
         rules = (rules,) if isinstance(rules, StopRule) else tuple(rules)
         kept_metric(rules)  # refuses rules that keep the best state by different metrics
         return rules
@@ -415,11 +416,13 @@ def made_tx(make_tx: Any, hparams: PyTree) -> GradientTransformation:
 
     Raises:
       TypeError: if the function fails on ``hparams``, or does not return an optimizer.
+      ValueError: if ``hparams`` lacks a name that the function looks up.
     """
     if is_transformation(make_tx):
         return make_tx
     try:
-        tx = make_tx(hparams)
+        with explaining_hparams("make_tx", hparams):
+            tx = make_tx(hparams)
     except TypeError as error:
         name = getattr(make_tx, "__name__", "make_tx")
         if not isinstance(hparams, dict) or name == "<lambda>":

@@ -6,16 +6,18 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nnlearn.checks import NUMERIC, as_key
 from nnlearn.packing import is_packed, make_layout, pack, pack_like, unpack, worth_packing
 from nnlearn.programs.packable import packing_difference
+from nnlearn.settings import Made
 from nnlearn.sharding.follow import follow
 from nnlearn.sharding.rules import Axes, FullySharded, Rules, checked_spec, shardings
 from nnlearn.sharding.zero import of_buffers
-from nnlearn.tree import is_function, matching, path_name
-from nnlearn.types import GradientTransformation, Key, Params, PyTree
+from nnlearn.tree import is_function, is_readable, matching, path_name, sizes
+from nnlearn.types import GradientTransformation, Key, Params, PyTree, StatefulModel
 
 STEP_STREAM = 0x5E7  # an arbitrary constant that separates the random numbers of the steps from the caller's
 
@@ -38,6 +40,15 @@ class TrainState(NamedTuple):
     opt_state: PyTree
     key: Key
     model_state: PyTree = None
+
+    def __repr__(self) -> str:
+        if not all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(self)):  # such as shardings
+            return f"TrainState({', '.join(f'{name}={part!r}' for name, part in zip(self._fields, self, strict=True))})"
+        one = is_readable(self.step) and np.ndim(self.step) == 0
+        parts = [f"step {int(self.step)}" if one else f"step of shape {np.shape(self.step)}"]
+        trees = {"params": self.stored, "opt_state": self.opt_state, "model_state": self.model_state}
+        parts += [f"{name}: {sizes(tree)}" for name, tree in trees.items() if jax.tree.leaves(tree)]
+        return f"TrainState({', '.join(parts)})"
 
     @property
     def params(self) -> Params:
@@ -119,7 +130,8 @@ def init_state(
 
     Args:
       params: the parameters, as a tree or ``Packed``; or ``init(key) -> params``, such as ``model.init``. They are
-        copied, so a step that donates its state does not invalidate them.
+        copied, so a step that donates its state does not invalidate them. The ``init`` of a ``StatefulModel`` of
+        nnlearn also makes ``model_state``, unless that is given.
       tx: an nnlearn or optax optimizer.
       key: a random key or an integer seed. The state contains a key derived from it, so the same key can also shuffle
         the batches: the random numbers are independent.
@@ -148,6 +160,9 @@ def init_state(
     if is_packed(params):
         packed = True if packed is None else packed
         labels = params.layout.labels if labels is None else labels
+    if _makes_model_state(params):
+        params, first_state = cast(Any, params)(as_key(key))
+        model_state = first_state if model_state is None else model_state
     if mesh is not None:
         return place_state(params, tx, as_key(key), packed, labels, model_state, mesh, rules)
     if rules is not None:
@@ -159,6 +174,11 @@ def init_state(
     if _decide_packing(packed, params, tx, labels):
         stored = cast(Params, pack(stored, labels))  # Packed is a pytree, too
     return _first(stored, tx, as_key(key), model_state)
+
+
+def _makes_model_state(params: Any) -> bool:
+    """Whether this is the ``init`` of a ``StatefulModel``, which returns ``(params, model_state)``."""
+    return isinstance(params, Made) and params.call.kind is StatefulModel
 
 
 def _first(stored: Params, tx: GradientTransformation, key: Key, model_state: PyTree) -> TrainState:

@@ -49,9 +49,8 @@ def pick(metrics: Metrics, name: str, rule: str) -> jax.Array:
       ValueError: if there is no such metric.
     """
     if name not in metrics:
-        raise ValueError(
-            f"{rule}: there is no metric {name!r} among train_loss and the results of evaluate: {sorted(metrics)}"
-        )
+        known = sorted(set(metrics) - {SKIPPED, LAST_MADE})  # those two are for skip_budget
+        raise ValueError(f"{rule}: there is no metric {name!r} among train_loss and the results of evaluate: {known}")
     return jnp.asarray(metrics[name], jnp.float32)
 
 

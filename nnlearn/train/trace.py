@@ -19,7 +19,7 @@ from nnlearn.packing import unpack
 from nnlearn.train.columns import info_columns, metric_column
 from nnlearn.train.state import TrainState
 from nnlearn.train.step import Info
-from nnlearn.tree import path_name
+from nnlearn.tree import is_readable, path_name, sizes
 from nnlearn.types import ArrayLike
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class SkippedStep(NamedTuple):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Trace:
     """The record of one or many runs. Under ``vmap`` every array has the axes of the runs in front.
 
@@ -65,6 +65,15 @@ class Trace:
       leaves: the names of the parameters, in the order of ``info.leaf_grad_norms`` and ``info.layers``; empty unless
         one of them is recorded.
       rollbacks: the first and last step of each stretch that ``RollBack`` has undone.
+
+    >>> import nnlearn
+    >>> batches = nnlearn.generated(lambda key, step: step)
+    >>> train = nnlearn.make_train(lambda p, b, k: p**2, nnlearn.sgd(0.1), batches, jnp.ones(()), steps=3)
+    >>> state, trace = train({}, 0)
+    >>> trace
+    Trace(3 steps, loss 1 -> 0.41, train_loss 0.683)
+    >>> state
+    TrainState(step 3, params: 1 array of 1 number, opt_state: 2 arrays of 2 numbers)
     """
 
     step: jax.Array
@@ -77,6 +86,24 @@ class Trace:
     rules: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
     leaves: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
     rollbacks: tuple[tuple[int, int], ...] = dataclasses.field(default=(), metadata={"static": True})
+
+    def __repr__(self) -> str:
+        leaves = jax.tree.leaves(self)
+        if not all(is_readable(leaf) for leaf in leaves):  # shapes or tracers
+            return f"Trace(of {sizes(leaves) if all(hasattr(leaf, 'shape') for leaf in leaves) else leaves})"
+        steps = np.asarray(self.stop_step)
+        if self.runs:
+            facts = [f"runs {self.runs}", f"{steps.max(initial=0)} steps"]
+            return f"Trace({', '.join([*facts, *self.metrics])})"
+        losses = np.asarray(self.loss)[np.asarray(self.made)]
+        facts = [f"{steps} steps"] + ([f"loss {losses[0]:.3g} -> {losses[-1]:.3g}"] if losses.size else [])
+        facts += [] if self.stopped_by == ALL_STEPS else [f"stopped by {self.stopped_by}"]
+        end = steps if self.best_step is None else np.asarray(self.best_step)
+        facts += [] if self.best_step is None else [f"best step {end}"]
+        checked = np.flatnonzero(np.asarray(self.check_step) <= end)
+        if checked.size:
+            facts += [f"{name} {np.asarray(values)[checked[-1]]:.3g}" for name, values in self.metrics.items()]
+        return f"Trace({', '.join(facts)})"
 
     @property
     def loss(self) -> jax.Array:
@@ -271,7 +298,7 @@ class Trace:
         title: str | None = None,
         diagnosis: Any = None,
         metric: str | None = None,
-        mode: Literal["min", "max"] = "min",
+        mode: Literal["min", "max"] | None = None,
     ) -> Path:
         """Write a page that can be read in any browser, or a figure for a paper.
 
@@ -286,8 +313,10 @@ class Trace:
             ``seed`` are drawn as one line with a band.
           title: the heading; the file's name by default.
           diagnosis: a ``nnlearn.diagnose.Report``, whose findings come first.
-          metric: the metric that ranks the runs; by default the first of ``evaluate``, or the loss.
-          mode: whether a small ("min") or a large ("max") metric is better.
+          metric: the metric that ranks the runs; by default a loss of ``evaluate``, else its first metric, else the
+            training loss.
+          mode: whether a small ("min") or a large ("max") metric is better; by default large for names of scores, such
+            as ``accuracy``, and small for all others.
 
         Returns:
           The path.

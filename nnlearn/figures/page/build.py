@@ -6,7 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from nnlearn.figures.page.record import SEED, Layers, RunRecord, Series, best_first, differing, group_runs
+from nnlearn.figures.page.record import (
+    SEED,
+    Layers,
+    RunRecord,
+    Series,
+    best_first,
+    differing,
+    group_runs,
+    mode_of,
+    ranking_metric,
+)
 from nnlearn.figures.page.thin import Grid, encode, grid_of, thin
 
 CURVE_NUMBERS = 450_000  # in all curves together, 2.4 MB of base64
@@ -20,21 +30,23 @@ SHARPNESS = "sharpness"
 
 
 def page_data(
-    runs: Sequence[RunRecord], *, metric: str | None = None, mode: str = "min", logarithmic: Collection[str] = ()
+    runs: Sequence[RunRecord], *, metric: str | None = None, mode: str | None = None, logarithmic: Collection[str] = ()
 ) -> dict[str, Any]:
     """What the script of the page draws.
 
     Args:
       runs: at least one.
-      metric: the score by which runs are ranked; None for the first that they have, else the last loss.
-      mode: whether a small ("min") or a large ("max") score is better.
+      metric: the score by which runs are ranked; None for a loss on held-out examples if they have one, else the first
+        score, else the last loss.
+      mode: whether a small ("min") or a large ("max") score is better; None to tell it from the name of the metric.
       logarithmic: names of hyper-parameters to draw on a logarithmic axis.
 
     Returns:
       A dict of JSON types.
     """
     named = dict.fromkeys(name for run in runs for name in run.scores)
-    metric = metric or next(iter(named), "loss")
+    metric = metric or ranking_metric(named)
+    mode = mode or mode_of(metric)
     ranks = best_first(runs, metric, mode)
     shown = sorted(ranks[:MOST_RUNS])
     kept, left_out = [runs[index] for index in shown], len(runs) - len(shown)

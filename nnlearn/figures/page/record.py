@@ -2,12 +2,19 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 SEED = "seed"
+LOSSES = frozenset(("loss", "losses", "nll", "mse", "rmse", "mae", "error", "perplexity", "bits", "wer", "cer"))
+SCORES = frozenset(
+    ("accuracy", "acc", "score", "auc", "auroc", "f1", "precision", "recall", "iou", "dice", "bleu", "rouge", "psnr")
+    + ("ssim", "r2", "reward", "return", "correct", "top1", "top5", "ndcg", "mrr")
+)
+HELD_OUT = frozenset(("validation", "valid", "val", "eval", "dev"))
 
 
 class Series(NamedTuple):
@@ -84,6 +91,37 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
     return list(groups.values())
 
 
+def mode_of(metric: str) -> Literal["min", "max"]:
+    """Whether a small or a large value of a metric is better, from its name; small, if the name does not tell.
+
+    >>> mode_of("val_accuracy"), mode_of("val/loss"), mode_of("size")
+    ('max', 'min', 'min')
+    """
+    return "max" if _words(metric) & SCORES and not is_loss(metric) else "min"
+
+
+def is_loss(metric: str) -> bool:
+    """Whether a metric is a loss or an error, from its name."""
+    return bool(_words(metric) & LOSSES)
+
+
+def ranking_metric(names: Collection[str]) -> str:
+    """The metric that ranks runs if nobody has chosen one: a loss on held-out examples if there is one.
+
+    >>> ranking_metric(["accuracy", "val_loss"]), ranking_metric(["size", "train_loss"]), ranking_metric([])
+    ('val_loss', 'size', 'loss')
+    """
+
+    def place(name: str) -> tuple[bool, bool, bool]:
+        return "train" in _words(name), not is_loss(name), not _words(name) & HELD_OUT
+
+    return min(names, key=place, default="loss")
+
+
+def _words(name: str) -> set[str]:
+    return set(re.split(r"[^a-z0-9]+", name.lower()))
+
+
 def best_first(runs: Sequence[RunRecord], metric: str, mode: str) -> list[int]:
     """The indices of the runs, the best first, those without a finite score last.
 
@@ -110,4 +148,16 @@ def differing(configs: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str
     return [name for name in names if name not in same], same
 
 
-__all__ = ["SEED", "Group", "Layers", "RunRecord", "Series", "best_first", "differing", "group_runs"]
+__all__ = [
+    "SEED",
+    "Group",
+    "Layers",
+    "RunRecord",
+    "Series",
+    "best_first",
+    "differing",
+    "group_runs",
+    "is_loss",
+    "mode_of",
+    "ranking_metric",
+]

@@ -34,7 +34,7 @@ class Page:
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     samples: Mapping[str, str] = dataclasses.field(default_factory=dict)
     metric: str | None = None
-    mode: str = "min"
+    mode: str | None = None
     logarithmic: Collection[str] = ()
 
 

@@ -36,6 +36,9 @@ def from_linen(
       rngs: names of the module's random streams in training. A single one gets the key of ``apply`` itself; several get
         a part each.
 
+    For ``diagnose``, ``predict`` of a ``StatefulModel`` takes the state by name: ``lambda params, x, model_state:
+    model.apply(params, model_state, x)[0]``.
+
     Returns:
       A ``Model`` or a ``StatefulModel``. Collections are mutable only in training. Sown values are dropped, unless the
       module also sows them during initialisation.
@@ -77,7 +80,13 @@ def from_linen(
         outputs = net.apply(variables, *as_arguments(inputs), rngs=keys, mutable=mutable or False, **flags)
         return (outputs[0], {**model_state, **outputs[1]}) if mutable else (outputs, model_state)
 
-    if jax.eval_shape(init_all, jax.random.key(0))[1]:
+    try:
+        has_state = jax.eval_shape(init_all, jax.random.key(0))[1]
+    except TypeError as error:
+        if not example_inputs:
+            error.add_note("give from_linen an example input, such as jax.ShapeDtypeStruct((1, 8), jnp.float32)")
+        raise
+    if has_state:
         return StatefulModel(
             init_all, lambda params, model_state, inputs, key=None: run(params, model_state, inputs, key)
         )
