@@ -34,17 +34,12 @@ def main() -> None:
     def loss_fn(params, batch, key):
         examples, where = batch
         logits, targets = model.apply(params, examples["tokens"][:, :-1]), examples["tokens"][:, 1:]
-        return nnlearn.cross_entropy(logits, targets, where=where[:, None] & jnp.ones_like(targets, bool))
+        used = jnp.zeros(count).at[examples["index"]].add(where)  # what the program itself has trained on
+        return nnlearn.cross_entropy(logits, targets, where=where[:, None] & jnp.ones_like(targets, bool)), used
 
     count = options["examples"]
     tokens = np.random.default_rng(0).integers(0, vocabulary, (count, length))
-    batches, seen = distributed.own_batches({"tokens": tokens, "index": np.arange(count)}, options["batch"]), []
-
-    def stream(epoch):
-        for batch in batches(epoch):
-            seen.append(batch.examples["index"][batch.where].tolist())
-            yield batch
-
+    batches = distributed.own_batches({"tokens": tokens, "index": np.arange(count)}, options["batch"])
     times = []
 
     def callback(event):
@@ -60,7 +55,7 @@ def main() -> None:
     result = nnlearn.fit(
         nnlearn.make_step(loss_fn, tx),
         state,
-        stream,
+        batches,
         epochs=options["epochs"],
         sharding=jax.NamedSharding(mesh, jax.P("data")),
         checkpoints=options["folder"] if options["save"] else None,
@@ -70,10 +65,8 @@ def main() -> None:
         changed="accept",
         progress=False,
     )
-    used = distributed.exchange("examples", seen)
     if distributed.is_first():
-        loss = np.asarray(result.trace.loss).tolist()
-        seen = sorted(index for one in used for batch in one for index in batch)
+        loss, seen = np.asarray(result.trace.loss).tolist(), np.asarray(result.trace.info.aux).tolist()
         print(json.dumps({"loss": loss, "seen": seen, "times": np.diff(times).tolist()}), flush=True)
 
 
