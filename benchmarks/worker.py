@@ -22,7 +22,15 @@ import nnlearn  # noqa: E402
 from nnlearn import models, sharding  # noqa: E402
 
 OPTIONS = {"folder": None, "epochs": 2, "stop_at": None, "raise_at": None, "width": 16, "batch": 8, "length": 8}
-OPTIONS |= {"examples": 30, "layers": 1, "vocabulary": 32, "packed": None, "one_core": False, "save": True}
+OPTIONS |= {
+    "examples": 30,
+    "layers": 1,
+    "vocabulary": 32,
+    "packed": None,
+    "one_core": False,
+    "save": True,
+    "mapped": False,
+}
 
 
 def main() -> None:
@@ -52,8 +60,9 @@ def main() -> None:
 
     tx = nnlearn.adamw(1e-3)
     state = nnlearn.init_state(model.init, tx, mesh=mesh, rules=sharding.fsdp(), packed=options["packed"])
+    how = {"axis_name": "data", "mesh": mesh} if options["mapped"] else {}
     result = nnlearn.fit(
-        nnlearn.make_step(loss_fn, tx),
+        nnlearn.make_step(loss_fn, tx, **how),
         state,
         batches,
         epochs=options["epochs"],
