@@ -1,11 +1,13 @@
 """Layouts on 8 virtual CPU devices against one device: trajectories, bytes for each device, communication, sweeps.
 
-Usage: python benchmarks/layouts.py [--explicit] [--rate RATE] [--float64]
+Usage: python benchmarks/layouts.py [--explicit] [--rate RATE] [--float64] [--parts ...] [--layouts ...] [--add]
 
 With --float64 only the trajectories are compared. Layouts that agree there differ in float32 by rounding alone.
+With --add the rows of earlier runs stay in the JSON file, so the parts can run one after another.
 """
 
 import functools
+import json
 import re
 import sys
 from typing import Any
@@ -30,7 +32,9 @@ MODEL = models.transformer(
 )
 BATCHES = [np.random.default_rng(step).integers(0, VOCABULARY, (16, 17)) for step in range(STEPS)]
 RATE = float(sys.argv[sys.argv.index("--rate") + 1]) if "--rate" in sys.argv else 1e-3
+RUN = {"dtype": jnp.dtype(DTYPE).name, "rate": RATE}
 OPTIMIZERS = {"adamw": nnlearn.adamw(RATE), "muon": nnlearn.muon(RATE)}
+PARTS = ("sweeps", *OPTIMIZERS, "collectives")
 LAYOUTS = {
     "data": ("data=8", None, {}),
     "data, packed, shard_map": ("data=8", None, {"packed": True, "axis_name": "data"}),
@@ -46,6 +50,10 @@ def start_params(key):
     return jax.tree.map(lambda leaf: leaf.astype(DTYPE), MODEL.init(key))
 
 
+# float32 draws of two programs differ by rounding, so in float64 all layouts begin with the same arrays
+START = start_params(jax.random.key(0)) if FLOAT64 else start_params
+
+
 def loss_fn(params, batch, key):
     return nnlearn.cross_entropy(MODEL.apply(params, batch[:, :-1]), batch[:, 1:])
 
@@ -58,7 +66,7 @@ def whole_bytes(state: Any) -> int:
 def one_device(name: str) -> tuple[np.ndarray, Any]:
     tx = OPTIMIZERS[name]
     step, losses = nnlearn.jit_step(nnlearn.make_step(loss_fn, tx)), []
-    state = nnlearn.init_state(start_params, tx, packed=False)
+    state = nnlearn.init_state(START, tx, packed=False)
     for batch in BATCHES:
         state, info = step(state, batch)
         losses.append(float(info.loss))
@@ -70,11 +78,11 @@ def rows_reversed(name: str) -> dict[str, Any]:
     """One device against itself with the rows of each batch in reverse order: the size of rounding."""
     tx, (losses, alone) = OPTIMIZERS[name], one_device(name)
     step, found = nnlearn.jit_step(nnlearn.make_step(loss_fn, tx)), []
-    state = nnlearn.init_state(start_params, tx, packed=False)
+    state = nnlearn.init_state(START, tx, packed=False)
     for batch in BATCHES:
         state, info = step(state, batch[::-1])
         found.append(float(info.loss))
-    return {"layout": "one device, rows reversed", "optimizer": name} | differences(found, losses, state, alone)
+    return RUN | {"layout": "one device, rows reversed", "optimizer": name} | differences(found, losses, state, alone)
 
 
 def differences(found: list[float], losses: np.ndarray, state: Any, alone: Any) -> dict[str, float]:
@@ -90,7 +98,7 @@ def layout(name: str, optimizer: str, explicit: bool) -> dict[str, Any]:
     if rules == "zero":
         tx, rules = sharding.zero(tx, mesh), None
     start = functools.partial(
-        nnlearn.init_state, start_params, tx, mesh=mesh, rules=rules, packed=options.get("packed", False)
+        nnlearn.init_state, START, tx, mesh=mesh, rules=rules, packed=options.get("packed", False)
     )
     state = start(0)
     axis = options.get("axis_name")
@@ -99,7 +107,7 @@ def layout(name: str, optimizer: str, explicit: bool) -> dict[str, Any]:
     for batch in BATCHES:
         state, info = run(state, sharding.shard_batch(batch, mesh))
         found.append(float(info.loss))
-    row = {"layout": name, "optimizer": optimizer, "axes": "explicit" if explicit else "auto"}
+    row = RUN | {"layout": name, "optimizer": optimizer, "axes": "explicit" if explicit else "auto"}
     row |= differences(found, losses, state, alone)
     if FLOAT64:
         return row
@@ -162,29 +170,44 @@ def sweep(name: str) -> dict[str, Any]:
     return row
 
 
+def keep_earlier(report: Report) -> None:
+    """Put the rows of the JSON file before those of this run, and the facts of their runs under ``earlier``."""
+    if report.path is not None and report.path.exists():
+        found = json.loads(report.path.read_text())
+        report.document["rows"] = found.pop("rows")
+        report.document["earlier"] = [*found.pop("earlier", []), found]
+
+
 def main() -> None:
     parser = argument_parser(__doc__, "layouts")
     parser.add_argument("--explicit", action="store_true", help="also with Explicit axes")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
     parser.add_argument("--float64", action="store_true", help="compare trajectories in float64")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to run")
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="the layouts to run")
+    parser.add_argument("--add", action="store_true", help="keep the rows of earlier runs in the JSON file")
     options = parser.parse_args()
     report = Report(options, devices=DEVICES, steps=STEPS)
-    members = [] if FLOAT64 else [sweep(name) for name in ("mlp", "transformer")]
-    report.add(members)
-    print(*members, sep="\n", flush=True)
+    if options.add:
+        keep_earlier(report)
+    if "sweeps" in options.parts and not FLOAT64:
+        for name in ("mlp", "transformer"):
+            report.add([sweep(name)])
+            print(report.document["rows"][-1], flush=True)
     rows = []
-    for optimizer in OPTIMIZERS:
+    for optimizer in (name for name in OPTIMIZERS if name in options.parts):
         rows.append(rows_reversed(optimizer))
         report.add(rows[-1:])
+        print(rows[-1], flush=True)
         for explicit in (False, True) if options.explicit else (False,):
-            for name in LAYOUTS:
+            for name in options.layouts:
                 rows.append(layout(name, optimizer, explicit))
                 report.add(rows[-1:])
                 print(rows[-1], flush=True)
-    cases = () if FLOAT64 else ((1, True, True), (4, True, True), (1, False, True), (4, True, False))
-    counts = [collectives(*case) for case in cases]
-    report.add(counts)
-    print(*counts, sep="\n", flush=True)
+    cases = ((1, True, True), (4, True, True), (1, False, True), (4, True, False))
+    for case in cases if "collectives" in options.parts and not FLOAT64 else ():
+        report.add([collectives(*case)])
+        print(report.document["rows"][-1], flush=True)
     table = [
         (
             row["layout"],

@@ -41,6 +41,7 @@ def scaling(folder: Path, quick: bool) -> list[dict[str, Any]]:
         "length": 64,
         "examples": 512,
         "one_core": True,
+        "mapped": True,
         "save": False,
     }
     batch, rows = 32, []

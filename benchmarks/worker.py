@@ -22,7 +22,15 @@ import nnlearn  # noqa: E402
 from nnlearn import models, sharding  # noqa: E402
 
 OPTIONS = {"folder": None, "epochs": 2, "stop_at": None, "raise_at": None, "width": 16, "batch": 8, "length": 8}
-OPTIONS |= {"examples": 30, "layers": 1, "vocabulary": 32, "packed": None, "one_core": False, "save": True}
+OPTIONS |= {
+    "examples": 30,
+    "layers": 1,
+    "vocabulary": 32,
+    "packed": None,
+    "one_core": False,
+    "save": True,
+    "mapped": False,
+}
 
 
 def main() -> None:
@@ -34,17 +42,12 @@ def main() -> None:
     def loss_fn(params, batch, key):
         examples, where = batch
         logits, targets = model.apply(params, examples["tokens"][:, :-1]), examples["tokens"][:, 1:]
-        return nnlearn.cross_entropy(logits, targets, where=where[:, None] & jnp.ones_like(targets, bool))
+        used = jnp.zeros(count).at[examples["index"]].add(where)  # what the program itself has trained on
+        return nnlearn.cross_entropy(logits, targets, where=where[:, None] & jnp.ones_like(targets, bool)), used
 
     count = options["examples"]
     tokens = np.random.default_rng(0).integers(0, vocabulary, (count, length))
-    batches, seen = distributed.own_batches({"tokens": tokens, "index": np.arange(count)}, options["batch"]), []
-
-    def stream(epoch):
-        for batch in batches(epoch):
-            seen.append(batch.examples["index"][batch.where].tolist())
-            yield batch
-
+    batches = distributed.own_batches({"tokens": tokens, "index": np.arange(count)}, options["batch"])
     times = []
 
     def callback(event):
@@ -57,10 +60,11 @@ def main() -> None:
 
     tx = nnlearn.adamw(1e-3)
     state = nnlearn.init_state(model.init, tx, mesh=mesh, rules=sharding.fsdp(), packed=options["packed"])
+    how = {"axis_name": "data", "mesh": mesh} if options["mapped"] else {}
     result = nnlearn.fit(
-        nnlearn.make_step(loss_fn, tx),
+        nnlearn.make_step(loss_fn, tx, **how),
         state,
-        stream,
+        batches,
         epochs=options["epochs"],
         sharding=jax.NamedSharding(mesh, jax.P("data")),
         checkpoints=options["folder"] if options["save"] else None,
@@ -70,10 +74,8 @@ def main() -> None:
         changed="accept",
         progress=False,
     )
-    used = distributed.exchange("examples", seen)
     if distributed.is_first():
-        loss = np.asarray(result.trace.loss).tolist()
-        seen = sorted(index for one in used for batch in one for index in batch)
+        loss, seen = np.asarray(result.trace.loss).tolist(), np.asarray(result.trace.info.aux).tolist()
         print(json.dumps({"loss": loss, "seen": seen, "times": np.diff(times).tolist()}), flush=True)
 
 

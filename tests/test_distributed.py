@@ -147,7 +147,8 @@ params = {"w": jnp.ones((3, 4)), "b": jnp.zeros(4)}
 state = nnlearn.init_state(params, tx, mesh=mesh, rules=sharding.fsdp(), packed=True)
 examples = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
 result = nnlearn.fit(
-    nnlearn.make_step(loss_fn, tx), state, distributed.own_batches(examples, 4), steps=int(sys.argv[2]),
+    nnlearn.make_step(loss_fn, tx, axis_name="data", mesh=mesh), state, distributed.own_batches(examples, 4),
+    steps=int(sys.argv[2]),
     sharding=jax.NamedSharding(mesh, jax.P("data")), checkpoints=sys.argv[1], progress=False, changed="accept",
     history=sys.argv[1] + ".csv",
 )

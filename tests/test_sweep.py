@@ -167,15 +167,16 @@ def test_results_do_not_depend_on_width_devices_and_workers(at_once, options):
 
 def test_runs_are_equal_to_the_bit_on_any_number_of_devices():
     model = models.mlp((3, 4, 3))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+
+    def init(key):
+        return jax.tree.map(lambda leaf: jnp.sin(jnp.arange(1.0, leaf.size + 1)).reshape(leaf.shape), shapes)
 
     def loss_fn(params, batch, key):
         return jnp.mean((model.apply(params, batch) - batch) ** 2)
 
-    def make_tx(hparams):
-        return nnlearn.adamw(hparams["rate"])
-
-    batches = nnlearn.generated(lambda key, step: jax.lax.dynamic_slice_in_dim(EXAMPLES, step, 8))
-    train = nnlearn.make_train(loss_fn, make_tx, batches, model.init, steps=10)
+    batches = nnlearn.generated(lambda key, step: EXAMPLES)
+    train = nnlearn.make_train(loss_fn, lambda hparams: nnlearn.adam(hparams["rate"]), batches, init, steps=5)
     space = {"rate": choice(*np.geomspace(1e-3, 1e-1, 8))}
     one, four = (
         sweep(train, space, metric="train_loss", width=2 * count, devices=jax.devices()[:count], full=True)

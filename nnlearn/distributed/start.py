@@ -26,7 +26,8 @@ def start(
     ``NNLEARN_PROCESS``, as ``nnlearn launch`` sets them, from SLURM (``srun``), or from an indexed Job of Kubernetes.
     In a program that was started in no such way it does nothing, so the same script also runs alone.
 
-    If a process dies or fails, all others end within about 12 seconds, and name it and the cause.
+    If a process dies or fails, all others end within about 12 seconds, and name it and the cause. If process 0 is
+    killed, JAX's runtime ends them at once, with a message about the leader.
 
     Args:
       coordinator: ``host:port`` of process 0.

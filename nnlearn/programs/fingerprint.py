@@ -83,6 +83,8 @@ class _Writer:
             yield from map(self.digest, value)
         elif isinstance(value, np.dtype | type | enum.Enum):
             yield ADDRESS.sub("", str(value))
+        elif isinstance(value, jax.sharding.Mesh):
+            yield repr(value)  # its attributes are caches that differ between processes
         elif isinstance(value, types.ModuleType):
             yield value.__name__
         elif isinstance(value, Var):

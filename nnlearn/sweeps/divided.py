@@ -59,7 +59,7 @@ def _copies(compiled: Any, compile_on: Callable[[Any], Any], devices: Sequence[A
     """The compiled program on other devices; compiled again where it cannot be copied."""
     try:
         return [_copy(compiled, device) for device in devices]
-    except Exception:  # not every backend can, and JAX has no public function for it
+    except Exception:  # JAX has no public function for it: private ones may change, and not every backend can
         with ThreadPoolExecutor(len(devices)) as pool:
             return list(pool.map(compile_on, devices))
 
