@@ -193,7 +193,8 @@ def balance(evidence: Evidence) -> Seen:
     says_frequent = float(np.mean(said == frequent))
     fair = balanced_recall(facts, frequent)
     values |= {"recall of the rare classes": recall, "recall of a balanced predictor": fair, "said": says_frequent}
-    if not (recall < 0.5 and recall < 0.75 * fair and fair > 0.4):
+    above = recall + np.sqrt(0.25 / rare.sum())  # by one standard error, because they are few
+    if not (above < 0.5 and above < 0.75 * fair and fair > 0.4):
         return Seen(values, rule)
     text = (
         f"{largest:.0%} of the examples are of class {frequent}, and the network says it for {says_frequent:.0%}: it "

@@ -29,7 +29,7 @@ def diagnose(
     """Find out why a run does not learn as it could.
 
     The run is a pure function, so it is run again: once with a record of its steps and states, and briefly with other
-    learning rates, inputs and optimizers. All together costs at most about three times the run, plus compilation.
+    learning rates, inputs and optimizers. All together costs about two to four times the run, plus compilation.
 
     Args:
       train: the run, from ``make_train``.
