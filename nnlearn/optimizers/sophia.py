@@ -46,7 +46,7 @@ def hutchinson_estimator_diag_hessian(random_seed: jax.Array | None = None) -> G
       A transformation with ``HutchinsonState(key)``.
 
     Raises:
-      ValueError: in ``update``, if ``params`` or ``obj_fn`` is missing.
+      ValueError: in ``update``, if ``params`` is missing, or the loss: ``obj_fn``, or ``value_fn`` from ``make_step``.
 
     >>> tx, w = hutchinson_estimator_diag_hessian(), jnp.array([1.0, 2.0])
     >>> tx.update(w, tx.init(w), w, obj_fn=lambda w: jnp.sum(w**3))[0]
@@ -57,9 +57,10 @@ def hutchinson_estimator_diag_hessian(random_seed: jax.Array | None = None) -> G
         del params
         return HutchinsonState(jax.random.PRNGKey(0) if random_seed is None else random_seed)
 
-    def update(updates, state, params: Any = None, obj_fn: Callable | None = None, **extra_args):
+    def update(updates, state, params: Any = None, obj_fn: Callable | None = None, value_fn: Any = None, **extra_args):
         del extra_args
         require_params(params, "hutchinson_estimator_diag_hessian")
+        obj_fn = value_fn if obj_fn is None else obj_fn
         if obj_fn is None:
             raise ValueError("the Hessian needs the loss: call update(..., obj_fn=lambda params: loss(params, batch))")
         key, subkey = jax.random.split(state.key)
@@ -192,9 +193,9 @@ def sophia(
 
     .. math:: w_t = w_{t-1} - \alpha (u_t + \lambda w_{t-1})
 
-    with the :math:`u_t` of ``sophia_kernel``. Its ``update`` takes ``obj_fn``, the loss as a function of the parameters
-    alone, from which Hutchinson's estimator takes a product with the Hessian at every ``update_interval``-th step:
-    ``tx.update(grads, state, params, obj_fn=lambda params: loss(params, batch))``.
+    with the :math:`u_t` of ``sophia_kernel``. Hutchinson's estimator takes a product with the Hessian at every
+    ``update_interval``-th step. ``make_step`` and ``make_train`` give it the loss. Elsewhere, pass the loss as a
+    function of the parameters alone: ``tx.update(grads, state, params, obj_fn=lambda params: loss(params, batch))``.
 
     Args:
       learning_rate: :math:`\alpha`, a number >= 0 or a schedule.
