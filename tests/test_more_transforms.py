@@ -257,6 +257,7 @@ def test_steps_by_width_scale_hidden_matrices_alone():
         tx.update({"other": jnp.ones((2, 2))}, tx.init({}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["soap", "shampoo"])
 def test_staggered_refreshes_are_spread_over_the_steps(name):
     random = np.random.default_rng(0)
@@ -345,6 +346,7 @@ def test_the_latest_parameters_are_averaged_packed_and_in_batches():
         nnlearn.average_latest(0)
 
 
+@pytest.mark.slow
 def test_blocks_are_leaves_of_their_own_packed_or_not():
     random = np.random.default_rng(0)
     params = {"w": jnp.asarray(random.normal(size=(5, 6)), jnp.float32), "b": jnp.ones(6), "s": jnp.ones((2, 3, 3))}
@@ -362,6 +364,7 @@ def test_blocks_are_leaves_of_their_own_packed_or_not():
         np.testing.assert_allclose(leaf, change[name], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_galore_projects_the_leaves_that_its_dimension_numbers_name():
     random = np.random.default_rng(0)
     params = {"heads": (5, 2, 2), "plain": (5, 4), "same": (5, 4), "b": (4,)}

@@ -154,6 +154,7 @@ def test_learn_rejects_invalid_options(capsys):
         load_task("clicks", epochs=0, examples=100)
 
 
+@pytest.mark.slow
 def test_masked_examples_do_not_affect_batch_statistics():
     model = convnet(1, 3, widths=(4,))
     loss_fn, _ = classification(model)

@@ -190,9 +190,9 @@ def scale_by_kron(
       ValueError: if a hyper-parameter is out of its range.
 
     >>> tx, g = scale_by_kron(b1=0.0), jnp.diag(jnp.array([4.0, 1.0]))
-    >>> state = tx.init(g)
+    >>> state, step = tx.init(g), jax.jit(tx.update)
     >>> for _ in range(100):
-    ...     update, state = tx.update(g, state)
+    ...     update, state = step(g, state)
     >>> jnp.diag(update).round(1)  # whitened
     Array([1., 1.], dtype=float32)
     """
