@@ -193,7 +193,7 @@ def balance(evidence: Evidence) -> Seen:
     says_frequent = float(np.mean(said == frequent))
     fair = balanced_recall(facts, frequent)
     values |= {"recall of the rare classes": recall, "recall of a balanced predictor": fair, "said": says_frequent}
-    above = recall + np.sqrt(0.25 / rare.sum())  # by one standard error, because they are few
+    above = recall + 1 / np.sqrt(rare.sum())  # by two standard errors, because they are few
     if not (above < 0.5 and above < 0.75 * fair and fair > 0.4):
         return Seen(values, rule)
     text = (
@@ -201,6 +201,21 @@ def balance(evidence: Evidence) -> Seen:
         f"finds {recall:.0%} of the others, a balanced linear predictor {fair:.0%}."
     )
     return Seen(values, rule, [found("class_imbalance", text, values, strength=0.85, where=f"class {frequent}")])
+
+
+def favours_rare(facts: Facts) -> bool:
+    """Whether the network says a very frequent class more rarely than it occurs, as after a weighted loss."""
+    if facts.data.labels is None:
+        return False
+    classes, counts = np.unique(facts.data.labels, return_counts=True)
+    share = counts.max() / counts.sum()
+    if share < 0.7:
+        return False
+    try:
+        said = decisions(facts.outputs.train, validation_labels(facts.outputs.train_targets), facts)
+    except Unknown:
+        return False
+    return bool(np.mean(said == classes[np.argmax(counts)]) < share - 0.03)
 
 
 def balanced_recall(facts: Facts, frequent: int) -> float:
