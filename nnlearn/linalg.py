@@ -13,7 +13,7 @@ def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
     can wait for ever (seen with jaxlib 0.10.2 on two cores). A call on one matrix does not wait.
 
     Args:
-      function: takes and returns arrays, of which one is as good alone as in a batch.
+      function: takes and returns arrays.
 
     >>> import jax.numpy as jnp
     >>> stack = jnp.stack([jnp.eye(2), 4 * jnp.eye(2)])

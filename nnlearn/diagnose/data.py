@@ -11,6 +11,7 @@ from nnlearn.diagnose.probes import said_yes, standard
 from nnlearn.diagnose.report import found
 from nnlearn.diagnose.subject import Unknown, parts_of
 
+FREQUENT = 0.7  # share of a class from which accuracy says little
 GOOD = 0.97  # an accuracy, or an explained share, with which nobody looks for a fault
 
 
@@ -176,16 +177,15 @@ def balance(evidence: Evidence) -> Seen:
     labels, classes = facts.data.labels, facts.classes
     if labels is None or len(classes) < 2:
         raise Unknown("there are not two classes")
-    shares = np.array([np.mean(labels == each) for each in classes])
+    frequent, shares = frequencies(facts)
     largest = float(shares.max())
     values = {"share of the largest class": largest, "share of the smallest class": float(shares.min())}
     rule = "no class above 70 %, or the recall of the others not below half of what a balanced predictor reaches"
-    if largest < 0.7:
+    if largest < FREQUENT:
         return Seen(values, rule)
     outputs = facts.outputs
     true = validation_labels(outputs.train_targets)
     said = decisions(outputs.train, true, facts)
-    frequent = classes[int(np.argmax(shares))]
     rare = true != frequent
     if rare.sum() < 3:
         raise Unknown("too few examples of rare classes")
@@ -203,19 +203,24 @@ def balance(evidence: Evidence) -> Seen:
     return Seen(values, rule, [found("class_imbalance", text, values, strength=0.85, where=f"class {frequent}")])
 
 
+def frequencies(facts: Facts) -> tuple[int, np.ndarray]:
+    """The most frequent class, and the share of each class that occurs."""
+    classes, counts = np.unique(facts.data.labels, return_counts=True)
+    return classes[np.argmax(counts)], counts / counts.sum()
+
+
 def favours_rare(facts: Facts) -> bool:
     """Whether the network says a very frequent class more rarely than it occurs, as after a weighted loss."""
     if facts.data.labels is None:
         return False
-    classes, counts = np.unique(facts.data.labels, return_counts=True)
-    share = counts.max() / counts.sum()
-    if share < 0.7:
+    frequent, shares = frequencies(facts)
+    if shares.max() < FREQUENT:
         return False
     try:
         said = decisions(facts.outputs.train, validation_labels(facts.outputs.train_targets), facts)
     except Unknown:
         return False
-    return bool(np.mean(said == classes[np.argmax(counts)]) < share - 0.03)
+    return bool(np.mean(said == frequent) < shares.max() - 0.03)
 
 
 def balanced_recall(facts: Facts, frequent: int) -> float:

@@ -8,8 +8,8 @@ import numpy as np
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.evidence import Evidence, History
 from nnlearn.diagnose.facts import facts_of
+from nnlearn.diagnose.formulas import binary_formulas, class_formulas
 from nnlearn.diagnose.optimizer import FACTORS
-from nnlearn.diagnose.probes import log_softmax
 from nnlearn.diagnose.report import Finding, found
 from nnlearn.diagnose.subject import SHORT, Unknown, params_of
 from nnlearn.diagnose.variants import RATES
@@ -362,12 +362,12 @@ def _is_plain(history: History) -> bool:
     if outputs.ndim == 2 and outputs.shape[1] > 1 and targets.shape == outputs.shape[:1] and targets.dtype.kind in "iu":
         if targets.min() < 0 or targets.max() >= outputs.shape[1]:
             return False
-        plain = -np.mean(log_softmax(outputs, 1)[np.arange(len(targets)), targets])
+        plain = class_formulas(outputs, targets, False)["right"]
     elif outputs.size == targets.size and len(outputs) == len(targets):
         outputs = outputs.reshape(targets.shape)
         plain = np.mean((outputs - targets) ** 2)
         if np.isin(targets, (0, 1)).all():
-            sigmoid = np.mean(np.logaddexp(0, outputs) - targets * outputs)
+            sigmoid = binary_formulas(outputs, targets, False)["right"]
             plain = sigmoid if np.isclose(history.train_loss[0], sigmoid, rtol=0.02) else plain
     else:
         return False

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.diagnose.examples import EXAMPLES, Data, as_data, some
-from nnlearn.diagnose.optimizer import Answer, ask
+from nnlearn.diagnose.optimizer import Answer, ask, norm_on_host
 from nnlearn.diagnose.plan import on_host, quick
 from nnlearn.diagnose.probes import quality
 from nnlearn.diagnose.rerun import Record, leaf_names, rerun
@@ -170,6 +170,15 @@ class Evidence:
         )
 
     @once
+    def loops(self) -> bool:
+        """Whether the loss runs through time, so that gradients can grow there."""
+        plan, state = self.subject.plan, self.run.last
+        program = jax.make_jaxpr(
+            lambda params, batch, model_state: self.subject.loss(params, batch, jax.random.key(0), model_state)
+        )(params_of(state), jax.eval_shape(lambda: plan.batch(plan.at(0))), state.model_state)
+        return any(f" {name}[" in str(program) for name in ("scan", "while"))
+
+    @once
     def first_loss(self) -> float:
         """The mean loss of the first batches before the first step."""
         try:
@@ -197,7 +206,7 @@ class Evidence:
     def answer(self) -> Answer:
         """How the optimizer alone answers to constant gradients."""
         grads = self.slopes.grads
-        size = float(np.sqrt(sum(np.sum(np.square(leaf.astype(np.float64))) for leaf in jax.tree.leaves(grads))))
+        size = norm_on_host(grads)
         if not np.isfinite(size) or size == 0:
             grads = jax.tree.map(
                 lambda leaf: 0.01 * np.cos(1.0 + np.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape), grads

@@ -8,7 +8,8 @@ import numpy as np
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.facts import Facts, facts_of
-from nnlearn.diagnose.outputs import log_softmax, near
+from nnlearn.diagnose.outputs import near
+from nnlearn.diagnose.probes import log_softmax
 from nnlearn.diagnose.report import found
 from nnlearn.diagnose.subject import Unknown
 

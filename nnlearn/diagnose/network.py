@@ -16,6 +16,7 @@ from nnlearn.diagnose.plan import quick
 from nnlearn.diagnose.report import Finding, found
 from nnlearn.diagnose.subject import Unknown, params_of
 from nnlearn.programs.kinds import RECTIFIED, SMOOTH, SQUASHING
+from nnlearn.types import PyTree
 
 DEAD = 0.9  # share of units
 ALWAYS = 0.95  # share of units that are off or saturated at every snapshot
@@ -182,18 +183,16 @@ def exploding(evidence: Evidence) -> Seen:
         return Seen(values, rule)
     step = int(np.nanargmax(np.where(finite, norms, -1)))
     text = f"The gradient norm is {norms[0]:.2g} at the start, {middle:.2g} in the median and {top:.2g} at step {step}."
-    if not huge and norms[0] < 30 * middle and not loops(evidence):  # calm until the steps overshot
+    if not huge and norms[0] < 30 * middle and not evidence.loops:  # calm until the steps overshot
         return Seen(values, rule, [found("learning_rate_too_high", text, values, strength=0.65, step=step)])
     return Seen(values, rule, [found("exploding_gradients", text, values, strength=0.85 if huge else 0.6, step=step)])
 
 
-def loops(evidence: Evidence) -> bool:
-    """Whether the loss runs through time, so that gradients can grow there."""
-    plan, state = evidence.subject.plan, evidence.run.last
-    program = jax.make_jaxpr(
-        lambda params, batch, model_state: evidence.subject.loss(params, batch, jax.random.key(0), model_state)
-    )(params_of(state), jax.eval_shape(lambda: plan.batch(plan.at(0))), state.model_state)
-    return any(f" {name}[" in str(program) for name in ("scan", "while"))
+def exchanged(inputs: PyTree, start: int, stop: int) -> PyTree:
+    """Sequences whose time steps from ``start`` to ``stop`` are those of the next example."""
+    return jax.tree.map(
+        lambda leaf: np.concatenate([leaf[:, :start], np.roll(leaf, 1, 0)[:, start:stop], leaf[:, stop:]], 1), inputs
+    )
 
 
 @check("early time steps reach the output")
@@ -203,20 +202,11 @@ def through_time(evidence: Evidence) -> Seen:
     subject.need_predict()
     inputs = some(subject.inputs, 64)
     leaves = jax.tree.leaves(inputs)
-    if not loops(evidence) or any(leaf.ndim < 2 or leaf.shape[:2] != leaves[0].shape[:2] for leaf in leaves):
+    if not evidence.loops or any(leaf.ndim < 2 or leaf.shape[:2] != leaves[0].shape[:2] for leaf in leaves):
         raise Unknown("the network does not run through time")
     length = leaves[0].shape[1]
     if length < 8:
         raise Unknown("there are fewer than 8 time steps")
-
-    def exchanged(span):
-        """The inputs with those of the next example in a span of time."""
-        return jax.tree.map(
-            lambda leaf: np.concatenate(
-                [leaf[:, : span[0]], np.roll(leaf, 1, 0)[:, slice(*span)], leaf[:, span[1] :]], 1
-            ),
-            inputs,
-        )
 
     @functools.partial(jax.jit, compiler_options=quick())
     def outputs(params, inputs, model_state):
@@ -226,7 +216,7 @@ def through_time(evidence: Evidence) -> Seen:
     held = (params_of(state), inputs, state.model_state)
     plain = np.asarray(outputs(*held), np.float64)
     early, late = (
-        float(np.abs(np.asarray(outputs(held[0], exchanged(span), held[2])) - plain).mean())
+        float(np.abs(np.asarray(outputs(held[0], exchanged(inputs, *span), held[2])) - plain).mean())
         for span in ((0, length // 4), (length - length // 4, length))
     )
     values = {"change with early inputs": early, "change with late inputs": late, "time steps": length}
@@ -248,9 +238,8 @@ def cut_in_time(evidence: Evidence) -> Seen:
     leaves = jax.tree.leaves(inputs)
     if len(leaves) != 1 or leaves[0].ndim < 3 or leaves[0].shape[1] < 8 or leaves[0].dtype.kind != "f":
         raise Unknown("the inputs are not sequences of vectors")
-    if not loops(evidence):
+    if not evidence.loops:
         raise Unknown("the network does not run through time")
-
     sequences, structure = leaves[0], jax.tree.structure(inputs)
 
     @functools.partial(jax.jit, compiler_options=quick())
@@ -265,8 +254,7 @@ def cut_in_time(evidence: Evidence) -> Seen:
     params, length = params_of(state), sequences.shape[1]
     plain, reached = slope(params, sequences, state.model_state)
     early = length - max(2, length // 4)
-    other = np.concatenate([np.roll(sequences[:, :early], 1, 0), sequences[:, early:]], 1)
-    changed = abs(float(slope(params, other, state.model_state)[0] - plain))
+    changed = abs(float(slope(params, exchanged(sequences, 0, early), state.model_state)[0] - plain))
     values = {"time steps": length, "with a gradient": int(np.sum(reached)), "change with earlier inputs": changed}
     rule = "if earlier inputs change the loss by 1 %, more than two time steps have a gradient"
     if not (1 <= np.sum(reached) <= 2 and changed > 0.01 * abs(float(plain))):

@@ -57,6 +57,11 @@ def ask(subject: Subject, params: Params, grads: Grads, steps: int) -> Answer:
         return _ask(subject, params, grads, steps)
 
 
+def norm_on_host(tree: PyTree) -> float:
+    """The global norm of a tree of NumPy arrays, in float64 and without compilation."""
+    return float(np.sqrt(sum(np.sum(np.square(np.asarray(leaf, np.float64))) for leaf in jax.tree.leaves(tree))))
+
+
 def corner(tree: PyTree) -> PyTree:
     """The corner of each array of at most SIDE entries along each axis, scaled to the tree's global norm.
 
@@ -65,14 +70,10 @@ def corner(tree: PyTree) -> PyTree:
     ((16, 16), 2052)
     """
     part = jax.tree.map(lambda leaf: leaf[tuple(slice(0, SIDE) for _ in leaf.shape)], tree)
-
-    def square(tree):
-        return sum(float(np.sum(np.square(np.asarray(leaf, np.float64)))) for leaf in jax.tree.leaves(tree))
-
-    whole, left = square(tree), square(part)
+    whole, left = norm_on_host(tree), norm_on_host(part)
     if not 0 < whole < np.inf or left == 0:
         return part
-    factor = np.sqrt(whole / left)
+    factor = whole / left
     return jax.tree.map(lambda leaf: (leaf * factor).astype(leaf.dtype) if leaf.dtype.kind != "i" else leaf, part)
 
 
@@ -132,4 +133,4 @@ def _ask(subject: Subject, params: Params, grads: Grads, steps: int) -> Answer:
     )
 
 
-__all__ = ["AFTER", "FACTORS", "Answer", "ask"]
+__all__ = ["AFTER", "FACTORS", "Answer", "ask", "norm_on_host"]

@@ -13,58 +13,12 @@ from nnlearn.diagnose.dynamics import LOWER, gain, poor
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.examples import some
 from nnlearn.diagnose.facts import Facts, facts_of
-from nnlearn.diagnose.probes import log_softmax
+from nnlearn.diagnose.formulas import binary_formulas, class_formulas, value_formulas
 from nnlearn.diagnose.report import found
 from nnlearn.diagnose.subject import Unknown, params_of
 
 CLOSE = 0.01  # relative difference of two losses that are the same formula
 ROWS = 64
-
-
-def class_formulas(outputs: np.ndarray, labels: np.ndarray, squashed: bool) -> dict[str, float]:
-    """Losses that a program may compute from outputs of shape (n, classes), which may always lie between 0 and 1."""
-    rows = np.arange(len(labels))
-
-    def entropy(logits, axis=-1):
-        return float(-np.mean(log_softmax(logits, axis)[rows, labels]))
-
-    formulas = {
-        "right": entropy(outputs),
-        "softmax over the batch": entropy(outputs, 0),
-        "softmax twice": entropy(np.exp(log_softmax(outputs, -1))),
-        "sigmoid before softmax": entropy(1 / (1 + np.exp(-outputs))),
-    }
-    if squashed and np.allclose(outputs.sum(-1), 1, atol=1e-3):
-        likelihood = float(-np.mean(np.log(np.maximum(outputs[rows, labels], 1e-30))))
-        formulas |= {"softmax twice": formulas["right"], "right": likelihood}
-    elif squashed:
-        formulas |= {"sigmoid before softmax": formulas["right"], "right": np.nan}
-    return formulas
-
-
-def binary_formulas(outputs: np.ndarray, labels: np.ndarray, squashed: bool) -> dict[str, float]:
-    """Losses that a program may compute from one output per example and labels 0 and 1."""
-
-    def entropy(logits):
-        return float(np.mean(np.maximum(logits, 0) - logits * labels + np.log1p(np.exp(-np.abs(logits)))))
-
-    formulas = {"right": entropy(outputs), "sigmoid twice": entropy(1 / (1 + np.exp(-outputs)))}
-    if squashed:
-        kept = np.clip(outputs, 1e-7, 1 - 1e-7)
-        likelihood = float(-np.mean(labels * np.log(kept) + (1 - labels) * np.log(1 - kept)))
-        formulas |= {"sigmoid twice": formulas["right"], "right": likelihood}
-    return formulas
-
-
-def value_formulas(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """Losses of one value per example, and the same with every output beside every target."""
-    gap, all_gaps = outputs - targets, outputs[:, None] - targets[None]
-    return {
-        "right": float(np.mean(gap**2)),
-        "every output minus every target": float(np.mean(all_gaps**2)),
-        "absolute, right": float(np.mean(np.abs(gap))),
-        "absolute, every output minus every target": float(np.mean(np.abs(all_gaps))),
-    }
 
 
 WRONG = {  # formula -> finding, in words

@@ -14,7 +14,7 @@ from nnlearn.linalg import one_by_one
 from nnlearn.optimizers.muon import axes_of, spread_over
 from nnlearn.settings import comparable
 from nnlearn.transforms.adam import scale_by_adam
-from nnlearn.transforms.averages import increment
+from nnlearn.transforms.averages import increment, is_multiple
 from nnlearn.transforms.decay import add_decayed_weights
 from nnlearn.transforms.precision import assemble
 from nnlearn.transforms.precondition import transpose
@@ -186,8 +186,7 @@ def scale_by_galore(
     def update(updates, state, params=None, **extra_args):
         del params  # they have other shapes than what the base sees
         plan = _plan(spec, rank, updates)
-        real = jnp.result_type(float)
-        refresh = state.count.astype(real) % as_hyperparam(update_proj_gap, real) < 1
+        refresh = is_multiple(state.count, update_proj_gap)
 
         def down(refresh, dims, g, projector):
             if dims is None:

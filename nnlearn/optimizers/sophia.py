@@ -12,7 +12,7 @@ from optax.contrib import HutchinsonState, SophiaState
 from nnlearn.checks import check_number
 from nnlearn.packing import is_packed, pack_like, unpack
 from nnlearn.settings import comparable
-from nnlearn.transforms.averages import bias_correction, increment, moving_average
+from nnlearn.transforms.averages import bias_correction, increment, is_multiple, moving_average
 from nnlearn.transforms.decay import add_decayed_weights
 from nnlearn.transforms.precision import assemble
 from nnlearn.transforms.ranges import check_hyperparams
@@ -133,7 +133,7 @@ def scale_by_sophia(
 
     def update(updates, state, params: Any = None, **extra_args):
         require_params(params, "scale_by_sophia")
-        count, real = increment(state.count), jnp.result_type(float)
+        count = increment(state.count)
         c1 = bias_correction(b1, count)
 
         def on_leaf(g, mu, nu):
@@ -155,7 +155,7 @@ def scale_by_sophia(
             nu = jax.tree.map(lambda h, old: moving_average(as_hyperparam(b2, old.dtype), h, old), wide, nu)
             return jax.tree.map(lambda one, old: jnp.asarray(one, jnp.result_type(old)), new, held), nu
 
-        due = state.count.astype(real) % as_hyperparam(update_interval, real) < 1
+        due = is_multiple(state.count, update_interval)
         held, nu = jax.lax.cond(due, estimated, lambda *same: same, state.hessian_fn_state, state.nu)
         return change, SophiaState(count, mu, nu, held)
 

@@ -10,7 +10,7 @@ from optax import apply_updates
 from nnlearn.checks import check_count, check_decay, check_number
 from nnlearn.packing import unpack
 from nnlearn.settings import comparable
-from nnlearn.transforms.averages import increment, one_minus, step_towards, weight_seen
+from nnlearn.transforms.averages import increment, is_multiple, one_minus, step_towards, weight_seen
 from nnlearn.transforms.storage import Slot
 from nnlearn.transforms.wrapping import require_params
 from nnlearn.tree import as_hyperparam, compute_dtype, real_dtype
@@ -123,7 +123,7 @@ def average_latest(length: int, every: Scalar = 1, start: Scalar = 1) -> Gradien
         require_params(params, "average_latest")
         count, real = increment(state.count), jnp.result_type(float)
         past = count.astype(real) - as_hyperparam(start, real)
-        due = (past >= 0) & (past % as_hyperparam(every, real) < 1)
+        due = (past >= 0) & is_multiple(past, every)
         place = jnp.where(due, state.kept % length, length)  # past the end nothing is written
         window = jax.tree.map(
             lambda rows, param: rows.at[place].set(param.astype(rows.dtype), mode="drop"),
@@ -180,7 +180,7 @@ def average_from(start: Scalar, every: Scalar = 1) -> GradientTransformationExtr
     def weight(count):
         real = jnp.result_type(float)
         past, step = count.astype(real) - as_hyperparam(start, real), as_hyperparam(every, real)
-        share = jnp.where(past % step < 1, 1 / (jnp.maximum(past, 0) // step + 1), 0)
+        share = jnp.where(is_multiple(past, every), 1 / (jnp.maximum(past, 0) // step + 1), 0)
         return share, past <= 0, jnp.where(past <= 0, 0, 1 - share)
 
     return _averaging(weight, 0.0)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from optax import safe_increment
 
-from nnlearn.tree import compute_dtype, safe_divide
+from nnlearn.tree import as_hyperparam, compute_dtype, safe_divide
 
 
 def bias_correction(decay: Any, count: jax.Array) -> jax.Array:
@@ -74,6 +74,12 @@ def increment(count: Any) -> jax.Array:
     return jnp.asarray(safe_increment(count))
 
 
+def is_multiple(count: Any, every: Any) -> jax.Array:
+    """Whether a count is a multiple of a number, which may be traced and need not be whole."""
+    real = jnp.result_type(float)
+    return jnp.asarray(count).astype(real) % as_hyperparam(every, real) < 1
+
+
 def moving_average(decay: Any, value: jax.Array, average: jax.Array) -> jax.Array:
     """``(1 - decay) * value + decay * average``, in optax's order of operations."""
     return (1 - decay) * value + decay * average
@@ -101,6 +107,7 @@ __all__ = [
     "corrections",
     "debiased",
     "increment",
+    "is_multiple",
     "momentum_corrections",
     "moving_average",
     "one_minus",
