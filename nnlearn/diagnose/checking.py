@@ -4,8 +4,8 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.report import FAILED, Check, Finding, _plain
-from nnlearn.diagnose.subject import Unknown
 
 
 class Seen(NamedTuple):

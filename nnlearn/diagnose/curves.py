@@ -8,9 +8,9 @@ from typing import Any, Literal
 import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
+from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.ranking import rank
 from nnlearn.diagnose.report import Report, found
-from nnlearn.diagnose.subject import Unknown
 from nnlearn.stream.callbacks import Event
 from nnlearn.train.stopping import check_mode
 from nnlearn.train.trace import Trace

@@ -7,9 +7,9 @@ from nnlearn.data import MaskedBatch
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.facts import Facts, facts_of
+from nnlearn.diagnose.parts import Unknown, parts_of
 from nnlearn.diagnose.probes import said_yes, standard
 from nnlearn.diagnose.report import found
-from nnlearn.diagnose.subject import Unknown, parts_of
 
 FREQUENT = 0.7  # share of a class from which accuracy says little
 GOOD = 0.97  # an accuracy, or an explained share, with which nobody looks for a fault

@@ -10,8 +10,9 @@ from nnlearn.diagnose.evidence import Evidence, History
 from nnlearn.diagnose.facts import facts_of
 from nnlearn.diagnose.formulas import binary_formulas, class_formulas
 from nnlearn.diagnose.optimizer import FACTORS
+from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.report import Finding, found
-from nnlearn.diagnose.subject import SHORT, Unknown, params_of
+from nnlearn.diagnose.subject import SHORT, params_of
 from nnlearn.diagnose.variants import RATES
 
 HALF = ("float16", "bfloat16")

@@ -10,10 +10,11 @@ import numpy as np
 
 from nnlearn.diagnose.examples import EXAMPLES, Data, as_data, some
 from nnlearn.diagnose.optimizer import Answer, ask, norm_on_host
+from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.plan import on_host, quick
 from nnlearn.diagnose.probes import quality
 from nnlearn.diagnose.rerun import Record, leaf_names, rerun
-from nnlearn.diagnose.subject import Subject, Unknown, params_of
+from nnlearn.diagnose.subject import Subject, params_of
 from nnlearn.diagnose.variants import Variant, all_variants, wide_variant
 from nnlearn.programs.facts import Inspection, inspect_function
 from nnlearn.programs.taps import Activation, activations

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from nnlearn.diagnose.subject import Unknown
+from nnlearn.diagnose.parts import Unknown
 from nnlearn.types import PyTree
 
 EXAMPLES = 256  # examples of each part that the network is evaluated on

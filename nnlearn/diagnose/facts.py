@@ -10,9 +10,10 @@ import numpy as np
 
 from nnlearn.diagnose.evidence import Evidence, once
 from nnlearn.diagnose.examples import Data
+from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.plan import quick
 from nnlearn.diagnose.probes import ROWS, Smoother, dependence, neighbours, one_hot, ridge, scores, standard
-from nnlearn.diagnose.subject import Subject, Unknown, params_of
+from nnlearn.diagnose.subject import Subject, params_of
 
 SHUFFLES = 10  # permutations of the targets that show what chance gives
 

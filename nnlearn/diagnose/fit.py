@@ -12,9 +12,10 @@ from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.examples import some
 from nnlearn.diagnose.facts import Facts, facts_of
 from nnlearn.diagnose.pairs import same_shape_as_inputs
+from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.probes import log_softmax, quality
 from nnlearn.diagnose.report import found
-from nnlearn.diagnose.subject import SHORT, Unknown, params_of
+from nnlearn.diagnose.subject import SHORT, params_of
 
 
 @check("training examples are fitted")

@@ -9,9 +9,9 @@ from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.examples import some
 from nnlearn.diagnose.facts import Facts, facts_of
+from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.probes import quality, squared_distances, standard
 from nnlearn.diagnose.report import found
-from nnlearn.diagnose.subject import Unknown
 
 GAIN = 0.05  # in accuracy or explained share, of validation inputs prepared in another way
 

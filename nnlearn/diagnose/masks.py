@@ -9,9 +9,9 @@ from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.facts import Facts, facts_of
 from nnlearn.diagnose.outputs import near
+from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.probes import log_softmax
 from nnlearn.diagnose.report import found
-from nnlearn.diagnose.subject import Unknown
 
 LEAST_PADDING = 0.15  # share of all positions
 ROWS = 64

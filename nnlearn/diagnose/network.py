@@ -12,9 +12,10 @@ from nnlearn.diagnose.dynamics import LOWER, gain, poor
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.examples import some
 from nnlearn.diagnose.facts import facts_of
+from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.plan import quick
 from nnlearn.diagnose.report import Finding, found
-from nnlearn.diagnose.subject import Unknown, params_of
+from nnlearn.diagnose.subject import params_of
 from nnlearn.programs.kinds import RECTIFIED, SMOOTH, SQUASHING
 from nnlearn.types import PyTree
 

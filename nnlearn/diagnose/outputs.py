@@ -14,8 +14,9 @@ from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.examples import some
 from nnlearn.diagnose.facts import Facts, facts_of
 from nnlearn.diagnose.formulas import binary_formulas, class_formulas, value_formulas
+from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.report import found
-from nnlearn.diagnose.subject import Unknown, params_of
+from nnlearn.diagnose.subject import params_of
 
 CLOSE = 0.01  # relative difference of two losses that are the same formula
 ROWS = 64

@@ -11,9 +11,9 @@ from nnlearn.diagnose.dynamics import stuck
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.examples import Data
 from nnlearn.diagnose.facts import Facts, facts_of
+from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.probes import area_under_curve, dependence, neighbours, ridge, scores, standard
 from nnlearn.diagnose.report import found
-from nnlearn.diagnose.subject import Unknown
 
 SHIFTS = (-3, -2, -1, 1, 2, 3)  # rows by which targets may have moved
 LEAK = 0.995  # area under the curve, or explained share, of one feature alone

@@ -12,11 +12,12 @@ import numpy as np
 from nnlearn.diagnose import data, held_out, program
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.evidence import Evidence
+from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.plan import on_host, quick
 from nnlearn.diagnose.ranking import rank
 from nnlearn.diagnose.report import Report, found
 from nnlearn.diagnose.rerun import Record, leaf_names
-from nnlearn.diagnose.subject import Unknown, make_subject, params_of
+from nnlearn.diagnose.subject import make_subject, params_of
 from nnlearn.train.run import Train
 from nnlearn.types import Key, PyTree
 

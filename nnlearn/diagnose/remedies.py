@@ -12,7 +12,8 @@ from optax import GradientTransformation, chain, with_extra_args_support
 
 from nnlearn.calls import hand
 from nnlearn.data import MaskedBatch, example_count
-from nnlearn.diagnose.subject import Subject, Unknown, map_parts
+from nnlearn.diagnose.parts import Unknown, map_parts
+from nnlearn.diagnose.subject import Subject
 from nnlearn.diagnose.variants import rescaled, with_decay
 from nnlearn.optimizers import adamw
 from nnlearn.schedules import warmup_cosine_decay_schedule

@@ -10,10 +10,11 @@ import numpy as np
 
 from nnlearn.checks import check_count
 from nnlearn.diagnose.examples import as_data
+from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.probes import quality
 from nnlearn.diagnose.remedies import REMEDIES, Changed, Remedy
 from nnlearn.diagnose.report import Report
-from nnlearn.diagnose.subject import Subject, Unknown, make_subject, params_of
+from nnlearn.diagnose.subject import Subject, make_subject, params_of
 from nnlearn.train.run import Train
 from nnlearn.types import Key, PyTree
 

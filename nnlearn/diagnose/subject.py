@@ -13,6 +13,7 @@ import numpy as np
 from nnlearn.calls import asks_for, hand
 from nnlearn.checks import as_key
 from nnlearn.data import MaskedBatch, example_count
+from nnlearn.diagnose.parts import Unknown, parts_like, parts_of, with_parts
 from nnlearn.diagnose.plan import Plan, make_plan, quick
 from nnlearn.train.custom_step import is_carried, lift_step, made_step
 from nnlearn.train.loop import Run
@@ -22,15 +23,9 @@ from nnlearn.train.step import Info, make_step, step_key
 from nnlearn.train.stopping import check_mode
 from nnlearn.types import Batch, GradientTransformation, Key, Params, PyTree
 
-INPUTS = ("inputs", "input", "x", "xs", "X", "image", "images", "features", "tokens")
 SHORT = 1.5  # epochs in which a usual rate and network learn little
 MORE = 4  # batches beyond the end of the run, for comparisons of neighbours
 GENERATED = 32  # generated batches that stand for the data
-TARGETS = ("targets", "target", "y", "ys", "Y", "label", "labels")
-
-
-class Unknown(Exception):
-    """Something that a check needs is not there; the message says what."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -321,99 +316,4 @@ def params_of(state: Any) -> Params:
     return own["params"] if isinstance(own, dict) and "params" in own else getattr(own, "params", own)
 
 
-def parts_of(examples: Batch) -> tuple[Any, Any]:
-    """The inputs and the targets in a tree of examples.
-
-    Raises:
-      Unknown: if they cannot be told apart.
-
-    >>> parts_of({"x": 1, "y": 2}), parts_of((3, 4))
-    ((1, 2), (3, 4))
-    """
-    if hasattr(examples, "inputs") and hasattr(examples, "targets"):
-        return examples.inputs, examples.targets
-    if isinstance(examples, Mapping):
-        inputs = [name for name in INPUTS if name in examples]
-        targets = [name for name in TARGETS if name in examples]
-        if len(inputs) == 1 and len(targets) == 1:
-            return examples[inputs[0]], examples[targets[0]]
-        raise Unknown(f"which of {sorted(map(str, examples))} are inputs and targets is not known")
-    if isinstance(examples, tuple | list) and len(examples) >= 2:
-        return examples[0], examples[1]
-    if hasattr(examples, "shape"):
-        return examples, None
-    raise Unknown(f"the examples are a {type(examples).__name__}, in which inputs and targets are not known")
-
-
-def parts_like(examples: Any, inputs: Any, targets: Any) -> tuple[Any, Any]:
-    """The neighbouring members of a tuple that are like given inputs, and the last other member like given targets.
-
-    Raises:
-      Unknown: if there are none.
-
-    >>> tokens, mask, label = np.zeros((5, 3), int), np.ones((5, 3), bool), np.ones(5, int)
-    >>> parts_like((tokens, mask, label), (tokens[:2], mask[:2]), label[:2]) == ((tokens, mask), label)
-    True
-    """
-
-    def kinds(tree):
-        return [(np.shape(leaf)[1:], np.asarray(leaf).dtype.kind) for leaf in jax.tree.leaves(tree)]
-
-    count = len(examples)
-    for first, last in ((i, j) for i in range(count) for j in range(i + 1, count)):
-        others = [*examples[:first], *examples[last:]]
-        like = [each for each in others if kinds(each) == kinds(targets)]
-        if kinds(examples[first:last]) == kinds(inputs) and like:
-            leaves = jax.tree.leaves(examples[first:last])
-            return jax.tree.unflatten(jax.tree.structure(inputs), leaves), like[-1]
-    raise Unknown("the batches hold more than inputs and targets, and none like those of validation")
-
-
-def with_parts(like: Any, inputs: Any, targets: Any) -> Any:
-    """A tree of examples with other inputs and targets.
-
-    Raises:
-      Unknown: if the tree has more than inputs and targets.
-
-    >>> with_parts({"x": 1, "y": 2}, 5, 6), with_parts((3, 4), 5, 6)
-    ({'x': 5, 'y': 6}, (5, 6))
-    """
-    if hasattr(like, "inputs") and hasattr(like, "targets") and len(getattr(like, "_fields", ())) in (0, 2):
-        return like._replace(inputs=inputs, targets=targets)
-    made: Any = type(like)
-    if isinstance(like, Mapping) and len(like) == 2:
-        first = next(name for name in INPUTS if name in like)
-        return made({name: inputs if name == first else targets for name in like})
-    if isinstance(like, tuple | list) and len(like) == 2:
-        return made((inputs, targets)) if not hasattr(like, "_fields") else made(inputs, targets)
-    if hasattr(like, "shape"):
-        return inputs
-    raise Unknown("the batches hold more than inputs and targets")
-
-
-def map_parts(batch: Any, inputs: Callable[[Any], Any], targets: Callable[[Any], Any] = lambda targets: targets) -> Any:
-    """A batch, masked or not, with functions of its inputs and targets in their place.
-
-    Raises:
-      Unknown: if they cannot be told apart, or the batch has more than inputs and targets.
-
-    >>> map_parts({"x": 1, "y": 2}, lambda x: 10 * x)
-    {'x': 10, 'y': 2}
-    """
-    if isinstance(batch, MaskedBatch):
-        return batch._replace(examples=map_parts(batch.examples, inputs, targets))
-    given, wanted = parts_of(batch)
-    return with_parts(batch, inputs(given), targets(wanted))
-
-
-__all__ = [
-    "SHORT",
-    "Subject",
-    "Unknown",
-    "make_subject",
-    "map_parts",
-    "params_of",
-    "parts_like",
-    "parts_of",
-    "with_parts",
-]
+__all__ = ["SHORT", "Subject", "make_subject", "params_of"]

@@ -8,10 +8,11 @@ import numpy as np
 from optax import with_extra_args_support
 
 from nnlearn.diagnose.examples import some
+from nnlearn.diagnose.parts import Unknown, map_parts, with_parts
 from nnlearn.diagnose.plan import on_host, quick
 from nnlearn.diagnose.probes import quality
 from nnlearn.diagnose.rerun import Record
-from nnlearn.diagnose.subject import Subject, Unknown, map_parts, with_parts
+from nnlearn.diagnose.subject import Subject
 from nnlearn.train.state import TrainState
 from nnlearn.train.step import make_step
 from nnlearn.types import Batch, GradientTransformation, Key, Params, PyTree
