@@ -173,7 +173,7 @@ def lookahead_around_sgd(library):
             slow = jax.tree.map(slow_start, params)
             return tx.init(optax.LookaheadParams.init_synced(params)), {"slow": slow}
 
-        def update(updates, state, params=None):
+        def update(updates, state, params=None, **extra_args):  # sgd needs no extra argument
             inner, slow = state[0], state[1]["slow"]
             change, inner = tx.update(updates, inner, optax.LookaheadParams(fast=params, slow=slow))
             return change.fast, (inner, {"slow": optax.apply_updates(slow, change.slow)})

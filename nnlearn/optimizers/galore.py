@@ -12,6 +12,7 @@ from optax.contrib import GaLoreDimensionNumbers, GaLoreState, MuonDimensionNumb
 from nnlearn.checks import check_count, check_number
 from nnlearn.linalg import one_by_one
 from nnlearn.optimizers.muon import axes_of, spread_over
+from nnlearn.packing import is_packed
 from nnlearn.settings import comparable
 from nnlearn.transforms.adam import scale_by_adam
 from nnlearn.transforms.averages import increment, is_multiple
@@ -120,8 +121,7 @@ class _Plan(NamedTuple):
 
 
 def _plan(spec: DimensionNumbers | None, rank: int, tree: PyTree) -> _Plan:
-    layout = getattr(tree, "layout", None)
-    shapes = tree if layout is None else layout.tree()
+    shapes = tree.layout.tree() if is_packed(tree) else tree
     leaves, treedef = jax.tree.flatten(shapes)
     dims = _dims_of(spec, shapes)
     pairs = [
