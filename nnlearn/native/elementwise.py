@@ -300,10 +300,11 @@ def _in_groups(body, names, inputs, outputs, decoding, encoding) -> str:
         )
     for at, equation in enumerate(encoding):
         codes, scales = (outputs.index(var) for var in equation.outvars)
-        before.append(f"float e{at}[{GROUP}];")
-        body.append(f"e{at}[i - start] = {names[equation.invars[0]]};")
-        seed = names[equation.invars[1]]
-        made = f"encode_group(o{codes} + start, e{at}, {seed}, start, count)"
+        before.append(f"float e{at}[{GROUP}]; int32_t largest{at} = 0, signs{at} = 0;")
+        value, seed = (names[var] for var in equation.invars)
+        # Here, and not in a loop before the encoding, the maximum is free: the square roots take longer.
+        body.append(f"e{at}[i - start] = {value}; INSPECT({value}, largest{at}, signs{at})")
+        made = f"encode_inspected(o{codes} + start, e{at}, {seed}, start, count, largest{at}, signs{at})"
         after.append(f"o{scales}[start / {GROUP}] = {made};")
     return f"""for (int64_t start = first; start < last; start += {GROUP}) {{
     const int64_t count = start + {GROUP} < last ? {GROUP} : last - start;
