@@ -743,6 +743,7 @@ CASES = [
         ({"alpha": lambda step: 0.1 * step},),
         library=optax.contrib,
         complex=False,
+        bowl=(0.002, 5000),
     ),
     Case(
         "madgrad",
