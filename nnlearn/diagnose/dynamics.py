@@ -1,5 +1,6 @@
 """Checks of the dynamics: learning rate, schedule, clipping, optimizer state, precision, decay."""
 
+import contextlib
 from typing import Any
 
 import jax
@@ -9,11 +10,12 @@ from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.evidence import Evidence, History
 from nnlearn.diagnose.facts import facts_of
 from nnlearn.diagnose.formulas import binary_formulas, class_formulas
+from nnlearn.diagnose.metric import tolerance
 from nnlearn.diagnose.optimizer import FACTORS
 from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.report import Finding, found
 from nnlearn.diagnose.subject import SHORT, params_of
-from nnlearn.diagnose.variants import RATES
+from nnlearn.diagnose.variants import RATES, Variant
 
 HALF = ("float16", "bfloat16")
 LEAST = 0.02  # share of the loss that is no gain
@@ -41,6 +43,8 @@ def gain(evidence: Evidence, name: str) -> float:
         return 0.0
     if not np.isfinite(evidence.last_loss):
         return 1.0 if variant.loss < evidence.first_loss or not np.isfinite(evidence.first_loss) else 0.0
+    if (gained := metric_gain(evidence, variant)) > 0:
+        return gained
     pairs = ((variant.score, evidence.score), (variant.validation_score, evidence.validation_score))
     noise = 2 * float(np.hypot(uncertainty(evidence.run.loss), uncertainty(variant.losses)))
     if evidence.last_loss - variant.loss < max(noise, LEAST * abs(evidence.last_loss)):
@@ -48,14 +52,38 @@ def gain(evidence: Evidence, name: str) -> float:
     worse = evidence.last_loss > evidence.first_loss + POINTS * abs(evidence.first_loss)
     if any(np.isfinite(new) and np.isfinite(old) and new < old + (not worse) * points(old) for new, old in pairs):
         return 0.0
+    if loses(evidence, variant):
+        return 0.0
+    judged = any(np.isfinite(each) for pair in pairs for each in pair)
+    if not judged and variant.metric < float(evidence.metrics[-1]) + tolerance(variant.metric):
+        return 0.0  # nothing but the loss gains
     start = evidence.first_loss
-    if name.endswith("unit scale"):  # it starts at another loss, and the run's says nothing of what can be learned
+    if (
+        name.endswith("unit scale") or name == "weights x0.1"
+    ):  # it starts at another loss, and the run's says nothing of what can be learned
         own = float(np.mean(variant.losses[:3]))
         if not own - variant.loss > GAIN * abs(own):  # it learns nothing either
             return 0.0
         start = max(min(start, own), evidence.last_loss)
     gained = min((evidence.last_loss - variant.loss) / reach(evidence, start), 1.0)
     return gained if gained > GAIN else 0.0
+
+
+def metric_gain(evidence: Evidence, variant: Variant) -> float:
+    """What a variant gains by the run's own metric, as a share of its reachable growth, if its loss is as good.
+
+    A loss that stays at a value of its own, such as the margin of a triplet loss, does not show it.
+    """
+    first, old, new = float(evidence.metrics[0]), float(evidence.metrics[-1]), variant.metric
+    if not new > old + 10 * tolerance(new, old) or variant.loss > evidence.last_loss + LEAST * abs(evidence.last_loss):
+        return 0.0
+    return float(np.clip((new - old) / (new - min(first, old)), 0.0, 1.0))
+
+
+def loses(evidence: Evidence, variant: Variant) -> bool:
+    """Whether a variant is worse than the run by the run's own metric, so that its loss is no success."""
+    new, old = variant.metric, float(evidence.metrics[-1])
+    return bool(new < old - tolerance(new, old))
 
 
 def uncertainty(losses: np.ndarray) -> float:
@@ -169,7 +197,11 @@ def clipping(evidence: Evidence) -> Seen:
     along = float(np.median(evidence.answer.along[:4]))
     # An adaptive optimizer also answers alike to all gradients, but not along them, down to its eps.
     adaptive = limit < (1e-6 if along > 0.99 else 1e-4) * np.median(norms)
-    if not clipped or adaptive or share < 0.9 or limit > 0.3 * np.median(norms) or not (helps > 0 or stuck(evidence)):
+    if not clipped or adaptive or share < 0.9 or limit > 0.3 * np.median(norms):
+        return Seen(values, rule)
+    faster = [evidence.variants[name] for name in ("rate x3", "rate x10", "rate x100")]
+    faster = [each for each in faster if each.loss < 0.8 * evidence.last_loss and each.score > evidence.score]
+    if not (helps > 0 or stuck(evidence) or (limit < USUAL_CLIP and faster)):
         return Seen(values, rule)
     middle = np.median(norms)
     text = f"The gradient has norm {middle:.3g}, the threshold is about {limit:.1g}: {share:.0%} of the steps are cut."
@@ -187,15 +219,29 @@ def decay(evidence: Evidence) -> Seen:
     if total > 0.05:
         text = f"Without a gradient the weights grow by {drift:.2g} of their size in each step."
         findings.append(found("sign_error", text, values, strength=0.9))
-    gained = gain(evidence, "no decay")
+    name = max(("no decay", "no decay at the end"), key=lambda each: gain(evidence, each))
+    gained = gain(evidence, name)
     if total < -0.5 and gained > 0:
-        other = evidence.variants["no decay"]
+        other = evidence.variants[name]
+        more = "more " * name.endswith("end")
         text = (
-            f"Decay takes {-drift:.2g} of the weights in each of {steps} steps; without it, {len(other.losses)} steps "
-            f"reach a loss of {other.loss:.3g} where the run ended at {evidence.last_loss:.3g}."
+            f"Decay takes {-drift:.2g} of the weights in each of {steps} steps; without it, {len(other.losses)} {more}"
+            f"steps reach a loss of {other.loss:.3g} where the run ended at {evidence.last_loss:.3g}."
         )
         findings.append(found("excessive_regularisation", text, values, strength=0.8 + 0.2 * gained))
     return Seen(values, rule, findings)
+
+
+def worsens(evidence: Evidence) -> bool:
+    """Whether training makes the run's own metric worse, also at lower rates, and nothing says that it learns."""
+    metrics = evidence.metrics
+    first, last = float(metrics[0]), float(metrics[-1])
+    small = tolerance(first, last)
+    lower = [evidence.variants[name].metric for name in ("rate x0.33", "rate x0.1")]
+    if not (last < first - 2 * small and np.nanmax(metrics) <= first + small and max(lower) < first - small):
+        return False
+    learns = evidence.score > evidence.first_score + 0.1
+    return not learns or facts_of(evidence).ranks_only
 
 
 @check("steps go downhill")
@@ -215,9 +261,17 @@ def direction(evidence: Evidence) -> Seen:
     if loss[0] < 0 and evidence.data.labels is not None and evidence.program.of_kind("softmax"):
         text = f"The cross-entropy is {loss[0]:.3g} at the start; it cannot be negative."
         return Seen(values, rule, [found("sign_error", text, values, strength=0.97, step=0)])
+    with contextlib.suppress(Exception):  # the check of the outputs says so
+        if facts_of(evidence).unbounded_entropy:
+            return Seen(values, rule)
     if evidence.last_loss < -10 * abs(loss[0]) and np.argmin(np.nan_to_num(loss, nan=np.inf)) > 0.9 * len(loss):
         text = f"The loss falls from {loss[0]:.3g} to {evidence.last_loss:.3g} and goes on: it has no minimum."
         return Seen(values, rule, [found("sign_error", text, values, strength=0.93)])
+    if worsens(evidence):
+        first, last = (abs(float(evidence.metrics[at])) for at in (0, -1))
+        name = evidence.subject.metric
+        text = f"The more the run trains, the worse is {name}: {first:.3g} at the start, {last:.3g} at the end."
+        return Seen(values | {"metric": last}, rule, [found("sign_error", text, values, strength=0.9)])
     first = evidence.first_score
     falls = not np.isfinite(evidence.last_loss) or evidence.last_loss < min(loss[0], 0) - abs(loss[0])
     if falls and np.isfinite(evidence.score) and evidence.score < first - 0.02 and np.nanmin(loss[-5:], initial=0) < 0:

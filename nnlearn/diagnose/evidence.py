@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.diagnose.examples import EXAMPLES, Data, as_data, some
+from nnlearn.diagnose.metric import measured
 from nnlearn.diagnose.optimizer import Answer, ask, norm_on_host
 from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.plan import on_host, quick
@@ -249,6 +250,11 @@ class Evidence:
             return wide_variant(self.subject, self.run, count, self.kind)
         except Exception:  # a program that fixes its types
             return None
+
+    @once
+    def metrics(self) -> np.ndarray:
+        """The run's own metric at every snapshot, signed so that larger is better; NaN if it is not known."""
+        return measured(self.subject, self.run.states)
 
     def score_at(self, step: int) -> float:
         """The quality of the parameters on training examples at a snapshot; NaN if it cannot be judged."""

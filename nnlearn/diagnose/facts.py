@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.diagnose.evidence import Evidence, once
-from nnlearn.diagnose.examples import Data
+from nnlearn.diagnose.examples import Data, some
+from nnlearn.diagnose.formulas import binary_formulas, value_formulas
 from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.plan import quick
 from nnlearn.diagnose.probes import ROWS, Smoother, dependence, neighbours, one_hot, ridge, scores, standard
@@ -266,10 +267,13 @@ class Facts:
 
     @once
     def fairly_reached(self) -> float:
-        """``reached``; for values with another loss than the squared error, the squared correlation if it is larger.
+        """``reached``, or more if the loss gives outputs another meaning than the targets have.
 
-        The outputs of a quantile loss, for example, are off the mean by design.
+        For values with another loss than the squared error, the squared correlation: the outputs of a quantile loss are
+        off the mean by design. For two classes with distances as outputs, the accuracy at the best threshold.
         """
+        if self.is_classes and self.reached < 0.97 and self.ranks_only:
+            return max(self.reached, self.separated(self.outputs.train, self.outputs.train_targets))
         if self.data.kind != "values" or self.is_squared_error:
             return self.reached
         outputs, targets = self.outputs.train, np.asarray(self.outputs.train_targets, np.float64)
@@ -280,6 +284,45 @@ class Facts:
         sizes = np.sum(outputs**2) * np.sum(targets**2)
         agreement = np.sum(outputs * targets)
         return max(self.reached, float(agreement**2 / sizes)) if sizes > 0 and agreement > 0 else self.reached
+
+    @once
+    def ranks_only(self) -> bool:
+        """Whether outputs are single numbers for two classes that no usual loss compares with 0 and 1: distances."""
+        outputs, labels = self.outputs.train, self.data.labels
+        if labels is None or len(self.classes) != 2 or outputs.size != len(outputs):
+            return False
+        inputs, targets = some((self.evidence.subject.inputs, self.evidence.subject.targets), 64)
+        flat = self.evaluate(inputs).reshape(-1).astype(np.float64)
+        numbers = np.asarray(targets, np.float64).reshape(-1)
+        try:
+            loss = self.loss(inputs, targets)
+        except Unknown:  # the batches hold more than inputs and targets
+            return True
+        squashed = bool(flat.min() >= 0 and flat.max() <= 1)
+        usual = [binary_formulas(flat, numbers, squashed)["right"], value_formulas(flat, numbers)["right"]]
+        return not any(abs(loss - each) <= 0.02 * abs(each) for each in usual)
+
+    @once
+    def unbounded_entropy(self) -> bool:
+        """Whether the first loss is the cross-entropy of one output with targets beyond 0 and 1: it has no minimum."""
+        history = self.evidence.history
+        if history.train is None or history.train[0].size != np.size(history.train_targets):
+            return False
+        outputs, targets = (
+            np.asarray(each, np.float64).reshape(-1) for each in (history.train[0], history.train_targets)
+        )
+        if targets.min() >= 0 and targets.max() <= 1:
+            return False
+        squashed = bool(outputs.min() >= 0 and outputs.max() <= 1)
+        usual = binary_formulas(outputs, targets, squashed)["right"]
+        return bool(abs(history.train_loss[0] - usual) <= 0.02 * abs(usual))
+
+    def separated(self, outputs: np.ndarray, targets: Any) -> float:
+        """The accuracy of single outputs at the best threshold, with large ones for either class."""
+        values, order = np.asarray(targets).reshape(-1), np.argsort(np.asarray(outputs, np.float64).reshape(-1))
+        high = (values == values.max())[order]
+        right = np.cumsum(~high) + high.sum() - np.cumsum(high)  # with the threshold after each
+        return float(max(right.max(), len(high) - right.min(), high.sum(), len(high) - high.sum()) / len(high))
 
     @once
     def is_squared_error(self) -> bool:
@@ -296,11 +339,19 @@ class Facts:
             return False
         return bool(abs(ratios[0] - ratios[1]) <= 0.02 * abs(ratios[1]))
 
+    @once
+    def fairly_reached_on_validation(self) -> float:
+        """``reached_on_validation``, with the best threshold for distances."""
+        reached, outputs = self.reached_on_validation, self.outputs
+        if self.is_classes and reached < 0.97 and self.ranks_only and outputs.validation is not None:
+            return max(reached, self.separated(outputs.validation, outputs.validation_targets))
+        return reached
+
     @property
     def behind_on_validation(self) -> float:
         """How much the network is worse on validation than simple predictors; 0 if these are not known."""
         try:
-            return self.attainable_on_validation - self.reached_on_validation
+            return self.attainable_on_validation - self.fairly_reached_on_validation
         except Unknown:
             return 0.0
 

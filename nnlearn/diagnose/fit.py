@@ -48,11 +48,43 @@ def fitted(evidence: Evidence) -> Seen:
     return Seen(values, rule, [found("underfitting", text, values, strength=strength, remedies=remedies)])
 
 
+@check("reconstructions differ from example to example")
+def reconstruction(evidence: Evidence) -> Seen:
+    """Whether a network that reconstructs its inputs knows more of them than their mean."""
+    facts = facts_of(evidence)
+    outputs, targets = facts.outputs.train, facts.outputs.train_targets
+    if not same_shape_as_inputs(facts) or not hasattr(targets, "shape") or outputs.shape != np.shape(targets):
+        raise Unknown("the network does not reconstruct its inputs")
+    wanted, made = (np.asarray(each, np.float64).reshape(len(outputs), -1) for each in (targets, outputs))
+    total = np.sum((wanted - wanted.mean(0)) ** 2)
+    largest = float(np.linalg.svd(wanted - wanted.mean(0), compute_uv=False)[0] ** 2 / max(total, 1e-30))
+    spread = float(np.sum((made - made.mean(0)) ** 2) / max(total, 1e-30))
+    values = {
+        "explained": facts.reached,
+        "by one direction": largest,
+        "variance of the outputs / of the inputs": spread,
+    }
+    rule = "the outputs have 10 % of the inputs' variance, or explain half of what one direction does"
+    if not spread < 0.1 or not facts.reached < 0.5 * largest:
+        return Seen(values, rule)
+    text = (
+        f"The reconstructions of different examples are nearly the same: they have {spread:.1%} of the inputs' "
+        f"variance and explain {max(facts.reached, 0):.0%} of it; a single direction explains {largest:.0%}."
+    )
+    if not evidence.program.of_kind("random"):
+        return Seen(values, rule, [found("underfitting", text, values, strength=0.7, where="code")])
+    remedy = "weigh the prior (KL) term less, or sum the error of an example over its outputs instead of averaging it"
+    finding = found("excessive_regularisation", text, values, strength=0.85, where="code", remedies=[remedy])
+    return Seen(values, rule, [finding])
+
+
 @check("held-out examples are nearly as good")
 def generalises(evidence: Evidence) -> Seen:
     """The gap between training and validation, and whether validation gets worse."""
     facts = facts_of(evidence)
     on_train, on_validation = facts.reached, facts.reached_on_validation
+    if facts.is_classes and facts.ranks_only:
+        on_train, on_validation = facts.fairly_reached, facts.fairly_reached_on_validation
     gap = on_train - on_validation
     values: dict[str, Any] = {"on training": on_train, "on validation": on_validation}
     rule = "gap at most 15 % (values: 35 %), or 8 % with a validation loss above 1.3 times its minimum; or no harm"
@@ -164,4 +196,4 @@ def plain_loss(facts: Facts, inputs: Any, targets: Any, keys: Any) -> tuple[floa
     return float(np.mean(losses)), float(np.mean(accuracies))
 
 
-CHECKS: tuple[NamedCheck, ...] = (fitted, generalises, training_noise, augmentation)
+CHECKS: tuple[NamedCheck, ...] = (fitted, reconstruction, generalises, training_noise, augmentation)

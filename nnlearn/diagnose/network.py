@@ -21,6 +21,7 @@ from nnlearn.types import PyTree
 
 DEAD = 0.9  # share of units
 ALWAYS = 0.95  # share of units that are off or saturated at every snapshot
+SAME = 1e-4  # of the largest weight
 HUGE = 10.0  # times the first loss with weights of unit scale
 
 
@@ -30,7 +31,10 @@ def frozen(evidence: Evidence) -> Seen:
     moved, sloped = np.sum(slopes.change_norms, 0), np.max(np.nan_to_num(slopes.mean_norms), 0)
     still = [name for name, move, slope in zip(slopes.names, moved, sloped, strict=True) if move == 0 and slope > 0]
     values = {"parameters": len(slopes.names), "never changed": still}
-    rule = "every parameter with a gradient changes, or it does no harm"
+    rule = "every parameter with a gradient changes, unless it was loaded and not drawn, or it does no harm"
+    if still and np.any(moved):  # weights that were trained elsewhere are kept on purpose
+        loaded = loaded_leaves(evidence)
+        still = [name for name in still if name not in loaded]
     if not still or learned_well(facts_of(evidence)):
         return Seen(values, rule)
     if not np.any(moved):
@@ -38,6 +42,28 @@ def frozen(evidence: Evidence) -> Seen:
         return Seen(values, rule, [found("frozen_parameters", text, values, strength=0.8)])
     text = f"{len(still)} of {len(slopes.names)} parameters have a gradient but never change: {', '.join(still[:4])}."
     return Seen(values, rule, [found("frozen_parameters", text, values, strength=0.95, where=still[0])])
+
+
+def loaded_leaves(evidence: Evidence) -> set[str]:
+    """Matrices whose first values do not depend on the key, and the leaves beside them, if other matrices are drawn."""
+    one, other = (params_of(start.state) for start in (evidence.subject.start(), evidence.subject.start(12345)))
+    pairs = zip(evidence.slopes.names, *(map(np.asarray, jax.tree.leaves(each)) for each in (one, other)), strict=True)
+    triples = [(name, first, np.array_equal(first, second)) for name, first, second in pairs if first.size > 1]
+    if all(equal for _, leaf, equal in triples if leaf.ndim >= 2):  # the run was given its first parameters
+        return set()
+    same = {name: leaf for name, leaf, equal in triples if equal}
+    matrices = {name for name, leaf in same.items() if leaf.ndim >= 2 and np.ptp(leaf) > 0}
+    return matrices | {name for name in same if any(_room(name) == _room(each) for each in matrices)}
+
+
+def _room(name: str) -> str:
+    """The part of a network that a leaf belongs to."""
+    return name.rpartition("/")[0]
+
+
+def _spread(rows: np.ndarray) -> float:
+    """The largest difference between two rows."""
+    return float(np.ptp(rows, axis=0).max())
 
 
 @check("units differ")
@@ -50,12 +76,13 @@ def symmetry(evidence: Evidence) -> Seen:
         if start.ndim < 2 or start.shape[-1] < 2 or not np.all(np.isfinite(end)):
             continue
         moved, sloped = np.sum(slopes.change_norms[:, at]), np.max(np.nan_to_num(slopes.mean_norms[:, at]))
-        if np.ptp(start.reshape(-1, start.shape[-1]), axis=-1).max() == 0:
-            spread = np.ptp(end.reshape(-1, end.shape[-1]), axis=-1).max()
-            if spread <= 1e-4 * max(np.abs(end).max(), 1e-12) and (moved > 0 or sloped == 0):
+        if _spread(start.reshape(-1, start.shape[-1]).T) == 0:
+            if _spread(end.reshape(-1, end.shape[-1]).T) <= SAME * np.abs(end).max() and (moved > 0 or sloped == 0):
                 alike.append(name)
             if not np.any(start) and moved == 0 and sloped == 0:
                 zero.append(name)
+        elif len(start) > 1 and _spread(start) == 0 and moved > 0 and _spread(end) <= SAME * np.abs(end).max():
+            alike.append(name)  # rows, such as the centres of a mixture
     values = {"matrices with equal units": alike, "held at zero": zero}
     rule = "no matrix starts and ends with equal columns"
     if not alike or not poor(evidence):
@@ -107,7 +134,8 @@ def saturated(evidence: Evidence) -> Seen:
 @check("inputs and weights have a good scale")
 def scale(evidence: Evidence) -> Seen:
     gains = {
-        name: gain(evidence, name) for name in ("inputs of unit scale", "weights of unit scale", "both of unit scale")
+        name: gain(evidence, name)
+        for name in ("inputs of unit scale", "weights of unit scale", "both of unit scale", "weights x0.1")
     }
     data = evidence.data.inputs
     values: dict = {f"gain with {name}": each for name, each in gains.items()}
@@ -116,6 +144,10 @@ def scale(evidence: Evidence) -> Seen:
     rule = "inputs or weights of unit scale gain nothing in an eighth of the steps"
     findings: list[Finding] = []
     inputs, weights = gains["inputs of unit scale"], gains["weights of unit scale"]
+    better = "weights of unit scale"
+    lower = max(gain(evidence, name) for name in LOWER)
+    if gains["weights x0.1"] > max(weights, lower):
+        better, weights = "weights x0.1", gains["weights x0.1"]
     spreads = data.std(0)[data.std(0) > 0]
     far = len(spreads) > 0 and (spreads.max() > 8 or spreads.max() < 0.05 or np.abs(data.mean(0)).max() > 10)
     if inputs > 0 and far:
@@ -128,9 +160,8 @@ def scale(evidence: Evidence) -> Seen:
     huge = evidence.first_loss > HUGE * max(start, 0) > 0 and not far and poor(evidence)
     if huge and weights == 0:
         weights = 0.3
-    lower = max(gain(evidence, name) for name in LOWER)
     if weights > 0 and (huge or weights > 0.3 * lower):  # otherwise the rate is what is wrong
-        text = f"The first loss is {evidence.first_loss:.3g}. {_compared(evidence, 'weights of unit scale')}"
+        text = f"The first loss is {evidence.first_loss:.3g}. {_compared(evidence, better)}"
         findings.append(found("bad_initialisation", text, values, strength=0.75 + 0.15 * weights))
     return Seen(values, rule, findings)
 
@@ -146,9 +177,10 @@ def _compared(evidence: Evidence, name: str) -> str:
 @check("gradients reach every layer")
 def fading(evidence: Evidence) -> Seen:
     slopes = evidence.slopes
-    matrices = [at for at, leaf in enumerate(jax.tree.leaves(params_of(evidence.run.first))) if np.ndim(leaf) >= 2]
+    first = jax.tree.leaves(params_of(evidence.run.first))
+    matrices = [at for at, leaf in enumerate(first) if np.ndim(leaf) >= 2 and np.any(leaf)]
     if len(matrices) < 3:
-        raise Unknown("the network has fewer than three matrices")
+        raise Unknown("the network has fewer than three matrices that do not start at zero")
     ratios = []
     for time in (0, len(slopes.leaf_norms) // 2):
         relative = np.median(slopes.leaf_norms[time], axis=0) / np.maximum(slopes.param_norms[time], 1e-12)
@@ -173,9 +205,10 @@ def exploding(evidence: Evidence) -> Seen:
     relative = np.median(first.leaf_norms[0], axis=0) / np.maximum(first.param_norms[0], 1e-12)
     top, middle = float(np.nanmax(norms)), float(np.nanmedian(norms))
     values = {"first": float(norms[0]), "median": middle, "largest": top, "relative to weights": float(relative.max())}
-    rule = "no gradient is 1,000 times the weights, or 1,000 times the usual one"
+    rule = "no gradient is 1,000 times the weights, or 1,000 times the usual one and 30 times the first"
     finite = np.isfinite(norms)
-    spikes = bool(top > 1e3 * max(middle, 1e-12)) or not np.all(finite)
+    start = float(norms[0]) if finite[0] else 0.0  # gradients that fade have a small median
+    spikes = bool(top > max(1e3 * max(middle, 1e-12), 30 * start)) or not np.all(finite)
     size = float(np.sqrt(np.sum(first.param_norms[0] ** 2)))
     huge = size > 0 and float(norms[0]) > 1e3 * size  # parameters that start at zero have no scale
     scaled = evidence.variants["weights of unit scale"].losses[0]

@@ -95,11 +95,18 @@ def reach_of_outputs(evidence: Evidence) -> Seen:
     if outputs.size == len(outputs) and facts.is_classes and np.all(outputs == 1.0):
         text = "The network's single output is 1 for every example, as a softmax of one unit is."
         return Seen(values, rule, [found("loss_output_mismatch", text, values, strength=0.97, where="outputs")])
+    rectified = [each for each in evidence.activations if each.is_output and each.kind == "relu"]
+    if rectified and facts.is_classes and poor(evidence):
+        text = f"The outputs for classes are rectified: {np.mean(outputs == 0):.0%} of them are 0 and have no gradient."
+        return Seen(values, rule, [found("loss_output_mismatch", text, values, strength=0.92, where="outputs")])
     units = outputs.size // len(outputs)
     if units == 1 and np.all(evidence.run.loss == 0) and facts.is_classes:
         text = "The loss is exactly 0 at every step, as a softmax of one unit gives."
         return Seen(values, rule, [found("loss_output_mismatch", text, values, strength=0.95, where="loss")])
     whole = np.asarray(targets).dtype.kind in "iu" and len(np.unique(targets)) <= len(targets) / 2
+    if units == 1 and whole and facts.unbounded_entropy:
+        text = f"The loss is a cross-entropy of 0 and 1, but targets go from {np.min(targets)} to {np.max(targets)}."
+        return Seen(values, rule, [found("loss_output_mismatch", text, values, strength=0.98, where="outputs")])
     if units == 1 and whole and facts.data.kind == "values" and facts.short_of(0.1):
         text = f"There are {len(np.unique(targets))} classes, but the network has a single output."
         return Seen(values, rule, [found("loss_output_mismatch", text, values, strength=0.8, where="outputs")])
@@ -115,7 +122,8 @@ def reach_of_outputs(evidence: Evidence) -> Seen:
     beyond = float(np.mean((true < low - 0.02) | above))
     every = np.asarray(evidence.history.train)
     low_ever, high_ever = min(low, float(np.nanmin(every))), max(high, float(np.nanmax(every)))
-    bounded = (low_ever >= 0 or high_ever <= 1.001) and (low_ever >= -1.001)
+    never_negative = low_ever >= 0 and (high_ever <= 1.001 or low_ever < 0.5 * high_ever)  # or it is about constant
+    bounded = never_negative or -1.001 <= low_ever <= high_ever <= 1.001
     values |= {"smallest possible": low, "largest possible": high, "targets beyond": beyond}
     constant = np.ptp(wild) < 1e-6 and low != 0
     if beyond < 0.1 or not bounded or constant or learned_well(facts):
@@ -172,7 +180,7 @@ def evaluation_mode(evidence: Evidence) -> Seen:
         raise Unknown("predict needs a key")
     inputs, _ = some((subject.inputs, subject.targets), ROWS)
     network = lambda params, inputs, model_state: subject.outputs(params, inputs, None, model_state)  # noqa: E731
-    halves = jax.tree.map(lambda leaf: leaf[: len(leaf) // 2], inputs)
+    halves = jax.tree.map(lambda leaf: leaf[len(leaf) // 2 :], inputs)  # a loop over the batch changes the last ones
     counts = [drawn(network, params_of(state), part, state.model_state) for part in (inputs, halves)]
     if counts[0] > counts[1]:  # not the same random features for every example
         text = "predict draws random numbers although it gets no key: dropout or noise is on."
@@ -182,7 +190,7 @@ def evaluation_mode(evidence: Evidence) -> Seen:
     half = facts.evaluate(halves)
     if whole.ndim == 0 or len(whole) != len(jax.tree.leaves(inputs)[0]):
         raise Unknown("predict gives no output per example")
-    change = float(np.abs(whole[: len(half)] - half).mean() / (np.std(whole) + 1e-12))
+    change = float(np.abs(whole[-len(half) :] - half).mean() / (np.std(whole) + 1e-12))
     values = {"random": False, "change of outputs with the batch": change, "batch size": size}
     rule = "no random numbers without a key, and the same outputs in smaller batches; or it does no harm"
     if not change > 0.01 or learned_well(facts):
@@ -191,6 +199,10 @@ def evaluation_mode(evidence: Evidence) -> Seen:
     if whole.ndim == 2 and whole.min() >= 0 and np.allclose(whole.sum(0), 1, atol=1e-3):
         text += ", and each column sums to 1: a softmax runs over the batch."
         return Seen(values, rule, [found("wrong_axis_or_reduction", text, values, strength=0.95, where="predict")])
+    turned = facts.evaluate(jax.tree.map(lambda leaf: leaf[::-1].copy(), inputs))[::-1]
+    if np.abs(whole - turned).mean() > 0.01 * np.std(whole):
+        text += " and with their order: a loop or a product runs over the axis of the examples."
+        return Seen(values, rule, [found("wrong_axis_or_reduction", text, values, strength=0.96, where="predict")])
     if size <= 4:
         text += f", and a batch of training has {size}."
         return Seen(values, rule, [found("batch_too_small", text, values, strength=0.95, where="batches")])

@@ -9,8 +9,10 @@ import numpy as np
 from nnlearn.data import MaskedBatch
 from nnlearn.types import Batch
 
-INPUTS = ("inputs", "input", "x", "xs", "X", "image", "images", "features", "tokens")
-TARGETS = ("targets", "target", "y", "ys", "Y", "label", "labels")
+INPUTS = (
+    "inputs", "input", "x", "xs", "X", "image", "images", "features", "tokens", "data", "source", "src", "input_ids",
+)  # fmt: skip
+TARGETS = ("targets", "target", "y", "ys", "Y", "label", "labels", "tgt", "output", "outputs")
 
 
 class Unknown(Exception):
@@ -29,16 +31,32 @@ def parts_of(examples: Batch) -> tuple[Any, Any]:
     if hasattr(examples, "inputs") and hasattr(examples, "targets"):
         return examples.inputs, examples.targets
     if isinstance(examples, Mapping):
-        inputs = [name for name in INPUTS if name in examples]
-        targets = [name for name in TARGETS if name in examples]
-        if len(inputs) == 1 and len(targets) == 1:
-            return examples[inputs[0]], examples[targets[0]]
-        raise Unknown(f"which of {sorted(map(str, examples))} are inputs and targets is not known")
+        inputs, targets = names_of(examples)
+        return examples[inputs], examples[targets]
     if isinstance(examples, tuple | list) and len(examples) >= 2:
         return examples[0], examples[1]
     if hasattr(examples, "shape"):
         return examples, None
     raise Unknown(f"the examples are a {type(examples).__name__}, in which inputs and targets are not known")
+
+
+def names_of(examples: Mapping) -> tuple[Any, Any]:
+    """The names of the inputs and of the targets; of two names, one that is known tells the other.
+
+    Raises:
+      Unknown: if they cannot be told apart.
+
+    >>> names_of({"text": 1, "label": 2}), names_of({"image": 1, "text": 2})
+    (('text', 'label'), ('image', 'text'))
+    """
+    inputs = [name for name in INPUTS if name in examples]
+    targets = [name for name in TARGETS if name in examples]
+    if len(examples) == 2 and len(inputs) + len(targets) == 1:
+        others = [name for name in examples if name not in (*inputs, *targets)]
+        inputs, targets = inputs or others, targets or others
+    if len(inputs) == 1 and len(targets) == 1:
+        return inputs[0], targets[0]
+    raise Unknown(f"which of {sorted(map(str, examples))} are inputs and targets is not known")
 
 
 def parts_like(examples: Any, inputs: Any, targets: Any) -> tuple[Any, Any]:
@@ -78,7 +96,7 @@ def with_parts(like: Any, inputs: Any, targets: Any) -> Any:
         return like._replace(inputs=inputs, targets=targets)
     made: Any = type(like)
     if isinstance(like, Mapping) and len(like) == 2:
-        first = next(name for name in INPUTS if name in like)
+        first, _ = names_of(like)
         return made({name: inputs if name == first else targets for name in like})
     if isinstance(like, tuple | list) and len(like) == 2:
         return made((inputs, targets)) if not hasattr(like, "_fields") else made(inputs, targets)

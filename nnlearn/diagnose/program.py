@@ -33,6 +33,8 @@ def outputs(evidence: Evidence) -> Seen:
     findings: list[Finding] = []
     if last is not None:
         squashed = [kind for kind in last.of if kind in ("softmax", "log_softmax", "sigmoid", "tanh", "relu")]
+        if squashed and "softmax" in squashed[0]:  # the weights of a mixture have no axis of examples
+            squashed *= any(fact.shape == last.shape for fact in softmaxes[:-1] if fact.operation == squashed[0])
         exact = last.operation != "logsumexp" and last.axes and max(last.axes) < len(last.shape)
         size = int(np.prod([last.shape[axis] for axis in last.axes])) if exact else _outputs_per_example(evidence)
         if squashed and "matmul" not in last.of:

@@ -162,8 +162,17 @@ class Subject:
 
     @property
     def targets(self) -> Any:
-        """The targets of all examples, or None if there are none."""
-        return self._parts[1]
+        """The targets of all examples, or None if there are none. The network of a reconstruction has its inputs."""
+        inputs, targets = self._parts
+        return inputs if targets is None and self._reconstructs else targets
+
+    @functools.cached_property
+    def _reconstructs(self) -> bool:
+        """Whether batches are one array of numbers, and the network's outputs have its shape."""
+        inputs = self._parts[0]
+        if not hasattr(inputs, "dtype") or inputs.dtype.kind != "f" or inputs.ndim < 2 or inputs[0].size < 3:
+            return False
+        return self.output_shape == inputs.shape[1:]
 
     def batch_of(self, inputs: PyTree, targets: Any) -> Batch:
         """A batch of these examples, in the form that ``loss_fn`` takes."""

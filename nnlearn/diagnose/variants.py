@@ -8,6 +8,7 @@ import numpy as np
 from optax import with_extra_args_support
 
 from nnlearn.diagnose.examples import some
+from nnlearn.diagnose.metric import measured
 from nnlearn.diagnose.parts import Unknown, map_parts, with_parts
 from nnlearn.diagnose.plan import on_host, quick
 from nnlearn.diagnose.probes import quality
@@ -46,6 +47,7 @@ class Variant(NamedTuple):
       losses: the loss of each step.
       loss: the mean loss of the last steps.
       score, validation_score: the quality on training and validation examples after the last step; NaN if unknown.
+      metric: the run's own metric after the last step, signed so that larger is better; NaN if unknown.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Variant(NamedTuple):
     loss: float
     score: float
     validation_score: float
+    metric: float
 
 
 def length(steps: int) -> int:
@@ -108,9 +111,11 @@ def run_variants(
     losses = np.asarray(losses, np.float64).T
     judged = [_scores(subject, states, changes, each, kind) for each in examples]
     judged += [[float("nan")] * len(names)] * (2 - len(judged))
+    metrics = measured(subject, states)
+    metrics[_moved(changes)] = np.nan
     tail = max(3, count // 8)
     return {
-        name: Variant(name, losses[at], float(np.mean(losses[at, -tail:])), judged[0][at], judged[1][at])
+        name: Variant(name, losses[at], float(np.mean(losses[at, -tail:])), judged[0][at], judged[1][at], metrics[at])
         for at, name in enumerate(names)
     }
 
@@ -127,6 +132,12 @@ def _scores(subject: Subject, states: Any, changes: Change, examples: Any, kind:
         return [quality(each, targets, kind) for each in outputs]
     except Exception:  # a network that is not judged; the losses remain
         return [float("nan")] * len(changes.pace)
+
+
+def _moved(changes: Change) -> np.ndarray:
+    """Which variants have other inputs, of which ``evaluate`` knows nothing."""
+    factors = [np.asarray(scale).reshape(len(scale), -1) for scale in changes.scale]
+    return np.any(np.concatenate(factors, 1) != 1, axis=1) if factors else np.zeros(len(changes.pace), bool)
 
 
 def with_decay(tx: Any, decay: Any) -> GradientTransformation:
@@ -184,7 +195,7 @@ RATES = {"rate x0.01": 0.01, "rate x0.1": 0.1, "rate x0.33": 0.33, "rate x3": 3.
 def all_variants(
     subject: Subject, run: Record, schedule: np.ndarray, *, decays: bool, goes_on: bool, kind: str
 ) -> dict[str, Variant]:
-    """Other rates, the schedule held, no decay, a tenth of the rate at the end, inputs and weights of unit scale.
+    """Other rates, the schedule held, no decay, a tenth of the rate at the end, other scales of inputs and weights.
 
     Args:
       subject, run: the run.
@@ -203,6 +214,7 @@ def all_variants(
     flat = np.ones(count)
     scaled = on_host(jax.jit(rescaled, compiler_options=quick())(first.stored, jax.random.key(0)))
     scaled = first._replace(stored=scaled)
+    small = first._replace(stored=jax.tree.map(_tenth, first.stored))
     plan: list[tuple[str, Any, Any, float, Any]] = [
         (name, first, factor * flat, 1.0, same) for name, factor in RATES.items()
     ]
@@ -211,9 +223,12 @@ def all_variants(
         plan.append(("rate held", first, 1 / np.maximum(schedule, 1e-6), 1.0, same))
     if decays:
         plan.append(("no decay", first, flat, 0.0, same))
+        if goes_on:
+            plan.append(("no decay at the end", last, flat, 0.0, same))
     if goes_on:
         plan.append(("rate x0.1 at the end", last, 0.1 * flat, 1.0, same))
     plan.append(("weights of unit scale", scaled, flat, 1.0, same))
+    plan.append(("weights x0.1", small, flat, 1.0, same))
     if shift:
         plan.append(("inputs of unit scale", first, flat, 1.0, (shift, scale)))
         plan.append(("both of unit scale", scaled, flat, 1.0, (shift, scale)))
@@ -248,6 +263,12 @@ def _judged(subject: Subject) -> list[tuple[Any, Any]]:
         return [some(part) for part in parts]
     except Unknown:
         return []
+
+
+def _tenth(leaf: np.ndarray) -> np.ndarray:
+    """A tenth of a matrix; another leaf as it is."""
+    is_matrix = leaf.ndim >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return (0.1 * leaf).astype(leaf.dtype) if is_matrix else leaf
 
 
 def rescaled(params: Params, key: Key, gain: Any = 2.0) -> Params:
