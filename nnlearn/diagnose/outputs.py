@@ -117,13 +117,12 @@ def reach_of_outputs(evidence: Evidence) -> Seen:
     if not wild.size:
         raise Unknown("the outputs are not finite")
     true = np.asarray(facts.data.targets, np.float64)
-    low, high = float(wild.min()), float(wild.max())
+    every = np.asarray(evidence.history.train)  # a trained network's outputs may lie there by chance
+    low, high = min(float(wild.min()), float(np.nanmin(every))), max(float(wild.max()), float(np.nanmax(every)))
     above = true > high + 0.02 if high <= 1.001 else np.zeros(true.shape, bool)
     beyond = float(np.mean((true < low - 0.02) | above))
-    every = np.asarray(evidence.history.train)
-    low_ever, high_ever = min(low, float(np.nanmin(every))), max(high, float(np.nanmax(every)))
-    never_negative = low_ever >= 0 and (high_ever <= 1.001 or low_ever < 0.5 * high_ever)  # or it is about constant
-    bounded = never_negative or -1.001 <= low_ever <= high_ever <= 1.001
+    never_negative = low >= 0 and (high <= 1.001 or low < 0.02 * high)  # a bound, and no chance
+    bounded = never_negative or -1.001 <= low <= high <= 1.001
     values |= {"smallest possible": low, "largest possible": high, "targets beyond": beyond}
     constant = np.ptp(wild) < 1e-6 and low != 0
     if beyond < 0.1 or not bounded or constant or learned_well(facts):
