@@ -11,7 +11,7 @@ import jax
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# File -> n: one in n cases of its parametrised tests is drawn. SLOW is the same for all slow tests.
+# File, or file::test -> n: one in n cases of its parametrised tests is drawn. SLOW is the same for all slow tests.
 SAMPLED = {
     "test_adapters.py": 2,
     "test_checkpoints.py": 3,
@@ -25,6 +25,7 @@ SAMPLED = {
     "test_docs.py": 18,
     "test_durable.py": 2,
     "test_faults.py": 2,
+    "test_faults.py::test_the_diagnosis_of_a_public_report": 36,
     "test_fit.py": 3,
     "test_full_disk.py": 2,
     "test_in_place.py": 3,
@@ -84,7 +85,7 @@ def pytest_report_header(config):
 def pytest_collection_modifyitems(config, items):
     """Keep a share of the slow tests and of each large table; the offset differs between the tests of a table.
 
-    18 consecutive values of ``NNLEARN_SAMPLE`` draw every case. Tests marked ``always`` and tests named on the command
+    36 consecutive values of ``NNLEARN_SAMPLE`` draw every case. Tests marked ``always`` and tests named on the command
     line are never left out.
     """
     named = any("::" in argument for argument in config.args)
@@ -100,7 +101,8 @@ def pytest_collection_modifyitems(config, items):
         group = "slow" if slow else (item.path, item.originalname) if table else item
         groups.setdefault(group, []).append(item)
     for number, (group, cases) in enumerate(groups.items()):
-        one_in = SLOW if group == "slow" else SAMPLED.get(cases[0].path.name, 1)
+        file, test = cases[0].path.name, getattr(cases[0], "originalname", None)
+        one_in = SLOW if group == "slow" else SAMPLED.get(f"{file}::{test}", SAMPLED.get(file, 1))
         kept.update(cases[(number + first) % min(one_in, len(cases)) :: one_in])
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]

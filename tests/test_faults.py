@@ -1,4 +1,7 @@
-"""Faults in training: spikes and non-finite steps are skipped within a budget, or undone, always in the same way."""
+"""Faults in training: spikes and non-finite steps are skipped within a budget, or undone, always in the same way.
+
+Broken programs after public reports are diagnosed, and nothing is found in the mended ones.
+"""
 
 import os
 import signal
@@ -10,6 +13,7 @@ import pytest
 from test_durable import assert_same
 
 import nnlearn
+from benchmarks.faults.reports import reports
 from nnlearn.checkpoints import Checkpoints
 
 RANDOM = np.random.default_rng(0)
@@ -266,3 +270,12 @@ def test_the_host_finds_the_spikes_of_the_slow_reference():
             finder.add(part + 1, info)
             found = found or finder.fault
         assert found.step == 1 + np.flatnonzero(spikes(values))[0] and "a spike above" in found.why
+
+
+@pytest.mark.parametrize("pair", reports(), ids=lambda pair: pair.name)
+def test_the_diagnosis_of_a_public_report(pair):
+    with jax.numpy_rank_promotion("allow"):  # some of the faults promote
+        found = [finding.name for finding in pair.broken().diagnose(seed=0).findings]
+        healthy = pair.mended().diagnose(seed=0)
+    assert set(pair.names) & set(found[:3]), found
+    assert not healthy.findings
