@@ -22,6 +22,7 @@ from nnlearn.programs.taps import Activation, activations
 from nnlearn.tree import array_norm, global_norm
 from nnlearn.types import Params, PyTree
 
+AHEAD = 0.15  # by which a score on validation is not higher by chance
 BATCHES = 4  # consecutive batches whose gradients are compared at each snapshot
 
 
@@ -263,8 +264,12 @@ class Evidence:
 
     @property
     def score(self) -> float:
-        """The quality of the final parameters on training examples; NaN if it cannot be judged."""
-        return self._score("train_scores", -1)
+        """The quality of the final parameters on training examples; NaN if it cannot be judged.
+
+        If they are far better on validation, ``predict`` takes other inputs than the batches hold, and this counts.
+        """
+        on_training, on_validation = self._score("train_scores", -1), self.validation_score
+        return on_validation if on_validation > on_training + AHEAD else on_training
 
     @property
     def first_score(self) -> float:

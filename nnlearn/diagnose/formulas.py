@@ -34,10 +34,32 @@ def binary_formulas(outputs: np.ndarray, labels: np.ndarray, squashed: bool) -> 
 
     formulas = {"right": entropy(outputs), "sigmoid twice": entropy(1 / (1 + np.exp(-outputs)))}
     if squashed:
-        kept = np.clip(outputs, 1e-7, 1 - 1e-7)
-        likelihood = float(-np.mean(labels * np.log(kept) + (1 - labels) * np.log(1 - kept)))
-        formulas |= {"sigmoid twice": formulas["right"], "right": likelihood}
+        ones, zeros = _logarithms(outputs, True)
+        formulas |= {"sigmoid twice": formulas["right"], "right": float(-np.mean(labels * ones + (1 - labels) * zeros))}
     return formulas
+
+
+def wrong_signs(outputs: np.ndarray, labels: np.ndarray, squashed: bool) -> dict[str, float]:
+    """Cross-entropies of one output per example and labels 0 and 1, with wrong signs.
+
+    >>> {name: round(each, 3) for name, each in wrong_signs(np.array([0.5, 0.5]), np.array([0, 1]), True).items()}
+    {'the wrong sign': -0.693, 'the sign of one term wrong': 0.0, 'the sign of the other term wrong': 0.0}
+    """
+    ones, zeros = _logarithms(outputs, squashed)
+    first, second = labels * ones, (1 - labels) * zeros
+    return {
+        "the wrong sign": float(np.mean(first + second)),
+        "the sign of one term wrong": float(np.mean(second - first)),
+        "the sign of the other term wrong": float(np.mean(first - second)),
+    }
+
+
+def _logarithms(outputs: np.ndarray, squashed: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The logarithms of the probabilities of 1 and of 0."""
+    if squashed:
+        kept = np.clip(outputs, 1e-7, 1 - 1e-7)
+        return np.log(kept), np.log(1 - kept)
+    return -np.logaddexp(0, -outputs), -np.logaddexp(0, outputs)
 
 
 def value_formulas(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
@@ -51,4 +73,4 @@ def value_formulas(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]
     }
 
 
-__all__ = ["binary_formulas", "class_formulas", "value_formulas"]
+__all__ = ["binary_formulas", "class_formulas", "value_formulas", "wrong_signs"]

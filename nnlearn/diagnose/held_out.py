@@ -30,6 +30,8 @@ def preparation(evidence: Evidence) -> Seen:
     rule = f"not over {GAIN:g} and 40 % of the gap better after a usual change of the inputs"
     if on_validation >= reached - 0.03:
         return Seen(values, rule)
+    if not learned_something(facts):
+        raise Unknown("the network does not fit the training examples either")
     inputs, targets = some(tuple(subject.validation))
     leaves, structure = jax.tree.flatten(inputs)
     pairs = list(zip(*map(jax.tree.leaves, (subject.inputs, subject.validation[0])), strict=True))
@@ -54,6 +56,14 @@ def preparation(evidence: Evidence) -> Seen:
         f"inputs {way}: training and validation are prepared differently."
     )
     return Seen(values, rule, [found("preprocessing_mismatch", text, values, strength=0.95, where="validation inputs")])
+
+
+def learned_something(facts: Facts) -> bool:
+    """Whether the network comes near to what simple predictors reach on training examples."""
+    try:
+        return facts.reached > facts.attainable - 0.2
+    except Unknown:
+        return facts.reached > 0.5
 
 
 def preparations(train: np.ndarray, validation: np.ndarray) -> Iterator[tuple[str, Callable]]:

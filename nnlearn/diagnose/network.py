@@ -39,7 +39,7 @@ def frozen(evidence: Evidence) -> Seen:
         return Seen(values, rule)
     if not np.any(moved):
         text = "No parameter ever changes, although there is a gradient: all updates are zero."
-        return Seen(values, rule, [found("frozen_parameters", text, values, strength=0.8)])
+        return Seen(values, rule, [found("frozen_parameters", text, values, strength=0.95)])
     text = f"{len(still)} of {len(slopes.names)} parameters have a gradient but never change: {', '.join(still[:4])}."
     return Seen(values, rule, [found("frozen_parameters", text, values, strength=0.95, where=still[0])])
 

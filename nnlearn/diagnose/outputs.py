@@ -13,7 +13,7 @@ from nnlearn.diagnose.dynamics import LOWER, gain, poor
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.examples import some
 from nnlearn.diagnose.facts import Facts, facts_of
-from nnlearn.diagnose.formulas import binary_formulas, class_formulas, value_formulas
+from nnlearn.diagnose.formulas import binary_formulas, class_formulas, value_formulas, wrong_signs
 from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.report import found
 from nnlearn.diagnose.subject import params_of
@@ -81,6 +81,34 @@ def formula(evidence: Evidence) -> Seen:
     return Seen(values, rule, findings)
 
 
+@check("the first loss has the sign of a cross-entropy")
+def sign(evidence: Evidence) -> Seen:
+    facts, history = facts_of(evidence), evidence.history
+    if history.train is None or facts.data.labels is None:
+        raise Unknown("the targets are not classes")
+    outputs, loss = np.asarray(history.train[0], np.float64), float(history.train_loss[0])
+    labels = np.asarray(history.train_targets)
+    labels = np.argmax(labels, -1) if labels.ndim == 2 and labels.shape[1] > 1 else labels.reshape(-1)
+    squashed = bool(outputs.min() >= 0 and outputs.max() <= 1)
+    if outputs.size == len(labels) and set(np.unique(labels)) <= {0, 1}:
+        formulas = wrong_signs(outputs.reshape(-1), labels, squashed)
+        right = binary_formulas(outputs.reshape(-1), labels, squashed)["right"]
+    elif outputs.ndim == 2 and labels.min() >= 0 and labels.max() < outputs.shape[1]:
+        right = class_formulas(outputs, labels.astype(int), squashed)["right"]
+        formulas = {"the wrong sign": -right}
+    else:
+        raise Unknown("no formula is known for outputs and targets of these shapes")
+    values = {"first loss": loss, "right": right, **formulas}
+    rule = "the first loss is not a cross-entropy with a wrong sign"
+    found_names = [name for name, value in formulas.items() if abs(loss - value) <= 2 * CLOSE * abs(right)]
+    if not found_names or abs(loss - right) <= 2 * CLOSE * abs(right) or not np.isfinite(right) or learned_well(facts):
+        return Seen(values, rule)
+    text = (
+        f"The first loss, {loss:.3g}, is that of a cross-entropy with {found_names[0]}; the right one is {right:.3g}."
+    )
+    return Seen(values, rule, [found("sign_error", text, values, strength=0.96, where="loss", step=0)])
+
+
 def near(one: float, other: float, close: float = CLOSE) -> bool:
     return bool(abs(one - other) <= close * abs(other) + 1e-9)
 
@@ -99,6 +127,12 @@ def reach_of_outputs(evidence: Evidence) -> Seen:
     if rectified and facts.is_classes and poor(evidence):
         text = f"The outputs for classes are rectified: {np.mean(outputs == 0):.0%} of them are 0 and have no gradient."
         return Seen(values, rule, [found("loss_output_mismatch", text, values, strength=0.92, where="outputs")])
+    if facts.data.kind == "labels" and outputs.shape == np.shape(targets):
+        several = np.sum(np.asarray(targets) > 0.5, 1)
+        if np.allclose(outputs.sum(1), 1, atol=1e-3) and outputs.min() >= 0 and np.mean(several > 1) > 0.1:
+            text = f"The outputs of an example sum to 1, as those of a softmax, but {np.mean(several > 1):.0%} of the "
+            text += "examples have several labels."
+            return Seen(values, rule, [found("loss_output_mismatch", text, values, strength=0.93, where="outputs")])
     units = outputs.size // len(outputs)
     if units == 1 and np.all(evidence.run.loss == 0) and facts.is_classes:
         text = "The loss is exactly 0 at every step, as a softmax of one unit gives."
@@ -221,4 +255,4 @@ def drawn(function: Any, *arguments: Any) -> int:
     return sum(math.prod(int(size) for size in shape.split(",") if size) for shape in shapes)
 
 
-CHECKS: tuple[NamedCheck, ...] = (formula, reach_of_outputs, reduction, evaluation_mode)
+CHECKS: tuple[NamedCheck, ...] = (formula, sign, reach_of_outputs, reduction, evaluation_mode)
