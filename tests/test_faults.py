@@ -13,7 +13,7 @@ import pytest
 from test_durable import assert_same
 
 import nnlearn
-from benchmarks.faults.reports import reports
+from benchmarks.faults import reports
 from nnlearn.checkpoints import Checkpoints
 
 RANDOM = np.random.default_rng(0)
@@ -272,7 +272,16 @@ def test_the_host_finds_the_spikes_of_the_slow_reference():
         assert found.step == 1 + np.flatnonzero(spikes(values))[0] and "a spike above" in found.why
 
 
-@pytest.mark.parametrize("pair", reports(), ids=lambda pair: pair.name)
+# What the diagnosis does not find yet, or finds where nothing is. A pair that passes must be taken off this list.
+OPEN = ("left_right_mirrored", "lstm_forget_bias", "validation_split_of_sorted_table")
+
+
+def pairs():
+    fails = pytest.mark.xfail(reason="not diagnosed yet", raises=AssertionError, strict=True)
+    return [pytest.param(pair, id=pair.name, marks=[fails] if pair.name in OPEN else []) for pair in reports.reports()]
+
+
+@pytest.mark.parametrize("pair", pairs())
 def test_the_diagnosis_of_a_public_report(pair):
     with jax.numpy_rank_promotion("allow"):  # some of the faults promote
         found = [finding.name for finding in pair.broken().diagnose(seed=0).findings]
