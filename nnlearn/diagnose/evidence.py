@@ -281,9 +281,22 @@ class Evidence:
         """The quality of the final parameters on validation examples."""
         return self._score("validation_scores", -1)
 
+    @once
+    def misread(self) -> bool:
+        """Whether the run's own metric, a share, is far above the validation score: outputs have another meaning."""
+        if self.subject.validation is None or self.subject.mode != "max":
+            return False
+        try:
+            metric, score, labels = self.metrics[-1], self.history.validation_scores[-1], self.validation.labels
+        except Exception:  # outputs that cannot be judged
+            return False
+        if labels is not None and np.max(np.unique(labels, return_counts=True)[1]) > 0.7 * len(labels):
+            return False  # where a class is frequent, the score is the mean over classes
+        return bool(1 >= metric > score + AHEAD)
+
     def _score(self, name: str, at: int) -> float:
         try:
-            return float(getattr(self.history, name)[at])
+            return float("nan") if self.misread else float(getattr(self.history, name)[at])
         except Exception:  # outputs that cannot be judged
             return float("nan")
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
-from nnlearn.diagnose.data import favours_rare, learned_well
+from nnlearn.diagnose.data import favours_rare
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.examples import some
 from nnlearn.diagnose.facts import Facts, facts_of
@@ -158,7 +158,7 @@ def augmentation(evidence: Evidence) -> Seen:
         return Seen(values, rule)
     behind = facts.shortfall
     values["below simple predictors"] = behind
-    if gap > max(0.25, 0.8 * clean) and (behind > 0.01 or not learned_well(facts)):
+    if gap > max(0.25, 0.8 * clean) and (behind > 0.01 or facts.reached < 0.9):
         text = (
             f"The loss of training examples as the run changes them is {losses.mean():.2f}, and {clean:.2f} as they "
             "are: the network knows the examples, but not the changed ones."

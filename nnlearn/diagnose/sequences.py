@@ -14,6 +14,7 @@ from nnlearn.diagnose.probes import log_softmax
 from nnlearn.diagnose.report import found
 
 ROWS = 64
+MASK = "mask later positions in every attention: jnp.where(jnp.tril(jnp.ones((n, n), bool)), scores, -jnp.inf)"
 SEEN_AHEAD = 1e-3  # change of outputs, relative to their spread, that later tokens may cause
 
 
@@ -51,7 +52,9 @@ def blank(evidence: Evidence) -> Seen:
         f"Most positions ({counts[most]:.0%}) get class {most}, which is the blank of CTC, but labels go from "
         f"{used[0]} to {used[-1]} and use it, too; class {free[0]} is free."
     )
-    return Seen(values, rule, [found("label_encoding", text, values, strength=0.9, where="labels")])
+    remedy = "number the labels past the blank, or give the loss another blank_id"
+    finding = found("label_encoding", text, values, strength=0.9, where="labels", remedies=[remedy])
+    return Seen(values, rule, [finding])
 
 
 @check("tokens are predicted before they are seen")
@@ -87,7 +90,9 @@ def causal(evidence: Evidence) -> Seen:
         f"The loss of training sequences is {loss:.3g} for each token, but the cross-entropy of what predict says "
         f"after their first {length} tokens is {last:.3g}: in training the network sees the tokens that it predicts."
     )
-    return Seen(values, rule, [found("target_leak", text, values, strength=0.9, where="attention mask")])
+    return Seen(
+        values, rule, [found("target_leak", text, values, strength=0.9, where="attention mask", remedies=[MASK])]
+    )
 
 
 def _sees_ahead(facts: Facts, inputs: np.ndarray) -> Seen:
@@ -102,7 +107,9 @@ def _sees_ahead(facts: Facts, inputs: np.ndarray) -> Seen:
     if not change > SEEN_AHEAD:
         return Seen(values, rule)
     text = f"Later tokens change the outputs before them by {change:.2g} of their spread: the network sees its targets."
-    return Seen(values, rule, [found("target_leak", text, values, strength=0.93, where="attention mask")])
+    return Seen(
+        values, rule, [found("target_leak", text, values, strength=0.93, where="attention mask", remedies=[MASK])]
+    )
 
 
 @check("targets stand at the positions of their tokens")
