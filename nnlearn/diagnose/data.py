@@ -92,6 +92,15 @@ def validation_classes(evidence: Evidence) -> Seen:
     plain = float(np.mean(said == labels))
     exchanged, pairs = best_exchange(said, labels)
     values |= {"accuracy": plain, "accuracy after the best renumbering": exchanged}
+    fewer = len(np.unique(labels)) <= 0.7 * len(facts.classes) and len(labels) >= 20
+    if unknown > 0.5 and fewer:  # other numbers would keep the number of classes
+        text = (
+            f"{unknown:.0%} of the validation examples are of {len(np.unique(labels))} classes that training does not "
+            "have: the split cut off the end of examples that are sorted by class."
+        )
+        remedy = "shuffle the examples before the split, or draw the same share of each class"
+        finding = found("unshuffled_data", text, values, strength=0.95, where="split", remedies=[remedy])
+        return Seen(values, rule, [finding])
     if unknown > 0.02 and len(facts.classes) < 200:
         text = f"{unknown:.0%} of the validation labels are classes that training does not have."
         findings.append(found("label_encoding", text, values, strength=0.9, where="validation labels"))

@@ -201,7 +201,7 @@ def clipping(evidence: Evidence) -> Seen:
         return Seen(values, rule)
     faster = [evidence.variants[name] for name in ("rate x3", "rate x10", "rate x100")]
     faster = [each for each in faster if each.loss < 0.8 * evidence.last_loss and each.score > evidence.score]
-    if not (helps > 0 or stuck(evidence) or (limit < USUAL_CLIP and faster)):
+    if not (helps > 0 or stuck(evidence) or (limit < USUAL_CLIP and faster and poor(evidence))):
         return Seen(values, rule)
     middle = np.median(norms)
     text = f"The gradient has norm {middle:.3g}, the threshold is about {limit:.1g}: {share:.0%} of the steps are cut."

@@ -288,6 +288,8 @@ def visible_answer(evidence: Evidence) -> Seen:
         return visible_future(facts)
     if same_shape_as_inputs(facts) or facts.tokens is not None or inputs.shape[1] < 3:
         raise Unknown("the inputs are not a table of three features or more")
+    if evidence.loops and np.ndim(jax.tree.leaves(evidence.subject.inputs)[0]) == 3:
+        raise Unknown("the inputs are sequences, of which one step may decide")
     single = classes_by_feature(facts, inputs) if facts.is_classes else values_by_feature(facts, inputs)
     order = np.argsort(-single)
     rest = float(single[order[min(_group(single, order), len(order) - 1)]])
