@@ -59,7 +59,7 @@ SAMPLED = {
     "test_transformer.py": 3,
     "test_transforms.py": 9,
 }
-SLOW = 6
+SLOW = 9
 
 
 def rotation():

@@ -166,6 +166,7 @@ def test_a_linen_resnet_trains_as_in_the_loop_of_flax():
     assert_close(RESNET.apply(state.params, state.model_state, IMAGES[0])[0], ResNet().apply(running, IMAGES[0], False))
 
 
+@pytest.mark.slow
 def test_a_linen_module_without_state_is_a_model_with_a_train_argument_or_field():
     model = from_linen(Perceptron(), jax.ShapeDtypeStruct((1, 5), jnp.float32))
     params = model.init(KEY)

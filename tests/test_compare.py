@@ -186,6 +186,7 @@ def test_an_interrupt_reports_complete_curves_and_exits_with_130(tmp_path):
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_a_later_interrupt_writes_complete_curves(tmp_path, monkeypatch, capsys):
     from nnlearn.compare import runs
 

@@ -100,6 +100,7 @@ def test_bytes_of_a_parameter():
     assert size / 256**2 <= 2.1
 
 
+@pytest.mark.slow
 def test_structure_is_stable_and_runs_map_over_keys():
     params = {"w": jnp.ones((16, 32)), "b": jnp.ones(3)}
     for make in (nnlearn.compress_state, nnlearn.round_stochastically, nnlearn.compact_master):

@@ -386,6 +386,7 @@ def test_convnet_equals_its_layers_applied_by_hand():
         convnet(2, 5, norm="layer")
 
 
+@pytest.mark.slow
 def test_a_masked_image_affects_neither_statistics_nor_gradients():
     model = convnet(1, 3, widths=(4,))
     params, state = made(model)

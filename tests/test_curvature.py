@@ -77,6 +77,7 @@ def test_products_and_extreme_eigenvalues_are_exact(exact):
     assert np.trapezoid(np.abs(curve - exactly), grid) < 0.25 and abs(np.trapezoid(curve, grid) - 1) < 1e-3
 
 
+@pytest.mark.slow
 def test_sharpness_with_adams_preconditioner(exact):
     params, loss, _, _, hessian, _ = exact
     tx = optax.adam(0.01)
@@ -111,6 +112,7 @@ def test_the_limit_is_where_gradient_descent_turns_unstable(momentum):
     assert below < 1e-3 and above > 1e3
 
 
+@pytest.mark.slow
 def test_a_matrix_of_low_rank_and_a_plane():
     matrix = jnp.outer(jnp.ones(5), jnp.ones(5))
     found = curvature.extreme_eigenvalues(lambda v: matrix @ v, jnp.zeros(5), steps=5)

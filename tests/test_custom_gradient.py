@@ -48,6 +48,7 @@ def private(loss_fn, **options):
 
 
 @pytest.mark.parametrize("batch_size", [None, 20.0])
+@pytest.mark.slow
 def test_noise_is_added_once_for_any_number_of_parts(batch_size):
     """All parts clip equally, so equal noise gives equal steps; n or ``batch_size`` divides both sum and noise."""
     tx, batch = nnlearn.sgd(0.1), MaskedBatch(jnp.asarray(X), jnp.asarray(WHERE))

@@ -249,6 +249,7 @@ def test_a_report_is_saved_and_refused(tmp_path):
         Report.load(tmp_path / "report.json")
 
 
+@pytest.mark.slow
 def test_a_trace_alone():
     _, trace = jax.jit(train_with(optax.sgd(300.0)))({}, 0)
     assert nnlearn.diagnose_trace(trace).findings[0].name == "learning_rate_too_high"

@@ -184,6 +184,7 @@ def test_a_non_finite_score_is_the_worst():
         assert np.argmax(goodness(np.array([-np.inf, 1.0, np.inf, np.nan]), mode, np)) == 1
 
 
+@pytest.mark.slow
 def test_a_copied_member_is_never_replaced():
     from nnlearn.sweeps import log_uniform, train_population
 
@@ -214,6 +215,7 @@ def test_a_probability_slightly_above_one_by_rounding():
         assert 0 <= float(value[0]) < 1e-6
 
 
+@pytest.mark.slow
 def test_large_integers_are_ordered_exactly():
     late = jnp.array([1_700_000_001, 1_700_000_000])
     scores = jnp.array([0.0, 5.0])

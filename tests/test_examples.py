@@ -65,6 +65,7 @@ def test_a_killed_run_is_resumed_to_the_bit(capsys):
     assert [line[: len(start)] for line, start in zip(printed, promised, strict=True)] == promised
 
 
+@pytest.mark.slow
 def test_every_one_of_100_seeds_solves_exclusive_or(capsys):
     module, (losses, solved), printed = run("xor", capsys)
     assert solved == 100
@@ -126,6 +127,7 @@ def test_the_step_counts_of_the_bowl_equal_those_of_a_plain_loop():
         point = point - module.RATES["best"] * np.asarray(module.CURVATURES) * point
 
 
+@pytest.mark.slow
 def test_a_custom_transformation_learns_in_a_chain(capsys):
     module, (before, after), printed = run("custom_transformation", capsys)
     assert after < 0.1 * before

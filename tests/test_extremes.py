@@ -75,6 +75,7 @@ def test_an_infinite_entry_counts_as_a_large_one(name):
         assert np.all(np.isfinite(size)) and size[0] > 0 and size[1] < 1e-3 * size[0] and size[2] == 0
 
 
+@pytest.mark.slow
 def test_norms_of_any_size_and_their_derivatives():
     @jax.jit
     def outcomes(x):

@@ -126,6 +126,7 @@ def test_a_batch_equals_its_graphs_and_their_disjoint_union():
     np.testing.assert_allclose(apply(params, joined), got.reshape(-1, OUTPUTS), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_needs_a_key_and_differs_between_the_graphs_of_a_batch():
     model, params = made(dropout=0.5)
     graph = drawn()

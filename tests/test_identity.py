@@ -265,6 +265,7 @@ class TestFlax:
             serialization.from_state_dict(one, serialization.to_state_dict(other))
 
 
+@pytest.mark.slow
 def test_exported_steps_and_runs_accept_packed_states():
     pytest.importorskip("flatbuffers")
     from jax import export

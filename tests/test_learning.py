@@ -108,6 +108,7 @@ def test_resumed_epochs_end_with_the_same_bits(cancer):
     assert trace.aux["accuracy"][-1].mean() > 0.95
 
 
+@pytest.mark.slow
 def test_another_key_gives_another_run(cancer):
     epoch, start = dropout_run(cancer.train)
     epoch = jax.jit(epoch)

@@ -199,6 +199,7 @@ def test_large_logits_are_accurate():
     assert_same(ours, value_and_grads(dense, arrays, labels), 1e-5)
 
 
+@pytest.mark.slow
 def test_low_precision_is_summed_in_float32():
     dtype = jnp.bfloat16
     arrays, labels = make_problem(dtype, tokens=200, z_loss=True)

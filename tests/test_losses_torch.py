@@ -32,6 +32,7 @@ def assert_same(ours, theirs, predictions):
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.slow
 def test_cross_entropy_from_integer_labels(reduction, label_smoothing, weighted):
     assert_same(
         lambda x: losses.cross_entropy(

@@ -244,6 +244,7 @@ def test_norm_of_equal_numbers_is_zero_with_finite_gradient(make, value, eps):
     assert all(np.all(np.isfinite(grad)) for grad in jax.tree.leaves(vjp(jnp.arange(16.0).reshape(2, 8))))
 
 
+@pytest.mark.slow
 def test_norm_eps_may_be_traced():
     x = jax.random.normal(KEY, (3, 8))
     for make in (layer_norm, rms_norm):
@@ -396,6 +397,7 @@ def test_mlp_drops_the_outputs_of_activations_not_their_inputs():
     assert set(outputs.ravel()) == {0.0, 1.0}  # sigmoid(0) / (1 - rate), or nothing
 
 
+@pytest.mark.slow
 def test_vmap_over_init_keys_makes_many_networks():
     model = mlp((3, 8, 2), norm="layer")
     keys = jax.random.split(KEY, 4)

@@ -137,6 +137,7 @@ def test_schedules_run_under_strict_promotion():
                 assert jax.eval_shape(schedule, count).dtype == jnp.float32, name
 
 
+@pytest.mark.slow
 def test_optimizers_keep_dtypes_under_strict_promotion_and_x64():
     for case in CASES:
         for dtype in ("float32", "bfloat16"):
@@ -196,6 +197,7 @@ def test_a_run_keeps_its_dtypes_in_every_mode():
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_healthy_runs_compute_no_nan():
     run = jax.jit(make_run(nnlearn.sgd(0.5), nnlearn.reached("error", 0.6)))
     before = run({}, 0)[1]

@@ -260,6 +260,7 @@ def test_two_equal_results_share_memory(everything_large):
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_without_jit_and_on_explicit_meshes(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     values = jnp.linspace(-1.0, 1.0, LARGE)
@@ -435,6 +436,7 @@ def test_the_status_says_whether_kernels_work_and_programs_run_without_them(vari
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_damaged_kernel_in_the_cache_is_compiled_again(tmp_path):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "NNLEARN_CACHE": str(tmp_path)}
 

@@ -19,6 +19,7 @@ def finite(tree):
     return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 def test_float16_zero_gradients_give_no_nan():
     def survives(factory):
         params = jnp.array([1.0, -2.0, 0.5], jnp.float16)

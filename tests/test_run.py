@@ -105,6 +105,7 @@ def test_every_example_counts_once_per_epoch_ragged_or_not():
     assert not np.array_equal(seen[0], seen[1])  # in another order
 
 
+@pytest.mark.slow
 def test_the_loss_is_traced_once_for_any_lengths():
     calls = []
 
@@ -173,6 +174,7 @@ def build_with_everything(hparams=None):
     return nnlearn.make_train(loss, make_tx, batches(), init, steps=20, evaluate=evaluate)
 
 
+@pytest.mark.slow
 def test_every_hyper_parameter_may_be_vmapped():
     """One row for each number with that number halved, in one program."""
     train, chosen = build_with_everything(), every_number()
@@ -188,6 +190,7 @@ def test_every_hyper_parameter_may_be_vmapped():
     assert len(set(finals)) == len(rows)  # each has an effect
 
 
+@pytest.mark.slow
 def test_a_diverging_run_does_not_affect_vmapped_neighbours():
     train = nnlearn.make_train(
         loss_fn, nnlearn.sgd, batches(), MODEL.init, epochs=4, evaluate=evaluate, stop=nnlearn.diverged()

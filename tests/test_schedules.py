@@ -762,6 +762,7 @@ def test_join_picks_the_piece_and_counts_from_its_start(first, gap):
 
 @HYPOTHESIS
 @given(st.sampled_from(CASES[::4]), st.integers(0, 59))
+@pytest.mark.slow
 def test_preview_equals_the_loop(case, count):
     np.testing.assert_allclose(previews(case.label)[count], case.make(nn)(count), rtol=3e-6, atol=1e-7)
 

@@ -129,6 +129,7 @@ def test_pmap_and_shard_map_agree_with_jit():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), other.params, whole.params)
 
 
+@pytest.mark.slow
 def test_padding_of_packed_parameters_is_in_no_norm():
     mesh = make_mesh("data=4")
     tx = nnlearn.chain(nnlearn.clip_by_global_norm(0.1), nnlearn.lamb(0.1, weight_decay=0.1))
@@ -165,6 +166,7 @@ def test_the_state_of_any_transformation_follows_its_parameters(tx):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, other)
 
 
+@pytest.mark.slow
 def test_whole_runs_take_a_mesh(tmp_path):
     examples = RNG.normal(size=(16, 6)).astype(np.float32)
     runs = []
@@ -183,6 +185,7 @@ def test_whole_runs_take_a_mesh(tmp_path):
     np.testing.assert_allclose(results.traces[0].loss[0, 0], runs[0][1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_fit_and_checkpoints_take_a_mesh(tmp_path):
     mesh, other = make_mesh("data=4"), make_mesh("data=2,model=2")
     params = {"w": jnp.ones((6, 8)), "b": jnp.zeros(8)}

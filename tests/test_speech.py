@@ -59,6 +59,7 @@ def _named(scale):
     return dict(zip(("to_mel", "to_hertz", "unit_area"), SCALES[scale], strict=True))
 
 
+@pytest.mark.slow
 def test_features_of_a_padded_batch_equal_those_of_single_clips():
     clips = [RANDOM.normal(size=samples).astype(np.float32) for samples in (900, 500)]
     front_end = log_mel_front_end(mels=16)
@@ -75,6 +76,7 @@ def test_features_of_a_padded_batch_equal_those_of_single_clips():
         assert not row[length:].any()
 
 
+@pytest.mark.slow
 def test_normalisation_gives_masked_frames_no_gradient():
     features = jnp.asarray(RANDOM.normal(size=(2, 6, 3)), jnp.float32).at[1, 4:].set(jnp.inf)
     where = jnp.asarray(np.arange(6) < np.array([[6], [4]]))

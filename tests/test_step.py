@@ -292,6 +292,7 @@ def test_weak_types_compile_once():
     assert step._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_random_numbers_differ_by_step_and_by_device_and_repeat_by_key():
     def draw(params, batch, key):
         return jnp.sum(params**2), jax.random.uniform(key)
@@ -311,6 +312,7 @@ def test_random_numbers_differ_by_step_and_by_device_and_repeat_by_key():
     assert len(set(np.asarray(info.aux[0]).tolist())) == 4
 
 
+@pytest.mark.slow
 def test_optax_optimizers_and_line_searches_run_in_the_step():
     for tx in (optax.adam(0.1), optax.lbfgs(), optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau())):
         step = jax.jit(nnlearn.make_step(loss_fn, tx))

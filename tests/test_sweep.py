@@ -120,6 +120,7 @@ def test_a_grid_has_every_combination():
         (lambda: sweep(Counted().train, SPACE, metric="loss", static={"width": 3}), "static: 'width' must be a list"),
     ],
 )
+@pytest.mark.slow
 def test_errors_name_the_fault(make, message):
     with pytest.raises(ValueError, match=message):
         make()
@@ -256,6 +257,7 @@ def test_stopped_runs_are_scored_at_their_end():
         np.testing.assert_allclose(results.values("loss")[0, index, 1], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_each_static_choice_is_a_separate_program(tmp_path):
     made = []
 
@@ -287,6 +289,7 @@ def test_a_hyper_parameter_may_have_the_metric_s_name():
     np.testing.assert_array_equal(heights, table["check/loss"])
 
 
+@pytest.mark.slow
 def test_a_width_that_takes_too_much_memory_is_reduced_once():
     problem = Counted(steps=200, check_every=1)
     wide = sweep(problem.train, SPACE, 4, metric="loss", width=40, workers=1, full=True, **ONE)
@@ -425,6 +428,7 @@ def toy_train():
     )
 
 
+@pytest.mark.slow
 def test_a_population_improves_on_independent_members():
     start = [{"h0": 1.0, "h1": 0.0}, {"h0": 0.0, "h1": 1.0}]
     space = {"h0": uniform(0.0, 1.0), "h1": uniform(0.0, 1.0)}

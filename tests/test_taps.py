@@ -85,6 +85,7 @@ def test_a_large_offset_does_not_hide_the_spread():
     np.testing.assert_allclose(found["std"], np.asarray(value).std(), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_networks_of_other_libraries_need_no_change():
     import equinox as eqx
     import flax.linen as nn
@@ -143,6 +144,7 @@ def test_a_branch_that_does_not_run_has_no_statistics():
     assert sorted(kinds) == [("matmul", False), ("matmul", True), ("relu", False)]
 
 
+@pytest.mark.slow
 def test_statistics_follow_jit_and_vmap():
     model = nnlearn.models.mlp((4, 8, 2))
     params = jax.jit(jax.vmap(model.init))(jax.random.split(KEY, 3))

@@ -78,6 +78,7 @@ def test_an_unknown_task_is_rejected_and_every_known_task_has_a_function():
         assert callable(getattr(importlib.import_module(f"nnlearn.tasks.{module}"), name.replace("-", "_")))
 
 
+@pytest.mark.slow
 def test_a_factorization_machine_equals_its_sum_over_pairs_and_updates_only_rows_in_use():
     model = factorization_machine((4, 3, 5), 2)
     params = model.init(jax.random.key(0))

@@ -256,6 +256,7 @@ def test_scan_and_remat_change_no_result(options):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), other_gradient, gradient)
 
 
+@pytest.mark.slow
 def test_dropout_needs_a_key_and_its_rate_may_be_traced():
     model, params = made(dropout=0.5, layers=1)
     sure, _ = made(layers=1)
