@@ -11,7 +11,7 @@ import numpy as np
 from nnlearn.diagnose.examples import EXAMPLES, Data, as_data, some
 from nnlearn.diagnose.metric import measured
 from nnlearn.diagnose.optimizer import Answer, ask, norm_on_host
-from nnlearn.diagnose.parts import Unknown
+from nnlearn.diagnose.parts import Unknown, map_parts
 from nnlearn.diagnose.plan import on_host, quick
 from nnlearn.diagnose.probes import quality
 from nnlearn.diagnose.rerun import Record, leaf_names, rerun
@@ -19,7 +19,7 @@ from nnlearn.diagnose.subject import Subject, params_of
 from nnlearn.diagnose.variants import Variant, all_variants, wide_variant
 from nnlearn.programs.facts import Inspection, inspect_function
 from nnlearn.programs.taps import Activation, activations
-from nnlearn.tree import array_norm, global_norm
+from nnlearn.tree import array_norm, global_norm, path_name
 from nnlearn.types import Params, PyTree
 
 AHEAD = 0.15  # by which a score on validation is not higher by chance
@@ -116,12 +116,29 @@ class Evidence:
     def data(self) -> Data:
         """The training examples as plain arrays."""
         data = as_data(self.subject.inputs, self.subject.targets, self.subject.output_shape)
+        if not self.targets_count:
+            return data._replace(kind="none", labels=None)
         shape = self.subject.output_shape
         if data.kind != "classes" or not shape or data.labels is None or data.labels.max() < np.prod(shape):
             return data
         # Outputs that are no scores of classes: of an ordinal loss, or an embedding.
         named = np.prod(shape) == 1 or self.program.of_kind("softmax")
         return data if named else data._replace(kind="none", labels=None)
+
+    @once
+    def targets_count(self) -> bool:
+        """Whether the loss depends on the targets. That of clusters does not, so their numbers are free."""
+        plan = self.subject.plan
+        batch = jax.eval_shape(lambda: plan.batch(plan.at(0)))
+        try:
+            mark = lambda tree, value: jax.tree.map(lambda _: value, tree)  # noqa: E731
+            marks = map_parts(batch, lambda inputs: mark(inputs, False), lambda targets: mark(targets, True))
+            used = self.program.inputs
+            names = [path_name(path) for path, is_target in jax.tree.leaves_with_path(marks) if is_target is True]
+            known = [used[f"0/{name}"] for name in names]
+        except Exception:  # a step of its own, or batches whose parts are not known
+            return True
+        return any(known) or not known
 
     @property
     def kind(self) -> str:

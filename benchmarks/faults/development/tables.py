@@ -1,5 +1,7 @@
 """Tables and curves: regression and classification of a few features."""
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -31,6 +33,28 @@ def wine():
         init=model.init, apply=lambda p, x: model.apply(p, x), loss=lambda o, y: nnlearn.cross_entropy(o, y),
         tx=lambda hp: nnlearn.adamw(hp["learning_rate"], weight_decay=0.01), hparams={"learning_rate": 1e-2},
         batch_size=20, steps=150, check_every=25, layout="examples",
+    )  # fmt: skip
+
+
+def purity(outputs, targets):
+    """The accuracy after the best renumbering of three clusters."""
+    said = jnp.argmax(outputs, -1)
+    ways = jnp.array(list(itertools.permutations(range(3))))
+    return jnp.max(jnp.mean(ways[:, said] == targets, axis=1))
+
+
+def wine_clusters():
+    """Mixture of three groups without labels; only the metric knows them."""
+    train, validation, test = standardised(table("wine", (100, 30), 1))
+
+    def init(key):
+        return {"centres": jax.random.choice(key, jnp.asarray(train[0]), (3,), replace=False)}
+
+    return Program(
+        name="wine-clusters", kind="tabular", train=train, validation=validation, test=test, init=init,
+        apply=lambda p, x: -0.2 * jnp.sum((x[:, None] - p["centres"]) ** 2, -1),
+        loss=lambda o, y: -jnp.mean(jax.nn.logsumexp(o, -1)), tx=lambda hp: nnlearn.adam(hp["learning_rate"]),
+        hparams={"learning_rate": 0.03}, batch_size=20, steps=200, measure=purity,
     )  # fmt: skip
 
 
@@ -134,7 +158,7 @@ def rare_class():
     )  # fmt: skip
 
 
-PROGRAMS = [wine, diabetes, breast_cancer, waves, parity, rare_class]
+PROGRAMS = [wine, wine_clusters, diabetes, breast_cancer, waves, parity, rare_class]
 
 
 def raw_wine(p):
