@@ -8,10 +8,10 @@ import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.data import learned_well
-from nnlearn.diagnose.dynamics import LOWER, gain, poor
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.examples import some
 from nnlearn.diagnose.facts import facts_of
+from nnlearn.diagnose.gains import LOWER, gain, poor
 from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.plan import quick
 from nnlearn.diagnose.report import Finding, found

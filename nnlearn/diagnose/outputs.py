@@ -9,11 +9,11 @@ import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.data import learned_well
-from nnlearn.diagnose.dynamics import LOWER, gain, poor
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.examples import some
 from nnlearn.diagnose.facts import Facts, facts_of
 from nnlearn.diagnose.formulas import binary_formulas, class_formulas, value_formulas, wrong_signs
+from nnlearn.diagnose.gains import LOWER, gain, poor
 from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.report import found
 from nnlearn.diagnose.subject import params_of

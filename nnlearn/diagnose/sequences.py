@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
-from nnlearn.diagnose.dynamics import poor
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.examples import some
 from nnlearn.diagnose.facts import Facts, facts_of
+from nnlearn.diagnose.gains import poor
 from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.probes import log_softmax
 from nnlearn.diagnose.report import found
@@ -90,9 +90,8 @@ def causal(evidence: Evidence) -> Seen:
         f"The loss of training sequences is {loss:.3g} for each token, but the cross-entropy of what predict says "
         f"after their first {length} tokens is {last:.3g}: in training the network sees the tokens that it predicts."
     )
-    return Seen(
-        values, rule, [found("target_leak", text, values, strength=0.9, where="attention mask", remedies=[MASK])]
-    )
+    finding = found("target_leak", text, values, strength=0.9, where="attention mask", remedies=[MASK])
+    return Seen(values, rule, [finding])
 
 
 def _sees_ahead(facts: Facts, inputs: np.ndarray) -> Seen:
@@ -107,9 +106,8 @@ def _sees_ahead(facts: Facts, inputs: np.ndarray) -> Seen:
     if not change > SEEN_AHEAD:
         return Seen(values, rule)
     text = f"Later tokens change the outputs before them by {change:.2g} of their spread: the network sees its targets."
-    return Seen(
-        values, rule, [found("target_leak", text, values, strength=0.93, where="attention mask", remedies=[MASK])]
-    )
+    finding = found("target_leak", text, values, strength=0.93, where="attention mask", remedies=[MASK])
+    return Seen(values, rule, [finding])
 
 
 @check("targets stand at the positions of their tokens")
