@@ -324,11 +324,12 @@ def test_200_steps_and_states_equal_those_of_optax(case, dtype, tolerance):
             ours, theirs = ({**final, **named_states(state)} for final, state in (ours, theirs))
             assert set(theirs) <= set(ours)
             apart = [name for name in theirs if relative_error(ours[name], theirs[name]) > tolerance]
-            if apart:  # then optax must be the one with larger rounding errors
+            if apart:  # then ours must be near the exact trajectory, or nearer than optax
                 exact = exact_run(case.theirs(**numbers), params, noise)
                 for name in apart:
                     assert relative_error(ours[name], theirs[name]) <= 10 * tolerance, name
-                    assert relative_error(ours[name], exact[name]) <= relative_error(theirs[name], exact[name]), name
+                    error = relative_error(theirs[name], exact[name])
+                    assert relative_error(ours[name], exact[name]) <= max(error, tolerance), name
 
 
 @each_in_a_library
