@@ -67,15 +67,19 @@ def moved(params, result):
     )
 
 
+ROUNDING = {"mechanize": 1e-5}  # its scale is a quotient of sums over all leaves, in another order
 SETTINGS = {
-    "-".join([case.name, *flags]): (case.ours(**case.varied | flags), case.exact and not case.whole_leaf, case.float32)
+    "-".join([case.name, *flags]): (
+        case.ours(**case.varied | flags),
+        case.exact and not case.whole_leaf,
+        ROUNDING.get(case.name, case.float32),
+    )
     for case in CASES
     for flags in ({}, *(case.flags[-1:] if case.name == "rmsprop" else ()))
 }
 
 
-# the proof does not look into the loop of triangular solutions, nor into the Hessian of the loss
-UNPROVEN = ("kron", "sophia")
+UNPROVEN = ("sophia",)  # the proof does not look into the Hessian of the loss
 
 
 @pytest.mark.parametrize(("tx", "exact", "rounding"), SETTINGS.values(), ids=SETTINGS.keys())

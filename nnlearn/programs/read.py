@@ -14,6 +14,8 @@ CALLS |= {"remat2": "jaxpr", "checkpoint": "jaxpr"}
 """Primitives that call a program, each with the parameter that holds it."""
 CUSTOM_DERIVATIVES = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 """Calls that define their own derivative: a program that inlines them loses it."""
+CUSTOM_BATCHING = {"custom_vmap_call": "call"}
+"""Calls that define their own ``vmap``: likewise."""
 ALL_CALLS = CALLS | CUSTOM_DERIVATIVES
 
 ELEMENTWISE_NAMES = """
@@ -31,19 +33,23 @@ def closed(program: Jaxpr | ClosedJaxpr) -> ClosedJaxpr:
     return program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
 
 
-def called_program(equation: JaxprEqn, *, custom_derivatives: bool = True) -> ClosedJaxpr | None:
+def called_program(
+    equation: JaxprEqn, *, custom_derivatives: bool = True, custom_batching: bool = False
+) -> ClosedJaxpr | None:
     """The program that an equation calls; None if the equation is an operation.
 
     Args:
       equation: an equation of a jaxpr.
       custom_derivatives: include calls that define their own derivative.
+      custom_batching: include calls that define their own ``vmap``.
 
     >>> import jax
     >>> call = jax.make_jaxpr(jax.jit(lambda x: x + 1))(1).jaxpr.eqns[0]
     >>> [each.primitive.name for each in called_program(call).jaxpr.eqns]
     ['add']
     """
-    parameter = (ALL_CALLS if custom_derivatives else CALLS).get(equation.primitive.name)
+    calls = (ALL_CALLS if custom_derivatives else CALLS) | (CUSTOM_BATCHING if custom_batching else {})
+    parameter = calls.get(equation.primitive.name)
     program = None if parameter is None else equation.params.get(parameter)
     return None if program is None else closed(program)
 

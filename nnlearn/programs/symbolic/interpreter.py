@@ -79,7 +79,7 @@ class Interpreter:
         return results
 
     def _results(self, equation: JaxprEqn, values: list[Value]) -> list[Value]:
-        inner, name = called_program(equation), equation.primitive.name
+        inner, name = called_program(equation, custom_batching=True), equation.primitive.name
         if inner is not None:
             return self.inside(inner, values)
         types: list[Any] = [var.aval for var in equation.outvars]
