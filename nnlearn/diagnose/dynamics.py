@@ -10,7 +10,7 @@ from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.evidence import Evidence, History
 from nnlearn.diagnose.facts import facts_of
 from nnlearn.diagnose.formulas import binary_formulas, class_formulas
-from nnlearn.diagnose.gains import GAIN, LOWER, POINTS, gain, poor
+from nnlearn.diagnose.gains import GAIN, HIGHER, LOWER, POINTS, gain, poor
 from nnlearn.diagnose.metric import tolerance
 from nnlearn.diagnose.optimizer import FACTORS
 from nnlearn.diagnose.parts import Unknown
@@ -40,7 +40,7 @@ def rate(evidence: Evidence) -> Seen:
     gains = {name: gain(evidence, name) for name in (*RATES, "rate x0.1 at the end")}
     values = {name: evidence.variants[name].loss for name in RATES} | {"the run": evidence.last_loss}
     lower = {name: gains[name] for name in LOWER}
-    higher = {name: gains[name] for name in ("rate x3", "rate x10", "rate x100")}
+    higher = {name: gains[name] for name in HIGHER}
     rule = f"no other rate gains {GAIN:.0%} of the loss in an eighth of the steps"
     findings = []
     for name, gained in (("learning_rate_too_high", lower), ("learning_rate_too_low", higher)):
@@ -75,7 +75,7 @@ def schedule(evidence: Evidence) -> Seen:
     rule = "the rate is above 2 % of its largest value in half of the steps, and warm-up ends"
     held = gain(evidence, "rate held")
     if rising or low > 0.5:
-        held = max(held, *(gain(evidence, name) for name in ("rate x3", "rate x10", "rate x100")))
+        held = max(held, *(gain(evidence, name) for name in HIGHER))
     stuck = rising and pace[0] < 0.02 and poor(evidence)  # also too slow for a short variant to show it
     if not stuck and (held <= 0 or not (low > 0.5 or rising or mean < 0.1)):
         return Seen(values, rule)
@@ -100,13 +100,13 @@ def clipping(evidence: Evidence) -> Seen:
     share = float(np.mean(norms > limit))
     values = {"gradient norm": float(np.median(norms)), "threshold": limit, "share of steps clipped": share}
     rule = "clipped in less than 90 % of the steps, or a higher rate gains nothing"
-    helps = max(gain(evidence, name) for name in ("rate x3", "rate x10", "rate x100"))
+    helps = max(gain(evidence, name) for name in HIGHER)
     along = float(np.median(evidence.answer.along[:4]))
     # An adaptive optimizer also answers alike to all gradients, but not along them, down to its eps.
     adaptive = limit < (1e-6 if along > 0.99 else 1e-4) * np.median(norms)
     if not clipped or adaptive or share < 0.9 or limit > 0.3 * np.median(norms):
         return Seen(values, rule)
-    faster = [evidence.variants[name] for name in ("rate x3", "rate x10", "rate x100")]
+    faster = [evidence.variants[name] for name in HIGHER]
     faster = [each for each in faster if each.loss < 0.8 * evidence.last_loss and each.score > evidence.score]
     if not (helps > 0 or stuck(evidence) or (limit < USUAL_CLIP and faster and poor(evidence))):
         return Seen(values, rule)

@@ -35,6 +35,13 @@ def some(tree: PyTree, count: int = EXAMPLES) -> PyTree:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], tree)
 
 
+def exchanged(inputs: PyTree, start: int, stop: int) -> PyTree:
+    """Sequences whose time steps from ``start`` to ``stop`` are those of the next example."""
+    return jax.tree.map(
+        lambda leaf: np.concatenate([leaf[:, :start], np.roll(leaf, 1, 0)[:, start:stop], leaf[:, stop:]], 1), inputs
+    )
+
+
 def as_data(inputs: PyTree, targets: Any, shape: tuple[int, ...] | None = None) -> Data:
     """Examples as plain arrays; of several input arrays those with numbers, side by side.
 
@@ -75,4 +82,4 @@ def _are_classes(targets: np.ndarray, whole: bool, shape: tuple[int, ...] | None
     return count <= max(most, 2) and bool(np.all(targets == np.round(targets)))
 
 
-__all__ = ["EXAMPLES", "Data", "as_data", "some"]
+__all__ = ["EXAMPLES", "Data", "as_data", "exchanged", "some"]

@@ -13,7 +13,7 @@ from nnlearn.diagnose.examples import Data, some
 from nnlearn.diagnose.formulas import binary_formulas, value_formulas
 from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.plan import quick
-from nnlearn.diagnose.probes import ROWS, Smoother, dependence, neighbours, one_hot, ridge, scores, standard
+from nnlearn.diagnose.probes import ROWS, Smoother, dependence, neighbours, one_hot, ridge, scores, separated, standard
 from nnlearn.diagnose.subject import Subject, params_of
 
 SHUFFLES = 10  # permutations of the targets that show what chance gives
@@ -273,7 +273,7 @@ class Facts:
         off the mean by design. For two classes with distances as outputs, the accuracy at the best threshold.
         """
         if self.is_classes and self.reached < 0.97 and self.ranks_only:
-            return max(self.reached, self.separated(self.outputs.train, self.outputs.train_targets))
+            return max(self.reached, separated(self.outputs.train, self.outputs.train_targets))
         if self.data.kind != "values" or self.is_squared_error:
             return self.reached
         outputs, targets = self.outputs.train, np.asarray(self.outputs.train_targets, np.float64)
@@ -317,13 +317,6 @@ class Facts:
         usual = binary_formulas(outputs, targets, squashed)["right"]
         return bool(abs(history.train_loss[0] - usual) <= 0.02 * abs(usual))
 
-    def separated(self, outputs: np.ndarray, targets: Any) -> float:
-        """The accuracy of single outputs at the best threshold, with large ones for either class."""
-        values, order = np.asarray(targets).reshape(-1), np.argsort(np.asarray(outputs, np.float64).reshape(-1))
-        high = (values == values.max())[order]
-        right = np.cumsum(~high) + high.sum() - np.cumsum(high)  # with the threshold after each
-        return float(max(right.max(), len(high) - right.min(), high.sum(), len(high) - high.sum()) / len(high))
-
     @once
     def is_squared_error(self) -> bool:
         """Whether the loss is the squared error of ``predict``'s outputs, up to a factor."""
@@ -344,7 +337,7 @@ class Facts:
         """``reached_on_validation``, with the best threshold for distances."""
         reached, outputs = self.reached_on_validation, self.outputs
         if self.is_classes and reached < 0.97 and self.ranks_only and outputs.validation is not None:
-            return max(reached, self.separated(outputs.validation, outputs.validation_targets))
+            return max(reached, separated(outputs.validation, outputs.validation_targets))
         return reached
 
     @property

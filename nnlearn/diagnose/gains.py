@@ -10,6 +10,7 @@ from nnlearn.diagnose.variants import Variant
 LEAST = 0.02  # share of the loss that is no gain
 GAIN = 0.1  # share of the reachable decrease of the loss that a variant must gain
 POINTS = 0.05  # and of the accuracy or R squared
+HIGHER = ("rate x3", "rate x10", "rate x100")
 LOWER = ("rate x0.33", "rate x0.1", "rate x0.01", "rate x0.1 at the end")
 
 
@@ -46,9 +47,8 @@ def gain(evidence: Evidence, name: str) -> float:
     if not judged and variant.metric < float(evidence.metrics[-1]) + tolerance(variant.metric):
         return 0.0  # nothing but the loss gains
     start = evidence.first_loss
-    if (
-        name.endswith("unit scale") or name == "weights x0.1"
-    ):  # it starts at another loss, and the run's says nothing of what can be learned
+    if name.endswith(("unit scale", "weights x0.1")):
+        # It starts at another loss, and the run's says nothing of what can be learned.
         own = float(np.mean(variant.losses[:3]))
         if not own - variant.loss > GAIN * abs(own):  # it learns nothing either
             return 0.0
@@ -103,4 +103,4 @@ def poor(evidence: Evidence) -> bool:
     return not best or any(gain(evidence, name) > 0 for name in evidence.variants)
 
 
-__all__ = ["GAIN", "LEAST", "LOWER", "POINTS", "gain", "poor"]
+__all__ = ["GAIN", "HIGHER", "LEAST", "LOWER", "POINTS", "gain", "poor"]

@@ -9,7 +9,7 @@ import numpy as np
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.data import learned_well
 from nnlearn.diagnose.evidence import Evidence
-from nnlearn.diagnose.examples import some
+from nnlearn.diagnose.examples import exchanged, some
 from nnlearn.diagnose.facts import facts_of
 from nnlearn.diagnose.gains import LOWER, gain, poor
 from nnlearn.diagnose.parts import Unknown
@@ -17,7 +17,6 @@ from nnlearn.diagnose.plan import quick
 from nnlearn.diagnose.report import Finding, found
 from nnlearn.diagnose.subject import params_of
 from nnlearn.programs.kinds import RECTIFIED, SMOOTH, SQUASHING
-from nnlearn.types import PyTree
 
 DEAD = 0.9  # share of units
 ALWAYS = 0.95  # share of units that are off or saturated at every snapshot
@@ -220,13 +219,6 @@ def exploding(evidence: Evidence) -> Seen:
     if not huge and norms[0] < 30 * middle and not evidence.loops:  # calm until the steps overshot
         return Seen(values, rule, [found("learning_rate_too_high", text, values, strength=0.65, step=step)])
     return Seen(values, rule, [found("exploding_gradients", text, values, strength=0.85 if huge else 0.6, step=step)])
-
-
-def exchanged(inputs: PyTree, start: int, stop: int) -> PyTree:
-    """Sequences whose time steps from ``start`` to ``stop`` are those of the next example."""
-    return jax.tree.map(
-        lambda leaf: np.concatenate([leaf[:, :start], np.roll(leaf, 1, 0)[:, start:stop], leaf[:, stop:]], 1), inputs
-    )
 
 
 @check("early time steps reach the output")

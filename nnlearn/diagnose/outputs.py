@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
-from nnlearn.diagnose.data import learned_well
+from nnlearn.diagnose.data import learned_well, validation_labels
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.examples import some
 from nnlearn.diagnose.facts import Facts, facts_of
@@ -87,14 +87,13 @@ def sign(evidence: Evidence) -> Seen:
     if history.train is None or facts.data.labels is None:
         raise Unknown("the targets are not classes")
     outputs, loss = np.asarray(history.train[0], np.float64), float(history.train_loss[0])
-    labels = np.asarray(history.train_targets)
-    labels = np.argmax(labels, -1) if labels.ndim == 2 and labels.shape[1] > 1 else labels.reshape(-1)
+    labels = validation_labels(history.train_targets)
     squashed = bool(outputs.min() >= 0 and outputs.max() <= 1)
     if outputs.size == len(labels) and set(np.unique(labels)) <= {0, 1}:
         formulas = wrong_signs(outputs.reshape(-1), labels, squashed)
         right = binary_formulas(outputs.reshape(-1), labels, squashed)["right"]
     elif outputs.ndim == 2 and labels.min() >= 0 and labels.max() < outputs.shape[1]:
-        right = class_formulas(outputs, labels.astype(int), squashed)["right"]
+        right = class_formulas(outputs, labels, squashed)["right"]
         formulas = {"the wrong sign": -right}
     else:
         raise Unknown("no formula is known for outputs and targets of these shapes")

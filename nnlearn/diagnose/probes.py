@@ -139,6 +139,18 @@ def area_under_curve(values: np.ndarray, positive: np.ndarray) -> np.ndarray:
     return np.maximum(area, 1 - area)
 
 
+def separated(outputs: np.ndarray, targets: np.ndarray) -> float:
+    """The accuracy of single outputs for two classes at the best threshold, with large ones for either class.
+
+    >>> separated(np.array([3.0, 2.0, 1.0]), np.array([0, 0, 1]))
+    1.0
+    """
+    values, order = np.asarray(targets).reshape(-1), np.argsort(np.asarray(outputs, np.float64).reshape(-1))
+    high = (values == values.max())[order]
+    right = np.cumsum(~high) + high.sum() - np.cumsum(high)  # with the threshold after each
+    return float(max(right.max(), len(high) - right.min(), high.sum(), len(high) - high.sum()) / len(high))
+
+
 def log_softmax(values: np.ndarray, axis: int) -> np.ndarray:
     """The logarithm of the softmax over an axis."""
     values = values - values.max(axis, keepdims=True)
@@ -205,6 +217,7 @@ __all__ = [
     "ridge",
     "said_yes",
     "scores",
+    "separated",
     "squared_distances",
     "standard",
 ]

@@ -6,7 +6,7 @@ import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.evidence import Evidence
-from nnlearn.diagnose.examples import some
+from nnlearn.diagnose.examples import exchanged, some
 from nnlearn.diagnose.facts import Facts, facts_of
 from nnlearn.diagnose.gains import poor
 from nnlearn.diagnose.parts import Unknown
@@ -32,7 +32,7 @@ def blank(evidence: Evidence) -> Seen:
     positions, classes = subject.output_shape
     if targets.shape[1] >= positions or not (evidence.loops or evidence.program.of_kind("softmax")):
         raise Unknown("there is a target for every position")
-    inputs, labels = some((subject.inputs, subject.targets), 256)
+    inputs, labels = some((subject.inputs, subject.targets))
     said = np.argmax(facts_of(evidence).evaluate(inputs), -1)
     counts = np.bincount(said.reshape(-1), minlength=classes) / said.size
     most = int(np.argmax(counts))
@@ -96,8 +96,7 @@ def causal(evidence: Evidence) -> Seen:
 
 def _sees_ahead(facts: Facts, inputs: np.ndarray) -> Seen:
     cut = inputs.shape[1] // 2
-    changed = np.concatenate([inputs[:, :cut], np.roll(inputs, 1, axis=0)[:, cut:]], axis=1)
-    before, after = facts.evaluate(inputs), facts.evaluate(changed)
+    before, after = facts.evaluate(inputs), facts.evaluate(exchanged(inputs, cut, inputs.shape[1]))
     if before.ndim != 3 or before.shape[:2] != inputs.shape:
         raise Unknown("predict gives no outputs per position")
     change = float(np.abs(before - after)[:, :cut].mean() / (np.std(before) + 1e-12))
