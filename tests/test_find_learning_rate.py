@@ -26,10 +26,11 @@ def test_a_rate_below_the_limit_of_a_quadratic_is_found():
         evaluate=lambda params: {"loss": loss_fn(params, None, None)},
         check_every=8,
         stop=nnlearn.diverged(),
+        steps=440,
     )
     found = nnlearn.find_learning_rate(train, 1e-3, 100.0, hparams={"rate": 0.0, "other": 1.0}, metric="loss", rates=8)
-    assert 0.1 < found.rate < 1.0 and found.interval[0] <= found.rate <= found.interval[1]
-    assert found.spent == 8 * 4 + 5 * 22 and len(found.rates) == len(found.losses) == 13
+    assert 0.05 < found.rate < 0.5 and found.interval[0] <= found.rate <= found.interval[1]
+    assert found.spent == 8 * 10 + 3 * 29 + 3 * 220 and len(found.rates) == len(found.losses) == 14
     assert np.all(np.diff(found.rates) >= 0) and str(found).startswith("rate ")
 
 

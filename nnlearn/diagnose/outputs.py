@@ -19,6 +19,7 @@ from nnlearn.diagnose.report import found
 from nnlearn.diagnose.subject import params_of
 
 CLOSE = 0.01  # relative difference of two losses that are the same formula
+FAR = 12.0  # a logit whose sigmoid is 1 in half precision
 ROWS = 64
 
 
@@ -86,26 +87,49 @@ def sign(evidence: Evidence) -> Seen:
     facts, history = facts_of(evidence), evidence.history
     if history.train is None or facts.data.labels is None:
         raise Unknown("the targets are not classes")
-    outputs, loss = np.asarray(history.train[0], np.float64), float(history.train_loss[0])
     labels = validation_labels(history.train_targets)
-    squashed = bool(outputs.min() >= 0 and outputs.max() <= 1)
-    if outputs.size == len(labels) and set(np.unique(labels)) <= {0, 1}:
-        formulas = wrong_signs(outputs.reshape(-1), labels, squashed)
-        right = binary_formulas(outputs.reshape(-1), labels, squashed)["right"]
-    elif outputs.ndim == 2 and labels.min() >= 0 and labels.max() < outputs.shape[1]:
-        right = class_formulas(outputs, labels, squashed)["right"]
-        formulas = {"the wrong sign": -right}
-    else:
-        raise Unknown("no formula is known for outputs and targets of these shapes")
-    values = {"first loss": loss, "right": right, **formulas}
-    rule = "the first loss is not a cross-entropy with a wrong sign"
-    found_names = [name for name, value in formulas.items() if abs(loss - value) <= 2 * CLOSE * abs(right)]
-    if not found_names or abs(loss - right) <= 2 * CLOSE * abs(right) or not np.isfinite(right) or learned_well(facts):
+    losses = [float(each) for each in history.train_loss]
+    formulas = [_signs(np.asarray(each, np.float64), labels) for each in history.train]
+    loss, right, wrong = losses[0], *formulas[0]
+    values = {"first loss": loss, "right": right, **wrong}
+    rule = "the first loss is not a cross-entropy with a wrong sign, nor are the losses later"
+
+    def holds(name: str) -> bool:
+        """At all times at which outputs are moderate: far ones depend on how logarithms are guarded."""
+        known = zip(history.train, losses, formulas, strict=True)
+        return all(
+            abs(at - each[1][name]) <= 2 * CLOSE * max(abs(each[0]), 0.1)
+            for outputs, at, each in known
+            if _moderate(np.asarray(outputs)) and np.isfinite(at) and np.isfinite(each[0])
+        )
+
+    close = abs(loss - right) <= 2 * CLOSE * abs(right)
+    near_first = [name for name, value in wrong.items() if abs(loss - value) <= 2 * CLOSE * abs(right)]
+    found_names = [name for name in near_first if holds(name)]
+    if not found_names or close or not np.isfinite(right) or learned_well(facts):
         return Seen(values, rule)
     text = (
         f"The first loss, {loss:.3g}, is that of a cross-entropy with {found_names[0]}; the right one is {right:.3g}."
     )
     return Seen(values, rule, [found("sign_error", text, values, strength=0.96, where="loss", step=0)])
+
+
+def _moderate(outputs: np.ndarray) -> bool:
+    """Whether no logarithm of a probability needs a guard."""
+    low, high = float(outputs.min()), float(outputs.max())
+    return 1e-4 < low and high < 1 - 1e-4 if low >= 0 and high <= 1 else max(-low, high) < FAR
+
+
+def _signs(outputs: np.ndarray, labels: np.ndarray) -> tuple[float, dict[str, float]]:
+    """The cross-entropy of outputs, and the same with wrong signs."""
+    squashed = bool(outputs.min() >= 0 and outputs.max() <= 1)
+    if outputs.size == len(labels) and set(np.unique(labels)) <= {0, 1}:
+        right = binary_formulas(outputs.reshape(-1), labels, squashed)["right"]
+        return right, wrong_signs(outputs.reshape(-1), labels, squashed)
+    if outputs.ndim == 2 and labels.min() >= 0 and labels.max() < outputs.shape[1]:
+        right = class_formulas(outputs, labels, squashed)["right"]
+        return right, {"the wrong sign": -right}
+    raise Unknown("no formula is known for outputs and targets of these shapes")
 
 
 def near(one: float, other: float, close: float = CLOSE) -> bool:

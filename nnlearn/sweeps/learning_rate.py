@@ -18,12 +18,13 @@ from nnlearn.tree import safe_divide
 from nnlearn.types import GradientTransformation, Key, PyTree
 
 NAMES = ("rate", "learning_rate", "lr")
-FIRST_SHARE, SECOND_SHARE = 22, 4  # the runs of each round make one part in this many of the steps
-FINALISTS = 5
-LOW_SIDE, HIGH_SIDE = 2.0, 1.0  # rates of the first grid around its best: longer runs need lower rates, rarely higher
+SHARES = (1 / 44, 3 / 44, 1 / 2)  # of the steps, for the runs of each round
+RATES = 12  # of the first round, two for each decade of the default range
+AROUND = (0.375, 0.75, 1.5)  # factors on the rate that the last round expects: mostly below it, where no run diverges
 LAST = 5  # the loss of a run is the mean over its last fifth
 HORIZON = -0.32  # the best rate falls as this power of the number of steps, Bjorck et al. 2024, arXiv:2409.19913
 STEEPEST = -0.8  # the strongest such fall that is believed
+CLIFF = 8.0  # a loss that rises this many times as far on one side as on the other says no more about the minimum
 CLOSE = 0.05  # share of the best loss within which a rate is in the interval
 
 
@@ -67,16 +68,17 @@ def find_learning_rate(
     key: Key | int = 0,
     metric: str | None = None,
     anneal: bool = True,
-    rates: int = 16,
+    rates: int = RATES,
 ) -> LearningRates:
     """A learning rate for a run, from short real runs at many rates, each round as one vmapped program.
 
-    The first round tries rates over the whole range, in runs of 1/22 of the steps. The second tries five around the
-    best, in runs of 1/4 of the steps. Both together take as many steps as two runs. All runs have the same initial
-    parameters and batches, so they differ by their rate alone. Each follows the whole schedule of the run, in fewer
-    steps. In each round the best rate is the minimum of a parabola through the best three. Longer runs need lower
-    rates, so the rate is extrapolated from the two rounds to all steps, with a power of the steps half way between the
-    one that was seen and ``-0.32``, which was measured on language models.
+    The first round tries rates over the whole range, in runs of 1/44 of the steps. The second tries the best, and its
+    neighbors, in runs of 3/44. The third tries three rates around the one that the first two lead to, in runs of half
+    of the steps. All together take as many steps as two runs. All runs have the same initial parameters and batches,
+    so they differ by their rate alone. Each follows the whole schedule of the run, in fewer steps. In each round the
+    best rate is the minimum of a parabola through the best three. Longer runs need lower rates, so the rate is
+    extrapolated from round to round, and to all steps, with a power of the steps half way between the one that was
+    seen and ``-0.32``, which was measured on language models.
 
     Args:
       train: what ``make_train`` returns.
@@ -106,44 +108,53 @@ def find_learning_rate(
     >>> train = nnlearn.make_train(loss, nnlearn.sgd, batches, jnp.zeros(2), steps=220)
     >>> found = find_learning_rate(train, 1e-4, 10.0)
     >>> 0.05 < found.rate < 1.0 < found.diverges_at, found.spent
-    (True, 435)
+    (True, 432)
     """
     check_number("low", low, low=0.0, low_open=True)
     check_number("high", high, low=float(low), low_open=True)
     check_count("rates", rates, at_least=4)
     with_rate = _placer(hparams, name)
-    short, long = max(train.steps // FIRST_SHARE, 2), max(train.steps // SECOND_SHARE, 2)
+    steps = [max(int(train.steps * share), 2) for share in SHARES]
 
-    def scores(steps: int, tried: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        run = _score(_shortened(train, steps, anneal), metric)
+    def scores(count: int, tried: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        run = _score(_shortened(train, count, anneal), metric)
         found = jax.jit(jax.vmap(lambda rate: run(with_rate(rate), as_key(key))))(jnp.asarray(tried, float))
         first, last = (np.asarray(each, np.float64) for each in found)
         return first, np.where(np.isfinite(last), last, np.inf)
 
     grid = np.geomspace(low, high, rates)
-    begun, ended = scores(short, grid)
-    if not np.isfinite(ended).any():
+    rounds = [(grid, *scores(steps[0], grid))]
+    if not np.isfinite(rounds[0][2]).any():
         raise ValueError(f"every run diverged at rates from {low:g} to {high:g}: give a lower range, or check the loss")
-    best, ratio = grid[np.argmin(ended)], grid[1] / grid[0]
-    finalists = np.geomspace(best * ratio**-LOW_SIDE, best * ratio**HIGH_SIDE, FINALISTS)
-    begun_2, ended_2 = scores(long, finalists)
-    tried, losses = np.concatenate([grid, finalists]), np.concatenate([ended, ended_2])
-    failed = ~np.isfinite(losses) | (losses > np.concatenate([begun, begun_2]) if metric is None else False)
-    early, late = _vertex(grid, ended), _vertex(finalists, ended_2)
-    power = (np.log(late / early) / np.log(long / short) + HORIZON) / 2 if long > short else HORIZON
-    factor = (train.steps / long) ** float(np.clip(power, STEEPEST, 0))
+    best, ratio = grid[np.argmin(rounds[0][2])], grid[1] / grid[0]
+    near = best * ratio ** np.array([-1.0, 0.0, 1.0])
+    rounds.append((near, *scores(steps[1], near)))
+    early, middle = (_vertex(tried, ended) for tried, _, ended in rounds)
+    last = middle * _longer(middle / early, steps[1] / steps[0], steps[2] / steps[1]) * np.array(AROUND)
+    rounds.append((last, *scores(steps[2], last)))
+    late = _vertex(last, rounds[2][2])
+    factor = _longer(late / early, steps[2] / steps[0], train.steps / steps[2])
     rate = late * factor
-    close = finalists[ended_2 <= ended_2.min() + CLOSE * abs(ended_2.min())]
+    tried, begun, ended = (np.concatenate(each) for each in zip(*rounds, strict=True))
+    failed = ~np.isfinite(ended) | (ended > begun if metric is None else False)
+    close = last[rounds[2][2] <= rounds[2][2].min() + CLOSE * abs(rounds[2][2].min())]
     order = np.argsort(tried)
+    counts = np.repeat(steps, [rates, len(near), len(last)])
     return LearningRates(
         rate=rate,
         interval=(float(min(close.min() * factor, rate)), float(max(close.max() * factor, rate))),
         rates=tried[order],
-        losses=losses[order],
-        steps=np.array([short] * rates + [long] * FINALISTS)[order],
+        losses=ended[order],
+        steps=counts[order],
         diverges_at=float(np.min(tried, where=failed & (tried > rate), initial=np.inf)),
-        spent=rates * short + FINALISTS * long,
+        spent=int(counts.sum()),
     )
+
+
+def _longer(seen: float, longer: float, still_longer: float) -> float:
+    """By which factor the best rate changes in a longer run, if it changed by ``seen`` in a ``longer`` one before."""
+    power = (np.log(seen) / np.log(longer) + HORIZON) / 2 if longer > 1 else HORIZON
+    return still_longer ** float(np.clip(power, STEEPEST, 0))
 
 
 def _placer(hparams: PyTree, name: str | None) -> Callable[[jax.Array], PyTree]:
@@ -227,10 +238,10 @@ def _vertex(rates: np.ndarray, losses: np.ndarray) -> float:
     at = int(np.argmin(losses))
     if not 0 < at < len(rates) - 1 or not np.isfinite(losses[at - 1 : at + 2]).all():
         return float(rates[at])
-    x, (left, middle, right) = np.log(rates[at - 1 : at + 2]), losses[at - 1 : at + 2]
-    bend = left - 2 * middle + right
-    shift = 0.5 * (left - right) / bend if bend > 0 else 0.0
-    return float(np.exp(x[1] + np.clip(shift, -0.5, 0.5) * (x[1] - x[0])))
+    left, right = losses[at - 1] - losses[at], losses[at + 1] - losses[at]
+    left, right = min(left, CLIFF * right), min(right, CLIFF * left)
+    shift = 0.5 * (left - right) / (left + right) if left + right > 0 else 0.0
+    return float(rates[at] * (rates[at + 1] / rates[at]) ** shift)
 
 
 __all__ = ["LearningRates", "find_learning_rate"]
