@@ -559,3 +559,11 @@ def test_a_missing_package_is_named_with_its_cure(monkeypatch):
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(ImportError, match=rf'pip install "nnlearn\[{extra}\]"'):
             make(None)
+
+
+def test_the_first_packed_tree_may_be_made_within_a_trace(monkeypatch):
+    """Flax learns the type of random keys then, which is not that of a traced key."""
+    monkeypatch.setattr(nnlearn.Packed, "_is_known_to_flax", False)
+    jax.jit(lambda: nnlearn.pack({"w": jnp.ones(3)}).buffers)()
+    module, words = nn.Embed(3, 2), jnp.array([0, 2])
+    assert jax.jit(lambda key: module.apply(module.init(key, words), words))(jax.random.key(0)).shape == (2, 2)

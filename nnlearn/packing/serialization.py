@@ -101,7 +101,8 @@ def register_with_flax(packed_type: type, to_tree: Any, pack_like: Any) -> bool:
     flax.register_serialization_state(
         packed_type, lambda packed: flax.to_state_dict(to_tree(packed)), restore, override=True
     )
-    key_type = type(jax.random.key(0))
+    with jax.ensure_compile_time_eval():  # in a traced function a new key is a tracer
+        key_type = type(jax.random.key(0))
     with contextlib.suppress(ValueError):  # flax or the user has registered it
         flax.register_serialization_state(key_type, write_key, restore_key)
     return True
