@@ -25,7 +25,7 @@ SAMPLED = {
     "test_docs.py": 18,
     "test_durable.py": 2,
     "test_faults.py": 2,
-    "test_faults.py::test_the_diagnosis_of_a_public_report": 36,
+    "test_faults.py::test_the_diagnosis_of_a_public_report": 68,
     "test_fit.py": 3,
     "test_full_disk.py": 2,
     "test_in_place.py": 3,

@@ -100,7 +100,18 @@ class Swap:
 
 def main() -> int:
     folder = pathlib.Path(optax.__file__).parent
-    options = ["-q", "-n", "0", "--noconftest", "-p", "no:cacheprovider", "-c", "/dev/null", "--import-mode=importlib", "-rxX"]
+    options = [
+        "-q",
+        "-n",
+        "0",
+        "--noconftest",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        "/dev/null",
+        "--import-mode=importlib",
+        "-rxX",
+    ]
     return pytest.main([*options, *sys.argv[1:], *(str(folder / name) for name in FILES)], plugins=[Swap()])
 
 

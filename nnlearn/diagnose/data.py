@@ -7,6 +7,7 @@ from nnlearn.data import MaskedBatch
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.facts import Facts, facts_of
+from nnlearn.diagnose.metric import tolerance
 from nnlearn.diagnose.parts import Unknown, parts_of
 from nnlearn.diagnose.probes import said_yes, standard
 from nnlearn.diagnose.report import found
@@ -212,6 +213,32 @@ def balance(evidence: Evidence) -> Seen:
     return Seen(values, rule, [found("class_imbalance", text, values, strength=0.85, where=f"class {frequent}")])
 
 
+@check("rare positive targets are predicted")
+def rare_targets(evidence: Evidence) -> Seen:
+    """Many targets of 0 and 1 per example, few of them 1: outputs that rank them well, but never say 1."""
+    outputs, targets = evidence.history.train, np.asarray(evidence.history.train_targets, np.float64)
+    if outputs is None or np.shape(outputs[-1]) != targets.shape or targets.size == len(targets):
+        raise Unknown("there are not several targets of 0 and 1 per example")
+    said, truth = np.asarray(outputs[-1], np.float64).ravel(), targets.ravel() > 0.5
+    if not set(np.unique(targets)) <= {0.0, 1.0} or truth.sum() < 10:
+        raise Unknown("there are not several targets of 0 and 1 per example")
+    share, middle = float(truth.mean()), 0.5 if said.min() >= 0 and said.max() <= 1 else 0.0
+    rank = float(np.mean(np.searchsorted(np.sort(said[~truth]), said[truth]) / max(np.sum(~truth), 1)))
+    recall = float(np.mean(said[truth] > middle))
+    first, last = float(evidence.metrics[0]), float(evidence.metrics[-1])
+    values = {"share of ones": share, "share of ones that are found": recall, "ones rank above zeros": rank}
+    values["metric"] = abs(last)
+    rule = "a quarter of the ones is found, where outputs rank them above 80 % of the zeros; or the metric improves"
+    stands = np.isfinite(last) and last <= first + tolerance(first, last)
+    if not (share < 1 - FREQUENT and recall < 0.15 and rank > 0.8 and stands):
+        return Seen(values, rule)
+    text = (
+        f"{share:.1%} of the targets are 1. The outputs rank them above {rank:.0%} of the others, but say 1 for "
+        f"{recall:.0%} of them: the loss is won by saying 0."
+    )
+    return Seen(values, rule, [found("class_imbalance", text, values, strength=0.85, where="targets")])
+
+
 def frequencies(facts: Facts) -> tuple[int, np.ndarray]:
     """The most frequent class, and the share of each class that occurs."""
     classes, counts = np.unique(facts.data.labels, return_counts=True)
@@ -259,4 +286,5 @@ CHECKS: tuple[NamedCheck, ...] = (
     validation_classes,
     order_of_batches,
     balance,
+    rare_targets,
 )

@@ -104,6 +104,7 @@ def clipping(evidence: Evidence) -> Seen:
     along = float(np.median(evidence.answer.along[:4]))
     # An adaptive optimizer also answers alike to all gradients, but not along them, down to its eps.
     adaptive = limit < (1e-6 if along > 0.99 else 1e-4) * np.median(norms)
+    adaptive = adaptive or (along < 0.99 and not evidence.clips)
     if not clipped or adaptive or share < 0.9 or limit > 0.3 * np.median(norms):
         return Seen(values, rule)
     faster = [evidence.variants[name] for name in HIGHER]
@@ -144,11 +145,30 @@ def worsens(evidence: Evidence) -> bool:
     metrics = evidence.metrics
     first, last = float(metrics[0]), float(metrics[-1])
     small = tolerance(first, last)
-    lower = [evidence.variants[name].metric for name in ("rate x0.33", "rate x0.1")]
+    with contextlib.suppress(Unknown):
+        if not np.isfinite(evidence.last_loss) or agrees(evidence):
+            return False
+    lower = [evidence.variants[name].metric for name in ("rate x0.33", "rate x0.1", "rate x0.01")]
     if not (last < first - 2 * small and np.nanmax(metrics) <= first + small and max(lower) < first - small):
         return False
     learns = evidence.score > evidence.first_score + 0.1
     return not learns or facts_of(evidence).ranks_only
+
+
+def agrees(evidence: Evidence) -> bool:
+    """Whether outputs rise with their targets, number by number, more than at the start; or are all alike."""
+    outputs, targets = evidence.history.train, evidence.history.train_targets
+    if outputs is None or targets is None:
+        return False
+    if np.ptp(outputs[-1], axis=0).max() <= 1e-3 * np.abs(outputs[-1]).max():  # nothing is left of the network
+        return True
+    if np.shape(outputs)[1:] != np.shape(targets):
+        return False
+    wanted = np.asarray(targets, np.float64).ravel()
+    first, last = (np.asarray(outputs[at], np.float64).ravel() for at in (0, -1))
+    if min(np.std(wanted), np.std(first), np.std(last)) == 0 or not np.isfinite(last).all():
+        return False
+    return bool(np.corrcoef(last, wanted)[0, 1] > max(0.1, np.corrcoef(first, wanted)[0, 1]))
 
 
 @check("steps go downhill")
@@ -159,7 +179,7 @@ def direction(evidence: Evidence) -> Seen:
     loss = evidence.run.loss
     values = {"cosine of update and -gradient": float(np.median(seen)) if len(seen) else np.nan}
     rule = "the update points along the negative gradient"
-    if len(seen) and np.median(seen) < -0.2 and np.mean(seen < 0) > 0.8:
+    if len(seen) >= min(3, len(early)) and np.median(seen) < -0.2 and np.mean(seen < 0) > 0.8:
         text = (
             f"The updates point uphill: their cosine with the negative gradient is {np.median(seen):.2f} in the median."
         )

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from optax import with_extra_args_support
 
 from nnlearn.diagnose.examples import EXAMPLES, Data, as_data, some
 from nnlearn.diagnose.metric import measured
@@ -159,6 +160,15 @@ class Evidence:
         return inspect_function(
             lambda params, batch: self.subject.loss(params, batch, key, model_state), params_of(state), batch
         )
+
+    @once
+    def clips(self) -> bool:
+        """Whether the optimizer takes the smaller of two numbers for each entry, as clipping to a range does."""
+        params = params_of(self.run.last)
+        tx = with_extra_args_support(self.subject.tx)
+        extra = {"value": jnp.ones(()), "grad": params, "value_fn": lambda _: jnp.ones(())}
+        program = jax.make_jaxpr(lambda g, p: tx.update(g, tx.init(p), p, **extra)[0])(params, params)
+        return any(f" {name} " in str(program) for name in ("min", "clamp"))
 
     @once
     def loops(self) -> bool:

@@ -196,4 +196,26 @@ def plain_loss(facts: Facts, inputs: Any, targets: Any, keys: Any) -> tuple[floa
     return float(np.mean(losses)), float(np.mean(accuracies))
 
 
-CHECKS: tuple[NamedCheck, ...] = (fitted, reconstruction, generalises, training_noise, augmentation)
+@check("what is learned shows in the run's metric")
+def shown(evidence: Evidence) -> Seen:
+    """A loss of almost nothing on examples that are new to the network, beside a metric that hardly moves."""
+    subject, loss = evidence.subject, evidence.run.loss
+    if subject.predict is not None:
+        raise Unknown("predict shows what is learned")
+    metrics = evidence.metrics
+    if subject.mode != "max" or not np.isfinite(metrics).all() or metrics.min() < 0 or metrics.max() > 1:
+        raise Unknown("the run has no metric between 0 and 1 of which more is better")
+    new = min(len(loss), subject.train.batches.epoch_steps or len(loss))
+    left = float(np.mean(loss[int(0.9 * new) : new]) / loss[0]) if loss[0] > 0 else np.nan
+    values = {"loss of new examples / first": left, "first metric": float(metrics[0]), "best": float(metrics.max())}
+    rule = "a metric above 0.6, or one that rose by 0.25, or a loss of new examples above 20 % of the first"
+    if not left < 0.2 or metrics.max() > min(0.6, float(metrics[0]) + 0.25):
+        return Seen(values, rule)
+    text = (
+        f"The loss of examples that are new to the network falls to {left:.1%} of the first loss, but "
+        f"{subject.metric} only from {metrics[0]:.2g} to {metrics.max():.2g} at best: training sees the answer."
+    )
+    return Seen(values, rule, [found("target_leak", text, values, strength=0.8, where="inputs")])
+
+
+CHECKS: tuple[NamedCheck, ...] = (fitted, reconstruction, generalises, training_noise, augmentation, shown)

@@ -9,6 +9,7 @@ from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.examples import some
 from nnlearn.diagnose.facts import Facts, facts_of
+from nnlearn.diagnose.leaks import interpolated, moved_windows
 from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.probes import quality, squared_distances, standard
 from nnlearn.diagnose.report import found
@@ -121,11 +122,22 @@ def separation(evidence: Evidence) -> Seen:
     values = {"validation rows that are training rows": repeated, "training rows that repeat": natural}
     rule = "at most 5 %, and at most what repeats within training by chance + 20 %"
     few_values = values_per_column(train) < 12 and facts.tokens is None
+    if train.shape[1] <= 2 and repeated == 1 and len(validation) == len(train):  # a curve is judged where it is fitted
+        return Seen(values, rule)
     suspicious = repeated > 0.05 and (repeated > natural + 0.2 or not few_values)
     if suspicious and not (facts.tokens is not None and repeated <= natural + 0.05):
         text = f"{repeated:.0%} of the validation examples are also training examples."
         strength = 0.95 if repeated > 0.2 else 0.8
         return Seen(values, rule, [found("leaky_validation", text, values, strength=strength, where="validation")])
+    if facts.tokens is None and (made := interpolated(train, validation)) > 0.1:
+        values["validation rows between two training rows"] = made
+        text = f"{made:.0%} of the validation examples lie on a straight line between two training examples, as "
+        text += "oversampling before the split makes them."
+        return Seen(values, rule, [found("leaky_validation", text, values, strength=0.9, where="validation")])
+    if facts.tokens is None and (moved := windows_moved(evidence)) > 0.2:
+        values["validation windows with a piece of a training window"] = moved
+        text = f"{moved:.0%} of the validation windows overlap training windows: the series was cut before the split."
+        return Seen(values, rule, [found("leaky_validation", text, values, strength=0.9, where="validation")])
     near = near_copies(facts, train, validation)
     values["distance to training / that within training"] = near
     if near < 0.35 and not few_values and facts.tokens is None:
@@ -135,6 +147,15 @@ def separation(evidence: Evidence) -> Seen:
         )
         return Seen(values, rule, [found("leaky_validation", text, values, strength=0.85, where="validation")])
     return Seen(values, rule)
+
+
+def windows_moved(evidence: Evidence) -> float:
+    """The share of validation windows that overlap training windows; 0 if the inputs are no windows of numbers."""
+    pairs = list(zip(*map(jax.tree.leaves, (evidence.subject.inputs, evidence.subject.validation[0])), strict=True))
+    if len(pairs) != 1:
+        return 0.0
+    train, validation = map(np.asarray, pairs[0])
+    return moved_windows(train, validation) if train.dtype.kind == "f" and train.ndim in (2, 3) else 0.0
 
 
 def row_keys(rows: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from nnlearn.diagnose.outputs import near
 from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.probes import log_softmax
 from nnlearn.diagnose.report import found
+from nnlearn.tree import path_name
 
 LEAST_PADDING = 0.15  # share of all positions
 ROWS = 64
@@ -162,4 +163,55 @@ def blank_of(targets: np.ndarray) -> tuple[int, float]:
     raise Unknown("no target marks positions without one")
 
 
-CHECKS: tuple[NamedCheck, ...] = (padding, blank_targets)
+@check("the loss uses the masks and lengths of the batch")
+def unused_mask(evidence: Evidence) -> Seen:
+    """Arrays that the loss does not read, although they say which values of another one are filled in."""
+    used, plan = evidence.program.inputs, evidence.subject.plan
+    batch = jax.device_get(jax.jit(lambda: plan.batch(plan.at(0)))())
+    leaves = {f"0/{path_name(path)}": np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(batch)}
+    unused = {name: leaf for name, leaf in leaves.items() if used.get(name) is False and leaf.size}
+    read = {name: leaf for name, leaf in leaves.items() if used.get(name)}
+    rule = "a mask or lengths that mark filled places reach the loss"
+    for name, leaf in unused.items():
+        for other, values in read.items():
+            share, words = filled_by(leaf, values), "marks where {} is filled in"
+            if not share:
+                share, words = padded_by(leaf, values), "has the lengths of the sequences in {}"
+            if share:
+                text = f"The loss does not read {name[2:]}, which {words.format(other[2:])}: {share:.0%} of it counts "
+                text += "without being data."
+                seen = {"unused": name[2:], "share that is filled in": share}
+                return Seen(seen, rule, [found("mask_ignored", text, seen, strength=0.9, where="loss")])
+    return Seen({"unused": list(unused)}, rule)
+
+
+def filled_by(mask: np.ndarray, values: np.ndarray) -> float:
+    """The share of values, all equal, where a mask of the same shape is 0; 0 if it is no such mask.
+
+    >>> filled_by(np.array([[1, 1, 0], [1, 0, 0]]), np.array([[5.0, 7.0, 0.0], [3.0, 0.0, 0.0]]))
+    0.5
+    """
+    if mask.ndim < 2 or mask.shape != values.shape or set(np.unique(mask).tolist()) != {0, 1}:
+        return 0.0
+    blank, share = np.unique(values[mask == 0]), float(np.mean(mask == 0))
+    is_filled = len(blank) == 1 and np.mean(values[mask != 0] != blank[0]) > 0.1
+    return share if is_filled and share >= LEAST_PADDING else 0.0
+
+
+def padded_by(lengths: np.ndarray, values: np.ndarray) -> float:
+    """The share of positions after the ends of padded sequences; 0 if these are not their lengths.
+
+    >>> padded_by(np.array([2, 4, 3]), np.array([[3, 1, 0, 0, 0, 0], [1, 2, 2, 1, 0, 0], [1, 2, 3, 0, 0, 0]]))
+    0.5
+    """
+    if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or values.ndim < 2 or len(np.unique(lengths)) < 3:
+        return 0.0
+    try:
+        same = np.mean(lengths_of(values) == lengths)
+    except Unknown:
+        return 0.0
+    share = float(1 - lengths.mean() / values.shape[1])
+    return share if same > 0.9 and share >= LEAST_PADDING else 0.0
+
+
+CHECKS: tuple[NamedCheck, ...] = (padding, blank_targets, unused_mask)

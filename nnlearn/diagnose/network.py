@@ -15,11 +15,12 @@ from nnlearn.diagnose.gains import LOWER, gain, poor
 from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.plan import quick
 from nnlearn.diagnose.report import Finding, found
-from nnlearn.diagnose.subject import params_of
+from nnlearn.diagnose.subject import SHORT, params_of
 from nnlearn.programs.kinds import RECTIFIED, SMOOTH, SQUASHING
 
 DEAD = 0.9  # share of units
 ALWAYS = 0.95  # share of units that are off or saturated at every snapshot
+WIDE = 10.0  # of the inputs, whose spread should be about 1
 SAME = 1e-4  # of the largest weight
 HUGE = 10.0  # times the first loss with weights of unit scale
 
@@ -127,7 +128,15 @@ def saturated(evidence: Evidence) -> Seen:
         return Seen(values, rule)
     text = f"{share[0]:.0%} of the activations after {name} are saturated at the start, {share[-1]:.0%} at the end."
     strength = 0.85 if share[0] > 0.6 else 0.75
-    return Seen(values, rule, [found("saturated_activations", text, values, strength=strength, where=name)])
+    findings = [found("saturated_activations", text, values, strength=strength, where=name)]
+    spread = float(np.std(evidence.data.inputs))
+    if share[0] > ALWAYS - 0.1 and name == next(iter(shares)) and spread > WIDE:
+        values = {**values, "spread of the inputs": spread}
+        text = (
+            f"The inputs have a spread of {spread:.3g}, so {share[0]:.0%} of the units of {name} are saturated by them."
+        )
+        findings.append(found("unnormalised_inputs", text, values, strength=0.93, where="inputs"))
+    return Seen(values, rule, findings)
 
 
 @check("inputs and weights have a good scale")
@@ -159,7 +168,8 @@ def scale(evidence: Evidence) -> Seen:
     huge = evidence.first_loss > HUGE * max(start, 0) > 0 and not far and poor(evidence)
     if huge and weights == 0:
         weights = 0.3
-    if weights > 0 and (huge or weights > 0.3 * lower):  # otherwise the rate is what is wrong
+    brief = evidence.subject.epochs <= SHORT  # one that any faster start would help
+    if weights > 0 and (huge or (weights > 0.3 * lower and not brief)):  # otherwise the rate is what is wrong
         text = f"The first loss is {evidence.first_loss:.3g}. {_compared(evidence, better)}"
         findings.append(found("bad_initialisation", text, values, strength=0.75 + 0.15 * weights))
     return Seen(values, rule, findings)
@@ -211,14 +221,18 @@ def exploding(evidence: Evidence) -> Seen:
     size = float(np.sqrt(np.sum(first.param_norms[0] ** 2)))
     huge = size > 0 and float(norms[0]) > 1e3 * size  # parameters that start at zero have no scale
     scaled = evidence.variants["weights of unit scale"].losses[0]
-    huge = huge or (not finite[0] and bool(np.isfinite(scaled)))
+    trap = bool(np.isfinite(evidence.run.loss[0])) and any(
+        not fact.guarded for fact in evidence.program.of_kind("domain")
+    )
+    huge = huge or (not finite[0] and bool(np.isfinite(scaled)) and not trap)
     if not (huge or spikes) or not poor(evidence):
         return Seen(values, rule)
     step = int(np.nanargmax(np.where(finite, norms, -1)))
     text = f"The gradient norm is {norms[0]:.2g} at the start, {middle:.2g} in the median and {top:.2g} at step {step}."
     if not huge and norms[0] < 30 * middle and not evidence.loops:  # calm until the steps overshot
         return Seen(values, rule, [found("learning_rate_too_high", text, values, strength=0.65, step=step)])
-    return Seen(values, rule, [found("exploding_gradients", text, values, strength=0.85 if huge else 0.6, step=step)])
+    strength = 0.85 if huge or (evidence.loops and top > 1e6 * start > 0) else 0.6
+    return Seen(values, rule, [found("exploding_gradients", text, values, strength=strength, step=step)])
 
 
 @check("early time steps reach the output")

@@ -117,7 +117,9 @@ def sign(evidence: Evidence) -> Seen:
 def _moderate(outputs: np.ndarray) -> bool:
     """Whether no logarithm of a probability needs a guard."""
     low, high = float(outputs.min()), float(outputs.max())
-    return 1e-4 < low and high < 1 - 1e-4 if low >= 0 and high <= 1 else max(-low, high) < FAR
+    if low >= 0 and high <= 1:
+        return low > 1e-4 and high < 1 - 1e-4
+    return max(-low, high) < FAR
 
 
 def _signs(outputs: np.ndarray, labels: np.ndarray) -> tuple[float, dict[str, float]]:
@@ -150,6 +152,19 @@ def reach_of_outputs(evidence: Evidence) -> Seen:
     if rectified and facts.is_classes and poor(evidence):
         text = f"The outputs for classes are rectified: {np.mean(outputs == 0):.0%} of them are 0 and have no gradient."
         return Seen(values, rule, [found("loss_output_mismatch", text, values, strength=0.92, where="outputs")])
+    bounded = [each for each in evidence.activations if each.is_output and each.kind == "tanh"]
+    if bounded and facts.is_classes and outputs.size > len(outputs) and poor(evidence):
+        text = (
+            f"The outputs for classes stay between {outputs.min():.2g} and {outputs.max():.2g}, as those of a tanh do."
+        )
+        return Seen(values, rule, [found("loss_output_mismatch", text, values, strength=0.92, where="outputs")])
+    if rectified and outputs.shape == np.shape(targets) and facts.data.kind != "classes":
+        units, wanted = (np.reshape(each, (len(outputs), -1)) for each in (outputs, targets))
+        off = np.all(units == 0, 0) & np.any(wanted != 0, 0)
+        values["output units that are always 0"] = float(off.mean())
+        if off.mean() > 0.1:
+            text = f"{off.mean():.0%} of the rectified outputs are 0 for every example, and their targets are not."
+            return Seen(values, rule, [found("dead_units", text, values, strength=0.93, where="outputs")])
     if facts.data.kind == "labels" and outputs.shape == np.shape(targets):
         several = np.sum(np.asarray(targets) > 0.5, 1)
         if np.allclose(outputs.sum(1), 1, atol=1e-3) and outputs.min() >= 0 and np.mean(several > 1) > 0.1:
@@ -219,7 +234,8 @@ def reduction(evidence: Evidence) -> Seen:
     ratio = twice / once if abs(once) > 1e-9 and np.isfinite(once) else 1.0
     if abs(ratio - 2) > 0.1 or learned_well(facts):
         return Seen(values, rule)
-    if not poor(evidence) and max(gain(evidence, name) for name in LOWER) == 0:  # a rate that suits the sum
+    short = np.isfinite(evidence.score) and poor(evidence)
+    if not short and max(gain(evidence, name) for name in LOWER) == 0:  # a rate that suits the sum
         return Seen(values, rule)
     text = f"The loss of a batch is {once:.4g}, and {twice:.4g} if each example is in it twice: it is a sum."
     return Seen(values, rule, [found("wrong_axis_or_reduction", text, values, strength=0.75, where="loss")])

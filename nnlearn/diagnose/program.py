@@ -47,6 +47,11 @@ def outputs(evidence: Evidence) -> Seen:
         if "batch" in last.labels and size > 1 and not square:  # examples against examples: a contrastive loss
             text = f"The {last.operation} of the loss runs over axis {last.axes}, which counts the examples."
             findings.append(found("wrong_axis_or_reduction", text, values, strength=0.97, where=str(last.where)))
+    for fact in softmaxes[:-1]:
+        if fact.axes and max(fact.axes) < len(fact.shape) and all(fact.shape[axis] == 1 for axis in fact.axes):
+            text = f"A softmax runs over axis {fact.axes} of shape {fact.shape}, which has length 1: it is always 1."
+            findings.append(found("wrong_axis_or_reduction", text, values, strength=0.93, where=str(fact.where)))
+            break
     return Seen(values, rule, findings)
 
 

@@ -55,7 +55,8 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
         "learning_rate_too_low",
         "learning_rate_too_high",
     ),
-    "loss_output_mismatch": ("underfitting", "learning_rate_too_low", "vanishing_gradients"),
+    "loss_output_mismatch": ("underfitting", "learning_rate_too_low", "learning_rate_too_high", "vanishing_gradients"),
+    "dead_units": ("unnormalised_targets", "learning_rate_too_low", "underfitting"),
     "label_encoding": ("misaligned_labels", "label_noise", "underfitting", "overfitting", "numerical_precision"),
     "misaligned_labels": (
         "preprocessing_mismatch",

@@ -151,6 +151,32 @@ def _told(tokens: np.ndarray, targets: np.ndarray, shift: int, count: int) -> fl
     return float(np.mean(np.argmax(table, 1)[theirs[tested]] == numbers[tested])) if tested.any() else 0.0
 
 
+@check("validation targets stand where the network predicts them")
+def predicted_positions(evidence: Evidence) -> Seen:
+    """Whether outputs fit the validation targets of another position much better."""
+    outputs, targets = evidence.history.validation, np.asarray(evidence.history.validation_targets)
+    if outputs is None or targets.ndim != 2 or targets.dtype.kind not in "iu":
+        raise Unknown("validation has not one class per position")
+    said, length = np.argmax(outputs[-1], -1), targets.shape[1]
+    if said.shape != targets.shape or length < 6:
+        raise Unknown("predict gives no outputs per position")
+    right = {}
+    for by in (-2, -1, 0, 1, 2):
+        here = slice(max(0, -by), length - max(0, by))
+        there = slice(max(0, by), length - max(0, -by))
+        right[by] = float(np.mean(said[:, here] == targets[:, there]))
+    best = max(right, key=lambda each: right[each])
+    values: dict[str, Any] = {f"right for the target at {by:+d}": each for by, each in right.items()}
+    rule = "outputs fit the targets at their own positions best"
+    if right[best] < max(right[0] + 0.2, 1.5 * right[0]):
+        return Seen(values, rule)
+    text = (
+        f"The outputs are right for {right[0]:.0%} of the validation targets at their own positions, and for "
+        f"{right[best]:.0%} of those at {best:+d}: training moves the targets in another way."
+    )
+    return Seen(values, rule, [found("misaligned_labels", text, values, strength=0.93, where="targets")])
+
+
 @check("the order of tokens is visible")
 def order(evidence: Evidence) -> Seen:
     """Whether outputs stay the same when tokens change places, in a run that does not fit."""
@@ -170,4 +196,4 @@ def order(evidence: Evidence) -> Seen:
     return Seen(values, rule, [found("underfitting", text, values, strength=0.75, remedies=[remedy])])
 
 
-CHECKS: tuple[NamedCheck, ...] = (blank, causal, positions, order)
+CHECKS: tuple[NamedCheck, ...] = (blank, causal, positions, predicted_positions, order)

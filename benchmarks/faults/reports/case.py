@@ -30,7 +30,7 @@ class Report(NamedTuple):
 
     name: str
     source: str  # the address of the report, and what it says in a line
-    names: tuple[str, ...]  # the findings that are right, most fitting first
+    names: tuple[str, ...]  # the findings that are right, most fitting first; none if both forms are healthy
     broken: Callable[[], Case]
     mended: Callable[[], Case]  # with the report's accepted answer, and what else it needs to be healthy
 

@@ -1,4 +1,4 @@
-"""Diagnose programs after public reports, broken and mended, and count what is found.
+"""Diagnose programs after public reports, broken and mended, and after tutorials; count what is found.
 
 ``python -m benchmarks.faults.reports.run --seeds 2``
 
@@ -55,7 +55,7 @@ def summary(rows: list[dict]) -> dict:
         return any(name in row["names"] for name in row.get("found", ())[:first])
 
     return {
-        "pairs": len({row["name"] for row in rows}),
+        "programs": len({row["name"] for row in rows}),
         "crashes": sum("crash" in row for row in rows),
         "flagged": share(sum(bool(row.get("found")) for row in broken), len(broken)),
         "named_first": share(sum(named(row, 1) for row in broken), len(broken)),
@@ -66,11 +66,12 @@ def summary(rows: list[dict]) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", default="0/1", help="i/n: of n processes, the i-th, each with its own log")
     parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="parts of the names of pairs")
     parser.add_argument("--seeds", type=int, default=2, help="seeds of every mended program; broken ones have one")
     parser.add_argument("--log", type=Path, default=None, help="a file of JSON lines, which is continued")
     parser.add_argument("--cache", default=None, help="a folder for compiled programs")
-    parser.add_argument("--out", type=Path, default=None, help="default, without --only: faults_reports.json")
+    parser.add_argument("--out", type=Path, default=None, help="default, of all programs: faults_reports.json")
     options = parser.parse_args()
     if options.cache:
         jax.config.update("jax_compilation_cache_dir", options.cache)
@@ -79,10 +80,13 @@ def main() -> None:
     known = {(row["name"], row["kind"], row["seed"]): row for row in map(json.loads, lines)}
     kinds = [("broken", 0), *(("mended", seed) for seed in range(options.seeds))]
     rows = []
-    for pair in reports():
+    part, parts = map(int, options.part.split("/"))
+    for pair in reports()[part::parts]:
         if not any(part in pair.name for part in options.only):
             continue
         for kind, seed in kinds:
+            if kind == "broken" and not pair.names:
+                continue
             row = known.get((pair.name, kind, seed)) or one(pair, kind, seed)
             rows.append(row)
             if options.log and (pair.name, kind, seed) not in known:
@@ -91,7 +95,7 @@ def main() -> None:
             print(f"{pair.name} {kind} [{seed}]: {verdict(row)}", flush=True)
     counts = summary(rows)
     print(json.dumps(counts, indent=1))
-    path = options.out or (RESULTS / "faults_reports.json" if options.only == [""] else None)
+    path = options.out or (RESULTS / "faults_reports.json" if options.only == [""] and parts == 1 else None)
     if path is None:
         return
     document = {

@@ -1,0 +1,1 @@
+"""Healthy programs after public tutorials, in which the diagnosis must find nothing."""
