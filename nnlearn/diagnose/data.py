@@ -164,13 +164,13 @@ def order_of_batches(evidence: Evidence) -> Seen:
     else:
         columns = targets.reshape(count, size, -1).astype(np.float64)[..., :64]
     total = columns.reshape(count * size, -1).var(0).sum()
-    if total <= 0:
-        raise Unknown("the targets are constant")
+    if not total > 0:
+        raise Unknown("the targets are constant, or not all known")
     ratio = float(columns.mean(1).var(0).sum() * size / total * count / (count - 1))
     values = {"variance between batches / that of random batches": ratio, "batches": count, "batch size": size}
     rule = "at most 1 + 5 deviations, and at most 3; or it does no harm"
     limit = max(3.0, 1 + 5 * np.sqrt(2 / (count - 1)))
-    if ratio <= limit or learned_well(facts) or not facts.falls_short(0.02):
+    if not ratio > limit or learned_well(facts) or not facts.falls_short(0.02):
         return Seen(values, rule)
     share = np.sqrt(ratio / size)
     text = (

@@ -88,7 +88,8 @@ class Evidence:
     def data(self) -> Data:
         """The training examples as plain arrays."""
         data = as_data(self.subject.inputs, self.subject.targets, self.subject.output_shape)
-        if not self.targets_count:
+        unknown = np.asarray(data.targets).dtype.kind == "f" and np.isnan(data.targets).any()  # marked by NaN
+        if unknown or not self.targets_count:
             return data._replace(kind="none", labels=None)
         shape = self.subject.output_shape
         if data.kind != "classes" or not shape or data.labels is None or data.labels.max() < np.prod(shape):

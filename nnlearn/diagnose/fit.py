@@ -144,7 +144,7 @@ def augmentation(evidence: Evidence) -> Seen:
     """
     facts, subject = facts_of(evidence), evidence.subject
     if not facts.is_classes:
-        raise Unknown("the targets are not classes")
+        return augmented_values(evidence)
     inputs, targets = some((subject.inputs, subject.targets), 256)
     keys = jax.random.split(jax.random.key(11), 8)
     losses = np.array([facts.loss(inputs, targets, key) for key in keys])
@@ -173,6 +173,23 @@ def augmentation(evidence: Evidence) -> Seen:
     else:
         return Seen(values, rule)
     return Seen(values, rule, [found("augmentation_breaks_labels", text, values, strength=strength, where="loss_fn")])
+
+
+def augmented_values(evidence: Evidence) -> Seen:
+    """The same for numbers: a run that changes its inputs and explains far less than simple predictors do."""
+    facts = facts_of(evidence)
+    if facts.data.kind != "values" or not changes_inputs(evidence):
+        raise Unknown("the targets are neither classes, nor numbers for inputs that change at random")
+    reached, attainable = facts.reached, facts.attainable
+    values = {"reached": reached, "simple predictors on the examples as they are": attainable}
+    rule = "not over 0.15 below simple predictors"
+    if not 0.1 < reached < attainable - 0.15:  # below 0.1, the outputs are no predictions of the targets
+        return Seen(values, rule)
+    text = (
+        f"The loss changes the inputs at random, and the network explains {reached:.0%} of the targets; simple "
+        f"predictors explain {attainable:.0%} for the inputs as they are."
+    )
+    return Seen(values, rule, [found("augmentation_breaks_labels", text, values, strength=0.75, where="loss_fn")])
 
 
 def changes_inputs(evidence: Evidence) -> bool:
