@@ -146,10 +146,17 @@ def worsens(evidence: Evidence) -> bool:
     first, last = float(metrics[0]), float(metrics[-1])
     small = tolerance(first, last)
     with contextlib.suppress(Unknown):
-        if not np.isfinite(evidence.last_loss) or agrees(evidence):
+        if not np.isfinite(evidence.last_loss) or (agrees(evidence) and not facts_of(evidence).ranks_only):
             return False
-    lower = [evidence.variants[name].metric for name in ("rate x0.33", "rate x0.1", "rate x0.01")]
-    if not (last < first - 2 * small and np.nanmax(metrics) <= first + small and max(lower) < first - small):
+    lower = [evidence.variants[name].metric for name in ("rate x0.33", "rate x0.1")]
+    if evidence.variants["rate x0.01"].metric > first + small:
+        return False
+    if not (
+        last < first - 2 * small
+        and np.nanmax(metrics) <= first + small
+        and min(lower) < first - small
+        and max(lower) <= first
+    ):
         return False
     learns = evidence.score > evidence.first_score + 0.1
     return not learns or facts_of(evidence).ranks_only
@@ -191,7 +198,12 @@ def direction(evidence: Evidence) -> Seen:
     with contextlib.suppress(Exception):  # the check of the outputs says so
         if facts_of(evidence).unbounded_entropy:
             return Seen(values, rule)
-    if evidence.last_loss < -10 * abs(loss[0]) and np.argmin(np.nan_to_num(loss, nan=np.inf)) > 0.9 * len(loss):
+    goes_on = evidence.last_loss < 1.5 * loss[len(loss) // 2]
+    if (
+        goes_on
+        and evidence.last_loss < -10 * abs(loss[0])
+        and np.argmin(np.nan_to_num(loss, nan=np.inf)) > 0.9 * len(loss)
+    ):
         text = f"The loss falls from {loss[0]:.3g} to {evidence.last_loss:.3g} and goes on: it has no minimum."
         return Seen(values, rule, [found("sign_error", text, values, strength=0.93)])
     if worsens(evidence):
@@ -248,8 +260,10 @@ def accumulation(evidence: Evidence) -> Seen:
     level = evidence.schedule[: len(pace)][~still]
     steady = moving / np.maximum(level / np.max(level), 1e-9) if evidence.run.rate is not None else moving
     findings = []
+    lasts = answer.coasting[-1] > 0.5 * pace[-1]  # what was gathered moves the parameters without any gradient
     if (
         len(steady) >= 20
+        and lasts
         and steady[-1] > 1.6 * steady[len(steady) // 2]
         and steady[len(steady) // 2] > 1.6 * steady[len(steady) // 4]
     ):

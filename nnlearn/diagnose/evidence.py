@@ -224,7 +224,9 @@ class Evidence:
             keeps = coasting[1] / coasting[0] if coasting[0] > 1e-3 * pace[-1] > 0 else 0.0
             if keeps > 0.999 and coasting[0] > 0.5 * pace[-1]:
                 pace = np.ones_like(pace)  # gradients that add up for ever; the schedule does not show
-            if 0 < keeps < 1 and len(pace) > 1 and abs(pace[1] / max(pace[0], 1e-30) - (1 + keeps)) < 0.2:
+            later = min(10, len(pace) - 1)
+            gathered = (1 - keeps ** (1 + later)) / (1 - keeps) if 0 < keeps < 1 else np.inf
+            if later > 0 and abs(pace[later] / max(pace[0], 1e-30) / gathered - 1) < 0.1:
                 pace = pace / (1 - keeps ** (1 + np.arange(len(pace))))  # momentum that builds up
             rate = np.concatenate([pace, np.full(self.subject.steps - len(pace), pace[-1])])
         top = np.max(np.abs(rate))

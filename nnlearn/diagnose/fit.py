@@ -164,7 +164,7 @@ def augmentation(evidence: Evidence) -> Seen:
             "are: the network knows the examples, but not the changed ones."
         )
         strength = 0.8 if behind > 0.01 else 0.55
-    elif gap > 0.3 * clean and behind > 0.03 and facts.reached > 0.5 and changes_inputs(evidence):
+    elif ((gap > 0.3 * clean and behind > 0.03) or behind > 0.1) and facts.reached > 0.5 and changes_inputs(evidence):
         text = (
             f"The loss changes examples at random, and with them the network is {behind:.2f} worse than nearest "
             "neighbours or ridge regression on the examples as they are."

@@ -12,7 +12,7 @@ from nnlearn.diagnose.facts import Facts, facts_of
 from nnlearn.diagnose.leaks import interpolated, moved_windows
 from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.probes import quality, squared_distances, standard
-from nnlearn.diagnose.report import found
+from nnlearn.diagnose.report import Finding, found
 
 GAIN = 0.05  # in accuracy or explained share, of validation inputs prepared in another way
 
@@ -33,6 +33,10 @@ def preparation(evidence: Evidence) -> Seen:
         return Seen(values, rule)
     if not learned_something(facts):
         raise Unknown("the network does not fit the training examples either")
+    if own := own_statistics(facts.data.inputs, evidence.validation.inputs):
+        text = f"Each validation column has {own}, as each training column has: validation was scaled by its own "
+        text += f"statistics. The network reaches {reached:.2f} on training and {on_validation:.2f} on validation."
+        return Seen(values, rule, [found("preprocessing_mismatch", text, values, strength=0.9, where="validation")])
     inputs, targets = some(tuple(subject.validation))
     leaves, structure = jax.tree.flatten(inputs)
     pairs = list(zip(*map(jax.tree.leaves, (subject.inputs, subject.validation[0])), strict=True))
@@ -51,7 +55,7 @@ def preparation(evidence: Evidence) -> Seen:
     share = (best + on_validation) / 2
     noise = 3 * np.sqrt(share * (1 - share) / len(targets)) if facts.is_classes else 0.1
     if best < on_validation + max(GAIN, noise, 0.4 * (reached - on_validation)):
-        return Seen(values, rule)
+        return Seen(values, rule, unlike(facts, values))
     text = (
         f"On validation the network reaches {on_validation:.2f} (training {reached:.2f}), and {best:.2f} on the same "
         f"inputs {way}: training and validation are prepared differently."
@@ -107,6 +111,47 @@ def preparations(train: np.ndarray, validation: np.ndarray) -> Iterator[tuple[st
         yield "with the columns reversed", lambda x: x[:, ::-1]
     if train.ndim == 3:
         yield "with positions reversed", lambda x: x[:, ::-1]
+
+
+def unlike(facts: Facts, values: dict[str, float | str]) -> list[Finding]:
+    """A finding if simple predictors fail on validation as well, although they do well on unseen training examples."""
+    try:
+        usual, here = facts.attainable, facts.attainable_on_validation
+    except Unknown:
+        return []
+    values |= {"simple predictors on unseen training examples": usual, "on validation": here}
+    gap = facts.reached - facts.reached_on_validation
+    if not (usual > 0.85 and here < usual - 0.25 and gap > 0.2):
+        return []
+    text = (
+        f"Nearest neighbours or ridge regression reach {usual:.2f} on training examples that they have not seen, and "
+        f"{max(here, 0):.2f} on validation: training inputs are of another kind, or hold what only training has."
+    )
+    return [found("preprocessing_mismatch", text, values, strength=0.85, where="validation inputs")]
+
+
+def own_statistics(train: np.ndarray, validation: np.ndarray) -> str:
+    """The statistics that all columns of numbers share in both parts, too exactly for chance; empty if none.
+
+    >>> rows = np.random.default_rng(0).normal(2.0, 3.0, size=(300, 2))
+    >>> scaled = lambda part: (part - part.mean(0)) / part.std(0)
+    >>> own_statistics(scaled(rows[:200]), scaled(rows[200:]))
+    'mean 0 and deviation 1'
+    >>> own_statistics(scaled(rows[:200]), (rows[200:] - rows[:200].mean(0)) / rows[:200].std(0))
+    ''
+    """
+    parts = [part.astype(np.float64) for part in (train, validation)]
+    rare = np.all([np.mean(part == part.max(0), 0) < 0.05 for part in parts], 0)  # not those that repeat their largest
+    varied = np.array([len(np.unique(column[:500])) > 20 for column in validation.T])
+    parts = [part[:, rare & varied] for part in parts]
+    if parts[0].shape[1] < 2:
+        return ""
+    if all(np.abs(part.mean(0)).max() < 1e-3 and np.abs(part.std(0) - 1).max() < 1e-2 for part in parts):
+        return "mean 0 and deviation 1"
+    ends = np.array([[part.min(0), part.max(0)] for part in parts])  # part, end, column
+    if np.ptp(ends, axis=(0, 2)).max() < 1e-6:
+        return f"the range {ends[0, 0, 0]:.3g} to {ends[0, 1, 0]:.3g}"
+    return ""
 
 
 @check("validation shares no examples with training")

@@ -34,6 +34,16 @@ def measured(subject: Subject, states: Any) -> np.ndarray:
     return sign * np.asarray(values, np.float64)
 
 
+def unmoved(metrics: np.ndarray) -> bool:
+    """Whether a known metric ends less than a tenth above its first value.
+
+    >>> unmoved(np.array([0.5, 0.53])), unmoved(np.array([0.5, 0.9])), unmoved(np.array([np.nan, np.nan]))
+    (True, False, False)
+    """
+    first, last = float(metrics[0]), float(metrics[-1])
+    return bool(np.isfinite(first) and last < first + 0.1 * abs(first))
+
+
 def tolerance(*values: float) -> float:
     """By how much metrics must differ to say something: ``SMALL``, times the largest of them if it is above 1.
 
@@ -44,4 +54,4 @@ def tolerance(*values: float) -> float:
     return SMALL * max(largest, 1.0)
 
 
-__all__ = ["measured", "tolerance"]
+__all__ = ["measured", "tolerance", "unmoved"]

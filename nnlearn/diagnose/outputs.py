@@ -14,6 +14,7 @@ from nnlearn.diagnose.examples import some
 from nnlearn.diagnose.facts import Facts, facts_of
 from nnlearn.diagnose.formulas import binary_formulas, class_formulas, value_formulas, wrong_signs
 from nnlearn.diagnose.gains import LOWER, gain, poor
+from nnlearn.diagnose.metric import unmoved
 from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.report import found
 from nnlearn.diagnose.subject import params_of
@@ -73,9 +74,10 @@ def formula(evidence: Evidence) -> Seen:
     if any("right" in name and near(loss, value) for name, value in formulas.items()):
         return Seen(values, rule)
     findings = []
+    harmless = learned_well(facts) and not unmoved(evidence.metrics)  # predict may read the outputs otherwise
     for name, value in formulas.items():
         vague = near(value, trivial.get(name, np.nan), 3 * CLOSE)  # as good as a constant output gives
-        if name in WRONG and near(loss, value) and not vague and abs(value) > 1e-6 and not learned_well(facts):
+        if name in WRONG and near(loss, value) and not vague and abs(value) > 1e-6 and not harmless:
             fault, words = WRONG[name]
             text = f"The loss of the trained network, {loss:.4g}, is that of {words}."
             findings.append(found(fault, text, values, strength=0.96, where="loss"))
@@ -265,6 +267,18 @@ def evaluation_mode(evidence: Evidence) -> Seen:
     change = float(np.abs(whole[-len(half) :] - half).mean() / (np.std(whole) + 1e-12))
     values = {"random": False, "change of outputs with the batch": change, "batch size": size}
     rule = "no random numbers without a key, and the same outputs in smaller batches; or it does no harm"
+    snapshots = evidence.history.train
+    if (
+        snapshots is not None
+        and all(_alike(snapshots[at]) for at in (0, -1))
+        and np.any(whole != 0)
+        and not np.all(whole == 1)
+    ):
+        text = (
+            "The outputs are the same for every example, before and after training: what tells examples apart is lost "
+        )
+        text += "on the way, as in a mean, a softmax or attention along another axis."
+        return Seen(values, rule, [found("wrong_axis_or_reduction", text, values, strength=0.9, where="predict")])
     if not change > 0.01 or learned_well(facts):
         return Seen(values, rule)
     text = f"The output of an example changes by {change:.0%} of its spread with the other examples of the batch"
@@ -280,6 +294,11 @@ def evaluation_mode(evidence: Evidence) -> Seen:
         return Seen(values, rule, [found("batch_too_small", text, values, strength=0.95, where="batches")])
     text += ": statistics of the batch are used."
     return Seen(values, rule, [found("evaluation_in_training_mode", text, values, strength=0.75, where="predict")])
+
+
+def _alike(outputs: np.ndarray) -> bool:
+    """Whether the outputs of all examples are equal but for rounding."""
+    return bool(np.isfinite(outputs).all() and np.ptp(outputs, axis=0).max() <= 1e-5 * np.abs(outputs).max())
 
 
 def drawn(function: Any, *arguments: Any) -> int:

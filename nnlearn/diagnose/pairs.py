@@ -289,7 +289,7 @@ def visible_answer(evidence: Evidence) -> Seen:
     if same_shape_as_inputs(facts) or facts.tokens is not None or inputs.shape[1] < 3:
         raise Unknown("the inputs are not a table of three features or more")
     if evidence.loops and np.ndim(jax.tree.leaves(evidence.subject.inputs)[0]) == 3:
-        raise Unknown("the inputs are sequences, of which one step may decide")
+        return visible_value(facts, inputs)
     single = classes_by_feature(facts, inputs) if facts.is_classes else values_by_feature(facts, inputs)
     order = np.argsort(-single)
     rest = float(single[order[min(_group(single, order), len(order) - 1)]])
@@ -304,6 +304,20 @@ def visible_answer(evidence: Evidence) -> Seen:
         f"{rest:.3f}. It may have been computed from the target."
     )
     return Seen(values, rule, [found("target_leak", text, values, strength=0.93, where=f"feature {order[0]}")])
+
+
+def visible_value(facts: Facts, inputs: np.ndarray) -> Seen:
+    """Whether a number at some place of a sequence is the target itself; one step may decide, but not be equal."""
+    if facts.is_classes or facts.targets.shape[1] != 1:
+        raise Unknown("the inputs are sequences, of which one step may decide")
+    columns, target = inputs - inputs.mean(0), facts.targets[:, 0] - facts.targets[:, 0].mean()
+    alike = np.abs(target @ columns) / (np.sqrt(np.sum(columns**2, 0) * np.sum(target**2)) + 1e-30)
+    values = {"largest correlation of a number with the target": float(alike.max()), "place": int(np.argmax(alike))}
+    rule = "below 0.9999"
+    if alike.max() < 0.9999:
+        return Seen(values, rule)
+    text = f"Number {np.argmax(alike)} of each input sequence is the target, but for its scale."
+    return Seen(values, rule, [found("target_leak", text, values, strength=0.95, where="inputs")])
 
 
 def _group(single: np.ndarray, order: np.ndarray) -> int:

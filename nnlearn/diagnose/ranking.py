@@ -51,13 +51,21 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
     "excessive_regularisation": ("underfitting", "learning_rate_too_low", "vanishing_gradients", "dead_units"),
     "wrong_axis_or_reduction": (
         "loss_output_mismatch",
+        "misaligned_labels",
         "underfitting",
         "learning_rate_too_low",
         "learning_rate_too_high",
     ),
     "loss_output_mismatch": ("underfitting", "learning_rate_too_low", "learning_rate_too_high", "vanishing_gradients"),
     "dead_units": ("unnormalised_targets", "learning_rate_too_low", "underfitting"),
-    "label_encoding": ("misaligned_labels", "label_noise", "underfitting", "overfitting", "numerical_precision"),
+    "label_encoding": (
+        "misaligned_labels",
+        "label_noise",
+        "preprocessing_mismatch",
+        "underfitting",
+        "overfitting",
+        "numerical_precision",
+    ),
     "misaligned_labels": (
         "preprocessing_mismatch",
         "label_noise",
