@@ -12,7 +12,7 @@ from nnlearn.diagnose.facts import facts_of
 from nnlearn.diagnose.formulas import binary_formulas, class_formulas
 from nnlearn.diagnose.gains import GAIN, HIGHER, LOWER, POINTS, gain, poor
 from nnlearn.diagnose.metric import tolerance
-from nnlearn.diagnose.optimizer import FACTORS
+from nnlearn.diagnose.optimizer import FACTORS, norm_on_host
 from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.report import Finding, found
 from nnlearn.diagnose.subject import SHORT, params_of
@@ -309,6 +309,9 @@ def precision(evidence: Evidence) -> Seen:
         strength = 0.95 if calm else 0.7 if casts or half else 0.0
         if step == 0 and not (casts or half) and np.isfinite(evidence.variants["weights of unit scale"].losses[0]):
             strength = 0.5  # the values are too large, not the numbers too narrow
+        size = norm_on_host(params_of(evidence.run.first))
+        if step and not (casts or half or unguarded) and norms[0] > 1e3 * size > 0:
+            strength = min(strength, 0.5)  # they were huge from the start
         if strength:
             finding = found("numerical_precision", text, values, strength=strength, step=step, where=where)
             return Seen(values, rule, [finding])

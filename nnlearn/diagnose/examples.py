@@ -69,6 +69,9 @@ def as_data(inputs: PyTree, targets: Any, shape: tuple[int, ...] | None = None) 
     binary = targets.ndim == 2 and bool(np.all((targets == 0) | (targets == 1)))
     if binary and np.all(targets.sum(1) == 1) and (not whole or shape is None or len(shape) < 2):
         return Data(wide, targets, "one-hot", np.argmax(targets, -1))
+    shares = targets.ndim == 2 and targets.shape[1] > 2 and targets.dtype.kind == "f" and bool(np.all(targets >= 0))
+    if shares and np.abs(targets.sum(1) - 1).max() < 1e-3:  # probabilities of a teacher, or mixed labels
+        return Data(wide, targets, "one-hot", np.argmax(targets, -1))
     if whole and (shape is None or np.prod(shape) != np.prod(targets.shape[1:])):
         return Data(wide, targets, "sequence", None)
     return Data(wide, targets.astype(np.float64), "labels" if binary else "values", None)

@@ -221,9 +221,8 @@ def exploding(evidence: Evidence) -> Seen:
     size = float(np.sqrt(np.sum(first.param_norms[0] ** 2)))
     huge = size > 0 and float(norms[0]) > 1e3 * size  # parameters that start at zero have no scale
     scaled = evidence.variants["weights of unit scale"].losses[0]
-    trap = bool(np.isfinite(evidence.run.loss[0])) and any(
-        not fact.guarded for fact in evidence.program.of_kind("domain")
-    )
+    unguarded = [fact for fact in evidence.program.of_kind("domain") if not fact.guarded and fact.operation != "div"]
+    trap = bool(np.isfinite(evidence.run.loss[0])) and len(unguarded) > 0
     huge = huge or (not finite[0] and bool(np.isfinite(scaled)) and not trap)
     if not (huge or spikes) or not poor(evidence):
         return Seen(values, rule)

@@ -268,15 +268,9 @@ def evaluation_mode(evidence: Evidence) -> Seen:
     values = {"random": False, "change of outputs with the batch": change, "batch size": size}
     rule = "no random numbers without a key, and the same outputs in smaller batches; or it does no harm"
     snapshots = evidence.history.train
-    if (
-        snapshots is not None
-        and all(_alike(snapshots[at]) for at in (0, -1))
-        and np.any(whole != 0)
-        and not np.all(whole == 1)
-    ):
-        text = (
-            "The outputs are the same for every example, before and after training: what tells examples apart is lost "
-        )
+    blind = snapshots is not None and all(_alike(snapshots[at]) for at in (0, -1))
+    if blind and np.any(whole != 0) and not np.all(whole == 1):
+        text = "The outputs are the same for every example, before and after training: what tells them apart is lost "
         text += "on the way, as in a mean, a softmax or attention along another axis."
         return Seen(values, rule, [found("wrong_axis_or_reduction", text, values, strength=0.9, where="predict")])
     if not change > 0.01 or learned_well(facts):

@@ -5,13 +5,16 @@ address of its report. Programs after tutorials are healthy, and have no broken 
 also set on all of them.
 """
 
+from benchmarks.faults import tutorials
 from benchmarks.faults.reports import (
+    course,
     curves,
     decoders,
     digits,
     distances,
     embeddings,
     fields,
+    forecasts,
     images,
     latent,
     lines,
@@ -21,23 +24,23 @@ from benchmarks.faults.reports import (
     points,
     policies,
     regressions,
+    research,
     sequences,
     series,
+    shapes,
+    speech,
     tables,
     texts,
+    training,
     transformers,
 )
 from benchmarks.faults.reports.case import Report
-from benchmarks.faults.tutorials import graphs as tutorial_graphs
-from benchmarks.faults.tutorials import pictures as tutorial_pictures
-from benchmarks.faults.tutorials import sequences as tutorial_sequences
-from benchmarks.faults.tutorials import tables as tutorial_tables
 
 MODULES = (digits, embeddings, fields, images, latent, loops, points, regressions, sequences, tables, texts)
 MODULES += (curves, decoders, distances, lines, padded, pictures, policies, series, transformers)
-TUTORIALS = (tutorial_graphs, tutorial_pictures, tutorial_sequences, tutorial_tables)
+MODULES += (course, forecasts, research, shapes, speech, training)
 
 
 def reports() -> list[Report]:
     """All programs, module by module."""
-    return [report for module in (*MODULES, *TUTORIALS) for report in module.REPORTS]
+    return [report for module in (*MODULES, *tutorials.MODULES) for report in module.REPORTS]
