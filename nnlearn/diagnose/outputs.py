@@ -160,7 +160,7 @@ def reach_of_outputs(evidence: Evidence) -> Seen:
             f"The outputs for classes stay between {outputs.min():.2g} and {outputs.max():.2g}, as those of a tanh do."
         )
         return Seen(values, rule, [found("loss_output_mismatch", text, values, strength=0.92, where="outputs")])
-    if rectified and outputs.shape == np.shape(targets) and facts.data.kind != "classes":
+    if rectified and outputs.shape == np.shape(targets) and facts.data.kind != "classes" and np.min(targets) >= 0:
         units, wanted = (np.reshape(each, (len(outputs), -1)) for each in (outputs, targets))
         off = np.all(units == 0, 0) & np.any(wanted != 0, 0)
         values["output units that are always 0"] = float(off.mean())
@@ -269,10 +269,10 @@ def evaluation_mode(evidence: Evidence) -> Seen:
     rule = "no random numbers without a key, and the same outputs in smaller batches; or it does no harm"
     snapshots = evidence.history.train
     blind = snapshots is not None and all(_alike(snapshots[at]) for at in (0, -1))
-    if blind and np.any(whole != 0) and not np.all(whole == 1):
+    if blind and not np.all(whole == 1):
         text = "The outputs are the same for every example, before and after training: what tells them apart is lost "
         text += "on the way, as in a mean, a softmax or attention along another axis."
-        return Seen(values, rule, [found("wrong_axis_or_reduction", text, values, strength=0.9, where="predict")])
+        return Seen(values, rule, [found("wrong_axis_or_reduction", text, values, strength=0.72, where="predict")])
     if not change > 0.01 or learned_well(facts):
         return Seen(values, rule)
     text = f"The output of an example changes by {change:.0%} of its spread with the other examples of the batch"
@@ -291,8 +291,9 @@ def evaluation_mode(evidence: Evidence) -> Seen:
 
 
 def _alike(outputs: np.ndarray) -> bool:
-    """Whether the outputs of all examples are equal but for rounding."""
-    return bool(np.isfinite(outputs).all() and np.ptp(outputs, axis=0).max() <= 1e-5 * np.abs(outputs).max())
+    """Whether the outputs of all examples are equal but for rounding, and not 0."""
+    largest = np.abs(outputs).max()
+    return bool(np.isfinite(outputs).all() and 0 < np.ptp(outputs, axis=0).max() + largest <= (1 + 1e-5) * largest)
 
 
 def drawn(function: Any, *arguments: Any) -> int:

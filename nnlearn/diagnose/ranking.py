@@ -57,7 +57,7 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
         "learning_rate_too_high",
     ),
     "loss_output_mismatch": ("underfitting", "learning_rate_too_low", "learning_rate_too_high", "vanishing_gradients"),
-    "dead_units": ("unnormalised_targets", "learning_rate_too_low", "underfitting"),
+    "dead_units": ("unnormalised_targets", "learning_rate_too_low"),
     "label_encoding": (
         "misaligned_labels",
         "label_noise",
