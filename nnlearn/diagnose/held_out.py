@@ -196,10 +196,11 @@ def separation(evidence: Evidence) -> Seen:
 
 def windows_moved(evidence: Evidence) -> float:
     """The share of validation windows that overlap training windows; 0 if the inputs are no windows of numbers."""
-    pairs = list(zip(*map(jax.tree.leaves, (evidence.subject.inputs, evidence.subject.validation[0])), strict=True))
-    if len(pairs) != 1:
+    subject = evidence.subject
+    parts = [jax.tree.leaves(each) for each in (subject.inputs, subject.validation and subject.validation[0])]
+    if any(len(each) != 1 for each in parts):
         return 0.0
-    train, validation = map(np.asarray, pairs[0])
+    train, validation = (np.asarray(each[0]) for each in parts)
     return moved_windows(train, validation) if train.dtype.kind == "f" and train.ndim in (2, 3) else 0.0
 
 

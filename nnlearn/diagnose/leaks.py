@@ -66,7 +66,7 @@ def _pieces(windows: np.ndarray, length: int) -> np.ndarray:
     factors = np.random.default_rng(6).integers(1, 2**63, (length, bits.shape[2]), dtype=np.uint64)
     places = windows.shape[1] - length + 1
     with np.errstate(over="ignore"):
-        return sum((bits[:, at : at + places] * factors[at]).sum(2, dtype=np.uint64) for at in range(length))
+        return np.asarray(sum((bits[:, at : at + places] * factors[at]).sum(2) for at in range(length)))
 
 
 def _varied(pieces: np.ndarray) -> np.ndarray:
