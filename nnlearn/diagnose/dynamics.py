@@ -227,7 +227,7 @@ def memory(evidence: Evidence) -> Seen:
         "moments at the end": float(kept[-1]),
         "coasting": float(answer.coasting[0] / max(answer.pace[-1], 1e-30)),
     }
-    rule = "moments and counts never fall back under a constant gradient, or stay 0 where it does no harm"
+    rule = "moments and counts never fall back under a constant gradient"
     if len(kept) < 3 or np.any(np.isnan(kept)):
         return Seen(values, rule)
     if np.max(answer.pace) > 0 and np.mean(answer.pace <= 1e-6 * np.max(answer.pace)) > 0.2:
@@ -236,8 +236,6 @@ def memory(evidence: Evidence) -> Seen:
     forgets = answer.left < 1e-3 or (values["coasting"] < 1e-3 and np.max(kept) == 0 < np.max(answer.pace))
     values["resets"] = len(drops)
     if len(drops) < 2 and not (forgets and np.ptp(kept) <= 1e-6 * np.max(kept)):
-        return Seen(values, rule)
-    if np.max(kept) == 0 and not poor(evidence):  # a buffer that is cleared by design
         return Seen(values, rule)
     every = int(np.median(np.diff(drops))) if len(drops) > 1 else 1
     text = f"Under a constant gradient the moments fall back to their start every {every} step{'s' * (every > 1)}."
