@@ -229,7 +229,7 @@ def rare_targets(evidence: Evidence) -> Seen:
     first, last = float(evidence.metrics[0]), float(evidence.metrics[-1])
     values = {"share of ones": share, "share of ones that are found": recall, "ones rank above zeros": rank}
     values["metric"] = abs(last)
-    rule = "a quarter of the ones is found, where outputs rank them above 80 % of the zeros; or the metric improves"
+    rule = "15 % of the ones are found, where outputs rank them above 80 % of the zeros; or the metric improves"
     stands = np.isfinite(last) and last <= first + tolerance(first, last)
     if not (share < 1 - FREQUENT and recall < 0.15 and rank > 0.8 and stands):
         return Seen(values, rule)

@@ -166,9 +166,8 @@ def blank_of(targets: np.ndarray) -> tuple[int, float]:
 @check("the loss uses the masks and lengths of the batch")
 def unused_mask(evidence: Evidence) -> Seen:
     """Arrays that the loss does not read, although they say which values of another one are filled in."""
-    used, plan = evidence.program.inputs, evidence.subject.plan
-    batch = jax.device_get(jax.jit(lambda: plan.batch(plan.at(0)))())
-    leaves = {f"0/{path_name(path)}": np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(batch)}
+    used, batches = evidence.program.inputs, evidence.subject.plan.batches([0])
+    leaves = {f"0/{path_name(path)}": np.asarray(leaf[0]) for path, leaf in jax.tree.leaves_with_path(batches)}
     unused = {name: leaf for name, leaf in leaves.items() if used.get(name) is False and leaf.size}
     read = {name: leaf for name, leaf in leaves.items() if used.get(name)}
     rule = "a mask or lengths that mark filled places reach the loss"

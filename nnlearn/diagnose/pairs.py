@@ -310,8 +310,7 @@ def visible_value(facts: Facts, inputs: np.ndarray) -> Seen:
     """Whether a number at some place of a sequence is the target itself; one step may decide, but not be equal."""
     if facts.is_classes or facts.targets.shape[1] != 1:
         raise Unknown("the inputs are sequences, of which one step may decide")
-    columns, target = inputs - inputs.mean(0), facts.targets[:, 0] - facts.targets[:, 0].mean()
-    alike = np.abs(target @ columns) / (np.sqrt(np.sum(columns**2, 0) * np.sum(target**2)) + 1e-30)
+    alike = correlations(inputs, facts.targets[:, 0])
     values = {"largest correlation of a number with the target": float(alike.max()), "place": int(np.argmax(alike))}
     rule = "below 0.9999"
     if alike.max() < 0.9999:
@@ -348,20 +347,22 @@ def classes_by_feature(facts: Facts, inputs: np.ndarray) -> np.ndarray:
     return 0.5 + 0.5 * np.clip((accuracy - chance) / (1 - chance), 0, 1)
 
 
+def correlations(columns: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The absolute correlation of each column with some values."""
+    columns, values = columns - columns.mean(0), values - values.mean()
+    norm = np.sqrt(np.sum(columns**2, 0) * np.sum(values**2)) + 1e-30
+    return np.abs(values @ columns / norm)
+
+
 def values_by_feature(facts: Facts, inputs: np.ndarray) -> np.ndarray:
     """The share of the targets' variance that the ranks or the values of each feature explain, rescaled to [0.5, 1]."""
     target = facts.targets[:, 0]
     if facts.targets.shape[1] > 1:
         raise Unknown("there are several targets")
 
-    def correlation(columns, values):
-        columns, values = columns - columns.mean(0), values - values.mean()
-        norm = np.sqrt(np.sum(columns**2, 0) * np.sum(values**2)) + 1e-30
-        return np.abs(values @ columns / norm)
-
     ranks = np.argsort(np.argsort(inputs, axis=0), axis=0).astype(np.float64)
-    by_rank = correlation(ranks, np.argsort(np.argsort(target)).astype(np.float64))
-    best = np.maximum(correlation(inputs, target), by_rank)
+    by_rank = correlations(ranks, np.argsort(np.argsort(target)).astype(np.float64))
+    best = np.maximum(correlations(inputs, target), by_rank)
     return 0.5 + 0.5 * best**2
 
 

@@ -80,8 +80,8 @@ def main() -> None:
     known = {(row["name"], row["kind"], row["seed"]): row for row in map(json.loads, lines)}
     kinds = [("broken", 0), *(("mended", seed) for seed in range(options.seeds))]
     rows = []
-    part, parts = map(int, options.part.split("/"))
-    for pair in reports()[part::parts]:
+    index, count = map(int, options.part.split("/"))
+    for pair in reports()[index::count]:
         if not any(part in pair.name for part in options.only):
             continue
         for kind, seed in kinds:
@@ -95,7 +95,7 @@ def main() -> None:
             print(f"{pair.name} {kind} [{seed}]: {verdict(row)}", flush=True)
     counts = summary(rows)
     print(json.dumps(counts, indent=1))
-    path = options.out or (RESULTS / "faults_reports.json" if options.only == [""] and parts == 1 else None)
+    path = options.out or (RESULTS / "faults_reports.json" if options.only == [""] and count == 1 else None)
     if path is None:
         return
     document = {
