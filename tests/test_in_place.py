@@ -196,7 +196,7 @@ def test_analysing_the_program_is_fast_with_many_arrays():
     arguments = params, jax.eval_shape(tx.init, params), params
     seconds = []
     for update in both(tx):
-        start = time.perf_counter()
+        start = time.process_time()
         jax.make_jaxpr(update)(*arguments)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert seconds[1] < 6 * seconds[0] + 0.5

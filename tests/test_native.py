@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 
 import jax
 import jax.export
@@ -334,18 +333,11 @@ def test_packing_is_checked_through_kernels(monkeypatch):
 
 
 @needs_compiler
-def test_subnormal_numbers_take_no_longer(everything_large):
-    """Subnormal numbers may take a processor a hundred times as long unless it flushes them to 0."""
+def test_subnormal_numbers_are_flushed_in_every_block(everything_large):
+    """Subnormal numbers may take a processor a hundred times as long, so every thread must flush them."""
     tx, params = nnlearn.adamw(1e-3), jnp.linspace(-1.0, 1.0, 16 * BLOCK)
-    seconds = {}
-    for size in (1.0, 1e-30):
-        grads, state = jnp.full_like(params, size), tx.init(params)
-        program = jax.jit(fast(tx)).lower(grads, state, params).compile()
-        for _ in range(5):
-            start = time.perf_counter()
-            jax.block_until_ready(program(grads, state, params))
-            seconds.setdefault(size, []).append(time.perf_counter() - start)
-    assert min(seconds[1e-30]) < 4 * min(seconds[1.0])
+    _, state = jax.jit(fast(tx))(jnp.full_like(params, 1e-38), tx.init(params), params)
+    np.testing.assert_array_equal(state[0].mu, 0)  # 0.1 * 1e-38 is subnormal
 
 
 @needs_compiler

@@ -226,17 +226,17 @@ def test_a_stopped_run_does_no_more_work():
         assert int(trace.stop_step) == 5 and trace.stopped_by == "reached(train_loss)"
         seconds = []
         for _ in range(5):
-            began = time.perf_counter()
+            began = time.process_time()
             jax.block_until_ready(program(0.01, 0))
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.process_time() - began)
         return min(seconds)
 
     unstopped = nnlearn.make_train(loss_fn, adam, batches(), MODEL.init, epochs=2000, evaluate=evaluate, check_every=5)
     program = jax.jit(unstopped)
     jax.block_until_ready(program(0.01, 0))
-    began = time.perf_counter()
+    began = time.process_time()
     jax.block_until_ready(program(0.01, 0))
-    assert timed(2000) < 0.3 * (time.perf_counter() - began)
+    assert timed(2000) < 0.3 * (time.process_time() - began)
 
 
 def fingerprint(params):
