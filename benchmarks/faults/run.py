@@ -7,15 +7,12 @@ a case that is there already is not run again.
 """
 
 import argparse
-import datetime
 import json
 import math
 import random
 import statistics
-import sys
 import time
 import traceback
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -23,10 +20,9 @@ import numpy as np
 import nnlearn
 from benchmarks.faults.case import Fault, Program, build
 from benchmarks.faults.registry import GROUPS, load
+from benchmarks.faults.results import RESULTS, add_options, append, part_of, read_log, share, use_cache, write_document
 from benchmarks.faults.rules import autotrainer, loss_fell, record
-from benchmarks.machine import machine_facts
 
-RESULTS = Path(__file__).parent.parent / "results"
 NEAR = 0.02  # a repaired run is within two points of the healthy one
 COMPILED = [0.0]  # seconds of tracing and compilation so far
 
@@ -34,29 +30,6 @@ COMPILED = [0.0]  # seconds of tracing and compilation so far
 def _count(event: str, seconds: float, **_) -> None:
     if event.startswith("/jax/core/compile/"):
         COMPILED[0] += seconds
-
-
-def wilson(hits: int, total: int, z: float = 1.96) -> list[float] | None:
-    """The interval of a share, Wilson 1927.
-
-    >>> wilson(9, 10)
-    [0.596, 0.982]
-    """
-    if not total:
-        return None
-    share = hits / total
-    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total**2))
-    return [round(middle - half, 3), round(middle + half, 3)]
-
-
-def share(hits: int, total: int) -> dict:
-    return {
-        "hits": hits,
-        "of": total,
-        "share": round(hits / total, 3) if total else None,
-        "interval": wilson(hits, total),
-    }
 
 
 def spread(program: Program) -> float | None:
@@ -124,11 +97,6 @@ def cases(group: str, seeds: int, fault_seeds: int, only: str):
     return [case for _, case in sorted(placed, key=lambda pair: pair[0]) if only in case[0]]
 
 
-def _chosen(options: argparse.Namespace) -> list:
-    first, parts = map(int, options.part.split("/"))
-    return cases(options.group, options.seeds, options.fault_seeds, options.only)[first::parts]
-
-
 def _unsound(group: str) -> set[str]:
     """Faults that did not hurt when they were verified."""
     path = RESULTS / f"faults_{group}_verified.json"
@@ -182,21 +150,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10, help="seeds of every healthy program")
     parser.add_argument("--fault-seeds", type=int, default=1, help="seeds of every faulty program")
     parser.add_argument("--only", default="", help="part of a case's title")
-    parser.add_argument("--part", default="0/1", help="i/n: of n processes, the i-th, each with its own log")
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no case after this time")
     parser.add_argument("--repair", type=int, default=0, help="also repair every so many-th of the faulty runs")
-    parser.add_argument("--log", type=Path, required=True, help="a file of JSON lines, which is continued")
-    parser.add_argument("--cache", default=None, help="a folder for compiled programs")
-    parser.add_argument("--out", type=Path, default=None)
+    add_options(parser)
     options = parser.parse_args()
-    if options.cache:
-        jax.config.update("jax_compilation_cache_dir", options.cache)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    use_cache(options.cache)
     jax.monitoring.register_event_duration_secs_listener(_count)
-    rows = [json.loads(line) for line in options.log.read_text().splitlines()] if options.log.exists() else []
+    rows = read_log(options.log)
     known = {(row["title"], row["seed"]) for row in rows}
     began = time.monotonic()
-    for title, program, fault, seed in _chosen(options):
+    chosen = cases(options.group, options.seeds, options.fault_seeds, options.only)
+    for title, program, fault, seed in part_of(chosen, options.part):
         if (title, seed) in known:
             continue
         if time.monotonic() - began > 60 * options.minutes:
@@ -204,21 +168,13 @@ def main() -> None:
         faulty = sum(row["fault"] is not None for row in rows)
         row = one(title, program, fault, seed, options.repair > 0 and faulty % options.repair == 0)
         rows.append(row)
-        with options.log.open("a") as log:
-            log.write(json.dumps(row) + "\n")
+        append(options.log, row)
         said = row.get("crash", "").splitlines()[-1:] or row["found"][:3] or ["healthy"]
         print(f"{title} [{seed}]: {', '.join(said)}", flush=True)
     counts = summary(rows)
     print(json.dumps(counts, indent=1))
-    document = {
-        "command": " ".join(["python -m benchmarks.faults.run", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine_facts(),
-        "summary": counts,
-        "rows": rows,
-    }
     path = options.out or RESULTS / f"faults_{options.group}.json"
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    write_document(path, "benchmarks.faults.run", counts, rows)
 
 
 def one(title: str, program: Program, fault: Fault | None, seed: int, with_repair: bool) -> dict:

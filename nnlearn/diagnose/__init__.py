@@ -1,7 +1,7 @@
 """Why a run does not learn, and what to change: ``nnlearn.diagnose(train, hparams, key)``.
 
-One file per family of checks: ``data``, ``program``, ``dynamics``, ``network``, ``fit``. Each check is one function of
-the ``Evidence``; ``ranking`` puts the most likely cause first.
+One file per family of checks, such as ``data``, ``program``, ``dynamics``, ``network`` and ``fit``. Each check is one
+function of the ``Evidence``; ``ranking`` puts the most likely cause first.
 """
 
 import inspect

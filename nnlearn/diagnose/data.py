@@ -9,10 +9,9 @@ from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.facts import Facts, facts_of
 from nnlearn.diagnose.metric import tolerance
 from nnlearn.diagnose.parts import Unknown, parts_of
-from nnlearn.diagnose.probes import said_yes, standard
+from nnlearn.diagnose.probes import FREQUENT, said_yes, standard
 from nnlearn.diagnose.report import found
 
-FREQUENT = 0.7  # share of a class from which accuracy says little
 GOOD = 0.97  # an accuracy, or an explained share, with which nobody looks for a fault
 
 

@@ -14,7 +14,7 @@ from nnlearn.diagnose.metric import measured
 from nnlearn.diagnose.optimizer import Answer, ask, norm_on_host
 from nnlearn.diagnose.parts import Unknown, map_parts
 from nnlearn.diagnose.plan import quick
-from nnlearn.diagnose.probes import quality
+from nnlearn.diagnose.probes import FREQUENT, quality
 from nnlearn.diagnose.rerun import Record, rerun
 from nnlearn.diagnose.slopes import Slopes, slopes_of
 from nnlearn.diagnose.subject import Subject, params_of
@@ -291,7 +291,7 @@ class Evidence:
             metric, score, labels = self.metrics[-1], self.history.validation_scores[-1], self.validation.labels
         except Exception:  # outputs that cannot be judged
             return False
-        if labels is not None and np.max(np.unique(labels, return_counts=True)[1]) > 0.7 * len(labels):
+        if labels is not None and np.max(np.unique(labels, return_counts=True)[1]) > FREQUENT * len(labels):
             return False  # where a class is frequent, the score is the mean over classes
         return bool(1 >= metric > score + AHEAD)
 

@@ -13,7 +13,18 @@ from nnlearn.diagnose.examples import Data, some
 from nnlearn.diagnose.formulas import binary_formulas, value_formulas
 from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.plan import quick
-from nnlearn.diagnose.probes import ROWS, Smoother, dependence, neighbours, one_hot, ridge, scores, separated, standard
+from nnlearn.diagnose.probes import (
+    FREQUENT,
+    ROWS,
+    Smoother,
+    dependence,
+    neighbours,
+    one_hot,
+    ridge,
+    scores,
+    separated,
+    standard,
+)
 from nnlearn.diagnose.subject import Subject, params_of
 
 SHUFFLES = 10  # permutations of the targets that show what chance gives
@@ -116,7 +127,7 @@ class Facts:
     def _score(self, predictions: np.ndarray, targets: np.ndarray) -> float:
         """The score of predictions; if a class is rare, of those that are above its share."""
         shares = self.targets.mean(0)
-        if self.is_classes and shares.max() > 0.7:
+        if self.is_classes and shares.max() > FREQUENT:
             predictions = predictions / np.maximum(shares, 1e-12)
         if self.data.kind == "labels":
             predictions = predictions + np.where(np.abs(shares - 0.5) > 0.2, 0.5 - shares, 0)
@@ -198,7 +209,7 @@ class Facts:
             raise Unknown("the targets of validation are not classes")
         shares = np.unique(labels, return_counts=True)[1]
         largest = float(shares.max() / shares.sum())
-        return largest if largest <= 0.7 else 1 / len(shares)
+        return largest if largest <= FREQUENT else 1 / len(shares)
 
     # -- network -------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.examples import Data
 from nnlearn.diagnose.facts import Facts, facts_of
 from nnlearn.diagnose.parts import Unknown
-from nnlearn.diagnose.probes import area_under_curve, dependence, neighbours, ridge, scores, standard
+from nnlearn.diagnose.probes import FREQUENT, area_under_curve, dependence, neighbours, ridge, scores, standard
 from nnlearn.diagnose.report import found
 
 SHIFTS = (-3, -2, -1, 1, 2, 3)  # rows by which targets may have moved
@@ -230,7 +230,7 @@ def label_noise(evidence: Evidence) -> Seen:
     try:
         clean = facts.attainable_on_validation
         values["predictable on validation"] = clean
-        balanced = not facts.is_classes or facts.targets.mean(0).max() <= 0.7  # else few examples decide
+        balanced = not facts.is_classes or facts.targets.mean(0).max() <= FREQUENT  # else few examples decide
         gap = clean - facts.attainable if balanced else 0.0
         count = min(len(facts.rows), len(facts.validation_rows))
         if gap > max(0.15, 4 * 0.5 / np.sqrt(count)) and clean > 0.5:

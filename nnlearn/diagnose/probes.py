@@ -6,6 +6,7 @@ import numpy as np
 
 ROWS = 1000  # examples that predictors look at
 NEIGHBOURS = 7
+FREQUENT = 0.7  # share of a class from which accuracy says little
 WIDEST = 512  # features; more are projected at random
 
 
@@ -99,7 +100,7 @@ def accuracy(said: np.ndarray, true: np.ndarray) -> float:
     """
     said, true = said.reshape(-1), true.reshape(-1)
     classes, inverse, counts = np.unique(true, return_inverse=True, return_counts=True)
-    if len(classes) < 2 or counts.max() <= 0.7 * len(true):
+    if len(classes) < 2 or counts.max() <= FREQUENT * len(true):
         return float(np.mean(said == true))
     return float(np.mean(np.bincount(inverse.reshape(-1), weights=said == true) / counts))
 

@@ -7,18 +7,14 @@ is not run again.
 """
 
 import argparse
-import datetime
 import json
-import sys
 import time
 import traceback
-from pathlib import Path
 
 import jax
 
 from benchmarks.faults.reports import Report, reports
-from benchmarks.faults.run import RESULTS, share
-from benchmarks.machine import machine_facts
+from benchmarks.faults.results import RESULTS, add_options, append, part_of, read_log, share, use_cache, write_document
 
 
 def one(pair: Report, kind: str, seed: int) -> dict:
@@ -66,22 +62,15 @@ def summary(rows: list[dict]) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", default="0/1", help="i/n: of n processes, the i-th, each with its own log")
     parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="parts of the names of pairs")
     parser.add_argument("--seeds", type=int, default=2, help="seeds of every mended program; broken ones have one")
-    parser.add_argument("--log", type=Path, default=None, help="a file of JSON lines, which is continued")
-    parser.add_argument("--cache", default=None, help="a folder for compiled programs")
-    parser.add_argument("--out", type=Path, default=None, help="default, of all programs: faults_reports.json")
+    add_options(parser)
     options = parser.parse_args()
-    if options.cache:
-        jax.config.update("jax_compilation_cache_dir", options.cache)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    lines = options.log.read_text().splitlines() if options.log and options.log.exists() else []
-    known = {(row["name"], row["kind"], row["seed"]): row for row in map(json.loads, lines)}
+    use_cache(options.cache)
+    known = {(row["name"], row["kind"], row["seed"]): row for row in read_log(options.log)}
     kinds = [("broken", 0), *(("mended", seed) for seed in range(options.seeds))]
     rows = []
-    index, count = map(int, options.part.split("/"))
-    for pair in reports()[index::count]:
+    for pair in part_of(reports(), options.part):
         if not any(part in pair.name for part in options.only):
             continue
         for kind, seed in kinds:
@@ -89,23 +78,15 @@ def main() -> None:
                 continue
             row = known.get((pair.name, kind, seed)) or one(pair, kind, seed)
             rows.append(row)
-            if options.log and (pair.name, kind, seed) not in known:
-                with options.log.open("a") as log:
-                    log.write(json.dumps(row) + "\n")
+            if (pair.name, kind, seed) not in known:
+                append(options.log, row)
             print(f"{pair.name} {kind} [{seed}]: {verdict(row)}", flush=True)
     counts = summary(rows)
     print(json.dumps(counts, indent=1))
-    path = options.out or (RESULTS / "faults_reports.json" if options.only == [""] and count == 1 else None)
-    if path is None:
-        return
-    document = {
-        "command": " ".join(["python -m benchmarks.faults.reports.run", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine_facts(),
-        "summary": counts,
-        "rows": rows,
-    }
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    whole = options.only == [""] and options.part == "0/1"
+    path = options.out or (RESULTS / "faults_reports.json" if whole else None)
+    if path:
+        write_document(path, "benchmarks.faults.reports.run", counts, rows)
 
 
 if __name__ == "__main__":
