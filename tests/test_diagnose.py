@@ -1,5 +1,7 @@
 """Diagnosis: small runs with one fault each, odd programs, the report, the rerun and the optimizer alone."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -273,6 +275,13 @@ def test_a_predict_that_fails_and_an_unknown_validation_are_errors():
         nnlearn.preflight(train_with(), {}, 0, predict=lambda params, inputs, key, more: inputs)
     in_numpy = with_validation(VALIDATION, lambda params, inputs: np.asarray(inputs) @ np.ones((4, 3), np.float32))
     assert in_numpy.predict is not None  # what works on arrays, but not in a program, is accepted
+    judged = dataclasses.replace(train_with(), evaluate=lambda params: {"accuracy": jnp.zeros(())}, check_every=96)
+    with pytest.raises(ValueError, match="metric must be one of the metrics of evaluate, .*; got 'acuracy'"):
+        make_subject(judged, {}, 0, predict, VALIDATION, "acuracy")
+    for look in (nnlearn.diagnose, nnlearn.preflight):
+        with pytest.raises(KeyError, match="'z'") as failure:  # no report of 60 checks that failed
+            look(train_with(loss_fn=lambda params, batch, key: params["z"]), {}, 0)
+        assert "raises this by itself" in failure.value.__notes__[-1]
     with pytest.raises(TypeError, match="got function; for a run of fit, .* nnlearn.diagnose_trace"):
         nnlearn.diagnose(predict, {}, 0)  # pyright: ignore[reportArgumentType]
 

@@ -274,7 +274,7 @@ def test_the_host_finds_the_spikes_of_the_slow_reference():
 
 # What the diagnosis does not find yet, or finds where nothing is. A pair that passes must be taken off this list.
 OPEN = ("left_right_mirrored", "windows_before_the_split", "labels_of_the_crowd", "entropy_minimised")
-OPEN += ("two_generators_two_seeds", "kl_div_without_the_log", "diffusion_of_0_to_255", "character_zero_is_the_blank")
+OPEN += ("two_generators_two_seeds", "diffusion_of_0_to_255", "character_zero_is_the_blank")
 OPEN += ("q_summed_over_the_batch", "forgotten_zero_grad")
 
 

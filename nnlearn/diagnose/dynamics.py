@@ -8,7 +8,7 @@ import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.evidence import Evidence, History
-from nnlearn.diagnose.facts import facts_of
+from nnlearn.diagnose.facts import UNLOGGED, facts_of
 from nnlearn.diagnose.formulas import binary_formulas, class_formulas
 from nnlearn.diagnose.gains import GAIN, HIGHER, LOWER, POINTS, gain, poor
 from nnlearn.diagnose.metric import tolerance
@@ -137,12 +137,19 @@ def direction(evidence: Evidence) -> Seen:
         )
         return Seen(values, rule, [found("sign_error", text, values, strength=1.0, step=0)])
     values |= {"first loss": float(loss[0]), "last loss": evidence.last_loss, "score": evidence.score}
+    with contextlib.suppress(Exception):  # the checks of the outputs say so
+        if facts_of(evidence).unbounded_entropy or facts_of(evidence).unlogged:
+            return Seen(values, rule)
     if loss[0] < 0 and evidence.data.labels is not None and evidence.program.of_kind("softmax"):
         text = f"The cross-entropy is {loss[0]:.3g} at the start; it cannot be negative."
+        guess = float(np.log(len(np.unique(evidence.data.labels))))
+        if loss[0] > -0.5 * guess:
+            text += f" With the wrong sign it would be about {-guess:.2g}: it takes probabilities without logarithms."
+            finding = found(
+                "loss_output_mismatch", text, values, strength=0.9, step=0, where="loss", remedies=[UNLOGGED]
+            )
+            return Seen(values, rule, [finding])
         return Seen(values, rule, [found("sign_error", text, values, strength=0.97, step=0)])
-    with contextlib.suppress(Exception):  # the check of the outputs says so
-        if facts_of(evidence).unbounded_entropy:
-            return Seen(values, rule)
     goes_on = evidence.last_loss < 1.5 * loss[len(loss) // 2]
     if (
         goes_on

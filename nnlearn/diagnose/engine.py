@@ -48,7 +48,8 @@ def diagnose(
 
     Raises:
       TypeError: if ``train`` is not made by ``make_train``.
-      ValueError: if ``mode`` is unknown, ``predict`` fails on the inputs, or ``validation`` is no pair.
+      ValueError: if ``mode`` or ``metric`` is unknown, ``predict`` fails on the inputs, or ``validation`` is no pair.
+      Exception: what ``train(hparams, key)`` itself raises, such as a ``TypeError`` of the loss.
 
     >>> import jax.numpy as jnp, numpy as np, nnlearn
     >>> def loss_fn(params, batch, key):

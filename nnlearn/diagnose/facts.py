@@ -10,7 +10,7 @@ import numpy as np
 
 from nnlearn.diagnose.evidence import Evidence, once
 from nnlearn.diagnose.examples import Data, some
-from nnlearn.diagnose.formulas import binary_formulas, value_formulas
+from nnlearn.diagnose.formulas import binary_formulas, unlogged_formulas, value_formulas
 from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.plan import quick
 from nnlearn.diagnose.probes import (
@@ -27,6 +27,7 @@ from nnlearn.diagnose.probes import (
 )
 from nnlearn.diagnose.subject import Subject, params_of
 
+UNLOGGED = "give the loss log-probabilities: jax.nn.log_softmax(logits)"
 SHUFFLES = 10  # permutations of the targets that show what chance gives
 
 
@@ -312,6 +313,26 @@ class Facts:
         squashed = bool(flat.min() >= 0 and flat.max() <= 1)
         usual = [binary_formulas(flat, numbers, squashed)["right"], value_formulas(flat, numbers)["right"]]
         return not any(abs(loss - each) <= 0.02 * abs(each) for each in usual)
+
+    @once
+    def unlogged(self) -> str:
+        """The formula of the loss if it is a cross-entropy without logarithms, at all snapshots; else ''."""
+        history = self.evidence.history
+        if history.train is None or history.train[0].ndim != 2 or history.train[0].shape[1] < 2:
+            return ""
+        targets, classes = np.asarray(history.train_targets), history.train[0].shape[1]
+        if targets.ndim == 1 and targets.dtype.kind in "iu" and targets.min() >= 0 and targets.max() < classes:
+            targets = one_hot(targets, np.arange(classes))
+        if targets.shape != history.train[0].shape or not np.allclose(targets.sum(1), 1, atol=1e-3):
+            return ""
+        finite = np.isfinite(history.train_loss) & np.all(np.isfinite(history.train), axis=(1, 2))
+        losses, outputs = history.train_loss[finite], np.asarray(history.train[finite], np.float64)
+        if len(losses) < 2 or targets.min() < 0:
+            return ""
+        known = [unlogged_formulas(each, targets) for each in outputs]
+        names = [name for name in known[0] if all(name in formulas for formulas in known)]
+        tables = {name: np.array([formulas[name] for formulas in known]) for name in names}
+        return next((name for name, each in tables.items() if np.allclose(losses, each, rtol=0.01, atol=1e-3)), "")
 
     @once
     def unbounded_entropy(self) -> bool:

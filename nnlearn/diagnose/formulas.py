@@ -62,6 +62,33 @@ def _logarithms(outputs: np.ndarray, squashed: bool) -> tuple[np.ndarray, np.nda
     return -np.logaddexp(0, -outputs), -np.logaddexp(0, outputs)
 
 
+def unlogged_formulas(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """Cross-entropies and divergences that take something else for the logarithms of probabilities.
+
+    Args:
+      outputs: shape (n, classes), logits or probabilities.
+      targets: the same shape, probabilities.
+
+    >>> halves = np.full((1, 2), 0.5)
+    >>> {name: round(each, 3) for name, each in unlogged_formulas(halves, np.array([[0.0, 1.0]])).items()}
+    {'cross-entropy of probabilities without their logarithm': -0.5}
+    """
+    squashed = bool(outputs.min() >= 0 and outputs.max() <= 1)
+    logarithms = log_softmax(outputs, -1)
+    said = {"probabilities without their logarithm": outputs if squashed else np.exp(logarithms)}
+    if not squashed and not np.allclose(logarithms, outputs, atol=1e-3):
+        said["raw outputs, which are no logarithms of probabilities"] = outputs
+    constant = float(np.mean(np.sum(targets * np.log(np.maximum(targets, 1e-30)), -1)))
+    formulas = {}
+    for name, each in said.items():
+        entropy = float(-np.mean(np.sum(targets * each, -1)))
+        formulas[f"cross-entropy of {name}"] = entropy
+        if abs(constant) > 1e-6:
+            formulas[f"divergence of {name}"] = constant + entropy
+            formulas[f"mean divergence of {name}"] = (constant + entropy) / targets.shape[-1]
+    return formulas
+
+
 def value_formulas(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     """Losses of one value per example, and the same with every output beside every target."""
     gap, all_gaps = outputs - targets, outputs[:, None] - targets[None]
@@ -73,4 +100,4 @@ def value_formulas(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]
     }
 
 
-__all__ = ["binary_formulas", "class_formulas", "value_formulas", "wrong_signs"]
+__all__ = ["binary_formulas", "class_formulas", "unlogged_formulas", "value_formulas", "wrong_signs"]

@@ -169,7 +169,8 @@ def separation(evidence: Evidence) -> Seen:
     few_values = values_per_column(train) < 12 and facts.tokens is None
     if train.shape[1] <= 2 and repeated == 1 and len(validation) == len(train):  # a curve is judged where it is fitted
         return Seen(values, rule)
-    suspicious = repeated > 0.05 and (repeated > natural + 0.2 or not few_values)
+    chance = train.shape[1] <= 2 and repeated * len(validation) < 5  # a few equal points on two lines or grids
+    suspicious = repeated > 0.05 and (repeated > natural + 0.2 or not few_values) and not chance
     if suspicious and not (facts.tokens is not None and repeated <= natural + 0.05):
         text = f"{repeated:.0%} of the validation examples are also training examples."
         strength = 0.95 if repeated > 0.2 else 0.8

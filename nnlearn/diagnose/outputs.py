@@ -11,7 +11,7 @@ from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.data import learned_well, validation_labels
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.examples import some
-from nnlearn.diagnose.facts import Facts, facts_of
+from nnlearn.diagnose.facts import UNLOGGED, Facts, facts_of
 from nnlearn.diagnose.formulas import binary_formulas, class_formulas, value_formulas, wrong_signs
 from nnlearn.diagnose.gains import LOWER, gain, poor
 from nnlearn.diagnose.metric import unmoved
@@ -82,6 +82,18 @@ def formula(evidence: Evidence) -> Seen:
             text = f"The loss of the trained network, {loss:.4g}, is that of {words}."
             findings.append(found(fault, text, values, strength=0.96, where="loss"))
     return Seen(values, rule, findings)
+
+
+@check("the loss takes logarithms of probabilities")
+def logarithms(evidence: Evidence) -> Seen:
+    name, loss = facts_of(evidence).unlogged, evidence.first_loss
+    values = {"first loss": loss, "formula": name}
+    rule = "not a cross-entropy of probabilities or of raw outputs, at one snapshot at least"
+    if not name:
+        return Seen(values, rule)
+    text = f"At every snapshot the loss is the {name}; at the start it is {loss:.3g}."
+    finding = found("loss_output_mismatch", text, values, strength=0.97, where="loss", remedies=[UNLOGGED])
+    return Seen(values, rule, [finding])
 
 
 @check("the first loss has the sign of a cross-entropy")
@@ -308,4 +320,4 @@ def drawn(function: Any, *arguments: Any) -> int:
     return sum(math.prod(int(size) for size in shape.split(",") if size) for shape in shapes)
 
 
-CHECKS: tuple[NamedCheck, ...] = (formula, sign, reach_of_outputs, reduction, evaluation_mode)
+CHECKS: tuple[NamedCheck, ...] = (formula, logarithms, sign, reach_of_outputs, reduction, evaluation_mode)

@@ -200,6 +200,7 @@ def preflight(
     Raises:
       TypeError: if ``train`` is not made by ``make_train``.
       ValueError: if ``predict`` fails on the inputs, or ``validation`` is no pair.
+      Exception: what ``train(hparams, key)`` itself raises, such as a ``TypeError`` of the loss.
 
     >>> import jax.numpy as jnp, numpy as np, nnlearn
     >>> def loss_fn(params, batch, key):

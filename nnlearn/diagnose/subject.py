@@ -251,7 +251,8 @@ def make_subject(
 
     Raises:
       TypeError: if ``train`` is not made by ``make_train``.
-      ValueError: if ``mode`` is unknown, ``predict`` fails on the inputs, or ``validation`` is no pair.
+      ValueError: if ``mode`` or ``metric`` is unknown, ``predict`` fails on the inputs, or ``validation`` is no pair.
+      Exception: what ``train`` itself raises when it is traced.
     """
     if not isinstance(train, Train):
         raise TypeError(
@@ -260,6 +261,7 @@ def make_subject(
         )
     check_mode(mode)
     subject = Subject(train, hparams, as_key(key), predict, _pair(validation), metric, mode)
+    _check_run(subject)
     if predict is not None:
         _check_predict(subject)
     return subject
@@ -281,6 +283,18 @@ def _pair(validation: Any) -> tuple[Any, Any] | None:
             "inputs are a pair, too: ((tokens, mask), labels)"
         )
     return inputs, targets
+
+
+def _check_run(subject: Subject) -> None:
+    """Raise what the run itself raises, and if it has no metric of this name."""
+    try:
+        _, trace = jax.eval_shape(lambda key: subject.train(subject.hparams, key), subject.key)
+    except Exception as error:
+        error.add_note("train(hparams, key) raises this by itself, so there is no run to diagnose.")
+        raise
+    known = trace.metrics
+    if subject.metric is not None and isinstance(known, Mapping) and subject.metric not in known:
+        raise ValueError(f"metric must be one of the metrics of evaluate, {', '.join(known)}; got {subject.metric!r}")
 
 
 def _check_predict(subject: Subject) -> None:
