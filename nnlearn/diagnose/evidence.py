@@ -332,6 +332,7 @@ def _history(subject: Subject, run: Record, kind: str) -> History:
 
     first, key = run.first, jax.random.key(7)
     keys = [each for each in (None, key) if works(lambda state, key=each: losses(state, train, key), first)]
+    judged = [bool(keys) and works(lambda state, part=part: losses(state, part, keys[0]), first) for part in parts]
 
     def outputs_of(state, part):
         return subject.outputs(params_of(state), part[0], None, state.model_state)
@@ -342,8 +343,8 @@ def _history(subject: Subject, run: Record, kind: str) -> History:
 
     def one(state):
         result = []
-        for part in parts:
-            loss = losses(state, part, keys[0]) if keys else jnp.full((), jnp.nan)
+        for part, has_loss in zip(parts, judged, strict=True):
+            loss = losses(state, part, keys[0]) if has_loss else jnp.full((), jnp.nan)
             outputs = outputs_of(state, part) if has_outputs else None
             result.append((loss, outputs))
         return result

@@ -35,6 +35,33 @@ def some(tree: PyTree, count: int = EXAMPLES) -> PyTree:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], tree)
 
 
+def in_form_of(targets: Any, others: Any) -> Any:
+    """Targets in the form of others: as class numbers or one-hot, and with or without an axis of length 1.
+
+    Args:
+      targets: of validation examples, as given.
+      others: of training examples.
+
+    >>> in_form_of(np.array([1, 0]), np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]))
+    array([[0., 1., 0.],
+           [1., 0., 0.]])
+    >>> in_form_of(np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([0, 1, 1])), in_form_of(np.ones((2, 1)), np.ones(3))
+    (array([1, 0]), array([1., 1.]))
+    """
+    if not (hasattr(targets, "shape") and hasattr(others, "shape")):
+        return targets
+    given, wanted = np.asarray(targets), np.asarray(others)
+    if {given.ndim, wanted.ndim} != {1, 2}:
+        return targets
+    matrix, vector = (given, wanted) if given.ndim == 2 else (wanted, given)
+    if matrix.shape[1] == 1:
+        return given.reshape(-1, *wanted.shape[1:])
+    one_hot = np.all((matrix == 0) | (matrix == 1)) and np.all(matrix.sum(1) == 1)
+    if not (one_hot and np.all((vector >= 0) & (vector < matrix.shape[1]) & (vector == np.round(vector)))):
+        return targets
+    return np.argmax(given, 1) if wanted.ndim == 1 else np.eye(wanted.shape[1], dtype=wanted.dtype)[given.astype(int)]
+
+
 def exchanged(inputs: PyTree, start: int, stop: int) -> PyTree:
     """Sequences whose time steps from ``start`` to ``stop`` are those of the next example."""
     return jax.tree.map(
@@ -85,4 +112,4 @@ def _are_classes(targets: np.ndarray, whole: bool, shape: tuple[int, ...] | None
     return count <= max(most, 2) and bool(np.all(targets == np.round(targets)))
 
 
-__all__ = ["EXAMPLES", "Data", "as_data", "exchanged", "some"]
+__all__ = ["EXAMPLES", "Data", "as_data", "exchanged", "in_form_of", "some"]

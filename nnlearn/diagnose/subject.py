@@ -1,5 +1,6 @@
 """The parts of a run that a diagnosis takes apart: loss, optimizer, batches, examples, network."""
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -13,6 +14,7 @@ import numpy as np
 from nnlearn.calls import asks_for, hand
 from nnlearn.checks import as_key
 from nnlearn.data import MaskedBatch, example_count
+from nnlearn.diagnose.examples import in_form_of
 from nnlearn.diagnose.parts import Unknown, parts_like, parts_of, with_parts
 from nnlearn.diagnose.plan import Plan, make_plan, quick
 from nnlearn.train.custom_step import is_carried, lift_step, made_step
@@ -262,6 +264,10 @@ def make_subject(
     check_mode(mode)
     subject = Subject(train, hparams, as_key(key), predict, _pair(validation), metric, mode)
     _check_run(subject)
+    if subject.validation is not None:
+        with contextlib.suppress(Exception):  # parts that are not known; the checks say so
+            inputs, targets = subject.validation
+            subject = dataclasses.replace(subject, validation=(inputs, in_form_of(targets, subject.targets)))
     if predict is not None:
         _check_predict(subject)
     return subject
