@@ -138,7 +138,7 @@ def direction(evidence: Evidence) -> Seen:
         return Seen(values, rule, [found("sign_error", text, values, strength=1.0, step=0)])
     values |= {"first loss": float(loss[0]), "last loss": evidence.last_loss, "score": evidence.score}
     with contextlib.suppress(Exception):  # the checks of the outputs say so
-        if facts_of(evidence).unbounded_entropy or facts_of(evidence).unlogged:
+        if facts_of(evidence).unbounded_entropy or facts_of(evidence).wrong_entropy:
             return Seen(values, rule)
     if loss[0] < 0 and evidence.data.labels is not None and evidence.program.of_kind("softmax"):
         text = f"The cross-entropy is {loss[0]:.3g} at the start; it cannot be negative."

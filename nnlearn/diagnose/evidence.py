@@ -46,7 +46,7 @@ class History:
 
     Attributes:
       train, validation: outputs, shape (times, n, ...); None without ``predict`` or validation data.
-      train_targets, validation_targets: their targets.
+      train_targets, validation_targets: their targets; None if they are not one array.
       kind: of the targets, as in ``Data``.
       train_loss, validation_loss: shape (times,); NaN where the loss cannot be computed.
     """
@@ -355,8 +355,14 @@ def _history(subject: Subject, run: Record, kind: str) -> History:
     ]
     (train_loss, train_outputs), *others = found
     loss, outputs = others[0] if others else (np.full(len(train_loss), np.nan), None)
-    targets = None if validation is None else validation[1]
-    return History(train_outputs, train[1], train_loss, outputs, targets, loss, kind)
+    targets = None if validation is None else _only(validation[1])
+    return History(train_outputs, _only(train[1]), train_loss, outputs, targets, loss, kind)
+
+
+def _only(targets: Any) -> np.ndarray | None:
+    """The only array of targets, or None if there are several."""
+    leaves = jax.tree.leaves(targets)
+    return np.asarray(leaves[0]) if len(leaves) == 1 else None
 
 
 __all__ = ["Evidence", "History", "Slopes", "once"]

@@ -35,6 +35,21 @@ def some(tree: PyTree, count: int = EXAMPLES) -> PyTree:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], tree)
 
 
+def one_array(tree: PyTree, what: str = "inputs") -> np.ndarray:
+    """The only array of a tree.
+
+    Raises:
+      Unknown: if there are several or none.
+
+    >>> one_array({"tokens": np.arange(3)})
+    array([0, 1, 2])
+    """
+    leaves = jax.tree.leaves(tree)
+    if len(leaves) != 1:
+        raise Unknown(f"the {what} are not one array")
+    return np.asarray(leaves[0])
+
+
 def in_form_of(targets: Any, others: Any) -> Any:
     """Targets in the form of others: as class numbers or one-hot, and with or without an axis of length 1.
 
@@ -86,9 +101,10 @@ def as_data(inputs: PyTree, targets: Any, shape: tuple[int, ...] | None = None) 
     if not flat:
         raise Unknown("the inputs are not arrays of numbers")
     wide = flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
-    if targets is None or np.ndim(targets) == 0:
+    leaves = jax.tree.leaves(targets)
+    if len(leaves) != 1 or np.ndim(leaves[0]) == 0:
         return Data(wide, targets, "none", None)
-    targets = np.asarray(targets)
+    targets = np.asarray(leaves[0])
     whole = targets.dtype.kind in "iub"
     if targets.size == len(targets):
         kind = "classes" if _are_classes(targets.reshape(-1), whole, shape) else "values"
@@ -112,4 +128,4 @@ def _are_classes(targets: np.ndarray, whole: bool, shape: tuple[int, ...] | None
     return count <= max(most, 2) and bool(np.all(targets == np.round(targets)))
 
 
-__all__ = ["EXAMPLES", "Data", "as_data", "exchanged", "in_form_of", "some"]
+__all__ = ["EXAMPLES", "Data", "as_data", "exchanged", "in_form_of", "one_array", "some"]

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnlearn.diagnose.evidence import Evidence, once
-from nnlearn.diagnose.examples import Data, some
-from nnlearn.diagnose.formulas import binary_formulas, unlogged_formulas, value_formulas
+from nnlearn.diagnose.examples import Data, one_array, some
+from nnlearn.diagnose.formulas import binary_formulas, one_sided, unlogged_formulas, value_formulas
 from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.plan import quick
 from nnlearn.diagnose.probes import (
@@ -146,7 +146,7 @@ class Facts:
         """What a table of the tokens at the best position of the input gives for the target at each position."""
         if self.tokens is None or self.tokens > 1000:
             raise Unknown("the inputs are not sequences of tokens")
-        tokens, targets = np.asarray(self.evidence.subject.inputs)[self.rows], np.asarray(self.data.targets)[self.rows]
+        tokens, targets = one_array(self.evidence.subject.inputs)[self.rows], np.asarray(self.data.targets)[self.rows]
         if targets.ndim != 2 or len(tokens) < 40:
             raise Unknown("the targets are not one class per position")
         classes, numbers = np.unique(targets, return_inverse=True)
@@ -315,21 +315,18 @@ class Facts:
         return not any(abs(loss - each) <= 0.02 * abs(each) for each in usual)
 
     @once
-    def unlogged(self) -> str:
-        """The formula of the loss if it is a cross-entropy without logarithms, at all snapshots; else ''."""
+    def wrong_entropy(self) -> str:
+        """The formula of the loss if it is a cross-entropy without logarithms or of one class, at all snapshots."""
         history = self.evidence.history
-        if history.train is None or history.train[0].ndim != 2 or history.train[0].shape[1] < 2:
+        if history.train is None:
             return ""
-        targets, classes = np.asarray(history.train_targets), history.train[0].shape[1]
-        if targets.ndim == 1 and targets.dtype.kind in "iu" and targets.min() >= 0 and targets.max() < classes:
-            targets = one_hot(targets, np.arange(classes))
-        if targets.shape != history.train[0].shape or not np.allclose(targets.sum(1), 1, atol=1e-3):
-            return ""
-        finite = np.isfinite(history.train_loss) & np.all(np.isfinite(history.train), axis=(1, 2))
+        finite = np.isfinite(history.train_loss) & np.all(
+            np.isfinite(history.train), axis=tuple(range(1, history.train.ndim))
+        )
         losses, outputs = history.train_loss[finite], np.asarray(history.train[finite], np.float64)
-        if len(losses) < 2 or targets.min() < 0:
+        if len(losses) < 2:
             return ""
-        known = [unlogged_formulas(each, targets) for each in outputs]
+        known = [_wrong_entropies(each, np.asarray(history.train_targets)) for each in outputs]
         names = [name for name in known[0] if all(name in formulas for formulas in known)]
         tables = {name: np.array([formulas[name] for formulas in known]) for name in names}
         return next((name for name, each in tables.items() if np.allclose(losses, each, rtol=0.01, atol=1e-3)), "")
@@ -395,6 +392,22 @@ class Facts:
     def short_of(self, margin: float) -> bool:
         """Whether the network is worse on training examples than simple predictors are on unseen ones."""
         return self.fairly_reached < self.attainable - margin
+
+
+def _wrong_entropies(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """Wrong cross-entropies of these outputs; empty if the targets are not classes that fit them."""
+    squashed = bool(outputs.min() >= 0 and outputs.max() <= 1)
+    if outputs.size == len(outputs) == targets.size:
+        labels = targets.reshape(-1).astype(np.float64)
+        return one_sided(outputs.reshape(-1), labels, squashed) if set(np.unique(labels)) == {0.0, 1.0} else {}
+    if outputs.ndim != 2 or outputs.shape[1] < 2:
+        return {}
+    classes = outputs.shape[1]
+    if targets.size == len(outputs) and targets.dtype.kind in "iu" and targets.min() >= 0 and targets.max() < classes:
+        targets = one_hot(targets.reshape(-1), np.arange(classes))
+    if targets.shape != outputs.shape or targets.min() < 0 or not np.allclose(targets.sum(1), 1, atol=1e-3):
+        return {}
+    return unlogged_formulas(outputs, targets)
 
 
 def _known(value: float, subject: Subject) -> float:

@@ -62,6 +62,19 @@ def _logarithms(outputs: np.ndarray, squashed: bool) -> tuple[np.ndarray, np.nda
     return -np.logaddexp(0, -outputs), -np.logaddexp(0, outputs)
 
 
+def one_sided(outputs: np.ndarray, labels: np.ndarray, squashed: bool) -> dict[str, float]:
+    """Cross-entropies of one output per example that leave out the examples of one class, 0 or 1.
+
+    >>> one_sided(np.array([0.5, 0.5]), np.array([0, 1]), True)["cross-entropy of the ones alone"]
+    0.34657...
+    """
+    ones, zeros = _logarithms(outputs, squashed)
+    return {
+        "cross-entropy of the ones alone": float(-np.mean(labels * ones)),
+        "cross-entropy of the zeros alone": float(-np.mean((1 - labels) * zeros)),
+    }
+
+
 def unlogged_formulas(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     """Cross-entropies and divergences that take something else for the logarithms of probabilities.
 
@@ -100,4 +113,4 @@ def value_formulas(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]
     }
 
 
-__all__ = ["binary_formulas", "class_formulas", "unlogged_formulas", "value_formulas", "wrong_signs"]
+__all__ = ["binary_formulas", "class_formulas", "one_sided", "unlogged_formulas", "value_formulas", "wrong_signs"]

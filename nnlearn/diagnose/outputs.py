@@ -22,6 +22,7 @@ from nnlearn.diagnose.subject import params_of
 CLOSE = 0.01  # relative difference of two losses that are the same formula
 FAR = 12.0  # a logit whose sigmoid is 1 in half precision
 ROWS = 64
+ONE_SIDED = "count both classes: -(y log p + (1 - y) log(1 - p)), or optax.sigmoid_binary_cross_entropy"
 
 
 WRONG = {  # formula -> finding, in words
@@ -84,15 +85,16 @@ def formula(evidence: Evidence) -> Seen:
     return Seen(values, rule, findings)
 
 
-@check("the loss takes logarithms of probabilities")
-def logarithms(evidence: Evidence) -> Seen:
-    name, loss = facts_of(evidence).unlogged, evidence.first_loss
+@check("the loss is a cross-entropy of all classes")
+def entropy(evidence: Evidence) -> Seen:
+    name, loss = facts_of(evidence).wrong_entropy, evidence.first_loss
     values = {"first loss": loss, "formula": name}
-    rule = "not a cross-entropy of probabilities or of raw outputs, at one snapshot at least"
+    rule = "no cross-entropy without logarithms or of one class alone, at one snapshot at least"
     if not name:
         return Seen(values, rule)
     text = f"At every snapshot the loss is the {name}; at the start it is {loss:.3g}."
-    finding = found("loss_output_mismatch", text, values, strength=0.97, where="loss", remedies=[UNLOGGED])
+    remedy = ONE_SIDED if name.endswith("alone") else UNLOGGED
+    finding = found("loss_output_mismatch", text, values, strength=0.97, where="loss", remedies=[remedy])
     return Seen(values, rule, [finding])
 
 
@@ -190,12 +192,17 @@ def reach_of_outputs(evidence: Evidence) -> Seen:
         text = "The loss is exactly 0 at every step, as a softmax of one unit gives."
         return Seen(values, rule, [found("loss_output_mismatch", text, values, strength=0.95, where="loss")])
     whole = np.asarray(targets).dtype.kind in "iu" and len(np.unique(targets)) <= len(targets) / 2
+    counted = "acc" in (evidence.subject.metric or "").lower() and np.nanmax(np.abs(evidence.metrics)) < 0.9
     if units == 1 and whole and facts.unbounded_entropy:
         text = f"The loss is a cross-entropy of 0 and 1, but targets go from {np.min(targets)} to {np.max(targets)}."
         return Seen(values, rule, [found("loss_output_mismatch", text, values, strength=0.98, where="outputs")])
-    if units == 1 and whole and facts.data.kind == "values" and facts.short_of(0.1):
+    if units == 1 and whole and facts.data.kind == "values" and (counted or facts.short_of(0.1)):
         text = f"There are {len(np.unique(targets))} classes, but the network has a single output."
-        return Seen(values, rule, [found("loss_output_mismatch", text, values, strength=0.8, where="outputs")])
+        return Seen(
+            values,
+            rule,
+            [found("loss_output_mismatch", text, values, strength=0.9 if counted else 0.8, where="outputs")],
+        )
     if facts.data.kind != "values" or not all_floating(inputs):
         return Seen(values, rule)
     wild = np.concatenate([outputs.reshape(-1), *(stretched(facts, inputs, by) for by in (30.0, -30.0, 1000.0))])
@@ -320,4 +327,4 @@ def drawn(function: Any, *arguments: Any) -> int:
     return sum(math.prod(int(size) for size in shape.split(",") if size) for shape in shapes)
 
 
-CHECKS: tuple[NamedCheck, ...] = (formula, logarithms, sign, reach_of_outputs, reduction, evaluation_mode)
+CHECKS: tuple[NamedCheck, ...] = (formula, entropy, sign, reach_of_outputs, reduction, evaluation_mode)

@@ -9,7 +9,7 @@ import numpy as np
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.dynamics import stuck
 from nnlearn.diagnose.evidence import Evidence
-from nnlearn.diagnose.examples import Data
+from nnlearn.diagnose.examples import Data, one_array
 from nnlearn.diagnose.facts import Facts, facts_of
 from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.probes import FREQUENT, area_under_curve, dependence, neighbours, ridge, scores, standard
@@ -369,8 +369,10 @@ def values_by_feature(facts: Facts, inputs: np.ndarray) -> np.ndarray:
 def visible_future(facts: Facts) -> Seen:
     """Whether outputs of a model of the next token change with the tokens that they are to predict."""
     evidence = facts.evidence
-    inputs, targets = np.asarray(evidence.subject.inputs)[:8], np.asarray(facts.data.targets)[:8]
-    if facts.tokens is None or inputs.shape != targets.shape or inputs.shape[1] < 6:
+    if facts.tokens is None:
+        raise Unknown("the inputs are not sequences of tokens")
+    inputs, targets = one_array(evidence.subject.inputs)[:8], np.asarray(facts.data.targets)[:8]
+    if inputs.shape != targets.shape or inputs.shape[1] < 6:
         raise Unknown("the targets are not a sequence as long as that of the inputs")
     used = targets[:, :-1] >= 0
     following = float(np.mean((targets[:, :-1] == inputs[:, 1:])[used])) if used.any() else 0.0
@@ -379,7 +381,8 @@ def visible_future(facts: Facts) -> Seen:
     middle = inputs.shape[1] // 2
     changed = np.array(inputs)
     changed[:, middle:] = (changed[:, middle:] + 1 + np.arange(inputs.shape[1] - middle) % 3) % facts.tokens
-    before, after = facts.evaluate(inputs), facts.evaluate(changed)
+    as_given = jax.tree.structure(evidence.subject.inputs)
+    before, after = (facts.evaluate(jax.tree.unflatten(as_given, [each])) for each in (inputs, changed))
     if before.ndim < 3 or before.shape[1] != inputs.shape[1]:
         raise Unknown("predict gives no outputs per position")
     difference = np.abs(before - after)[:, : middle - 1].max() / (np.abs(before).max() + 1e-12)

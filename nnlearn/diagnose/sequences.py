@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.evidence import Evidence
-from nnlearn.diagnose.examples import exchanged, some
+from nnlearn.diagnose.examples import exchanged, one_array, some
 from nnlearn.diagnose.facts import Facts, facts_of
 from nnlearn.diagnose.gains import poor
 from nnlearn.diagnose.parts import Unknown
@@ -22,7 +23,7 @@ SEEN_AHEAD = 1e-3  # change of outputs, relative to their spread, that later tok
 def blank(evidence: Evidence) -> Seen:
     """The class of most positions of a network that aligns short label sequences with long inputs is the blank."""
     subject = evidence.subject
-    targets = np.asarray(subject.targets)
+    targets = one_array(subject.targets, "targets")
     if (
         targets.ndim != 2
         or targets.dtype.kind not in "iu"
@@ -63,7 +64,7 @@ def causal(evidence: Evidence) -> Seen:
     subject, facts = evidence.subject, facts_of(evidence)
     if subject.validation is None:
         raise Unknown("no validation data were given")
-    inputs, targets = (np.asarray(each) for each in some(tuple(subject.validation), ROWS))
+    inputs, targets = (one_array(each, "inputs or targets") for each in some(tuple(subject.validation), ROWS))
     if inputs.ndim != 2 or inputs.dtype.kind not in "iu" or inputs.shape[1] < 4:
         raise Unknown("the inputs are not sequences of tokens")
     if targets.shape == inputs.shape and np.mean(targets[:, :-1] == inputs[:, 1:]) > 0.9:
@@ -116,7 +117,7 @@ def positions(evidence: Evidence) -> Seen:
     targets = np.asarray(facts.data.targets)
     if facts.data.kind != "sequence" or facts.tokens is None or facts.tokens > 1000:
         raise Unknown("the targets are not one class per token")
-    tokens = np.asarray(evidence.subject.inputs)
+    tokens = one_array(evidence.subject.inputs)
     if targets.shape != tokens.shape or targets.shape[1] < 4:
         raise Unknown("the targets are not one class per token")
     tokens, targets = tokens[facts.rows].astype(np.int64), targets[facts.rows].astype(np.int64)
@@ -184,7 +185,8 @@ def order(evidence: Evidence) -> Seen:
     inputs, _ = some((subject.inputs, subject.targets), ROWS)
     if facts.tokens is None or facts.data.labels is None:
         raise Unknown("the inputs are not sequences of tokens with a class")
-    mixed = np.random.default_rng(8).permuted(np.asarray(inputs), axis=1)
+    random = np.random.default_rng(8)
+    mixed = jax.tree.map(lambda leaf: random.permuted(leaf, axis=1), inputs)
     before, after = facts.evaluate(inputs), facts.evaluate(mixed)
     change = float(np.abs(before - after).mean() / (np.std(before) + 1e-12))
     values = {"change of outputs with the order": change, "score": evidence.score}

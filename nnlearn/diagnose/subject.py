@@ -27,6 +27,7 @@ from nnlearn.types import Batch, GradientTransformation, Key, Params, PyTree
 
 SHORT = 1.5  # epochs in which a usual rate and network learn little
 MORE = 4  # batches beyond the end of the run, for comparisons of neighbours
+OUTPUTS = ("logits", "outputs", "output", "predictions", "prediction")  # names in a dict of results
 GENERATED = 32  # generated batches that stand for the data
 
 
@@ -237,7 +238,16 @@ class Subject:
             result = predict(params, inputs, *arguments, model_state=model_state)
         else:
             result = predict(params, inputs, *arguments)
-        return result[0] if isinstance(result, tuple) else result
+        result = result[0] if isinstance(result, tuple) else result
+        if isinstance(result, Mapping):
+            named = [name for name in OUTPUTS if name in result]
+            names = named or list(result)
+            if not named and len(names) != 1:
+                raise ValueError(
+                    f"predict returns {', '.join(map(str, names))}; return the outputs alone, or as 'logits'"
+                )
+            result = result[names[0]]
+        return result
 
 
 def make_subject(
