@@ -21,13 +21,16 @@ from nnlearn.diagnose.probes import (
     neighbours,
     one_hot,
     ridge,
+    row_keys,
     scores,
     separated,
+    shared_rows,
     standard,
 )
 from nnlearn.diagnose.subject import Subject, params_of
 
 UNLOGGED = "give the loss log-probabilities: jax.nn.log_softmax(logits)"
+FEWEST = 50  # different examples
 SHUFFLES = 10  # permutations of the targets that show what chance gives
 
 
@@ -60,8 +63,15 @@ class Facts:
     @once
     def rows(self) -> np.ndarray:
         """The training examples that the predictors look at."""
-        count = len(self.data.inputs)
-        return np.sort(np.random.default_rng(0).permutation(count)[:ROWS])
+        rows = np.arange(len(self.data.inputs))
+        if self.evidence.subject.train.batches.examples is None and self.evidence.subject.validation is not None:
+            # Generated batches may hold an example many times; its copies tell its target, but not those of new ones.
+            _, once_each = np.unique(row_keys(self.data.inputs), return_index=True)
+            validation = self.evidence.validation.inputs
+            alike = validation.shape[1] == self.data.inputs.shape[1]
+            new = alike and shared_rows(validation, self.data.inputs) < 0.2
+            rows = np.sort(once_each) if new and len(once_each) >= FEWEST else rows
+        return np.sort(np.random.default_rng(0).permutation(rows)[:ROWS])
 
     @once
     def validation_rows(self) -> np.ndarray:

@@ -11,7 +11,7 @@ from nnlearn.diagnose.examples import some
 from nnlearn.diagnose.facts import Facts, facts_of
 from nnlearn.diagnose.leaks import interpolated, moved_windows
 from nnlearn.diagnose.parts import Unknown
-from nnlearn.diagnose.probes import quality, squared_distances, standard
+from nnlearn.diagnose.probes import quality, row_keys, shared_rows, squared_distances, standard
 from nnlearn.diagnose.report import Finding, found
 
 GAIN = 0.05  # in accuracy or explained share, of validation inputs prepared in another way
@@ -203,27 +203,6 @@ def windows_moved(evidence: Evidence) -> float:
         return 0.0
     train, validation = (np.asarray(each[0]) for each in parts)
     return moved_windows(train, validation) if train.dtype.kind == "f" and train.ndim in (2, 3) else 0.0
-
-
-def row_keys(rows: np.ndarray) -> np.ndarray:
-    """Rows as byte strings that can be compared, rounded to float32."""
-    rows = np.ascontiguousarray(rows.astype(np.float32) + 0.0)
-    return rows.view([("", rows.dtype)] * rows.shape[1]).reshape(-1) if rows.shape[1] < 64 else _hashes(rows)
-
-
-def _hashes(rows: np.ndarray) -> np.ndarray:
-    weights = np.random.default_rng(5).integers(1, 2**63, rows.shape[1], dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        return (rows.view(np.uint32).astype(np.uint64) * weights).sum(1, dtype=np.uint64)
-
-
-def shared_rows(some_rows: np.ndarray, others: np.ndarray) -> float:
-    """The share of rows that also are among the others.
-
-    >>> shared_rows(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 2.0], [0.0, 0.0]]))
-    0.5
-    """
-    return float(np.mean(np.isin(row_keys(some_rows), row_keys(others))))
 
 
 def repeats_within(rows: np.ndarray) -> float:

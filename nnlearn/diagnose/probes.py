@@ -41,6 +41,27 @@ def standard(reference: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
     return parts
 
 
+def row_keys(rows: np.ndarray) -> np.ndarray:
+    """Rows as byte strings that can be compared, rounded to float32."""
+    rows = np.ascontiguousarray(rows.astype(np.float32) + 0.0)
+    return rows.view([("", rows.dtype)] * rows.shape[1]).reshape(-1) if rows.shape[1] < 64 else _hashes(rows)
+
+
+def _hashes(rows: np.ndarray) -> np.ndarray:
+    weights = np.random.default_rng(5).integers(1, 2**63, rows.shape[1], dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        return (rows.view(np.uint32).astype(np.uint64) * weights).sum(1, dtype=np.uint64)
+
+
+def shared_rows(some_rows: np.ndarray, others: np.ndarray) -> float:
+    """The share of rows that also are among the others.
+
+    >>> shared_rows(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 2.0], [0.0, 0.0]]))
+    0.5
+    """
+    return float(np.mean(np.isin(row_keys(some_rows), row_keys(others))))
+
+
 def squared_distances(queries: np.ndarray, examples: np.ndarray) -> np.ndarray:
     """Shape (queries, examples)."""
     lengths = np.sum(queries**2, 1)[:, None] + np.sum(examples**2, 1)
@@ -217,8 +238,10 @@ __all__ = [
     "quality",
     "ridge",
     "said_yes",
+    "row_keys",
     "scores",
     "separated",
+    "shared_rows",
     "squared_distances",
     "standard",
 ]
