@@ -190,7 +190,8 @@ def balance(evidence: Evidence) -> Seen:
     frequent, shares = frequencies(facts)
     largest = float(shares.max())
     values = {"share of the largest class": largest, "share of the smallest class": float(shares.min())}
-    rule = "no class above 70 %, or the recall of the others not below half of what a balanced predictor reaches"
+    rule = "no class above 70 %, or the recall of the others not below half of what a balanced predictor reaches, and "
+    rule += "the network does not say it for 20 % more of the validation examples than are of it"
     if largest < FREQUENT:
         return Seen(values, rule)
     outputs = facts.outputs
@@ -203,6 +204,14 @@ def balance(evidence: Evidence) -> Seen:
     says_frequent = float(np.mean(said == frequent))
     fair = balanced_recall(facts, frequent)
     values |= {"recall of the rare classes": recall, "recall of a balanced predictor": fair, "said": says_frequent}
+    often, share = overstated(facts, frequent)
+    if often > share + 0.2:
+        values |= {"said on validation": often, "share in validation": share}
+        text = (
+            f"{largest:.0%} of the training examples are of class {frequent}. The network says it for {often:.0%} of "
+            f"the validation examples, of which {share:.0%} are of that class."
+        )
+        return Seen(values, rule, [found("class_imbalance", text, values, strength=0.85, where=f"class {frequent}")])
     above = recall + 1 / np.sqrt(rare.sum())  # by two standard errors, because they are few
     if not (above < 0.5 and above < 0.75 * fair and fair > 0.4):
         return Seen(values, rule)
@@ -243,6 +252,15 @@ def frequencies(facts: Facts) -> tuple[int, np.ndarray]:
     """The most frequent class, and the share of each class that occurs."""
     classes, counts = np.unique(facts.data.labels, return_counts=True)
     return classes[np.argmax(counts)], counts / counts.sum()
+
+
+def overstated(facts: Facts, frequent: int) -> tuple[float, float]:
+    """How often the network says a class on validation, and how often it occurs there; zeros if it is not known."""
+    outputs = facts.outputs
+    if outputs.validation is None or facts.evidence.validation.labels is None:
+        return 0.0, 0.0
+    labels = validation_labels(outputs.validation_targets)
+    return float(np.mean(decisions(outputs.validation, labels, facts) == frequent)), float(np.mean(labels == frequent))
 
 
 def favours_rare(facts: Facts) -> bool:
