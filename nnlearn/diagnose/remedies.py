@@ -12,8 +12,9 @@ from optax import GradientTransformation, chain, with_extra_args_support
 
 from nnlearn.calls import hand
 from nnlearn.data import MaskedBatch, example_count
+from nnlearn.diagnose.folding import Fold, fold_inputs, fold_outputs
 from nnlearn.diagnose.parts import Unknown, map_parts
-from nnlearn.diagnose.subject import Subject
+from nnlearn.diagnose.subject import Subject, params_of
 from nnlearn.diagnose.variants import rescaled, with_decay
 from nnlearn.optimizers import adamw
 from nnlearn.schedules import warmup_cosine_decay_schedule
@@ -45,7 +46,7 @@ class Remedy(NamedTuple):
       line: the change of the code in words, with ``{value}``.
       values: the numbers to try; they are tried side by side in one vmapped program unless ``apart``.
       make: ``make(subject, value) -> Changed``.
-      apart: whether the number changes shapes, so that each needs its own program.
+      apart: whether each number needs its own program, because it changes shapes or ``make`` looks at arrays.
     """
 
     name: str
@@ -168,7 +169,10 @@ def early_stopping(subject: Subject, _: Any) -> Changed:
 
 
 def unit_inputs(subject: Subject, _: Any) -> Changed:
-    """Standardised inputs in the loss, in ``predict`` and in the evaluation."""
+    """Standardised inputs in the loss, in ``predict`` and in the evaluation.
+
+    Where the shift does not fit into the first layer, as in a convolution with padding, inputs are only scaled.
+    """
     leaves = jax.tree.leaves(subject.inputs)
     if len(leaves) != 1 or np.asarray(leaves[0]).dtype.kind != "f":
         raise Unknown("the inputs are not one array of floating numbers")
@@ -178,10 +182,19 @@ def unit_inputs(subject: Subject, _: Any) -> Changed:
     floor = 0.1 * np.median(spread[spread > 0]) if np.any(spread > 0) else 1.0
     shift, size = mean.astype(np.float32), np.maximum(spread, floor).astype(np.float32)
 
-    def unit(inputs):
-        return jax.tree.map(lambda leaf: ((leaf - shift) / size).astype(jnp.result_type(leaf)), inputs)
+    def moved(shift, size):
+        def unit(inputs):
+            return jax.tree.map(lambda leaf: ((leaf - shift) / size).astype(jnp.result_type(leaf)), inputs)
 
-    return _transformed(subject, inputs=unit)
+        fold = _fold(subject, lambda network, params, few: fold_inputs(network, params, few, shift, size))
+        return fold, _transformed(subject, inputs=unit, fold=fold)
+
+    fold, changed = moved(shift, size)
+    if fold is None:
+        largest = np.full_like(size, np.sqrt(np.mean(values**2)))
+        fold, scaled = moved(np.zeros_like(shift), largest)
+        changed = changed if fold is None else scaled
+    return changed
 
 
 def unit_targets(subject: Subject, _: Any) -> Changed:
@@ -193,11 +206,31 @@ def unit_targets(subject: Subject, _: Any) -> Changed:
         shape = np.shape(values)[1:] if np.ndim(values) > np.ndim(targets) else spread.shape
         return values * jnp.reshape(spread, shape) + jnp.reshape(mean, shape)
 
-    return _transformed(subject, targets=lambda values: (values - mean) / spread, outputs=undone)
+    fold = _fold(subject, lambda network, params, few: fold_outputs(network, params, few, mean, spread))
+    return _transformed(subject, targets=lambda values: (values - mean) / spread, outputs=undone, fold=fold)
 
 
-def _transformed(subject: Subject, inputs=None, targets=None, outputs=None) -> Changed:
-    """The run with inputs, targets or outputs passed through functions."""
+def _fold(subject: Subject, make: Callable[..., Fold | None]) -> Fold | None:
+    """A fold for the run's own evaluation, if there is one and ``predict`` shows that it is right."""
+    if subject.predict is None or subject.train.evaluate is None:
+        return None
+    state = subject.start().state
+    few = jax.tree.map(lambda leaf: np.asarray(leaf)[:16], subject.inputs)
+    few = few if len(jax.tree.leaves(few)) > 1 else jax.tree.leaves(few)[0]
+    as_given = jax.tree.structure(subject.inputs)
+
+    def network(params, inputs):
+        inputs = inputs if as_given.num_leaves > 1 else jax.tree.unflatten(as_given, [inputs])
+        return subject.outputs(params, inputs, None, state.model_state)
+
+    try:
+        return make(network, params_of(state), few)
+    except Exception:  # an odd network: its evaluation stays as it is
+        return None
+
+
+def _transformed(subject: Subject, inputs=None, targets=None, outputs=None, fold: Fold | None = None) -> Changed:
+    """The run with inputs, targets or outputs passed through functions, and parameters of its evaluation folded."""
     subject.need_loss()
     same = lambda value: value  # noqa: E731
     change_inputs, change_targets, change_outputs = inputs or same, targets or same, outputs or same
@@ -221,7 +254,15 @@ def _transformed(subject: Subject, inputs=None, targets=None, outputs=None) -> C
         new_predict = changed_predict
 
     evaluate = subject.train.evaluate
-    if isinstance(evaluate, Made) and evaluate.call.factory is evaluation.__wrapped__:
+    if evaluate is not None and fold is not None:
+        own = evaluate
+
+        @functools.wraps(own)
+        def folded(params, *rest, **named):
+            return own(fold(params), *rest, **named)
+
+        evaluate = folded
+    elif isinstance(evaluate, Made) and evaluate.call.factory is evaluation.__wrapped__:
         settings: dict[str, Any] = dict(evaluate.call.bound.arguments)
         evaluate = evaluation(**{**settings, "examples": changed(settings["examples"])})
     train = dataclasses.replace(subject.train, loss_fn=new_loss, evaluate=evaluate)
@@ -241,8 +282,8 @@ START = Remedy("initial scale", "weights with variance {value:g} / inputs", (0.5
 BIASES = Remedy(
     "initial scale and biases", "weights with variance {value:g} / inputs, biases 0", (1.0, 2.0), zero_biases
 )
-INPUTS = Remedy("inputs", "standardised inputs: nnlearn.data.standardize", (1.0,), unit_inputs)
-TARGETS = Remedy("targets", "standardised targets, undone in predict", (1.0,), unit_targets)
+INPUTS = Remedy("inputs", "standardised inputs: nnlearn.data.standardize", (1.0,), unit_inputs, apart=True)
+TARGETS = Remedy("targets", "standardised targets, undone in predict", (1.0,), unit_targets, apart=True)
 DECAY = Remedy("weight decay", "weight_decay=0", (0.0,), no_decay)
 SIGN = Remedy("sign", "the opposite sign of the update or of the loss", (-1.0,), opposite)
 SHUFFLE = Remedy("order", "nnlearn.shuffled(examples, batch_size, shuffle=True)", (1.0,), shuffling)

@@ -1,6 +1,7 @@
 """Try the remedies of a report: which of them makes the run better, on validation data and over seeds."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -131,6 +132,7 @@ def repair(
     current = Changed(train, hparams, predict)
     before = _scores(subject, Remedy("", "", (0.0,), lambda s, _: current), keys)[0]
     best, tried, advice = before, [], []
+    useless: set[str] = set()  # remedies that were tried on the current run
     for finding in report.findings:
         if finding.name not in REMEDIES:
             advice.append(f"{finding.name}: {finding.remedies[0]}")
@@ -140,10 +142,11 @@ def repair(
         for remedy in REMEDIES[finding.name]:
             if len(tried) >= TRIALS or np.mean(best) > PERFECT:
                 break
+            if remedy.name in useless:
+                continue
             current, best, trial = _try(subject, current, best, remedy, finding.name, keys)
             tried.append(trial)
-            if trial.kept and trial.interval[0] > 0:
-                break
+            useless = {remedy.name} if trial.kept else {*useless, remedy.name}
     return Repair(*current, tuple(map(float, before)), tuple(map(float, best)), tuple(tried), tuple(advice))
 
 
@@ -188,7 +191,9 @@ def _scores(subject: Subject, remedy: Remedy, keys: jax.Array) -> np.ndarray:
     validation = subject.validation if subject.predict is not None else None
 
     def run(value, key):
-        changed = remedy.make(subject, value)
+        return outcome(remedy.make(subject, value), key)
+
+    def outcome(changed, key):
         state, trace = changed.train(changed.hparams, key)
         metrics = {name: each[-1] for name, each in trace.metrics.items()} if trace.metrics else {}
         tail = jnp.mean(trace.loss[-max(1, trace.loss.shape[0] // 10) :])
@@ -200,7 +205,8 @@ def _scores(subject: Subject, remedy: Remedy, keys: jax.Array) -> np.ndarray:
 
     over_seeds = jax.vmap(run, (None, 0))
     if remedy.apart:
-        found = [jax.jit(lambda keys, value=value: over_seeds(value, keys))(keys) for value in remedy.values]
+        each = [remedy.make(subject, value) for value in remedy.values]
+        found = [jax.jit(jax.vmap(functools.partial(outcome, changed)))(keys) for changed in each]
         found = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *found)
     else:
         found = jax.jit(jax.vmap(over_seeds, (0, None)))(jnp.asarray(remedy.values, jnp.float32), keys)
