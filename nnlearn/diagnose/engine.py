@@ -3,7 +3,20 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
-from nnlearn.diagnose import answers, data, dynamics, fit, held_out, masks, network, outputs, pairs, program, sequences
+from nnlearn.diagnose import (
+    answers,
+    data,
+    dynamics,
+    fit,
+    held_out,
+    masks,
+    network,
+    outputs,
+    pairs,
+    program,
+    sequences,
+    singles,
+)
 from nnlearn.diagnose.checking import NamedCheck
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.ranking import rank
@@ -12,7 +25,7 @@ from nnlearn.diagnose.subject import make_subject
 from nnlearn.train.run import Train
 from nnlearn.types import Key, PyTree
 
-ROOMS = (data, pairs, sequences, masks, held_out, outputs, program, dynamics, answers, network, fit)
+ROOMS = (data, pairs, sequences, masks, held_out, outputs, program, dynamics, answers, singles, network, fit)
 CHECKS: tuple[NamedCheck, ...] = tuple(check for room in ROOMS for check in room.CHECKS)
 
 

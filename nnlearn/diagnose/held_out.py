@@ -24,10 +24,11 @@ def preparation(evidence: Evidence) -> Seen:
     subject = evidence.subject
     if subject.validation is None:
         raise Unknown("no validation data were given")
-    if facts.tokens is not None:
-        raise Unknown("the inputs are tokens")
     reached, on_validation = facts.reached, facts.reached_on_validation
     values: dict[str, float | str] = {"on training": reached, "on validation": on_validation}
+    if facts.tokens is not None:
+        rule = "simple predictors from tokens do on validation what they do on unseen training examples"
+        return Seen(values, rule, unlike(facts, values))
     rule = f"not over {GAIN:g} and 40 % of the gap better after a usual change of the inputs"
     if on_validation >= reached - 0.03:
         return Seen(values, rule)
@@ -171,7 +172,8 @@ def separation(evidence: Evidence) -> Seen:
     few_values = values_per_column(train) < 12 and facts.tokens is None
     if train.shape[1] <= 2 and repeated == 1 and len(validation) == len(train):  # a curve is judged where it is fitted
         return Seen(values, rule)
-    chance = train.shape[1] <= 2 and repeated * len(validation) < 5  # a few equal points on two lines or grids
+    # A few equal points on two lines or grids, or draws from the same grid.
+    chance = train.shape[1] <= 2 and (repeated * len(validation) < 5 or repeated <= natural + 0.2)
     suspicious = repeated > 0.05 and (repeated > natural + 0.2 or not few_values) and not chance
     if suspicious and not (facts.tokens is not None and repeated <= natural + 0.05):
         text = f"{repeated:.0%} of the validation examples are also training examples."

@@ -190,8 +190,10 @@ def filled_by(mask: np.ndarray, values: np.ndarray) -> float:
     >>> filled_by(np.array([[1, 1, 0], [1, 0, 0]]), np.array([[5.0, 7.0, 0.0], [3.0, 0.0, 0.0]]))
     0.5
     """
-    if mask.ndim < 2 or mask.shape != values.shape or set(np.unique(mask).tolist()) != {0, 1}:
+    if mask.ndim < 1 or mask.shape != values.shape or set(np.unique(mask).tolist()) != {0, 1}:
         return 0.0
+    if mask.ndim == 1 and (values.dtype.kind != "f" or len(np.unique(values)) < min(12, len(values) // 3)):
+        return 0.0  # a class that another column marks
     blank, share = np.unique(values[mask == 0]), float(np.mean(mask == 0))
     is_filled = len(blank) == 1 and np.mean(values[mask != 0] != blank[0]) > 0.1
     return share if is_filled and share >= LEAST_PADDING else 0.0

@@ -22,6 +22,7 @@ DEAD = 0.9  # share of units
 ALWAYS = 0.95  # share of units that are off or saturated at every snapshot
 WIDE = 10.0  # of the inputs, whose spread should be about 1
 SAME = 1e-4  # of the largest weight
+FAR_ABOVE = 8.0  # times the loss of chance
 HUGE = 10.0  # times the first loss with weights of unit scale
 
 
@@ -168,10 +169,17 @@ def scale(evidence: Evidence) -> Seen:
     huge = evidence.first_loss > HUGE * max(start, 0) > 0 and not far and poor(evidence)
     if huge and weights == 0:
         weights = 0.3
+    classes = evidence.data.labels
+    if weights == 0 and not far and classes is not None and evidence.program.of_kind("softmax"):
+        chance = float(np.log(max(len(np.unique(classes)), 2)))
+        values["loss of chance"] = chance
+        if evidence.first_loss > FAR_ABOVE * chance and 0 < start < 3 * chance and not evidence.score >= 0.9:
+            huge, weights = True, 0.1
     brief = evidence.subject.epochs <= SHORT  # one that any faster start would help
     if weights > 0 and (huge or (weights > 0.3 * lower and not brief)):  # otherwise the rate is what is wrong
         text = f"The first loss is {evidence.first_loss:.3g}. {_compared(evidence, better)}"
-        findings.append(found("bad_initialisation", text, values, strength=0.75 + 0.15 * weights))
+        strength = 0.75 + 0.15 * weights if huge or weights > 0.5 * lower else 0.55  # else a lower rate does more
+        findings.append(found("bad_initialisation", text, values, strength=strength))
     return Seen(values, rule, findings)
 
 
@@ -244,6 +252,11 @@ def through_time(evidence: Evidence) -> Seen:
     if not evidence.loops or any(leaf.ndim < 2 or leaf.shape[:2] != leaves[0].shape[:2] for leaf in leaves):
         raise Unknown("the network does not run through time")
     length = leaves[0].shape[1]
+    if length == 1 and leaves[0].ndim == 3 and not evidence.score >= 0.95:
+        text = f"The network runs through time, but its inputs have one time step: shape {leaves[0].shape[1:]}."
+        remedy = "put the history into the axis of time: windows of several steps, shape (examples, time, features)"
+        finding = found("underfitting", text, {"time steps": 1}, strength=0.7, where="inputs", remedies=[remedy])
+        return Seen({"time steps": 1}, "more than one time step, or a score of 0.95", [finding])
     if length < 8:
         raise Unknown("there are fewer than 8 time steps")
 

@@ -196,6 +196,10 @@ def reach_of_outputs(evidence: Evidence) -> Seen:
     if units == 1 and whole and facts.unbounded_entropy:
         text = f"The loss is a cross-entropy of 0 and 1, but targets go from {np.min(targets)} to {np.max(targets)}."
         return Seen(values, rule, [found("loss_output_mismatch", text, values, strength=0.98, where="outputs")])
+    if facts.unbounded_entropy and len(np.unique(targets)) == 2:
+        low, high = np.unique(targets)
+        text = f"The loss is a cross-entropy of 0 and 1, but the targets are {low:g} and {high:g}."
+        return Seen(values, rule, [found("label_encoding", text, values, strength=0.98, where="targets")])
     if units == 1 and whole and facts.data.kind == "values" and (counted or facts.short_of(0.1)):
         text = f"There are {len(np.unique(targets))} classes, but the network has a single output."
         return Seen(

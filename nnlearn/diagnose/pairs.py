@@ -233,7 +233,7 @@ def label_noise(evidence: Evidence) -> Seen:
         balanced = not facts.is_classes or facts.targets.mean(0).max() <= FREQUENT  # else few examples decide
         gap = clean - facts.attainable if balanced else 0.0
         count = min(len(facts.rows), len(facts.validation_rows))
-        if gap > max(0.15, 4 * 0.5 / np.sqrt(count)) and clean > 0.5:
+        if gap > max(0.15, 4 * 0.5 / np.sqrt(count)) and clean > 0.5 and not averaged_out(facts, clean):
             text = (
                 f"Simple predictors, fitted to the training examples, are right on validation "
                 f"({clean:.0%}) more often than on training examples that they have not seen ({facts.attainable:.0%}): "
@@ -257,6 +257,16 @@ def label_noise(evidence: Evidence) -> Seen:
             )
             findings.append(found("label_noise", text, values, strength=0.8, where="labels"))
     return Seen(values, rule, findings)
+
+
+def averaged_out(facts: Facts, clean: float) -> bool:
+    """Whether targets are values, whose noise the network averages: it does on validation what predictors can do."""
+    if facts.is_classes:
+        return False
+    try:
+        return facts.reached_on_validation >= clean - 0.02
+    except Unknown:
+        return False
 
 
 def contradictions(facts: Facts) -> tuple[float, float]:

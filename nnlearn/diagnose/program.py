@@ -4,6 +4,7 @@ import numpy as np
 
 from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.evidence import Evidence
+from nnlearn.diagnose.gains import poor
 from nnlearn.diagnose.report import Finding, found
 
 LOG_SOFTMAX = ("log_softmax", "logsumexp", "softmax")
@@ -75,4 +76,19 @@ def broadcast(evidence: Evidence) -> Seen:
     return Seen(values, rule, [finding])
 
 
-CHECKS: tuple[NamedCheck, ...] = (cut, outputs, broadcast)
+@check("each example is normalised by itself")
+def own_norms(evidence: Evidence) -> Seen:
+    """Outputs that are divided by one number for the whole batch, as by a norm without an axis."""
+    norms = evidence.program.of_kind("norm")
+    values = {"divisions by a sum over all examples": len(norms)}
+    rule = "no array of examples is divided by a sum over all of them, or the run fits"
+    if not norms or not poor(evidence):
+        return Seen(values, rule)
+    text = f"An array of shape {norms[0].shape} is divided by one number that sums over all of its examples."
+    remedy = "take the norm of each example: jnp.linalg.norm(x, axis=-1, keepdims=True)"
+    where = str(norms[0].where)
+    finding = found("wrong_axis_or_reduction", text, values, strength=0.9, where=where, remedies=[remedy])
+    return Seen(values, rule, [finding])
+
+
+CHECKS: tuple[NamedCheck, ...] = (cut, outputs, broadcast, own_norms)

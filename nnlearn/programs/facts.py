@@ -32,8 +32,9 @@ class Fact:
     Attributes:
       kind: ``"product"``, a matrix product or convolution; ``"nonlinearity"``; ``"softmax"``; ``"reduction"``;
         ``"bias"``, a parameter added to a product; ``"cut"``, an operation without a derivative; ``"random"``;
-        ``"domain"``, an operation that is not finite for some operands; ``"half"``, a cast to 16 bits; ``"pairs"``, an
-        elementwise operation that combines each example with every other.
+        ``"norm"``, a division of examples by one number that is a sum over all of them; ``"domain"``, an operation that
+        is not finite for some operands; ``"half"``, a cast to 16 bits; ``"pairs"``, an elementwise operation that
+        combines each example with every other.
       operation: what it is: a kind of ``Activation``, ``"logsumexp"``, ``"mean"``, or the name of a primitive such as
         ``"reduce_sum"`` or ``"stop_gradient"``.
       where: the line that computes it.
@@ -187,6 +188,8 @@ class Facts(Visitor):
         elif primitive == "log" and before[0].sum_of and before[0].is_exp:
             _, axes, labels = before[0].sum_of
             self._note(visit, "softmax", "logsumexp", axes=axes, labels=labels)
+        elif primitive == "div" and _by_one_total(before):
+            self._note(visit, "norm", primitive)
         elif primitive in DOMAINS and before[DOMAINS[primitive]].reached:
             self._note(visit, "domain", primitive, guarded=before[DOMAINS[primitive]].guarded)
         elif primitive in RANDOM:
@@ -243,6 +246,13 @@ class Facts(Visitor):
             and bool(mark.facts >> self.bits[at] & 1)
             and self.found[at].operation == "reduce_sum"
         )
+
+
+def _by_one_total(before: Any) -> bool:
+    """Whether examples are divided by one number that is a sum over all of them and depends on parameters."""
+    array, total = before
+    examples = BATCH in array.axes and len(array.axes) > 1 and bool(array.reached)
+    return examples and total.is_total and not any(total.axes) and bool(total.reached and total.fed)
 
 
 def _pairs(before: Any, after: Mark) -> bool:
