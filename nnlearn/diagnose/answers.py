@@ -7,7 +7,7 @@ from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.dynamics import stuck
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.gains import HIGHER, gain, poor
-from nnlearn.diagnose.optimizer import FACTORS
+from nnlearn.diagnose.optimizer import FACTORS, Answer
 from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.report import Finding, found
 
@@ -107,6 +107,12 @@ def accumulation(evidence: Evidence) -> Seen:
     level = evidence.schedule[: len(pace)][~still]
     steady = moving / np.maximum(level / np.max(level), 1e-9) if evidence.run.rate is not None else moving
     findings = []
+    every = thrown_away(answer)
+    values["steps whose gradient is thrown away"] = every
+    if every:
+        text = f"The optimizer moves every {every} steps, and its state does not change in between: it throws away the "
+        text += f"gradients of {every - 1} of {every} steps."
+        findings.append(found("gradient_accumulation", text, values, strength=0.9))
     lasts = answer.coasting[-1] > 0.5 * pace[-1]  # what was gathered moves the parameters without any gradient
     if (
         len(steady) >= 20
@@ -124,6 +130,18 @@ def accumulation(evidence: Evidence) -> Seen:
         text = f"The optimizer moves every {every} steps, and a smaller step does better: the gradients are summed."
         findings.append(found("gradient_accumulation", text, values, strength=0.99))
     return Seen(values, rule, findings)
+
+
+def thrown_away(answer: Answer) -> int:
+    """The steps from update to update if the optimizer moves rarely and gathers nothing in between; else 0."""
+    moves = np.flatnonzero(answer.pace > 1e-6 * np.max(answer.pace))
+    if len(moves) < 3 or not np.isfinite(answer.memory).all() or np.max(answer.memory) == 0:
+        return 0
+    every = int(moves[1] - moves[0])
+    if every < 3 or np.any(np.diff(moves) != every):
+        return 0
+    inside = [answer.memory[start + 1 : start + every] for start in moves[:-1]]  # after an update, before the next
+    return 0 if any(np.ptp(each) > 1e-3 * np.max(each) for each in inside) else every
 
 
 CHECKS: tuple[NamedCheck, ...] = (clipping, decay, memory, accumulation)

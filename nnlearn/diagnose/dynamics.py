@@ -72,7 +72,7 @@ def faster(evidence: Evidence) -> str:
         name
         for name in HIGHER
         if evidence.variants[name].loss < 0.8 * evidence.last_loss
-        and evidence.variants[name].score > evidence.score + 0.02
+        and evidence.variants[name].score >= evidence.score - 0.01
     ]
     return better[0] if behind and evidence.last_loss > 0 and better else ""
 

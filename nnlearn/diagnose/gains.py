@@ -9,6 +9,8 @@ from nnlearn.diagnose.variants import Variant
 
 LEAST = 0.02  # share of the loss that is no gain
 GAIN = 0.1  # share of the reachable decrease of the loss that a variant must gain
+SETTLED = 0.3  # the same for a rate that falls at the end, which lowers every noisy loss
+MUCH = 0.3  # of the score
 POINTS = 0.05  # and of the accuracy or R squared
 HIGHER = ("rate x3", "rate x10", "rate x100")
 LOWER = ("rate x0.33", "rate x0.1", "rate x0.01", "rate x0.1 at the end")
@@ -54,7 +56,10 @@ def gain(evidence: Evidence, name: str) -> float:
             return 0.0
         start = max(min(start, own), evidence.last_loss)
     gained = min((evidence.last_loss - variant.loss) / reach(evidence, start), 1.0)
-    return gained if gained > GAIN else 0.0
+    if variant.score > evidence.score + MUCH:  # the first loss may be far above that of chance
+        gained = max(gained, variant.score - max(evidence.score, 0.0))
+    settled = name == "rate x0.1 at the end" and not variant.score > evidence.score
+    return gained if gained > (SETTLED if settled else GAIN) else 0.0
 
 
 def metric_gain(evidence: Evidence, variant: Variant) -> float:

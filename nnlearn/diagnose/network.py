@@ -159,6 +159,7 @@ def scale(evidence: Evidence) -> Seen:
         better, weights = "weights x0.1", gains["weights x0.1"]
     spreads = data.std(0)[data.std(0) > 0]
     far = len(spreads) > 0 and (spreads.max() > 8 or spreads.max() < 0.05 or np.abs(data.mean(0)).max() > 10)
+    far = far and facts_of(evidence).tokens is None
     if inputs > 0 and far:
         text = (
             f"Inputs reach {np.abs(data).max():.3g}, with standard deviations from {spreads.min():.2g} to "
@@ -183,6 +184,11 @@ def scale(evidence: Evidence) -> Seen:
     return Seen(values, rule, findings)
 
 
+def _tiny(leaf: np.ndarray) -> bool:
+    """Whether a matrix starts near zero, as last layers often do, so that its gradient is large beside it."""
+    return bool(np.sqrt(np.mean(np.square(leaf, dtype=np.float64)) * np.prod(leaf.shape[:-1])) < 0.1)
+
+
 def _compared(evidence: Evidence, name: str) -> str:
     other = evidence.variants[name]
     return (
@@ -195,7 +201,7 @@ def _compared(evidence: Evidence, name: str) -> str:
 def fading(evidence: Evidence) -> Seen:
     slopes = evidence.slopes
     first = jax.tree.leaves(params_of(evidence.run.first))
-    matrices = [at for at, leaf in enumerate(first) if np.ndim(leaf) >= 2 and np.any(leaf)]
+    matrices = [at for at, leaf in enumerate(first) if np.ndim(leaf) >= 2 and not _tiny(np.asarray(leaf))]
     if len(matrices) < 3:
         raise Unknown("the network has fewer than three matrices that do not start at zero")
     ratios = []

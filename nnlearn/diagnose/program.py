@@ -41,19 +41,30 @@ def outputs(evidence: Evidence) -> Seen:
         if squashed and "matmul" not in last.of:
             text = f"The {last.operation} of the loss is applied to the result of a {squashed[0]}."
             findings.append(found("loss_output_mismatch", text, values, strength=0.95, where=str(last.where)))
-        if size == 1:
+        if size == 1 and not within(evidence):
             text = "The softmax of the loss runs over one output, so it is always 1 and has no gradient."
             findings.append(found("loss_output_mismatch", text, values, strength=0.97, where=str(last.where)))
         square = len(last.shape) == 2 and last.shape[0] == last.shape[1] != _outputs_per_example(evidence)
         if "batch" in last.labels and size > 1 and not square:  # examples against examples: a contrastive loss
             text = f"The {last.operation} of the loss runs over axis {last.axes}, which counts the examples."
             findings.append(found("wrong_axis_or_reduction", text, values, strength=0.97, where=str(last.where)))
-    for fact in softmaxes[:-1]:
-        if fact.axes and max(fact.axes) < len(fact.shape) and all(fact.shape[axis] == 1 for axis in fact.axes):
-            text = f"A softmax runs over axis {fact.axes} of shape {fact.shape}, which has length 1: it is always 1."
-            findings.append(found("wrong_axis_or_reduction", text, values, strength=0.93, where=str(fact.where)))
+    for fact in softmaxes if within(evidence) else softmaxes[:-1]:
+        exact = fact.operation != "logsumexp" and fact.axes and max(fact.axes) < len(fact.shape)
+        if exact and all(fact.shape[axis] == 1 for axis in fact.axes):
+            text = f"A softmax runs over axis {fact.axes} of shape {fact.shape}, which has length 1: it is always 1"
+            slopes = evidence.slopes
+            still = [name for name, norms in zip(slopes.names, slopes.mean_norms.T, strict=True) if not norms.any()]
+            name = "blocked_gradient" if still else "wrong_axis_or_reduction"
+            text += f", and {', '.join(still[:3])} get no gradient." if still else "."
+            findings.append(found(name, text, values, strength=0.93, where=str(fact.where)))
             break
     return Seen(values, rule, findings)
+
+
+def within(evidence: Evidence) -> bool:
+    """Whether the network has outputs that differ, so that a softmax of one number does not give them."""
+    train = evidence.history.train
+    return train is not None and bool(np.isfinite(train).all() and np.ptp(train) > 0)
 
 
 def _outputs_per_example(evidence: Evidence) -> int:

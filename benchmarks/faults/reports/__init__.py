@@ -7,6 +7,11 @@ also set on all of them.
 
 from benchmarks.faults import tutorials
 from benchmarks.faults.reports import (
+    axes,
+    classifiers,
+    clips,
+    clouds,
+    colours,
     course,
     curves,
     decoders,
@@ -15,16 +20,25 @@ from benchmarks.faults.reports import (
     embeddings,
     fields,
     forecasts,
+    gates,
     images,
     latent,
     lines,
     loops,
+    missing,
+    outputs,
+    overlaps,
     padded,
     pictures,
     points,
     policies,
+    pressures,
+    pruned,
+    quantities,
+    rare,
     regressions,
     research,
+    schedules,
     sequences,
     series,
     shapes,
@@ -33,12 +47,15 @@ from benchmarks.faults.reports import (
     texts,
     training,
     transformers,
+    windows,
 )
 from benchmarks.faults.reports.case import Report
 
 MODULES = (digits, embeddings, fields, images, latent, loops, points, regressions, sequences, tables, texts)
 MODULES += (curves, decoders, distances, lines, padded, pictures, policies, series, transformers)
 MODULES += (course, forecasts, research, shapes, speech, training)
+MODULES += (axes, classifiers, clips, missing, outputs, quantities, schedules, windows)
+MODULES += (clouds, colours, gates, overlaps, pressures, pruned, rare)
 
 
 def reports() -> list[Report]:
