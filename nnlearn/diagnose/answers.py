@@ -7,9 +7,10 @@ from nnlearn.diagnose.checking import NamedCheck, Seen, check
 from nnlearn.diagnose.dynamics import stuck
 from nnlearn.diagnose.evidence import Evidence
 from nnlearn.diagnose.gains import HIGHER, gain, poor
-from nnlearn.diagnose.optimizer import FACTORS, Answer
+from nnlearn.diagnose.optimizer import FACTORS, forgets
 from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.report import Finding, found
+from nnlearn.diagnose.subject import params_of
 
 USUAL_CLIP = 0.1  # a norm to which gradients are usually clipped, at least
 
@@ -107,11 +108,10 @@ def accumulation(evidence: Evidence) -> Seen:
     level = evidence.schedule[: len(pace)][~still]
     steady = moving / np.maximum(level / np.max(level), 1e-9) if evidence.run.rate is not None else moving
     findings = []
-    every = thrown_away(answer)
+    every = thrown_away(evidence)
     values["steps whose gradient is thrown away"] = every
     if every:
-        text = f"The optimizer moves every {every} steps, and its state does not change in between: it throws away the "
-        text += f"gradients of {every - 1} of {every} steps."
+        text = f"The optimizer moves every {every} steps, and a gradient before the last of them has no effect."
         findings.append(found("gradient_accumulation", text, values, strength=0.9))
     lasts = answer.coasting[-1] > 0.5 * pace[-1]  # what was gathered moves the parameters without any gradient
     if (
@@ -132,16 +132,15 @@ def accumulation(evidence: Evidence) -> Seen:
     return Seen(values, rule, findings)
 
 
-def thrown_away(answer: Answer) -> int:
-    """The steps from update to update if the optimizer moves rarely and gathers nothing in between; else 0."""
-    moves = np.flatnonzero(answer.pace > 1e-6 * np.max(answer.pace))
-    if len(moves) < 3 or not np.isfinite(answer.memory).all() or np.max(answer.memory) == 0:
-        return 0
-    every = int(moves[1] - moves[0])
+def thrown_away(evidence: Evidence) -> int:
+    """The steps from update to update if the optimizer moves rarely and forgets a gradient in between; else 0."""
+    pace = evidence.answer.pace
+    moves = np.flatnonzero(pace > 1e-6 * np.max(pace))
+    every = int(moves[1] - moves[0]) if len(moves) > 2 else 1
     if every < 3 or np.any(np.diff(moves) != every):
         return 0
-    inside = [answer.memory[start + 1 : start + every] for start in moves[:-1]]  # after an update, before the next
-    return 0 if any(np.ptp(each) > 1e-3 * np.max(each) for each in inside) else every
+    params, grads = params_of(evidence.run.first), evidence.slopes.grads
+    return every if forgets(evidence.subject, params, grads, every) else 0
 
 
 CHECKS: tuple[NamedCheck, ...] = (clipping, decay, memory, accumulation)

@@ -186,7 +186,8 @@ def scale(evidence: Evidence) -> Seen:
 
 def _tiny(leaf: np.ndarray) -> bool:
     """Whether a matrix starts near zero, as last layers often do, so that its gradient is large beside it."""
-    return bool(np.sqrt(np.mean(np.square(leaf, dtype=np.float64)) * np.prod(leaf.shape[:-1])) < 0.1)
+    inputs = max(np.prod(leaf.shape[:-1]), np.prod(leaf.shape[1:]))  # whichever axis counts them
+    return bool(np.sqrt(np.mean(np.square(leaf, dtype=np.float64)) * inputs) < 0.1)
 
 
 def _compared(evidence: Evidence, name: str) -> str:
@@ -201,7 +202,9 @@ def _compared(evidence: Evidence, name: str) -> str:
 def fading(evidence: Evidence) -> Seen:
     slopes = evidence.slopes
     first = jax.tree.leaves(params_of(evidence.run.first))
-    matrices = [at for at, leaf in enumerate(first) if np.ndim(leaf) >= 2 and not _tiny(np.asarray(leaf))]
+    matrices = [at for at, leaf in enumerate(first) if np.ndim(leaf) >= 2 and np.any(leaf)]
+    usual = [at for at in matrices if not _tiny(np.asarray(first[at]))]
+    matrices = usual if len(usual) >= max(3, len(matrices) // 2) else matrices
     if len(matrices) < 3:
         raise Unknown("the network has fewer than three matrices that do not start at zero")
     ratios = []

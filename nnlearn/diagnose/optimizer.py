@@ -57,6 +57,27 @@ def ask(subject: Subject, params: Params, grads: Grads, steps: int) -> Answer:
         return _ask(subject, params, grads, steps)
 
 
+def forgets(subject: Subject, params: Params, grads: Grads, every: int) -> bool:
+    """Whether a gradient in the first of ``every`` steps changes nothing in the update after them."""
+    params, grads = corner(params), corner(grads)
+    tx = with_extra_args_support(subject.tx)
+
+    def program(grads, factors):
+        def one(state, factor):
+            part = jax.tree.map(lambda leaf: (leaf * factor).astype(leaf.dtype), grads)
+            given = {"value": jnp.ones(()), "grad": part, "value_fn": lambda _: jnp.ones(())}
+            updates, state = tx.update(part, state, params, **given)
+            return state, global_norm(updates)
+
+        return jax.lax.scan(one, tx.init(params), factors)[1][-1]
+
+    before = np.repeat(np.array([1, 0], np.float32), [3 * every, every])
+    with_one = before.copy()
+    with_one[3 * every] = 1.0
+    update = jax.jit(program, compiler_options=quick())
+    return bool(update(grads, before) == update(grads, with_one))
+
+
 def norm_on_host(tree: PyTree) -> float:
     """The global norm of a tree of NumPy arrays, in float64 and without compilation."""
     return float(np.sqrt(sum(np.sum(np.square(np.asarray(leaf, np.float64))) for leaf in jax.tree.leaves(tree))))
@@ -133,4 +154,4 @@ def _ask(subject: Subject, params: Params, grads: Grads, steps: int) -> Answer:
     )
 
 
-__all__ = ["AFTER", "FACTORS", "Answer", "ask", "norm_on_host"]
+__all__ = ["AFTER", "FACTORS", "Answer", "ask", "forgets", "norm_on_host"]

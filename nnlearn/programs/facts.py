@@ -249,10 +249,10 @@ class Facts(Visitor):
 
 
 def _by_one_total(before: Any) -> bool:
-    """Whether examples are divided by one number that is a sum over all of them and depends on parameters."""
+    """Whether examples are divided by one number that is a sum over all of them, both with a derivative."""
     array, total = before
-    examples = BATCH in array.axes and len(array.axes) > 1 and bool(array.reached)
-    return examples and total.is_total and not any(total.axes) and bool(total.reached and total.fed)
+    examples = BATCH in array.axes and len(array.axes) > 1 and bool(array.smooth)
+    return examples and total.is_total and not any(total.axes) and bool(total.smooth and total.fed)
 
 
 def _pairs(before: Any, after: Mark) -> bool:
