@@ -54,7 +54,8 @@ def outputs(evidence: Evidence) -> Seen:
             text = f"A softmax runs over axis {fact.axes} of shape {fact.shape}, which has length 1: it is always 1"
             slopes = evidence.slopes
             still = [name for name, norms in zip(slopes.names, slopes.mean_norms.T, strict=True) if not norms.any()]
-            name = "blocked_gradient" if still else "wrong_axis_or_reduction"
+            alone = still and np.prod(fact.shape[1:]) == 1  # no other axis could be meant
+            name = "blocked_gradient" if alone else "wrong_axis_or_reduction"
             text += f", and {', '.join(still[:3])} get no gradient." if still else "."
             findings.append(found(name, text, values, strength=0.93, where=str(fact.where)))
             break
