@@ -11,8 +11,9 @@ import pytest
 import nnlearn
 from nnlearn import cli
 from nnlearn.diagnose import Check, Report
+from nnlearn.diagnose.folding import fold_inputs, fold_outputs
 from nnlearn.diagnose.names import FAULTS
-from nnlearn.diagnose.optimizer import ask
+from nnlearn.diagnose.optimizer import ask, forgets
 from nnlearn.diagnose.ranking import EXPLAINS, rank
 from nnlearn.diagnose.report import found
 from nnlearn.diagnose.rerun import rerun
@@ -213,13 +214,33 @@ def test_the_rerun_is_the_run(name):
     np.testing.assert_allclose(record.rate, trace.info.learning_rate)
 
 
-def answer(tx, steps=60):
+def alone(tx, steps=60):
+    """A run of an optimizer, first parameters, and a gradient."""
     params = {"w": jnp.ones((3, 2))}
     train = nnlearn.make_train(
         lambda p, b, k: jnp.sum(p["w"]), tx, nnlearn.generated(lambda k, step: step), params, steps=steps
     )
-    grads = {"w": np.full((3, 2), 0.5, np.float32)}
-    return ask(Subject(train, {}, jax.random.key(0)), params, grads, steps)
+    return Subject(train, {}, jax.random.key(0)), params, {"w": np.full((3, 2), 0.5, np.float32)}
+
+
+def answer(tx, steps=60):
+    return ask(*alone(tx, steps), steps)
+
+
+def cleared(inner, every):
+    """An accumulation whose buffer is cleared before every step, not after every update."""
+    held = optax.MultiSteps(inner, every).gradient_transformation()
+
+    def update(grads, state, params=None):
+        return held.update(grads, state._replace(acc_grads=jax.tree.map(jnp.zeros_like, state.acc_grads)), params)
+
+    return optax.GradientTransformation(held.init, update)
+
+
+def test_gradients_of_micro_batches_that_have_no_effect():
+    kept = optax.MultiSteps(optax.adam(0.1), 4).gradient_transformation()
+    assert not forgets(*alone(kept), 4) and not forgets(*alone(optax.apply_every(4)), 4)
+    assert forgets(*alone(cleared(optax.adam(0.1), 4)), 4)
 
 
 def test_the_optimizer_alone_shows_what_it_does():
@@ -284,6 +305,50 @@ def test_a_predict_that_fails_and_an_unknown_validation_are_errors():
         assert "raises this by itself" in failure.value.__notes__[-1]
     with pytest.raises(TypeError, match="got function; for a run of fit, .* nnlearn.diagnose_trace"):
         nnlearn.diagnose(predict, {}, 0)  # pyright: ignore[reportArgumentType]
+
+
+def convolution(params, images):
+    over = jax.lax.conv_general_dilated(
+        images, params["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return jnp.mean(jnp.tanh(over), axis=(1, 2)) @ params["out"] + params["bias"][None]
+
+
+def test_standardised_inputs_and_targets_are_folded_into_the_weights():
+    x, params = VALIDATION[0][:8], init(jax.random.key(1))
+    shift, size = np.float32([1, 2, 3, 4]), np.float32([2, 0.5, 1, 4])
+    fold = fold_inputs(predict, params, x, shift, size)
+    assert fold is not None
+    np.testing.assert_allclose(predict(fold(params), x), predict(params, (x - shift) / size), rtol=1e-4, atol=1e-5)
+    fold = fold_outputs(predict, params, x, np.float32([1, 2, 3]), np.float32([4, 5, 6]))
+    assert fold is not None
+    wanted = predict(params, x) * jnp.array([[4.0, 5.0, 6.0]]) + jnp.array([[1.0, 2.0, 3.0]])
+    np.testing.assert_allclose(predict(fold(params), x), wanted, rtol=1e-4, atol=1e-5)
+    images = np.random.default_rng(5).normal(size=(4, 5, 5, 2)).astype(np.float32)
+    params = {"kernel": jnp.ones((3, 3, 2, 6)), "out": jnp.ones((6, 1)), "bias": jnp.zeros(1)}
+    assert fold_inputs(convolution, params, images, np.ones(2), np.ones(2)) is None  # padding is 0, not the shift
+    fold = fold_inputs(convolution, params, images, np.zeros(2), np.float32([2, 4]))
+    assert fold is not None
+    np.testing.assert_allclose(fold(params)["kernel"], params["kernel"] / jnp.float32([2, 4])[:, None], rtol=1e-6)
+
+
+def test_the_metrics_of_a_repaired_run_are_right():
+    """Its evaluation knows nothing of the standardised inputs that the repair gives to the loss."""
+    x, y = VALIDATION[0] * 200 + 3000, VALIDATION[1]
+
+    def evaluate(params):
+        return {"accuracy": jnp.mean(jnp.argmax(predict(params, x), -1) == y)}
+
+    train = train_with(optax.sgd(0.1), data=(TRAIN[0] * 200 + 3000, TRAIN[1]), steps=200)
+    train = dataclasses.replace(train, evaluate=evaluate, check_every=200)
+    finding = found("unnormalised_inputs", "seen")
+    fixed = nnlearn.repair(
+        train, {}, 0, Report((finding,), ()), predict=predict, validation=(x, y), metric="accuracy", seeds=2
+    )
+    state, trace = jax.jit(fixed.train)(fixed.hparams, jax.random.key(0))
+    said = np.argmax(fixed.predict(state.params, x), -1)
+    assert fixed.worked and np.mean(said == y) > 0.9 > np.mean(fixed.before)
+    np.testing.assert_allclose(trace.metrics["accuracy"][-1], np.mean(said == y), atol=0.02)
 
 
 def test_the_words_of_a_report():

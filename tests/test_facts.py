@@ -55,6 +55,15 @@ def test_a_straight_through_gradient_and_a_rule_of_its_own_are_not_cut():
     assert set(inspected(loss).params.values()) == {"smooth", "unused"} and not inspected(loss).of_kind("cut")
 
 
+@pytest.mark.parametrize(("axis", "found"), [(None, 1), (1, 0), (0, 0)])
+def test_a_norm_over_all_examples_is_found(axis, found):
+    def loss(params, batch, key):
+        h = logits(params, batch)
+        return jnp.sum(h / jnp.linalg.norm(h, axis=axis, keepdims=True))
+
+    assert len(inspected(loss).of_kind("norm")) == found
+
+
 def test_a_loop_is_read():
     def loss(params, batch, key):
         def turn(h, x):
