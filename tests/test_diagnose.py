@@ -316,20 +316,22 @@ def convolution(params, images):
 
 def test_standardised_inputs_and_targets_are_folded_into_the_weights():
     x, params = VALIDATION[0][:8], init(jax.random.key(1))
-    shift, size = np.float32([1, 2, 3, 4]), np.float32([2, 0.5, 1, 4])
+    shift, size = np.array([1, 2, 3, 4], np.float32), np.array([2, 0.5, 1, 4], np.float32)
     fold = fold_inputs(predict, params, x, shift, size)
     assert fold is not None
     np.testing.assert_allclose(predict(fold(params), x), predict(params, (x - shift) / size), rtol=1e-4, atol=1e-5)
-    fold = fold_outputs(predict, params, x, np.float32([1, 2, 3]), np.float32([4, 5, 6]))
+    fold = fold_outputs(predict, params, x, np.array([1, 2, 3], np.float32), np.array([4, 5, 6], np.float32))
     assert fold is not None
     wanted = predict(params, x) * jnp.array([[4.0, 5.0, 6.0]]) + jnp.array([[1.0, 2.0, 3.0]])
     np.testing.assert_allclose(predict(fold(params), x), wanted, rtol=1e-4, atol=1e-5)
     images = np.random.default_rng(5).normal(size=(4, 5, 5, 2)).astype(np.float32)
     params = {"kernel": jnp.ones((3, 3, 2, 6)), "out": jnp.ones((6, 1)), "bias": jnp.zeros(1)}
     assert fold_inputs(convolution, params, images, np.ones(2), np.ones(2)) is None  # padding is 0, not the shift
-    fold = fold_inputs(convolution, params, images, np.zeros(2), np.float32([2, 4]))
+    fold = fold_inputs(convolution, params, images, np.zeros(2), np.array([2, 4], np.float32))
     assert fold is not None
-    np.testing.assert_allclose(fold(params)["kernel"], params["kernel"] / jnp.float32([2, 4])[:, None], rtol=1e-6)
+    np.testing.assert_allclose(
+        fold(params)["kernel"], params["kernel"] / jnp.array([2, 4], np.float32)[:, None], rtol=1e-6
+    )
 
 
 def test_the_metrics_of_a_repaired_run_are_right():
@@ -346,6 +348,7 @@ def test_the_metrics_of_a_repaired_run_are_right():
         train, {}, 0, Report((finding,), ()), predict=predict, validation=(x, y), metric="accuracy", seeds=2
     )
     state, trace = jax.jit(fixed.train)(fixed.hparams, jax.random.key(0))
+    assert fixed.predict is not None
     said = np.argmax(fixed.predict(state.params, x), -1)
     assert fixed.worked and np.mean(said == y) > 0.9 > np.mean(fixed.before)
     np.testing.assert_allclose(trace.metrics["accuracy"][-1], np.mean(said == y), atol=0.02)

@@ -159,7 +159,6 @@ def scale(evidence: Evidence) -> Seen:
         better, weights = "weights x0.1", gains["weights x0.1"]
     spreads = data.std(0)[data.std(0) > 0]
     far = len(spreads) > 0 and (spreads.max() > 8 or spreads.max() < 0.05 or np.abs(data.mean(0)).max() > 10)
-    far = far and facts_of(evidence).tokens is None
     if inputs > 0 and far:
         text = (
             f"Inputs reach {np.abs(data).max():.3g}, with standard deviations from {spreads.min():.2g} to "
@@ -171,7 +170,8 @@ def scale(evidence: Evidence) -> Seen:
     if huge and weights == 0:
         weights = 0.3
     classes = evidence.data.labels
-    if weights == 0 and not far and classes is not None and evidence.program.of_kind("softmax"):
+    numbers = facts_of(evidence).tokens is None  # those of tokens have no scale
+    if weights == 0 and not (far and numbers) and classes is not None and evidence.program.of_kind("softmax"):
         chance = float(np.log(max(len(np.unique(classes)), 2)))
         values["loss of chance"] = chance
         if evidence.first_loss > FAR_ABOVE * chance and 0 < start < 3 * chance and not evidence.score >= 0.9:

@@ -42,7 +42,7 @@ def gradients(evidence: Evidence) -> Seen:
         f"{values['their loss']:.3g}: a clip, a minimum or a comparison in the loss cuts it."
     )
     remedy = "clip the gradient, not the error; for outliers take optax.huber_loss"
-    finding = found("blocked_gradient", text, values, strength=0.93, where="loss", step=step, remedies=[remedy])
+    finding = found("blocked_gradient", text, values, strength=0.8, where="loss", step=step, remedies=[remedy])
     return Seen(values, rule, [finding])
 
 
