@@ -159,29 +159,53 @@ def scale(evidence: Evidence) -> Seen:
         better, weights = "weights x0.1", gains["weights x0.1"]
     spreads = data.std(0)[data.std(0) > 0]
     far = len(spreads) > 0 and (spreads.max() > 8 or spreads.max() < 0.05 or np.abs(data.mean(0)).max() > 10)
+    numbers = facts_of(evidence).tokens is None  # those of tokens have no scale
     if inputs > 0 and far:
         text = (
             f"Inputs reach {np.abs(data).max():.3g}, with standard deviations from {spreads.min():.2g} to "
             f"{spreads.max():.2g}. {_compared(evidence, 'inputs of unit scale')}"
         )
         findings.append(found("unnormalised_inputs", text, values, strength=0.85 + 0.1 * inputs))
+    elif far and numbers and (plain := steep_by_inputs(evidence)):
+        text = (
+            f"Inputs reach {np.abs(data).max():.3g}. The first loss is {evidence.first_loss:.3g}; with inputs of unit "
+        )
+        text += f"scale it is {plain:.3g}."
+        findings.append(found("unnormalised_inputs", text, values, strength=0.85))
     start = float(evidence.variants["weights of unit scale"].losses[0])
     huge = evidence.first_loss > HUGE * max(start, 0) > 0 and not far and poor(evidence)
     if huge and weights == 0:
         weights = 0.3
-    classes = evidence.data.labels
-    numbers = facts_of(evidence).tokens is None  # those of tokens have no scale
-    if weights == 0 and not (far and numbers) and classes is not None and evidence.program.of_kind("softmax"):
-        chance = float(np.log(max(len(np.unique(classes)), 2)))
+    if weights == 0 and not (far and numbers) and (chance := above_chance(evidence, start)):
         values["loss of chance"] = chance
-        if evidence.first_loss > FAR_ABOVE * chance and 0 < start < 3 * chance and not evidence.score >= 0.9:
-            huge, weights = True, 0.1
+        huge, weights = True, 0.1
     brief = evidence.subject.epochs <= SHORT  # one that any faster start would help
     if weights > 0 and (huge or (weights > 0.3 * lower and not brief)):  # otherwise the rate is what is wrong
         text = f"The first loss is {evidence.first_loss:.3g}. {_compared(evidence, better)}"
         strength = 0.75 + 0.15 * weights if huge or weights > 0.5 * lower else 0.55  # else a lower rate does more
         findings.append(found("bad_initialisation", text, values, strength=strength))
     return Seen(values, rule, findings)
+
+
+def steep_by_inputs(evidence: Evidence) -> float:
+    """The first loss with inputs of unit scale if it is far below that of a run that does not fit; else 0."""
+    scaled = evidence.variants.get("inputs of unit scale")
+    plain = float(scaled.losses[0]) if scaled is not None else 0.0
+    return plain if evidence.first_loss > FAR_ABOVE * plain > 0 and poor(evidence) else 0.0
+
+
+def above_chance(evidence: Evidence, start: float) -> float:
+    """The loss of chance if the first loss is far above it, and weights of unit scale are not; else 0.
+
+    Args:
+      evidence: of the run.
+      start: the first loss with weights of unit scale.
+    """
+    classes = evidence.data.labels
+    if classes is None or not evidence.program.of_kind("softmax") or evidence.score >= 0.9:
+        return 0.0
+    chance = float(np.log(max(len(np.unique(classes)), 2)))
+    return chance if evidence.first_loss > FAR_ABOVE * chance and 0 < start < 3 * chance else 0.0
 
 
 def _tiny(leaf: np.ndarray) -> bool:
