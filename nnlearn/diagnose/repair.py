@@ -102,7 +102,8 @@ def repair(
     The remedies of the first findings are tried: learning rate, schedule and optimizer, clipping, weight decay, initial
     scale, standardised inputs or targets, order, batch size, precision, steps, early stopping. All values of a remedy
     and all seeds run in one vmapped program. A change is kept if it gains on average over seeds, and the next one is
-    tried with it.
+    tried with it. Where inputs or targets are standardised, the run's ``evaluate`` receives parameters into which this
+    is folded, if the first or last layer allows it; else its metrics are those of raw inputs, and ``after`` counts.
 
     Args:
       train, hparams, key, predict, validation, metric, mode: as in ``diagnose``.
