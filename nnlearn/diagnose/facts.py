@@ -10,7 +10,7 @@ import numpy as np
 
 from nnlearn.diagnose.evidence import Evidence, once
 from nnlearn.diagnose.examples import Data, one_array, some
-from nnlearn.diagnose.formulas import binary_formulas, one_sided, unlogged_formulas, value_formulas
+from nnlearn.diagnose.formulas import binary_formulas, value_formulas, wrong_entropies
 from nnlearn.diagnose.parts import Unknown
 from nnlearn.diagnose.plan import quick
 from nnlearn.diagnose.probes import (
@@ -336,7 +336,7 @@ class Facts:
         losses, outputs = history.train_loss[finite], np.asarray(history.train[finite], np.float64)
         if len(losses) < 2:
             return ""
-        known = [_wrong_entropies(each, np.asarray(history.train_targets)) for each in outputs]
+        known = [wrong_entropies(each, np.asarray(history.train_targets)) for each in outputs]
         names = [name for name in known[0] if all(name in formulas for formulas in known)]
         tables = {name: np.array([formulas[name] for formulas in known]) for name in names}
         return next((name for name, each in tables.items() if np.allclose(losses, each, rtol=0.01, atol=1e-3)), "")
@@ -402,22 +402,6 @@ class Facts:
     def short_of(self, margin: float) -> bool:
         """Whether the network is worse on training examples than simple predictors are on unseen ones."""
         return self.fairly_reached < self.attainable - margin
-
-
-def _wrong_entropies(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """Wrong cross-entropies of these outputs; empty if the targets are not classes that fit them."""
-    squashed = bool(outputs.min() >= 0 and outputs.max() <= 1)
-    if outputs.size == len(outputs) == targets.size:
-        labels = targets.reshape(-1).astype(np.float64)
-        return one_sided(outputs.reshape(-1), labels, squashed) if set(np.unique(labels)) == {0.0, 1.0} else {}
-    if outputs.ndim != 2 or outputs.shape[1] < 2:
-        return {}
-    classes = outputs.shape[1]
-    if targets.size == len(outputs) and targets.dtype.kind in "iu" and targets.min() >= 0 and targets.max() < classes:
-        targets = one_hot(targets.reshape(-1), np.arange(classes))
-    if targets.shape != outputs.shape or targets.min() < 0 or not np.allclose(targets.sum(1), 1, atol=1e-3):
-        return {}
-    return unlogged_formulas(outputs, targets)
 
 
 def _known(value: float, subject: Subject) -> float:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nnlearn.diagnose.probes import log_softmax
+from nnlearn.diagnose.probes import log_softmax, one_hot
 
 
 def class_formulas(outputs: np.ndarray, labels: np.ndarray, squashed: bool) -> dict[str, float]:
@@ -62,10 +62,26 @@ def _logarithms(outputs: np.ndarray, squashed: bool) -> tuple[np.ndarray, np.nda
     return -np.logaddexp(0, -outputs), -np.logaddexp(0, outputs)
 
 
-def one_sided(outputs: np.ndarray, labels: np.ndarray, squashed: bool) -> dict[str, float]:
+def wrong_entropies(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """Wrong cross-entropies of these outputs; empty if the targets are not classes that fit them."""
+    squashed = bool(outputs.min() >= 0 and outputs.max() <= 1)
+    if outputs.size == len(outputs) == targets.size:
+        labels = targets.reshape(-1).astype(np.float64)
+        return _one_sided(outputs.reshape(-1), labels, squashed) if set(np.unique(labels)) == {0.0, 1.0} else {}
+    if outputs.ndim != 2 or outputs.shape[1] < 2:
+        return {}
+    classes = outputs.shape[1]
+    if targets.size == len(outputs) and targets.dtype.kind in "iu" and targets.min() >= 0 and targets.max() < classes:
+        targets = one_hot(targets.reshape(-1), np.arange(classes))
+    if targets.shape != outputs.shape or targets.min() < 0 or not np.allclose(targets.sum(1), 1, atol=1e-3):
+        return {}
+    return _unlogged(outputs, targets)
+
+
+def _one_sided(outputs: np.ndarray, labels: np.ndarray, squashed: bool) -> dict[str, float]:
     """Cross-entropies of one output per example that leave out the examples of one class, 0 or 1.
 
-    >>> one_sided(np.array([0.5, 0.5]), np.array([0, 1]), True)["cross-entropy of the ones alone"]
+    >>> _one_sided(np.array([0.5, 0.5]), np.array([0, 1]), True)["cross-entropy of the ones alone"]
     0.34657...
     """
     ones, zeros = _logarithms(outputs, squashed)
@@ -75,7 +91,7 @@ def one_sided(outputs: np.ndarray, labels: np.ndarray, squashed: bool) -> dict[s
     }
 
 
-def unlogged_formulas(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+def _unlogged(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     """Cross-entropies and divergences that take something else for the logarithms of probabilities.
 
     Args:
@@ -83,7 +99,7 @@ def unlogged_formulas(outputs: np.ndarray, targets: np.ndarray) -> dict[str, flo
       targets: the same shape, probabilities.
 
     >>> halves = np.full((1, 2), 0.5)
-    >>> {name: round(each, 3) for name, each in unlogged_formulas(halves, np.array([[0.0, 1.0]])).items()}
+    >>> {name: round(each, 3) for name, each in _unlogged(halves, np.array([[0.0, 1.0]])).items()}
     {'cross-entropy of probabilities without their logarithm': -0.5}
     """
     squashed = bool(outputs.min() >= 0 and outputs.max() <= 1)
@@ -113,4 +129,4 @@ def value_formulas(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]
     }
 
 
-__all__ = ["binary_formulas", "class_formulas", "one_sided", "unlogged_formulas", "value_formulas", "wrong_signs"]
+__all__ = ["binary_formulas", "class_formulas", "value_formulas", "wrong_entropies", "wrong_signs"]
