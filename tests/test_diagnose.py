@@ -334,6 +334,7 @@ def test_standardised_inputs_and_targets_are_folded_into_the_weights():
     )
 
 
+@pytest.mark.slow
 def test_the_metrics_of_a_repaired_run_are_right():
     """Its evaluation knows nothing of the standardised inputs that the repair gives to the loss."""
     x, y = VALIDATION[0] * 200 + 3000, VALIDATION[1]
