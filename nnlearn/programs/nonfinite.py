@@ -14,7 +14,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from nnlearn.programs.places import Place, place_of, trace_program
-from nnlearn.programs.read import bind, called_program, closed, interpret
+from nnlearn.programs.read import bind, called_program, closed, interpret, scan_sizes
 from nnlearn.tree import path_name
 
 DEPTH = 3  # nested loops whose iterations are known
@@ -183,7 +183,7 @@ class _Reader:
 
     def _scan(self, equation: JaxprEqn, operands: Sequence[_Known], place: Place, depth: int) -> list[_Known]:
         params, body = equation.params, equation.params["jaxpr"]
-        fixed, carried, before = params["num_consts"], params["num_carry"], len(self.equations)
+        (fixed, carried), before = scan_sizes(params), len(self.equations)
         constants, carry, rows = operands[:fixed], operands[fixed : fixed + carried], operands[fixed + carried :]
 
         def turn(carry, xs):

@@ -1,6 +1,6 @@
 """What every reader of jaxprs shares: calls of other programs, operands, and the evaluation of an equation."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
@@ -114,6 +114,14 @@ def is_large(aval: Any) -> bool:
     return aval.size >= LARGE and jnp.issubdtype(aval.dtype, jnp.floating)
 
 
+def scan_sizes(params: Mapping[str, Any]) -> tuple[int, int]:
+    """How many operands of a ``scan`` are constants, and how many are carried, from its parameters."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    fixed, carried, _ = params["ft_in"].unpack()  # JAX 0.12
+    return len(fixed), len(carried)
+
+
 __all__ = [
     "ALL_CALLS",
     "CALLS",
@@ -125,5 +133,6 @@ __all__ = [
     "interpret",
     "is_large",
     "makers",
+    "scan_sizes",
     "variables",
 ]

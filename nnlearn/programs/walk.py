@@ -12,7 +12,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
 from nnlearn.programs.marks import Mark, fresh_name, joined_axes, literal_mark, marks_after
 from nnlearn.programs.places import Place, place_of
-from nnlearn.programs.read import CUSTOM_DERIVATIVES, bind, called_program, closed
+from nnlearn.programs.read import CUSTOM_DERIVATIVES, bind, called_program, closed, scan_sizes
 from nnlearn.tree import path_name
 
 SETTLED = 8  # passes over the body of a loop after which the marks of its carry must be constant
@@ -121,7 +121,7 @@ class Walk:
 
     def _scan(self, equation, values, marks, at, place) -> tuple[list, list]:
         params, body = equation.params, equation.params["jaxpr"]
-        fixed, carried = params["num_consts"], params["num_carry"]
+        fixed, carried = scan_sizes(params)
         marks = self._settled_marks(body, marks, fixed, carried, at, place)
         children: list[Visitor] = []
         after: list[Mark] = []
