@@ -83,9 +83,9 @@ def memory(evidence: Evidence) -> Seen:
     if np.max(answer.pace) > 0 and np.mean(answer.pace <= 1e-6 * np.max(answer.pace)) > 0.2:
         raise Unknown("the optimizer accumulates gradients, and clears them by design")
     drops = np.flatnonzero((kept[1:] < 0.5 * kept[:-1]) & (counts[1:] <= counts[:-1]))
-    forgets = answer.left < 1e-3 or (values["coasting"] < 1e-3 and np.max(kept) == 0 < np.max(answer.pace))
+    lost = answer.left < 1e-3 or (values["coasting"] < 1e-3 and np.max(kept) == 0 < np.max(answer.pace))
     values["resets"] = len(drops)
-    if len(drops) < 2 and not (forgets and np.ptp(kept) <= 1e-6 * np.max(kept)):
+    if len(drops) < 2 and not (lost and np.ptp(kept) <= 1e-6 * np.max(kept)):
         return Seen(values, rule)
     every = int(np.median(np.diff(drops))) if len(drops) > 1 else 1
     text = f"Under a constant gradient the moments fall back to their start every {every} step{'s' * (every > 1)}."

@@ -164,12 +164,13 @@ def separation(evidence: Evidence) -> Seen:
     repeated = shared_rows(validation, train)
     natural = repeats_within(train)
     stored = evidence.subject.train.batches.examples is not None
-    drawn = natural > 0 and facts.tokens is None and train.shape[1] > 2 and values_per_column(train) >= 12
+    various = values_per_column(train) >= 12
+    drawn = natural > 0 and facts.tokens is None and train.shape[1] > 2 and various
     if not (stored or (drawn and repeated > 0.2)):
         raise Unknown("the batches are generated")
     values = {"validation rows that are training rows": repeated, "training rows that repeat": natural}
     rule = "at most 5 %, and at most what repeats within training by chance + 20 %"
-    few_values = values_per_column(train) < 12 and facts.tokens is None
+    few_values = not various and facts.tokens is None
     if train.shape[1] <= 2 and repeated == 1 and len(validation) == len(train):  # a curve is judged where it is fitted
         return Seen(values, rule)
     # A few equal points on two lines or grids, or draws from the same grid.

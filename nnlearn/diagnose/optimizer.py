@@ -1,6 +1,7 @@
 """The optimizer alone, without a network: how it answers to gradients that are known."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,15 +61,12 @@ def ask(subject: Subject, params: Params, grads: Grads, steps: int) -> Answer:
 def forgets(subject: Subject, params: Params, grads: Grads, every: int) -> bool:
     """Whether a gradient in the first of ``every`` steps changes nothing in the update after them."""
     params, grads = corner(params), corner(grads)
-    tx = with_extra_args_support(subject.tx)
+    tx, update_of = _updates(subject, params)
 
     def program(grads, factors):
         def one(state, factor):
-            part = jax.tree.map(lambda leaf: (leaf * factor).astype(leaf.dtype), grads)
-            given = {"value": jnp.ones(()), "grad": part, "value_fn": lambda _: jnp.ones(())}
-            updates, state = tx.update(part, state, params, **given)
-            pairs = zip(jax.tree.leaves(updates), jax.tree.leaves(grads), strict=True)
-            return state, sum((jnp.sum(one * other) for one, other in pairs), jnp.zeros(()))
+            updates, state = update_of(_times(grads, factor), state)
+            return state, _dot(updates, grads)
 
         return jax.lax.scan(one, tx.init(params), factors)[1][-1]
 
@@ -99,17 +97,30 @@ def corner(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: (leaf * factor).astype(leaf.dtype) if leaf.dtype.kind != "i" else leaf, part)
 
 
-def _ask(subject: Subject, params: Params, grads: Grads, steps: int) -> Answer:
+def _updates(subject: Subject, params: Params) -> tuple[Any, Callable[..., Any]]:
+    """The optimizer, and its update of a gradient and a state at these parameters."""
     tx = with_extra_args_support(subject.tx)
-    shapes = {leaf.shape for leaf in jax.tree.leaves(params)} - {()}  # hyper-parameters are scalars
-    steps = min(steps, LONGEST)
 
     def update(grads, state):
         # The loss is only for line searches and plateau rules, which see a constant one.
         return tx.update(grads, state, params, value=jnp.ones(()), grad=grads, value_fn=lambda _: jnp.ones(()))
 
-    def dot(one: PyTree, other: PyTree):
-        return sum(jnp.sum(a * b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+    return tx, update
+
+
+def _times(grads: Grads, factor: jax.Array) -> Grads:
+    return jax.tree.map(lambda leaf: (leaf * factor).astype(leaf.dtype), grads)
+
+
+def _dot(one: PyTree, other: PyTree) -> jax.Array:
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return sum((jnp.sum(a * b) for a, b in pairs), jnp.zeros(()))
+
+
+def _ask(subject: Subject, params: Params, grads: Grads, steps: int) -> Answer:
+    tx, update = _updates(subject, params)
+    shapes = {leaf.shape for leaf in jax.tree.leaves(params)} - {()}  # hyper-parameters are scalars
+    steps = min(steps, LONGEST)
 
     def look(updates, state):
         size, slope = global_norm(updates), global_norm(grads)
@@ -117,23 +128,20 @@ def _ask(subject: Subject, params: Params, grads: Grads, steps: int) -> Answer:
         counts = [leaf for leaf in jax.tree.leaves(state) if leaf.dtype.kind in "iu" and leaf.ndim == 0]
         return {
             "pace": size,
-            "along": -dot(updates, grads) / jnp.maximum(size * slope, 1e-30),
+            "along": -_dot(updates, grads) / jnp.maximum(size * slope, 1e-30),
             "memory": global_norm(moments) if moments else jnp.full((), jnp.nan),
             "counts": sum((jnp.asarray(leaf, jnp.float32) for leaf in counts), jnp.zeros(())),
         }
 
-    def times(factor):
-        return jax.tree.map(lambda leaf: (leaf * factor).astype(leaf.dtype), grads)
-
     def program(grads, factors):
         def one(state, factor):
-            updates, state = update(times(factor), state)
+            updates, state = update(_times(grads, factor), state)
             return state, look(updates, state)
 
         def answer(factor):
-            updates, state = update(times(factor), first)
-            updates, state = update(times(factor), state)  # the rate of the first step may be zero
-            return global_norm(updates), dot(updates, params) / jnp.maximum(dot(params, params), 1e-30)
+            updates, state = update(_times(grads, factor), first)
+            updates, state = update(_times(grads, factor), state)  # the rate of the first step may be zero
+            return global_norm(updates), _dot(updates, params) / jnp.maximum(_dot(params, params), 1e-30)
 
         first = tx.init(params)
         seen = jax.lax.scan(one, first, factors)[1]

@@ -47,7 +47,7 @@ def gradients(evidence: Evidence) -> Seen:
 
 
 def singles(evidence: Evidence) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Loss and gradient norm of single examples at the start, halfway and at the end, shape (times, examples).
+    """Loss and gradient norm of single examples at the start, near the end and at the end, shape (times, examples).
 
     The third result is whether the mean of their gradients is that of the batch, at the start.
 
